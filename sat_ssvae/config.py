@@ -1,0 +1,106 @@
+"""Typed configuration: YAML plus `key=value` overrides become frozen objects whose unknown keys are refused by name.
+
+    config = load_config(TrainConfig, "ssvae_demo.yaml", ["lr=5e-5", "model.base_channels=16"])
+
+Every component owns a subclass of `Config` next to the code that it configures; fields are documented under
+themselves and ranges are checked when the object is built.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import UserError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of all configuration objects: immutable, typed, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file, apply dotted `key=value` overrides, and validate the result as `cls`.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value does not fit (named in the message).
+    """
+    path = Path(path)
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines at the top level, found {type(values).__name__}")
+    return parse_config(cls, values, source=str(path))
+
+
+def parse_config(cls: type[C], values: Mapping[Any, Any], source: str = "configuration") -> C:
+    """Validate a plain mapping as `cls`.
+
+    Raises:
+        UserError: names each offending key, with the nearest known one for a misspelling.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        problems = "; ".join(_describe(cls, problem) for problem in error.errors(include_url=False))
+        raise UserError(f"{source}: {problems}") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash that changes when any configuration (or other JSON-able part) changes."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _describe(cls: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    location = problem["loc"]
+    name = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(cls, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key `{name}`, {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"`{name}` is required"
+    return f"`{name}` = {problem['input']!r}: {message}" if name else message
+
+
+def _known_keys(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:
+    """Field names of the model that `location` points to (union members and list items looked through)."""
+    model: type[BaseModel] | None = cls
+    for part in location:
+        field = model.model_fields.get(str(part)) if model else None
+        if field is not None:
+            model = next((kind for kind in _models_in(field.annotation)), None)
+    return list(model.model_fields) if model else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,62 @@
+"""Decoder: latents `b c t h w` to video `B 3 T H W`."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .layers import CausalConv3d, ResidualBlock, Stream, Upsample, middle_blocks, output_layers
+
+
+class DecoderLevel(nn.Module):
+    """Residual blocks at one resolution, then an upsampling unless the level is the shallowest."""
+
+    def __init__(self, channels: int, num_res_blocks: int, upsample: Upsample | None) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResidualBlock(channels, channels) for _ in range(num_res_blocks))
+        self.upsample = upsample
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        for block in self.block:
+            x = block(x, stream)
+        return x if self.upsample is None else self.upsample(x, stream)
+
+
+class Decoder(nn.Module):
+    """See `SSVAEConfig` for the sizes; multipliers and time levels are given in the encoder's order."""
+
+    def __init__(
+        self,
+        *,
+        out_channels: int,
+        latent_channels: int,
+        base_channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        num_mid_blocks: int,
+        temporal_downsample: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        widths = [base_channels * multiplier for multiplier in reversed(channel_multipliers)]
+        temporal_upsample = list(reversed(temporal_downsample))
+        self.conv_in = CausalConv3d(latent_channels, widths[0])
+        self.mid = middle_blocks(widths[0], num_mid_blocks, attention_after=range(num_mid_blocks - 1))
+        self.up = nn.ModuleList()  # up[0] is the deepest level
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1
+            upsample = None if last else Upsample(width, widths[level + 1], temporal_upsample[level])
+            self.up.append(DecoderLevel(width, num_res_blocks + 1, upsample))
+        self.out = output_layers(widths[-1], out_channels)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight at which an adversarial term is balanced against the reconstruction term."""
+        return self.out[2].conv.weight
+
+    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
+        h = self.conv_in(z, stream)
+        for block in self.mid:
+            h = block(h, stream)
+        for level in self.up:
+            h = level(h, stream)
+        norm, activation, conv = self.out
+        return conv(activation(norm(h)), stream)

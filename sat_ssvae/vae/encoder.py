@@ -1,0 +1,62 @@
+"""Encoder: video `B 3 T H W` to posterior moments `B 2c t h w` (mean and log-variance stacked on channels)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .layers import CausalConv3d, Downsample, ResidualBlock, Stream, middle_blocks, output_layers
+
+
+class EncoderLevel(nn.Module):
+    """Residual blocks at one resolution, then a downsampling unless the level is the deepest."""
+
+    def __init__(
+        self, in_channels: int, channels: int, num_res_blocks: int, downsample: Downsample | None
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_res_blocks
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        for block in self.block:
+            x = block(x, stream)
+        return x if self.downsample is None else self.downsample(x, stream)
+
+
+class Encoder(nn.Module):
+    """See `SSVAEConfig` for the sizes."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        latent_channels: int,
+        base_channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        num_mid_blocks: int,
+        temporal_downsample: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        widths = [base_channels * multiplier for multiplier in channel_multipliers]
+        self.conv_in = CausalConv3d(in_channels, base_channels)
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1
+            downsample = None if last else Downsample(width, widths[level + 1], temporal_downsample[level])
+            level_in = base_channels if level == 0 else width
+            self.down.append(EncoderLevel(level_in, width, num_res_blocks, downsample))
+        # The published encoder omits the attention after block `num_res_blocks - 1`, whatever num_mid_blocks is.
+        attention_after = [i for i in range(num_mid_blocks) if i != num_res_blocks - 1]
+        self.mid = middle_blocks(widths[-1], num_mid_blocks, attention_after)
+        self.out = output_layers(widths[-1], 2 * latent_channels)
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        h = self.conv_in(x, stream)
+        for level in self.down:
+            h = level(h, stream)
+        for block in self.mid:
+            h = block(h, stream)
+        norm, activation, conv = self.out
+        return conv(activation(norm(h)), stream)

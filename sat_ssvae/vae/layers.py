@@ -1,0 +1,231 @@
+"""Building blocks of the causal video autoencoder.
+
+Shapes: B batch, C channels, T frames, H height, W width; every block maps `B C T H W` to `B C' T' H' W'`.
+
+Causality and streaming. Each temporal operation looks back over a bounded number of frames, so a video may be
+processed in chunks when the blocks are given a `Stream`, which keeps what they need of earlier chunks. Without one,
+the input is a whole video. The results are the same, because both follow the same path: a whole video is simply the
+first and only chunk. Before the first frame, convolutions see copies of it.
+
+Parameter names (`conv.weight`, `gamma`, `nin_shortcut`, ...) are those of the published checkpoints.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+
+class Stream:
+    """What the blocks must remember between the chunks of one video. Owned by the caller, one per video."""
+
+    def __init__(self) -> None:
+        self.first = True
+        """Whether the chunk being processed is the first of its video; the owner clears it after that chunk."""
+        self._history: dict[nn.Module, Tensor] = {}
+
+    def extend(self, module: nn.Module, x: Tensor, frames: int, keep: int) -> Tensor:
+        """Put what came before `x` in front of it: `frames` copies of frame 0 at the start, else the kept history.
+
+        Args:
+            module: the block that asks; histories are kept per block.
+            x: this chunk's input, `B C T H W`.
+            frames: number of leading frames that the very first output needs.
+            keep: number of frames of history that the first output of a later chunk needs.
+        """
+        before = repeat_first_frame(x, frames) if self.first else torch.cat([self._history[module], x], dim=2)
+        if keep:
+            self._history[module] = before[:, :, -keep:].clone()
+        return before
+
+
+def repeat_first_frame(x: Tensor, frames: int) -> Tensor:
+    """Put `frames` copies of frame 0 in front of `x` (`B C T H W`)."""
+    return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], dim=2) if frames else x
+
+
+class RMSNorm(nn.Module):
+    """Unit-norm over channels, scaled by sqrt(C) and a learned gain.
+
+    The norm is bounded below by 1e-12 instead of having an epsilon added to its square, as common RMS norms do:
+    published checkpoints need this form.
+    """
+
+    def __init__(self, channels: int, spatial_dims: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        return x * (math.sqrt(x.shape[1]) / norm) * self.gamma
+
+
+class CausalConv3d(nn.Module):
+    """3-D convolution that sees the present and past frames only.
+
+    In space the border is zeros: one on each side at stride 1, one on the far side alone at stride 2.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        padding = (0, 1, 1) if stride == 1 else 0
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=padding)
+        self.stride = stride
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        x = (stream or Stream()).extend(self, x, frames=2, keep=3 - self.stride)
+        if self.stride == 2:
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1x1 convolution when the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.norm2 = RMSNorm(out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), stream)
+        h = self.conv2(F.silu(self.norm2(h)), stream)
+        return h + self.nin_shortcut(x)
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention over the positions of each frame; frames do not see each other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels, spatial_dims=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3).unbind()
+        attended = F.scaled_dot_product_attention(q, k, v)
+        out = self.proj(rearrange(attended, "n 1 (h w) c -> n c h w", h=height, w=width))
+        return x + rearrange(out, "(b t) c h w -> b c t h w", b=x.shape[0])
+
+
+class Downsample(nn.Module):
+    """Halve height and width, and time if asked, by a strided convolution plus an averaging shortcut (DC-AE).
+
+    Time: `T = 2k + 1` frames become `k + 1` (later chunks of a stream: `2k` become `k`).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.temporal = temporal
+        self.out_channels = out_channels
+        self.conv: nn.Module
+        if temporal:
+            self.conv = CausalConv3d(in_channels, out_channels, stride=2)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2)
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        if self.temporal:
+            h = self.conv(x, stream)
+        else:
+            frames = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
+            h = rearrange(self.conv(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
+        return h + self._shortcut(x, first=stream is None or stream.first)
+
+    def _shortcut(self, x: Tensor, first: bool) -> Tensor:
+        """Space(-time) to depth, then the mean over groups of consecutive channels."""
+        if self.temporal and first:
+            x = F.pad(x, (0, 0, 0, 0, 1, 0))
+        time = 2 if self.temporal else 1
+        depth = rearrange(x, "b c (t r) (h p) (w q) -> b (c r p q) t h w", r=time, p=2, q=2)
+        return reduce(depth, "b (c n) t h w -> b c t h w", "mean", c=self.out_channels)
+
+
+class Upsample(nn.Module):
+    """Double height and width, and time if asked, by nearest repeat and a causal convolution plus a duplicating shortcut.
+
+    Time: `T` frames become `2T - 1`, frame 0 staying single (later chunks of a stream: `T` become `2T`).
+
+    The repeated frames are never built. A 3-tap convolution over values repeated twice sees two distinct values at
+    each output, so every output phase is a 2-tap convolution with summed weights: 27 taps become 12, or 8 with time.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.temporal = temporal
+        self.out_channels = out_channels
+        self.conv = CausalConv3d(in_channels, out_channels)
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        stream = stream or Stream()
+        # What precedes the first output: causal padding of the doubled video is two frames, of the single one, one.
+        before = 1 if self.temporal else 2
+        phases = _phase_convolution(stream.extend(self, x, before, keep=before), self.conv.conv, self.temporal)
+        shortcut = _duplicate(x, self.out_channels, self.temporal)
+        out = phases + shortcut
+        return out[:, :, 1:] if self.temporal and stream.first else out
+
+
+def _phase_convolution(x: Tensor, conv: nn.Conv3d, temporal: bool) -> Tensor:
+    """Nearest repeat by 2 in space (and time), then `conv`, computed phase by phase on the input that was not repeated.
+
+    Args:
+        x: `B C T H W` with one leading frame of history (two where time is kept).
+
+    Returns:
+        `B C' 2(T-1) 2H 2W`, or `B C' (T-2) 2H 2W` where time is kept.
+    """
+    assert conv.bias is not None
+    height, width = x.shape[-2:]
+    weight = _phase_weights(conv.weight, temporal)
+    time = 2 if temporal else 1
+    # All phases as channels of one convolution. Phase p of row i sees rows i - 1 + p and i + p: row i + p of the output.
+    every = F.conv3d(x, weight.to(x.dtype), conv.bias.repeat(4 * time), padding=(0, 1, 1))
+    every = rearrange(every, "b (r p q c) t h w -> r p q b c t h w", r=time, p=2, q=2)
+    out = torch.stack([every[:, p, q, ..., p : p + height, q : q + width] for p in (0, 1) for q in (0, 1)])
+    return rearrange(out, "(p q) r b c t h w -> b c (t r) (h p) (w q)", p=2, q=2)
+
+
+def _phase_weights(weight: Tensor, temporal: bool) -> Tensor:
+    """Summed taps of every phase, `(phases C') C k 2 2` from `C' C 3 3 3`; k is 2 where time is doubled, else 3."""
+    # Output 2i sees the repeated inputs (i-1, i, i), output 2i + 1 sees (i, i, i+1).
+    spatial = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # phase, tap of 2, tap of 3
+    # Frame 0 is single, so the pair made of frame i starts at 2i - 1, which sees (i-1, i-1, i); 2i sees (i-1, i, i).
+    causal = weight.new_tensor([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])
+    keep = torch.eye(3, dtype=weight.dtype, device=weight.device)[None]
+    phases = torch.einsum("oithw,rat,pbh,qcw->rpqoiabc", weight, causal if temporal else keep, spatial, spatial)
+    return phases.flatten(0, 3)
+
+
+def _duplicate(x: Tensor, out_channels: int, temporal: bool) -> Tensor:
+    """Repeat channels, then depth to space(-time): the inverse of averaging, without parameters (DC-AE)."""
+    time = 2 if temporal else 1
+    copies = out_channels * 4 * time // x.shape[1]
+    x = repeat(x, "b c t h w -> b (c n) t h w", n=copies)
+    return rearrange(x, "b (c r p q) t h w -> b c (t r) (h p) (w q)", r=time, p=2, q=2)
+
+
+def middle_blocks(channels: int, num_blocks: int, attention_after: Sequence[int]) -> nn.ModuleList:
+    """The flat list `mid`: residual blocks, each followed by an attention block if its number is listed."""
+    blocks: list[nn.Module] = []
+    for index in range(num_blocks):
+        blocks.append(ResidualBlock(channels, channels))
+        if index in attention_after:
+            blocks.append(FrameAttention(channels))
+    return nn.ModuleList(blocks)
+
+
+def output_layers(in_channels: int, out_channels: int) -> nn.ModuleList:
+    """The list `out`: norm, SiLU, convolution."""
+    return nn.ModuleList([RMSNorm(in_channels), nn.SiLU(), CausalConv3d(in_channels, out_channels)])
