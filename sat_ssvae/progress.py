@@ -1,0 +1,109 @@
+"""Progress bars and log lines that share one stderr.
+
+    setup_logging()
+    with progress_bar(1000, "training ssvae", "step") as bar:
+        bar.set_postfix(loss=f"{loss:.4f}")
+        bar.update()
+
+On a terminal a bar redraws itself in place. Elsewhere (a log file, a CI page) it is a plain line now and then.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Sized
+from typing import Any
+
+from tqdm import tqdm
+
+QUIET_INTERVAL = 30.0
+"""Seconds between two lines of a bar whose stderr is no terminal."""
+
+
+def progress_bar(
+    iterable_or_total: Iterable[Any] | int | None, description: str, unit: str, initial: int = 0
+) -> tqdm[Any]:
+    """A bar on stderr with rate and remaining time; `bar.set_postfix(loss=...)` puts the loss at its end.
+
+    Where stderr is no terminal, it prints a line every `QUIET_INTERVAL` seconds and one at the end.
+
+    Args:
+        iterable_or_total: what to iterate over, or the number of units that `bar.update()` will count to, the
+            `initial` ones included; None where the number is not known.
+        description: what is going on, in a few words.
+        unit: singular name of what is counted.
+        initial: units that an earlier, interrupted run already did; they do not enter the rate. An iterable
+            yields only the remaining ones.
+    """
+    iterable: Iterable[Any] | None = None
+    total: int | None
+    if isinstance(iterable_or_total, int) or iterable_or_total is None:
+        total = iterable_or_total
+    else:
+        iterable = iterable_or_total
+        total = initial + len(iterable) if isinstance(iterable, Sized) else None
+    options: dict[str, Any] = {
+        "desc": description,
+        "unit": unit if unit.startswith(" ") else f" {unit}",
+        "total": total,
+        "initial": initial,
+        "file": sys.stderr,
+    }
+    if sys.stderr.isatty():
+        return tqdm(iterable, dynamic_ncols=True, **options)
+    return _LineBar(iterable, mininterval=QUIET_INTERVAL, miniters=1, delay=QUIET_INTERVAL, **options)
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Send log records to stderr, above any progress bar on it. Calling it again replaces the earlier set-up.
+
+    Args:
+        verbose: show the package's debug records and other libraries' information too.
+    """
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _BarHandler)]:
+        root.removeHandler(handler)
+    handler = _BarHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    # `__package__` is sgm.sat_ssvae where the folder was copied into CogVideoX.
+    logging.getLogger(__package__).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _BarHandler(logging.Handler):
+    """Clears the bars, writes the record, redraws the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except (OSError, ValueError):  # a closed or full stderr: logging's own way to report that
+            self.handleError(record)
+
+
+class _LineBar(tqdm):  # type: ignore[type-arg]  # tqdm is generic in its stubs only
+    """A bar for a file: whole lines, at most one in `mininterval` seconds whoever asks for a redraw."""
+
+    monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(
+            *args,
+            bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            **kwargs,
+        )
+
+    def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> None:
+        """Do nothing: `update` prints when a line is due, so a new postfix alone prints none."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write the state as one line (tqdm passes an empty `msg` to wipe a bar, which a file cannot)."""
+        if msg != "":
+            self.fp.write(f"{msg or self}\n")
+            self.fp.flush()
+
+    def close(self) -> None:
+        """Write the final state, once."""
+        if not self.disable:
+            self.display()
+            self.leave = False  # tqdm would print it again
+        super().close()
