@@ -1,0 +1,100 @@
+"""The demo's clips: a film and some live footage, split by time into training and held-out shards.
+
+    demo = prepare_demo(Path("demo"), resolution=64)
+
+Of every minute (of a shorter clip: of its length) the last fifth is held out, with a second left out on both sides.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..assets import attribution, fetch
+from ..errors import UserError
+from .pack import PackConfig, PackItem, pack
+from .video_io import probe
+
+logger = logging.getLogger(__name__)
+
+FILM = "big_buck_bunny"
+FILM_START, FILM_END = 8.0, 490.0
+"""Seconds of the film between its title and its closing credits."""
+LIVE_CLIPS = ("bikes", "carphone", "faces", "single_face", "skyline")
+PERIOD = 60.0
+HELDOUT_SHARE = 0.2
+GAP = 1.0
+MIN_HELDOUT = 1.5
+"""Seconds: a part shorter than this holds no clip worth scoring, so that a short clip is for training only."""
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Two folders of shards and the text that names the authors of their content."""
+
+    train: Path
+    heldout: Path
+    attribution: Path
+
+
+def prepare_demo(
+    output: Path,
+    *,
+    resolution: int,
+    film_seconds: float = FILM_END - FILM_START,
+    max_fps: float = 24.0,
+    workers: int = 2,
+) -> DemoData:
+    """Fetch the clips and pack them, short side `resolution` pixels; what is done already is not done again.
+
+    Args:
+        output: receives the folders train and heldout, and ATTRIBUTION.txt.
+        film_seconds: how much of the film to use, from its start.
+        max_fps: stored frame rate at most this; frames read at 24, 12, 8 or 6 fps fall on frames of the film.
+
+    Raises:
+        UserError: no network, no space left, a folder with other content.
+    """
+    train: list[PackItem] = []
+    heldout: list[PackItem] = []
+    used: list[str] = []
+    for name in (FILM, *LIVE_CLIPS):
+        path = fetch(name)
+        info = probe(path)
+        if min(info.height, info.width) < resolution:
+            logger.info(
+                "demo: %s has %dx%d pixels, left out at %d", name, info.height, info.width, resolution
+            )
+            continue
+        used.append(name)
+        first, last = (
+            (FILM_START, min(FILM_END, FILM_START + film_seconds)) if name == FILM else (0.0, info.duration)
+        )
+        for start, end, held in split_by_time(first, last):
+            (heldout if held else train).append(PackItem(path, name, start=start, end=end))
+    if not used:
+        raise UserError(f"the demo's clips have at most 720 rows: choose a resolution below {resolution}")
+    config = PackConfig(
+        max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers
+    )
+    pack(train, output / "train", config.model_copy(update={"segment_seconds": 6.0}))
+    pack(heldout, output / "heldout", config)
+    text = output / "ATTRIBUTION.txt"
+    text.write_text("Clips, scaled down and cut:\n\n" + attribution(used), encoding="utf-8")
+    return DemoData(output / "train", output / "heldout", text)
+
+
+def split_by_time(first: float, last: float) -> Iterator[tuple[float, float, bool]]:
+    """Cut [first, last) seconds into (start, end, held out) parts that stay `GAP` seconds away from the other kind."""
+    start = first
+    while start < last:
+        period = min(PERIOD, last - start)
+        end = start + period
+        held_start = end - HELDOUT_SHARE * period
+        train_start = start + GAP if start > first else start
+        if end - held_start < MIN_HELDOUT:
+            yield train_start, end, False
+        else:
+            yield train_start, held_start - GAP, False
+            yield held_start, end, True
+        start = end

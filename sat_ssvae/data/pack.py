@@ -1,0 +1,451 @@
+"""The packer: videos and images in, WebDataset shards out.
+
+    report = pack(Path("videos"), Path("shards"), PackConfig(max_short_side=256, segment_seconds=10))
+
+writes NAME-000000.tar, NAME-000001.tar, ... each with KEY.mp4 (or .jpg, .png) and KEY.id per sample, and beside each
+tar a NAME-000000.meta.jsonl with one JSON per sample: key, duration (s), fps, frames, width, height, source, caption.
+An interrupted run continues with the first unfinished shard; what could not be used is listed in skipped.jsonl.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from pydantic import Field
+from webdataset.writer import TarWriter
+
+from ..config import Config, fingerprint
+from ..errors import UserError
+from ..progress import progress_bar
+from .video_io import (
+    VideoError,
+    VideoInfo,
+    encode_h264,
+    encode_jpeg,
+    nearest_frames,
+    open_image,
+    open_video,
+    probe,
+    read_clip,
+    upright_rgb,
+)
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"}
+)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".jsonl", ".csv", ".md"})
+SKIPPED_FILE = "skipped.jsonl"
+_PLAN_FILE = "pack.json"
+_HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PackConfig(Config):
+    """How videos become samples."""
+
+    name: str = Field(default="clips", pattern=r"^[A-Za-z0-9_-]+$")
+    """Shards are called NAME-000000.tar, NAME-000001.tar, ..."""
+    samples_per_shard: int = Field(default=1000, gt=0)
+    """Samples in one tar; 1000-2000 suits training on many machines."""
+    max_short_side: int | None = Field(default=None, ge=16)
+    """Pictures whose short side exceeds this many pixels are scaled down to it (videos are encoded again)."""
+    max_fps: float | None = Field(default=None, gt=0)
+    """Videos above this rate keep every second, third, ... frame."""
+    segment_seconds: float | None = Field(default=None, gt=0)
+    """Videos are cut into equal parts of about this length; empty: a video is one sample."""
+    crf: int = Field(default=18, ge=0, le=51)
+    """x264's constant rate factor where a video is encoded again; lower is better and larger."""
+    keyframe_seconds: float = Field(default=1.0, gt=0)
+    """Seconds between key frames where a video is encoded again; short ones make random access cheap."""
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
+    """Videos converted at once. Does not change the result."""
+
+
+@dataclass(frozen=True)
+class PackItem:
+    """One input: a file, or its part from `start` to `end` seconds. `id` names it in the shards and in skipped.jsonl."""
+
+    path: Path
+    id: str
+    caption: str = ""
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What lies in the output folder, earlier runs' shards included. `skipped` counts by cause."""
+
+    shards: tuple[Path, ...]
+    samples: int
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    suffix: str
+    data: bytes
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Skip:
+    source: str
+    cause: str
+    detail: str
+
+
+def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackConfig) -> PackReport:
+    """Convert `inputs` to shards in the folder `output`.
+
+    Args:
+        inputs: a folder (searched recursively; NAME.txt beside a video is its caption), a CSV file with the columns
+            path and optionally caption, start, end (seconds), or a list of files or `PackItem`s.
+
+    Raises:
+        UserError: no such input, a malformed CSV, nothing usable in it, an output folder that holds another pack, no space left.
+    """
+    items = _items(inputs)
+    if not items:
+        raise UserError(
+            f"{inputs}: no video or image in it (known suffixes: {' '.join(sorted(VIDEO_SUFFIXES))})"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        segments = _plan(items, output, config)
+        _write_shards(segments, output, config)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output}: {error.strerror or error}; finished shards are kept, run the same command again to go on"
+        ) from None
+    return _report(inputs, output, config)
+
+
+def _items(inputs: Path | Sequence[Path | PackItem]) -> list[PackItem]:
+    if isinstance(inputs, Path):
+        if inputs.is_dir():
+            return list(_folder_items(inputs))
+        if not inputs.exists():
+            raise UserError(f"{inputs}: no such file or folder")
+        if inputs.suffix.lower() == ".csv":
+            return list(_csv_items(inputs))
+        return [PackItem(inputs, inputs.name)]
+    return [item if isinstance(item, PackItem) else PackItem(item, item.name) for item in inputs]
+
+
+def _folder_items(folder: Path) -> Iterator[PackItem]:
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    ):
+        if path.suffix.lower() in SIDECAR_SUFFIXES:
+            continue
+        sidecar = path.with_suffix(".txt")
+        caption = sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
+        yield PackItem(path, _printable(str(path.relative_to(folder))), caption)
+
+
+def _csv_items(table: Path) -> Iterator[PackItem]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            known = {"path", "caption", "start", "end"}
+            if (
+                rows.fieldnames is None
+                or "path" not in rows.fieldnames
+                or not known.issuperset(rows.fieldnames)
+            ):
+                raise UserError(f"{table}: the first line must name the columns path[,caption][,start][,end]")
+            for row in rows:
+                yield _csv_item(table, row, f"{table}, line {rows.line_num}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: not a CSV file in UTF-8 ({error})") from None
+
+
+def _csv_item(table: Path, row: dict[str | Any, str | Any], place: str) -> PackItem:
+    if None in row or not row["path"]:
+        raise UserError(
+            f"{place}: expected a path and at most one value per column (quote captions with commas)"
+        )
+    try:
+        start = float(row.get("start") or 0)
+        end = float(row["end"]) if row.get("end") else None
+    except ValueError:
+        raise UserError(f"{place}: start and end must be seconds") from None
+    if not 0 <= start < (end if end is not None else float("inf")):
+        raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")
+    return PackItem(table.parent / row["path"], _printable(row["path"]), row.get("caption") or "", start, end)
+
+
+def _printable(name: str) -> str:
+    """File names are bytes; what is not UTF-8 in them is written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackItem]:
+    """The samples to make, in order. Kept on disk, so that a resumed run makes the same ones without probing again."""
+    contents = [
+        [
+            item.id,
+            item.caption,
+            item.start,
+            item.end,
+            item.path.stat().st_size if item.path.is_file() else None,
+        ]
+        for item in items
+    ]
+    ours = fingerprint(config.model_dump(exclude={"workers"}), contents)
+    plan_file = output / _PLAN_FILE
+    if plan_file.is_file():
+        plan = json.loads(plan_file.read_text())
+        if plan["fingerprint"] != ours:
+            raise UserError(
+                f"{output} holds shards of other inputs or settings: choose an empty folder or delete it"
+            )
+        return [replace(items[index], start=start, end=end) for index, start, end in plan["segments"]]
+    if any(output.glob("*.tar")):
+        raise UserError(f"{output} holds shards that this packer did not write: choose an empty folder")
+    parts: list[list[Any]] = []
+    unusable: list[_Skip] = []
+    cutting = config.segment_seconds is not None
+    with ThreadPoolExecutor(config.workers) as pool, progress_bar(len(items), "probing", "file") as bar:
+        cut = _cut if cutting else _whole
+        for index, outcome in enumerate(
+            _in_order(pool, lambda item: cut(item, config), items, 4 * config.workers)
+        ):
+            bar.update()
+            if isinstance(outcome, _Skip):
+                unusable.append(outcome)
+            else:
+                parts += [[index, start, end] for start, end in outcome]
+    _replace_text(output / SKIPPED_FILE, "".join(_skip_line(skip, None) for skip in unusable))
+    _replace_text(plan_file, json.dumps({"fingerprint": ours, "segments": parts}))
+    return [replace(items[index], start=start, end=end) for index, start, end in parts]
+
+
+def _whole(item: PackItem, _config: PackConfig) -> list[tuple[float, float | None]] | _Skip:
+    return [(item.start, item.end)]
+
+
+def _cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | _Skip:
+    """Equal parts of about `segment_seconds`, so that no short tail is lost."""
+    if item.path.suffix.lower() in IMAGE_SUFFIXES:
+        return [(0.0, None)]
+    try:
+        info = probe(item.path)
+    except VideoError as error:
+        return _Skip(item.id, error.cause, str(error))
+    end = min(item.end, info.duration) if item.end is not None else info.duration
+    if end <= item.start:
+        return _Skip(item.id, "too short", f"{info.duration:.2f} s, nothing after {item.start:.2f} s")
+    count = max(1, round((end - item.start) / (config.segment_seconds or end)))
+    if count == 1:
+        return [(item.start, item.end)]
+    edges = [item.start + (end - item.start) * step / count for step in range(count + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) -> None:
+    for leftover in output.glob("*.partial"):
+        leftover.unlink()
+    starts = range(0, len(segments), config.samples_per_shard)
+    finished = _finished_shards(segments, output, config)
+    todo = [shard for shard in range(len(starts)) if shard not in finished]
+    kept = [line for line in _skip_lines(output) if line["shard"] is None or line["shard"] in finished]
+    _replace_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def members(shard: int) -> range:
+        return range(starts[shard], min(starts[shard] + config.samples_per_shard, len(segments)))
+
+    indices = [index for shard in todo for index in members(shard)]
+    done = len(segments) - len(indices)
+    with (
+        ThreadPoolExecutor(config.workers) as pool,
+        progress_bar(len(segments), f"packing {output.name}", "clip", initial=done) as bar,
+    ):
+        outcomes = _in_order(
+            pool, lambda index: _convert(segments[index], config), indices, 2 * config.workers
+        )
+        for shard in todo:
+            _write_shard(shard, zip(members(shard), outcomes, strict=False), output, config, bar.update)
+
+
+def _write_shard(
+    shard: int,
+    outcomes: Iterable[tuple[int, "_Sample | _Skip"]],
+    output: Path,
+    config: PackConfig,
+    advance: Callable[[], Any],
+) -> None:
+    """Write one tar and its meta file; the meta file's final name is what marks the shard as finished."""
+    tar, meta = _shard_paths(output, config, shard)
+    records: list[dict[str, Any]] = []
+    skips: list[_Skip] = []
+    partial = tar.with_name(f"{tar.name}.partial")
+    with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0.0, user="", group="") as writer:
+        for index, outcome in outcomes:
+            advance()
+            if isinstance(outcome, _Skip):
+                skips.append(outcome)
+                continue
+            key = f"{index:08d}"
+            writer.write(
+                {"__key__": key, outcome.suffix: outcome.data, "id": outcome.meta["source"].encode("utf-8")}
+            )
+            records.append({"key": key, **outcome.meta})
+    with (output / SKIPPED_FILE).open("a") as listing:
+        listing.writelines(_skip_line(skip, shard) for skip in skips)
+    if not records:
+        partial.unlink()
+        return
+    os.replace(partial, tar)
+    _replace_text(meta, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _convert(segment: PackItem, config: PackConfig) -> _Sample | _Skip:
+    source = segment.id if segment.start == 0 and segment.end is None else f"{segment.id}@{segment.start:.3f}"
+    try:
+        if segment.path.suffix.lower() in IMAGE_SUFFIXES:
+            suffix, data, info = _convert_image(segment.path, config)
+        else:
+            suffix, (data, info) = "mp4", _convert_video(segment, config)
+    except VideoError as error:
+        return _Skip(source, error.cause, str(error))
+    caption = {"caption": segment.caption} if segment.caption else {}
+    return _Sample(suffix, data, {**asdict(info), "source": source, **caption})
+
+
+def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes, VideoInfo]:
+    picture = open_image(path)
+    scale = min(1.0, (config.max_short_side or min(picture.size)) / min(picture.size))
+    suffix = {".jpeg": "jpg"}.get(path.suffix.lower(), path.suffix.lower().lstrip("."))
+    if scale == 1.0 and suffix in ("jpg", "png"):
+        data = path.read_bytes()
+    else:
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        suffix, data = "jpg", encode_jpeg(picture)
+    return suffix, data, VideoInfo(0.0, 0.0, 1, picture.height, picture.width)
+
+
+def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes, VideoInfo]:
+    """The file as it is where nothing has to change and it is an mp4, else encoded again."""
+    info = probe(segment.path)
+    scale = min(1.0, (config.max_short_side or min(info.height, info.width)) / min(info.height, info.width))
+    slower = max(1, math.ceil(info.fps / (config.max_fps or info.fps) - 1e-3))
+    whole = segment.start == 0 and segment.end is None
+    if whole and scale == 1.0 and slower == 1 and segment.path.suffix.lower() == ".mp4":
+        # Reading the last frame shows that the file is complete.
+        read_clip(segment.path, start=info.duration - 1 / info.fps, num_frames=1, fps=info.fps, size=(16, 16))
+        return segment.path.read_bytes(), info
+    fps = info.fps / slower
+    end = info.duration if segment.end is None else min(segment.end, info.duration)
+    times = [segment.start + step / fps for step in range(round((end - segment.start) * fps))]
+    if not times:
+        raise VideoError(
+            "too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s"
+        )
+    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
+    frames = _scaled_frames(segment.path, times, size)
+    data = encode_h264(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
+    return data, probe(data)
+
+
+def _scaled_frames(path: Path, times: list[float], size: tuple[int, int]) -> Iterator[VideoFrame]:
+    scaler = VideoReformatter()
+    with open_video(path) as (container, stream):
+        pictures = nearest_frames(container, stream, times, path)
+        for time in times:
+            try:
+                picture = next(pictures)
+            except VideoError as error:
+                if (
+                    error.cause in ("truncated", "too short")
+                    and times[-1] - time < _HEADER_SLACK
+                    and time > times[0]
+                ):
+                    return
+                raise
+            yield VideoFrame.from_ndarray(np.ascontiguousarray(upright_rgb(picture, size, scaler)), "rgb24")
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """`pool.map` that holds at most `ahead` results, so that a slow item does not let finished ones pile up."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _finished_shards(segments: list[PackItem], output: Path, config: PackConfig) -> set[int]:
+    """Shards whose tar and meta file exist, or all of whose samples are listed as skipped."""
+    size = config.samples_per_shard
+    skipped = Counter(line["shard"] for line in _skip_lines(output))
+    shards = range(-(-len(segments) // size))
+    return {
+        shard
+        for shard in shards
+        if all(path.is_file() for path in _shard_paths(output, config, shard))
+        or skipped[shard] == min(size, len(segments) - shard * size)
+    }
+
+
+def _shard_paths(output: Path, config: PackConfig, shard: int) -> tuple[Path, Path]:
+    stem = f"{config.name}-{shard:06d}"
+    return output / f"{stem}.tar", output / f"{stem}.meta.jsonl"
+
+
+def _skip_line(skip: _Skip, shard: int | None) -> str:
+    return json.dumps({**asdict(skip), "shard": shard}) + "\n"
+
+
+def _skip_lines(output: Path) -> list[dict[str, Any]]:
+    """The lines of skipped.jsonl; a last line that a killed process left half-written belongs to no finished shard."""
+    listing = output / SKIPPED_FILE
+    lines = listing.read_text().splitlines(keepends=True) if listing.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:
+    skipped = Counter(line["cause"] for line in _skip_lines(output))
+    shards = tuple(sorted(output.glob(f"{config.name}-??????.tar")))
+    samples = sum(
+        shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8").count("\n") for shard in shards
+    )
+    causes = ", ".join(f"{count} {cause}" for cause, count in skipped.most_common())
+    if not samples:
+        raise UserError(f"{inputs}: no usable video or image ({causes}), see {output / SKIPPED_FILE}")
+    if skipped:
+        logger.warning(
+            "left out %d of %d clips (%s), see %s",
+            skipped.total(),
+            samples + skipped.total(),
+            causes,
+            output / SKIPPED_FILE,
+        )
+    return PackReport(shards, samples, dict(skipped))

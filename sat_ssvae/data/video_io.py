@@ -1,0 +1,380 @@
+"""Reading clips out of video files and writing videos, through PyAV.
+
+    info = probe(path)
+    clip = read_clip(path, start=1.5, num_frames=17, fps=8, size=(256, 256))     # uint8 C T H W
+
+A source is a path or the file's bytes. Sizes are (height, width) as displayed: rotation and non-square pixels are
+applied. Everything wrong with a file is a `VideoError`, whose `cause` is a short category to count by.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+
+MAX_PIXELS = 1 << 26
+"""Frames beyond 67 megapixels (8K is 33) are taken for a damaged header."""
+
+# Demuxers of real video files. Without this list FFmpeg also opens text ("ansi art") and playlists that name other files.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
+_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrix coefficients, ITU-T H.273 table 4
+
+
+class VideoError(UserError):
+    """A file that cannot be used.
+
+    Attributes:
+        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
+            "truncated", "too short", "too small", "too large", "no timestamps", "not an image".
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        return VideoError, (self.cause, str(self).removeprefix(f"{self.cause}: "))
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file's header says. `duration` in seconds, `fps` the average rate, size as displayed."""
+
+    duration: float
+    fps: float
+    frames: int
+    height: int
+    width: int
+
+
+def probe(source: Path | bytes) -> VideoInfo:
+    """Read the header and the first frame.
+
+    Raises:
+        VideoError: the file is not a video with at least one frame that decodes.
+    """
+    with open_video(source) as (container, stream):
+        first = next(_decode(container, stream, source), None)
+        if first is None:
+            raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        duration = _duration(container, stream)
+        if fps <= 0:
+            fps = stream.frames / duration if stream.frames and duration else 1.0
+        frames = stream.frames or max(1, round(duration * fps))
+        shape = _displayed(stream, first)
+        return VideoInfo(duration or frames / fps, fps, frames, shape.height, shape.width)
+
+
+def read_clip(
+    source: Path | bytes,
+    *,
+    start: float,
+    num_frames: int,
+    fps: float,
+    size: tuple[int, int],
+    threads: int = 1,
+) -> Tensor:
+    """Frames nearest to `start + k / fps` seconds, scaled to cover `size`, cropped at the centre.
+
+    The decoder seeks to the key frame before `start`; nothing after the last frame is decoded.
+
+    Returns:
+        uint8, shape `C T H W` with (H, W) = `size`.
+
+    Raises:
+        VideoError: the file is unusable, or ends before the last frame ("too short").
+    """
+    times = [start + step / fps for step in range(num_frames)]
+    scaler = VideoReformatter()
+    with open_video(source, threads) as (container, stream):
+        frames = [
+            cover(picture, size, scaler) for picture in nearest_frames(container, stream, times, source)
+        ]
+    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
+
+
+def read_image(source: Path | bytes, *, size: tuple[int, int]) -> Tensor:
+    """A still image as a clip of one frame: uint8 `C 1 H W`; EXIF rotation applied, transparency over white.
+
+    Raises:
+        VideoError: not a readable image.
+    """
+    picture = open_image(source)
+    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).unsqueeze(1).contiguous()
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """An upright RGB image; see `read_image`."""
+    _check_file(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise VideoError("too large", f"{_name(source)}: {image.height}x{image.width} pixels")
+            upright = ImageOps.exif_transpose(image)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError("not an image", f"{_name(source)} ({_reason(error)})") from None
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """An RGB image as a JPEG file of high quality."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def to_unit_range(video: Tensor) -> Tensor:
+    """uint8 0..255 to float32 [-1, 1]."""
+    return video.to(torch.float32).div_(127.5).sub_(1)
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """float [-1, 1] (clamped) to uint8 0..255; the inverse of `to_unit_range`."""
+    return video.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def write_video(path: Path, video: Tensor, fps: float) -> None:
+    """Write `C T H W` in [-1, 1] as H.264 (yuv420p, crf 12). An odd size is padded by repeating its last row or column.
+
+    The file appears under its name only when it is complete.
+
+    Raises:
+        UserError: the file cannot be written (no such folder, disk full).
+    """
+    pictures = to_uint8(video).permute(1, 2, 3, 0).cpu().numpy()
+    data = encode_h264((VideoFrame.from_ndarray(picture, "rgb24") for picture in pictures), fps, crf=12)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def encode_h264(
+    frames: Iterable[VideoFrame], fps: float, *, crf: int, keyframe_interval: float = 1.0
+) -> bytes:
+    """Encode RGB frames (all of one size) as an mp4 file with a key frame every `keyframe_interval` seconds.
+
+    No B-frames and short groups: a reader that seeks decodes little. One thread: the packer runs several encoders.
+    """
+    rate = Fraction(fps).limit_denominator(60000)
+    file = io.BytesIO()
+    scaler = VideoReformatter()
+    with av.open(file, "w", format="mp4") as container:
+        stream: VideoStream | None = None
+        for index, frame in enumerate(frames):
+            frame = _even(frame)
+            if stream is None:
+                stream = container.add_stream(
+                    "libx264", rate=rate, options={"crf": str(crf), "preset": "fast"}
+                )
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+                stream.codec_context.thread_count = 1
+                stream.codec_context.max_b_frames = 0
+                stream.codec_context.gop_size = max(1, round(keyframe_interval * fps))
+                stream.codec_context.colorspace = _default_matrix(frame.height)
+                stream.codec_context.color_range = 1
+            yuv = scaler.reformat(
+                frame,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709
+                if _default_matrix(frame.height) == _BT709
+                else Colorspace.ITU601,
+                dst_color_range=1,
+                interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+                threads=1,
+            )
+            yuv.pts, yuv.time_base = index, 1 / rate
+            container.mux(stream.encode(yuv))
+        if stream is None:
+            raise VideoError("too short", "no frame to write")
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def nearest_frames(
+    container: InputContainer, stream: VideoStream, times: Iterable[float], source: Path | bytes
+) -> Iterator["Picture"]:
+    """For each of the ascending `times` (seconds from the first frame), the decoded frame nearest to it.
+
+    Raises:
+        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when the header
+            promised that frame.
+    """
+    origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+    step = float(1 / stream.average_rate) if stream.average_rate else 0.04
+    wanted = iter(times)
+    target = next(wanted, None)
+    if target is None:
+        return
+    frames = _frames_from(container, stream, target, origin, source)
+    before = after = next(frames, None)
+    while target is not None:
+        while after is not None and _time(after, origin, source) < target:
+            before, after = after, next(frames, None)
+        if before is None:
+            raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
+        gap = target - _time(before, origin, source)
+        if after is None and gap > step * 1.01:
+            promised = _duration(container, stream) >= target
+            detail = f"{_name(source)}: last frame at {target - gap:.2f} s, wanted {target:.2f} s"
+            raise VideoError("truncated" if promised else "too short", detail)
+        best = before if after is None or gap <= _time(after, origin, source) - target else after
+        yield Picture(best, _displayed(stream, best))
+        target = next(wanted, None)
+
+
+class Shape(NamedTuple):
+    """Size as displayed, and the counter-clockwise quarter turns that make a stored frame upright."""
+
+    height: int
+    width: int
+    turns: int
+
+
+class Picture(NamedTuple):
+    """A decoded frame and its displayed shape."""
+
+    frame: VideoFrame
+    shape: Shape
+
+
+def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
+    """Scale a frame so that it covers `size`, crop at the centre: uint8 RGB, shape `H W C`."""
+    height, width = size
+    scale = max(height / picture.shape.height, width / picture.shape.width)
+    covering = (
+        max(height, round(picture.shape.height * scale)),
+        max(width, round(picture.shape.width * scale)),
+    )
+    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    return upright_rgb(picture, covering, scaler)[top : top + height, left : left + width]
+
+
+def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
+    """Scale a frame to the displayed (height, width) `size`, turned upright: uint8 RGB, shape `H W C`."""
+    frame, turns = picture.frame, picture.shape.turns
+    if frame.colorspace == _UNSPECIFIED:
+        frame.colorspace = _default_matrix(frame.height)
+    height, width = size[::-1] if turns % 2 else size
+    flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    rgb = scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
+    return np.rot90(rgb.to_ndarray(), turns)
+
+
+@contextmanager
+def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The opened container and its first video stream; FFmpeg's errors inside the block become `VideoError`s."""
+    _check_file(source)
+    try:
+        with av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else str(source),
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        ) as container:
+            if not container.streams.video:
+                raise VideoError("no video stream", _name(source))
+            stream = container.streams.video[0]
+            if stream.width * stream.height > MAX_PIXELS:
+                raise VideoError("too large", f"{_name(source)}: {stream.height}x{stream.width} pixels")
+            stream.codec_context.thread_count = threads
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        cause = "not a video" if isinstance(error, av.InvalidDataError) else "decoding error"
+        raise VideoError(cause, f"{_name(source)} ({_reason(error)})") from None
+
+
+def _frames_from(
+    container: InputContainer, stream: VideoStream, start: float, origin: float, source: Path | bytes
+) -> Iterator[VideoFrame]:
+    """Decode from the key frame at or before `start`, or from the very beginning where seeking overshoots."""
+    if start <= 0:
+        yield from _decode(container, stream, source)
+        return
+    container.seek(round((start + origin) / stream.time_base), stream=stream)
+    frames = _decode(container, stream, source)
+    first = next(frames, None)
+    if first is None or _time(first, origin, source) > start:
+        container.seek(stream.start_time or 0, stream=stream)
+        frames = _decode(container, stream, source)
+    else:
+        yield first
+    yield from frames
+
+
+def _decode(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
+    for frame in container.decode(stream):
+        if frame.width and frame.height:
+            yield frame
+
+
+def _time(frame: VideoFrame, origin: float, source: Path | bytes) -> float:
+    if frame.pts is None:
+        raise VideoError("no timestamps", f"{_name(source)}: convert it to mp4")
+    return frame.time - origin
+
+
+def _duration(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0
+
+
+def _displayed(stream: VideoStream, frame: VideoFrame) -> Shape:
+    aspect = float(stream.sample_aspect_ratio or 1)
+    height, width = frame.height, max(1, round(frame.width * aspect))
+    turns = round(frame.rotation / 90) % 4
+    return Shape(width, height, turns) if turns % 2 else Shape(height, width, turns)
+
+
+def _even(frame: VideoFrame) -> VideoFrame:
+    if frame.width % 2 == 0 and frame.height % 2 == 0:
+        return frame
+    padded = np.pad(frame.to_ndarray(), ((0, frame.height % 2), (0, frame.width % 2), (0, 0)), mode="edge")
+    return VideoFrame.from_ndarray(padded, "rgb24")
+
+
+def _default_matrix(height: int) -> int:
+    """Players take untagged HD for BT.709 and anything smaller for BT.601; so do we, and tag what we write."""
+    return _BT709 if height >= 720 else _BT601
+
+
+def _check_file(source: Path | bytes) -> None:
+    if isinstance(source, bytes):
+        if not source:
+            raise VideoError("empty file", "0 bytes")
+    elif not source.is_file():
+        raise VideoError("missing file", str(source))
+    elif source.stat().st_size == 0:
+        raise VideoError("empty file", str(source))
+
+
+def _name(source: Path | bytes) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
