@@ -1,4 +1,4 @@
-"""Typed configuration: YAML plus `key=value` overrides become frozen objects whose unknown keys are refused by name.
+"""Typed configuration: YAML plus `key=value` overrides become frozen objects; unknown keys are refused.
 
     config = load_config(TrainConfig, "ssvae_demo.yaml", ["lr=5e-5", "model.base_channels=16"])
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -42,15 +42,16 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     """
     path = Path(path)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise UserError(f"{path}: expected `key: value` lines at the top level, found a list")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines at the top level, found {type(values).__name__}")
-    return parse_config(cls, values, source=str(path))
+    return parse_config(cls, cast(dict[Any, Any], values), source=str(path))
 
 
 def parse_config(cls: type[C], values: Mapping[Any, Any], source: str = "configuration") -> C:
@@ -63,7 +64,7 @@ def parse_config(cls: type[C], values: Mapping[Any, Any], source: str = "configu
         return cls.model_validate(dict(values))
     except ValidationError as error:
         problems = "; ".join(_describe(cls, problem) for problem in error.errors(include_url=False))
-        raise UserError(f"{source}: {problems}") from None
+        raise UserError(f"{source}: {_one_line(problems)}") from None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -102,5 +103,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())

@@ -5,11 +5,12 @@
         bar.set_postfix(loss=f"{loss:.4f}")
         bar.update()
 
-On a terminal a bar redraws itself in place. Elsewhere (a log file, a CI page) it is a plain line now and then.
+On a terminal a bar redraws itself in place. Elsewhere (a log file) it is a plain line now and then.
 """
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -18,10 +19,12 @@ from tqdm import tqdm
 QUIET_INTERVAL = 30.0
 """Seconds between two lines of a bar whose stderr is no terminal."""
 
+_LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
 
 def progress_bar(
     iterable_or_total: Iterable[Any] | int | None, description: str, unit: str, initial: int = 0
-) -> tqdm[Any]:
+) -> "tqdm[Any]":
     """A bar on stderr with rate and remaining time; `bar.set_postfix(loss=...)` puts the loss at its end.
 
     Where stderr is no terminal, it prints a line every `QUIET_INTERVAL` seconds and one at the end.
@@ -43,14 +46,15 @@ def progress_bar(
         total = initial + len(iterable) if isinstance(iterable, Sized) else None
     options: dict[str, Any] = {
         "desc": description,
-        "unit": unit if unit.startswith(" ") else f" {unit}",
+        "unit": f" {unit}",
         "total": total,
         "initial": initial,
         "file": sys.stderr,
     }
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **options)
-    return _LineBar(iterable, mininterval=QUIET_INTERVAL, miniters=1, delay=QUIET_INTERVAL, **options)
+    options |= {"mininterval": QUIET_INTERVAL, "miniters": 1, "delay": QUIET_INTERVAL}
+    return _LineBar(iterable, bar_format=_LINE_FORMAT, **options)
 
 
 def setup_logging(verbose: bool = False) -> None:
@@ -80,26 +84,24 @@ class _BarHandler(logging.Handler):
             self.handleError(record)
 
 
-class _LineBar(tqdm):  # type: ignore[type-arg]  # tqdm is generic in its stubs only
+class _LineBar(tqdm):
     """A bar for a file: whole lines, at most one in `mininterval` seconds whoever asks for a redraw."""
 
     monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(
-            *args,
-            bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
-            **kwargs,
-        )
+    last_line: float | None = None  # time of the last line, as `time.time()`
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> None:
-        """Do nothing: `update` prints when a line is due, so a new postfix alone prints none."""
+        """Write a line if one is due; tqdm asks after every change of the postfix."""
+        if time.time() - (self.last_line or self.start_t) >= self.mininterval:
+            super().refresh(nolock=nolock, lock_args=lock_args)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write the state as one line (tqdm passes an empty `msg` to wipe a bar, which a file cannot)."""
         if msg != "":
             self.fp.write(f"{msg or self}\n")
             self.fp.flush()
+            self.last_line = time.time()
 
     def close(self) -> None:
         """Write the final state, once."""

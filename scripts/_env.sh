@@ -2,7 +2,7 @@
 # pyproject.toml or constraints.txt changed.
 #
 #     source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-#     ensure_env compare,test       # extras of pyproject.toml; afterwards $bin holds the environment's commands
+#     ensure_env compare      # or compare,test,dev: extras of pyproject.toml; $bin then holds the environment's commands
 #
 # SAT_SSVAE_VENV: where the environment lies (default: .venv in the repository); PYTHON: the Python to make it with.
 
@@ -58,11 +58,9 @@ ensure_env() {
             find "$venv" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
             echo installing >"$state"
             "$python" -m venv "$venv" || die "could not make a Python environment in $venv"
-            extras=$wanted
-        else
-            echo installing >"$state"
-            [[ ",$extras," == *",$wanted,"* ]] || extras=$extras,$wanted
         fi
+        echo installing >"$state"
+        [[ ",$extras," == *",$wanted,"* ]] || extras=$wanted
         # torch alone first: asked for with the rest, it could be taken in a newer build that another package admits.
         pip_install torch
         pip_install -e "$root[$extras]"
