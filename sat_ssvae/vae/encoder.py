@@ -1,6 +1,7 @@
 """Encoder: video `B 3 T H W` to posterior moments `B 2c t h w` (mean and log-variance stacked on channels)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -52,11 +53,20 @@ class Encoder(nn.Module):
         self.mid = middle_blocks(widths[-1], num_mid_blocks, attention_after)
         self.out = output_layers(widths[-1], 2 * latent_channels)
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    @property
+    def moments(self) -> CausalConv3d:
+        """The last convolution, which makes the moments; LCR's weight is balanced at it."""
+        return cast(CausalConv3d, self.out[2])
+
+    def features(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        """Everything before the last convolution."""
         h = self.conv_in(x, stream)
         for level in self.down:
             h = level(h, stream)
         for block in self.mid:
             h = block(h, stream)
-        norm, activation, conv = self.out
-        return conv(activation(norm(h)), stream)
+        norm, activation, _ = self.out
+        return activation(norm(h))
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        return self.moments(self.features(x, stream), stream)

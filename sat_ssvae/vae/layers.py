@@ -59,8 +59,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
-        return x * (math.sqrt(x.shape[1]) / norm) * self.gamma
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        return x * (math.sqrt(x.shape[1]) / norm).to(x.dtype) * self.gamma.to(x.dtype)
 
 
 class CausalConv3d(nn.Module):
@@ -79,7 +79,7 @@ class CausalConv3d(nn.Module):
         x = (stream or Stream()).extend(self, x, frames=2, keep=3 - self.stride)
         if self.stride == 2:
             x = F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)
+        return self.conv(x.contiguous(memory_format=torch.channels_last_3d))
 
 
 class ResidualBlock(nn.Module):
@@ -199,13 +199,16 @@ def _phase_convolution(x: Tensor, conv: nn.Conv3d, temporal: bool) -> Tensor:
 
 def _phase_weights(weight: Tensor, temporal: bool) -> Tensor:
     """Summed taps of every phase, `(phases C') C k 2 2` from `C' C 3 3 3`; k is 2 where time is doubled, else 3."""
+    # Taps are summed in float32: rounded once, like the weights of any other convolution.
+    weight = weight.float()
     # Output 2i sees the repeated inputs (i-1, i, i), output 2i + 1 sees (i, i, i+1).
     spatial = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # phase, tap of 2, tap of 3
     # Frame 0 is single, so the pair made of frame i starts at 2i - 1, which sees (i-1, i-1, i); 2i sees (i-1, i, i).
     causal = weight.new_tensor([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])
     keep = torch.eye(3, dtype=weight.dtype, device=weight.device)[None]
-    phases = torch.einsum("oithw,rat,pbh,qcw->rpqoiabc", weight, causal if temporal else keep, spatial, spatial)
-    return phases.flatten(0, 3)
+    with torch.autocast(weight.device.type, enabled=False):
+        time = causal if temporal else keep
+        return torch.einsum("oithw,rat,pbh,qcw->rpqoiabc", weight, time, spatial, spatial).flatten(0, 3)
 
 
 def _duplicate(x: Tensor, out_channels: int, temporal: bool) -> Tensor:

@@ -1,0 +1,1 @@
+"""Training of the autoencoder: losses, the DeepSpeed engine, and the loop."""

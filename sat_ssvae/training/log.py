@@ -1,0 +1,65 @@
+"""A CSV of declared columns that survives interruptions: every curve is drawn from it."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from .. import distributed
+from ..errors import UserError
+
+
+class MetricsLog:
+    """Append rows that begin with a step. Rows beyond `start`, left by a run that was cut off, are dropped first.
+
+    Only rank 0 writes.
+
+    Args:
+        path: the CSV file.
+        columns: its header, `step` first.
+        start: the step from which the run goes on.
+
+    Raises:
+        UserError: the file has other columns.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], start: int) -> None:
+        self.path = path
+        self.columns = list(columns)
+        self._file = None
+        if distributed.rank() != 0:
+            return
+        kept = [row for row in self._read() if int(row["step"]) <= start]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, self.columns)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one row and flush it."""
+        if self._file is not None:
+            self._writer.writerow({"step": step, **values})
+            self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != self.columns:
+                raise UserError(f"{self.path}: has other columns than this version writes; delete or move it")
+            # A killed process may leave half a line at the end.
+            return [row for row in reader if None not in row.values() and row["step"].isdigit()]

@@ -1,0 +1,156 @@
+"""Reading and writing autoencoders.
+
+    vae = load_pretrained("ssvae_ch48.pth")         # a published file, safetensors, or a folder written here
+    save_pretrained(vae, "my_vae", latent_mean=mean, latent_std=std)
+
+A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where the per-channel statistics of
+the latents are known. Files without a configuration are read by inferring it from names and shapes.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..config import parse_config
+from ..errors import UserError
+from .autoencoder import SSVAE, SSVAEConfig
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+STATISTICS_NAME = "latent_stats.json"
+TRAINING_PREFIX = "loss."
+"""Published files keep the discriminator and the perceptual network under this prefix; only training uses them."""
+
+
+def load_pretrained(path: str | Path) -> SSVAE:
+    """Build the autoencoder that a folder, a safetensors file or a torch file holds; on the CPU, in float32.
+
+    Raises:
+        UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
+    """
+    path = Path(path)
+    weights_path = path / WEIGHTS_NAME if path.is_dir() else path
+    weights = _read_weights(weights_path)
+    if path.is_dir():
+        config = _read_config(path / CONFIG_NAME)
+    else:
+        config = infer_config(weights, weights_path)
+    vae = SSVAE(config)
+    _check_names_and_shapes(vae.state_dict(), weights, weights_path)
+    vae.load_state_dict(weights)
+    return vae
+
+
+def save_pretrained(
+    vae: SSVAE,
+    folder: str | Path,
+    latent_mean: Tensor | None = None,
+    latent_std: Tensor | None = None,
+) -> None:
+    """Write `vae` and, where given, the mean and standard deviation of its latents' channels, shape (c,)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
+    partial = folder / f"{WEIGHTS_NAME}.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS_NAME)
+    _write_json(folder / CONFIG_NAME, vae.config.model_dump(mode="json"))
+    if latent_mean is not None and latent_std is not None:
+        statistics = {"mean": latent_mean.tolist(), "std": latent_std.tolist()}
+        _write_json(folder / STATISTICS_NAME, statistics)
+
+
+def infer_config(weights: Mapping[str, Tensor], path: Path) -> SSVAEConfig:
+    """The sizes that names and shapes imply; the decoder's time levels mirror the encoder's.
+
+    Raises:
+        UserError: these are not the tensors of an SSVAE.
+    """
+
+    def count(pattern: str) -> int:
+        """One more than the largest number that the pattern captures."""
+        return max((int(m[1]) for name in weights if (m := re.match(pattern, name))), default=-1) + 1
+
+    try:
+        base, in_channels = weights["encoder.conv_in.conv.weight"].shape[:2]
+        levels = count(r"encoder\.down\.(\d+)\.")
+        widths = [weights[f"encoder.down.{i}.block.0.conv1.conv.weight"].shape[0] for i in range(levels)]
+        middle = {m[1] for name in weights if (m := re.match(r"decoder\.mid\.(\d+)\.conv1\.", name))}
+        values = {
+            "in_channels": in_channels,
+            "latent_channels": weights["decoder.conv_in.conv.weight"].shape[1],
+            "base_channels": base,
+            "channel_multipliers": [width // base for width in widths],
+            "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
+            "num_mid_blocks": len(middle),
+            "temporal_downsample": [
+                f"encoder.down.{i}.downsample.conv.conv.weight" in weights for i in range(levels - 1)
+            ],
+        }
+    except KeyError as error:
+        raise UserError(
+            f"{path}: not an SSVAE checkpoint, it has no tensor {error}; its first tensors are "
+            f"{', '.join(list(weights)[:3]) or 'none'}"
+        ) from None
+    return parse_config(SSVAEConfig, values, source=str(path))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or not a checkpoint ({reason}); download or copy it again") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: not a checkpoint, expected a dictionary of tensors or one under `state_dict`")
+    weights = {name: value for name, value in state.items() if not name.startswith(TRAINING_PREFIX)}
+    if len(weights) < len(state):
+        logger.info("%s: left out %d tensors that only training uses", path, len(state) - len(weights))
+    return weights
+
+
+def _read_config(path: Path) -> SSVAEConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error})") from None
+    return parse_config(SSVAEConfig, values, source=str(path))
+
+
+def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not known" for name in found if name not in expected]
+    wrong += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{path}: does not fit this architecture: {'; '.join(wrong[:3])}{more}; "
+            "check that the file is complete and belongs to this configuration"
+        )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
