@@ -42,7 +42,7 @@ def prepare_demo(
     *,
     resolution: int,
     film_seconds: float = FILM_END - FILM_START,
-    max_fps: float = 24.0,
+    max_fps: float = 30.0,
     workers: int = 2,
 ) -> DemoData:
     """Fetch the clips and pack them, short side `resolution` pixels; what is done already is not done again.
@@ -50,7 +50,9 @@ def prepare_demo(
     Args:
         output: receives the folders train and heldout, and ATTRIBUTION.txt.
         film_seconds: how much of the film to use, from its start.
-        max_fps: stored frame rate at most this; frames read at 24, 12, 8 or 6 fps fall on frames of the film.
+        resolution: pixels of the short side as stored; clips that have fewer are left out.
+        max_fps: highest frame rate stored. The film has 24, so clips at 24, 12, 8 or 6 fps move evenly.
+        workers: videos converted at once.
 
     Raises:
         UserError: no network, no space left, a folder with other content.

@@ -28,7 +28,10 @@ from webdataset.writer import TarWriter
 from ..config import Config, fingerprint
 from ..errors import UserError
 from ..progress import progress_bar
+from .skips import Skip, printable, read_skips
 from .video_io import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
     VideoError,
     VideoInfo,
     encode_h264,
@@ -43,10 +46,6 @@ from .video_io import (
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"}
-)
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".jsonl", ".csv", ".md"})
 SKIPPED_FILE = "skipped.jsonl"
 _PLAN_FILE = "pack.json"
@@ -104,13 +103,6 @@ class _Sample:
     meta: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Skip:
-    source: str
-    cause: str
-    detail: str
-
-
 def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackConfig) -> PackReport:
     """Convert `inputs` to shards in the folder `output`.
 
@@ -157,7 +149,7 @@ def _folder_items(folder: Path) -> Iterator[PackItem]:
             continue
         sidecar = path.with_suffix(".txt")
         caption = sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
-        yield PackItem(path, _printable(str(path.relative_to(folder))), caption)
+        yield PackItem(path, printable(str(path.relative_to(folder))), caption)
 
 
 def _csv_items(table: Path) -> Iterator[PackItem]:
@@ -189,12 +181,7 @@ def _csv_item(table: Path, row: dict[str | Any, str | Any], place: str) -> PackI
         raise UserError(f"{place}: start and end must be seconds") from None
     if not 0 <= start < (end if end is not None else float("inf")):
         raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")
-    return PackItem(table.parent / row["path"], _printable(row["path"]), row.get("caption") or "", start, end)
-
-
-def _printable(name: str) -> str:
-    """File names are bytes; what is not UTF-8 in them is written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return PackItem(table.parent / row["path"], printable(row["path"]), row.get("caption") or "", start, end)
 
 
 def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackItem]:
@@ -221,7 +208,7 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
     if any(output.glob("*.tar")):
         raise UserError(f"{output} holds shards that this packer did not write: choose an empty folder")
     parts: list[list[Any]] = []
-    unusable: list[_Skip] = []
+    unusable: list[Skip] = []
     cutting = config.segment_seconds is not None
     with ThreadPoolExecutor(config.workers) as pool, progress_bar(len(items), "probing", "file") as bar:
         cut = _cut if cutting else _whole
@@ -229,30 +216,30 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
             _in_order(pool, lambda item: cut(item, config), items, 4 * config.workers)
         ):
             bar.update()
-            if isinstance(outcome, _Skip):
+            if isinstance(outcome, Skip):
                 unusable.append(outcome)
             else:
                 parts += [[index, start, end] for start, end in outcome]
-    _replace_text(output / SKIPPED_FILE, "".join(_skip_line(skip, None) for skip in unusable))
+    _replace_text(output / SKIPPED_FILE, "".join(skip.to_json(shard=None) for skip in unusable))
     _replace_text(plan_file, json.dumps({"fingerprint": ours, "segments": parts}))
     return [replace(items[index], start=start, end=end) for index, start, end in parts]
 
 
-def _whole(item: PackItem, _config: PackConfig) -> list[tuple[float, float | None]] | _Skip:
+def _whole(item: PackItem, _config: PackConfig) -> list[tuple[float, float | None]] | Skip:
     return [(item.start, item.end)]
 
 
-def _cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | _Skip:
+def _cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | Skip:
     """Equal parts of about `segment_seconds`, so that no short tail is lost."""
     if item.path.suffix.lower() in IMAGE_SUFFIXES:
         return [(0.0, None)]
     try:
         info = probe(item.path)
     except VideoError as error:
-        return _Skip(item.id, error.cause, str(error))
+        return Skip(item.id, error.cause, str(error))
     end = min(item.end, info.duration) if item.end is not None else info.duration
     if end <= item.start:
-        return _Skip(item.id, "too short", f"{info.duration:.2f} s, nothing after {item.start:.2f} s")
+        return Skip(item.id, "too short", f"{info.duration:.2f} s, nothing after {item.start:.2f} s")
     count = max(1, round((end - item.start) / (config.segment_seconds or end)))
     if count == 1:
         return [(item.start, item.end)]
@@ -266,7 +253,7 @@ def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) ->
     starts = range(0, len(segments), config.samples_per_shard)
     finished = _finished_shards(segments, output, config)
     todo = [shard for shard in range(len(starts)) if shard not in finished]
-    kept = [line for line in _skip_lines(output) if line["shard"] is None or line["shard"] in finished]
+    kept = [line for line in read_skips(output / SKIPPED_FILE) if line["shard"] is None or line["shard"] in finished]
     _replace_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def members(shard: int) -> range:
@@ -287,7 +274,7 @@ def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) ->
 
 def _write_shard(
     shard: int,
-    outcomes: Iterable[tuple[int, "_Sample | _Skip"]],
+    outcomes: Iterable[tuple[int, "_Sample | Skip"]],
     output: Path,
     config: PackConfig,
     advance: Callable[[], Any],
@@ -295,12 +282,12 @@ def _write_shard(
     """Write one tar and its meta file; the meta file's final name is what marks the shard as finished."""
     tar, meta = _shard_paths(output, config, shard)
     records: list[dict[str, Any]] = []
-    skips: list[_Skip] = []
+    skips: list[Skip] = []
     partial = tar.with_name(f"{tar.name}.partial")
     with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0.0, user="", group="") as writer:
         for index, outcome in outcomes:
             advance()
-            if isinstance(outcome, _Skip):
+            if isinstance(outcome, Skip):
                 skips.append(outcome)
                 continue
             key = f"{index:08d}"
@@ -309,7 +296,7 @@ def _write_shard(
             )
             records.append({"key": key, **outcome.meta})
     with (output / SKIPPED_FILE).open("a") as listing:
-        listing.writelines(_skip_line(skip, shard) for skip in skips)
+        listing.writelines(skip.to_json(shard=shard) for skip in skips)
     if not records:
         partial.unlink()
         return
@@ -317,7 +304,7 @@ def _write_shard(
     _replace_text(meta, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def _convert(segment: PackItem, config: PackConfig) -> _Sample | _Skip:
+def _convert(segment: PackItem, config: PackConfig) -> _Sample | Skip:
     source = segment.id if segment.start == 0 and segment.end is None else f"{segment.id}@{segment.start:.3f}"
     try:
         if segment.path.suffix.lower() in IMAGE_SUFFIXES:
@@ -325,7 +312,7 @@ def _convert(segment: PackItem, config: PackConfig) -> _Sample | _Skip:
         else:
             suffix, (data, info) = "mp4", _convert_video(segment, config)
     except VideoError as error:
-        return _Skip(source, error.cause, str(error))
+        return Skip(source, error.cause, str(error))
     caption = {"caption": segment.caption} if segment.caption else {}
     return _Sample(suffix, data, {**asdict(info), "source": source, **caption})
 
@@ -399,7 +386,7 @@ def _in_order(
 def _finished_shards(segments: list[PackItem], output: Path, config: PackConfig) -> set[int]:
     """Shards whose tar and meta file exist, or all of whose samples are listed as skipped."""
     size = config.samples_per_shard
-    skipped = Counter(line["shard"] for line in _skip_lines(output))
+    skipped = Counter(line["shard"] for line in read_skips(output / SKIPPED_FILE))
     shards = range(-(-len(segments) // size))
     return {
         shard
@@ -414,17 +401,6 @@ def _shard_paths(output: Path, config: PackConfig, shard: int) -> tuple[Path, Pa
     return output / f"{stem}.tar", output / f"{stem}.meta.jsonl"
 
 
-def _skip_line(skip: _Skip, shard: int | None) -> str:
-    return json.dumps({**asdict(skip), "shard": shard}) + "\n"
-
-
-def _skip_lines(output: Path) -> list[dict[str, Any]]:
-    """The lines of skipped.jsonl; a last line that a killed process left half-written belongs to no finished shard."""
-    listing = output / SKIPPED_FILE
-    lines = listing.read_text().splitlines(keepends=True) if listing.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
-
-
 def _replace_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -432,7 +408,7 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:
-    skipped = Counter(line["cause"] for line in _skip_lines(output))
+    skipped = Counter(line["cause"] for line in read_skips(output / SKIPPED_FILE))
     shards = tuple(sorted(output.glob(f"{config.name}-??????.tar")))
     samples = sum(
         shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8").count("\n") for shard in shards

@@ -31,6 +31,11 @@ from ..errors import UserError
 MAX_PIXELS = 1 << 26
 """Frames beyond 67 megapixels (8K is 33) are taken for a damaged header."""
 
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"}
+)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
 # Demuxers of real video files. Without this list FFmpeg also opens text ("ansi art") and playlists that name other files.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
 _BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrix coefficients, ITU-T H.273 table 4

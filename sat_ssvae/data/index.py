@@ -1,0 +1,298 @@
+"""Where samples lie: shards and folders are listed from their meta files, a sample's bytes are read at random.
+
+The listing is a chain of generators over plain records (the lines of the meta files); a record that cannot be used
+goes to `on_skip` and the chain goes on.
+"""
+
+import json
+import logging
+import math
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from ..errors import UserError
+from .skips import Skip, printable
+from .video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError, open_image, probe
+
+logger = logging.getLogger(__name__)
+
+META_SUFFIX = ".meta.jsonl"
+_TAR_BLOCK = 512
+_SIZE_FIELDS = ("duration", "fps", "width", "height")
+
+Record = dict[str, Any]
+OnSkip = Callable[[Skip], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video or image: the index of its store, its key there, and what its meta line says (seconds, 1/s, pixels)."""
+
+    store: int
+    key: str
+    name: str
+    duration: float
+    fps: float
+    width: int
+    height: int
+    caption: str
+
+    @property
+    def is_image(self) -> bool:
+        """Images have no duration."""
+        return self.duration == 0
+
+
+@dataclass
+class TarStore:
+    """A tar whose members are read at random through an index of offsets, built at the first read."""
+
+    path: Path
+    _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The tar's name without its suffix."""
+        return self.path.stem
+
+    def keys(self) -> list[str]:
+        """Keys of the samples that hold a video or an image, in the tar's order."""
+        return [key for key, members in self.members().items() if _media(members)]
+
+    def media(self, key: str) -> tuple[str, bytes]:
+        """The suffix and the bytes of a sample's video, else of its image.
+
+        Raises:
+            VideoError: "not in the tar", "truncated".
+        """
+        members = self.members().get(key, {})
+        suffix = _media(members)
+        if suffix is None:
+            raise VideoError("not in the tar", f"{self.path} holds no video or image called {printable(key)}")
+        return suffix, self._read(*members[suffix])
+
+    def caption(self, key: str) -> str:
+        """The caption in KEY.json or KEY.txt; empty where there is none."""
+        members = self.members().get(key, {})
+        if "json" in members:
+            try:
+                content = json.loads(self._read(*members["json"]))
+            except ValueError:
+                raise VideoError("broken json", f"{self.path}: {printable(key)}.json") from None
+            return str(content.get("caption") or "") if isinstance(content, dict) else ""
+        return self._read(*members["txt"]).decode(errors="replace").strip() if "txt" in members else ""
+
+    def members(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """For each key, suffix -> (offset, size)."""
+        if self._members is None:
+            try:
+                self._members = _index_tar(self.path)
+            except (tarfile.TarError, OSError, ValueError) as error:
+                raise VideoError("unreadable tar", f"{self.path} ({error})") from None
+        return self._members
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise VideoError("truncated", f"{self.path} ends inside a sample")
+        return data
+
+
+@dataclass
+class FolderStore:
+    """A folder of videos and images; keys are paths in it, NAME.txt beside NAME.mp4 is its caption."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    def keys(self) -> list[str]:
+        """Paths of the videos and images, sorted."""
+        return sorted(str(path.relative_to(self.path)) for path in media_files(self.path))
+
+    def media(self, key: str) -> tuple[str, Path]:
+        """The suffix and the path of a file."""
+        return Path(key).suffix[1:].lower(), self.path / key
+
+    def caption(self, key: str) -> str:
+        """The text beside the file; empty where there is none."""
+        sidecar = (self.path / key).with_suffix(".txt")
+        return sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
+
+
+Store = TarStore | FolderStore
+
+
+def media_files(folder: Path) -> Iterator[Path]:
+    """Files below `folder` whose suffix says video or image; hidden ones left out."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def find_stores(paths: str | Sequence[str], on_skip: OnSkip) -> list[Store]:
+    """The tars and folders that `paths` name: tars, folders of tars, brace patterns, folders of videos.
+
+    Raises:
+        UserError: nothing there, or nothing of these kinds.
+    """
+    patterns = [paths] if isinstance(paths, str) else list(paths)
+    stores: list[Store] = []
+    for place in [url for pattern in patterns for url in expand_urls(pattern)]:
+        path = Path(place).expanduser()
+        if path.is_dir():
+            stores += _stores_in(path, on_skip)
+        elif path.name.endswith((".tar.gz", ".tgz")):
+            raise UserError(f"{path}: compressed shards cannot be read at random, `gunzip` it first")
+        elif path.is_file() and path.suffix == ".tar":
+            stores.append(TarStore(path))
+        else:
+            problem = "is not a .tar file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {problem}: give a folder of shards or of videos, a .tar, or a pattern like a-{{000..009}}.tar")
+    return stores
+
+
+def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
+    tars = sorted(folder.glob("*.tar"))
+    for meta in sorted(folder.glob(f"*{META_SUFFIX}")):
+        tar = meta.with_name(meta.name.removesuffix(META_SUFFIX) + ".tar")
+        if not tar.is_file():
+            on_skip(Skip(str(meta), "meta without tar", f"{tar.name} is missing"))
+            logger.warning("%s: its shard %s is missing", meta, tar.name)
+    if tars:
+        return [TarStore(tar) for tar in tars]
+    if next(media_files(folder), None) is None:
+        raise UserError(f"{folder} holds neither .tar shards nor videos")
+    logger.info("%s: a folder of videos, each is probed now; `sat-ssvae pack` makes shards that start faster", folder)
+    return [FolderStore(folder)]
+
+
+def list_samples(
+    stores: Sequence[Store], ranges: Mapping[str, tuple[float | None, float | None]], on_skip: OnSkip
+) -> Iterator[Sample]:
+    """Every sample of the stores whose meta fields lie in `ranges`, in a fixed order."""
+    for number, store in enumerate(stores):
+        records = complete(store, read_records(store, on_skip), on_skip)
+        for record in in_ranges(records, ranges, store.name, on_skip):
+            yield Sample(
+                store=number,
+                key=record["key"],
+                name=printable(f"{store.name}/{record['key']}"),
+                duration=float(record["duration"]),
+                fps=float(record["fps"]),
+                width=int(record["width"]),
+                height=int(record["height"]),
+                caption=str(record.get("caption") or ""),
+            )
+
+
+def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:
+    """Stage: the lines of the meta file beside a tar; bare keys where there is none. Each key once."""
+    seen: set[str] = set()
+    for record, place in _raw_records(store, on_skip):
+        if record["key"] in seen:
+            on_skip(Skip(place, "duplicate key", printable(record["key"])))
+            continue
+        seen.add(record["key"])
+        yield record
+
+
+def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
+    meta = store.path.with_name(store.path.stem + META_SUFFIX)
+    if not (isinstance(store, TarStore) and meta.is_file()):
+        if isinstance(store, TarStore):
+            logger.warning("%s: no %s beside it, so every sample is probed now", store.path, meta.name)
+        try:
+            yield from (({"key": key}, f"{store.name}/{key}") for key in store.keys())
+        except VideoError as error:
+            on_skip(Skip(str(store.path), error.cause, str(error)))
+        return
+    with meta.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{meta}:{number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                on_skip(Skip(place, "broken meta line", "not JSON"))
+                continue
+            if not isinstance(record, dict) or not isinstance(record.get("key"), str):
+                on_skip(Skip(place, "broken meta line", "no `key`"))
+                continue
+            yield record, place
+
+
+def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterator[Record]:
+    """Stage: records whose duration, fps or size is missing or impossible get them from the file itself."""
+    for record in records:
+        if all(_plausible(record.get(name)) for name in _SIZE_FIELDS):
+            yield record
+            continue
+        try:
+            suffix, source = store.media(record["key"])
+            if f".{suffix}" in IMAGE_SUFFIXES:
+                image = open_image(source)
+                found = {"duration": 0.0, "fps": 0.0, "width": image.width, "height": image.height}
+            else:
+                info = probe(source)
+                found = {"duration": info.duration, "fps": info.fps, "width": info.width, "height": info.height}
+        except VideoError as error:
+            on_skip(Skip(printable(f"{store.name}/{record['key']}"), error.cause, str(error)))
+            continue
+        yield {**record, **found}
+
+
+def in_ranges(
+    records: Iterable[Record], ranges: Mapping[str, tuple[float | None, float | None]], store: str, on_skip: OnSkip
+) -> Iterator[Record]:
+    """Stage: records whose fields lie in the given (lowest, highest) ranges, both ends included, None for open."""
+    for record in records:
+        for name, (lowest, highest) in ranges.items():
+            value = record.get(name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+                problem = f"no {name}"
+            elif (lowest is not None and value < lowest) or (highest is not None and value > highest):
+                problem = f"{name} out of range"
+            else:
+                continue
+            on_skip(Skip(printable(f"{store}/{record['key']}"), problem, repr(value)))
+            break
+        else:
+            yield record
+
+
+def _plausible(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
+def _media(members: Mapping[str, Any]) -> str | None:
+    videos = [suffix for suffix in members if f".{suffix}" in VIDEO_SUFFIXES]
+    images = [suffix for suffix in members if f".{suffix}" in IMAGE_SUFFIXES]
+    return next(iter(videos + images), None)
+
+
+def _index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Offsets of the members by key and suffix, as WebDataset splits names; a repeated name counts once."""
+    index: dict[str, dict[str, tuple[int, int]]] = {}
+    end = 0
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
+            key, suffix = base_plus_ext(member.name)
+            if member.isreg() and not member.issparse() and key is not None:
+                index.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(_TAR_BLOCK).strip(b"\0") or file.tell() < end + _TAR_BLOCK:
+            logger.warning("%s: damaged or cut off after %d samples", path, len(index))
+    return index

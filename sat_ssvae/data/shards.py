@@ -1,0 +1,321 @@
+"""Clips for training and for scoring, out of WebDataset shards or a folder of videos.
+
+    batches = training_batches(DataConfig(path="shards"), batch_size=8, seed=0)
+    clips = fixed_clips(DataConfig(path="heldout"), stride=0.5)
+
+Which sample fills which place of which batch is computed from the meta files alone, before anything is decoded:
+place p of the endless stream holds sample `order(epoch)[p mod N]` of epoch p // N, and rank r of W takes batch after
+batch of places in turn. So a batch depends on its number, the seed and the rank only, not on the number of workers,
+and a run continues at any batch without decoding what came before. A sample that cannot be read is replaced by the
+next one of the same rank.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..config import Config
+from ..errors import UserError
+from .index import Sample, Store, find_stores, list_samples
+from .skips import Skip, SkipLog
+from .video_io import IMAGE_SUFFIXES, VideoError, read_clip, read_image, to_unit_range
+
+logger = logging.getLogger(__name__)
+
+_ENDLESS = 1 << 62
+_MAX_ATTEMPTS = 100
+
+
+class DataConfig(Config):
+    """Which clips to read, and how."""
+
+    path: str | tuple[str, ...]
+    """A folder of .tar shards or of videos, a .tar, a brace pattern (clips-{000000..000099}.tar), or a list of these."""
+    num_frames: int = Field(default=17, ge=1)
+    """Frames in a clip, 4k + 1; 1 reads images and single frames."""
+    fps: float = Field(default=8.0, gt=0, le=240)
+    """Frames per second of a clip; videos slower than this are left out."""
+    resolution: int | tuple[int, int] = 256
+    """Pixels: one number for squares, or [height, width]. Frames are scaled to cover it and cropped at the centre."""
+    filters: dict[str, tuple[float | None, float | None]] = {}
+    """Meta field -> [lowest, highest], null for an open end; samples outside, or without the field, are left out."""
+    shuffle_shards: int = Field(default=64, gt=0)
+    """Shards whose samples are shuffled among each other; fewer read the disk more in order."""
+    num_workers: int = Field(default=1, ge=0)
+    """Processes that decode; 0 decodes in the calling one."""
+
+    @field_validator("num_frames")
+    @classmethod
+    def _causal_frames(cls, value: int) -> int:
+        if value % 4 != 1:
+            raise ValueError(f"must be 4k + 1, for example {value // 4 * 4 + 1}")
+        return value
+
+    @field_validator("resolution")
+    @classmethod
+    def _positive(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if min((value,) if isinstance(value, int) else value) <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+
+    @property
+    def span(self) -> float:
+        """Seconds from a clip's first frame to its last."""
+        return (self.num_frames - 1) / self.fps
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`video` float32 `B C T H W` in [-1, 1]; keys name the samples, captions are empty where there is none."""
+
+    video: Tensor
+    keys: list[str]
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`video` float32 `C T H W` in [-1, 1], from `start` seconds of the sample `key`."""
+
+    video: Tensor
+    key: str
+    caption: str
+    start: float
+
+
+def training_batches(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_batch: int = 0,
+    skips: SkipLog | None = None,
+) -> Iterator[Batch]:
+    """Endless shuffled batches with a random clip of each sample, continuing at batch number `start_batch`.
+
+    Within an epoch each sample goes to one rank. `batch_size` is that of one rank.
+
+    Raises:
+        UserError: nothing usable at `config.path`, or too many samples that cannot be read.
+    """
+    skips = skips if skips is not None else SkipLog()
+    reader = _open(config, skips)
+    source = _TrainingBatches(reader, batch_size, seed, rank, world_size)
+    for loaded in _loader(source, range(start_batch, _ENDLESS), config.num_workers):
+        for skip in loaded.skips:
+            skips.failed(skip)
+        skips.succeeded(len(loaded.keys))
+        skips.check()
+        if len(loaded.keys) < batch_size:
+            raise UserError(f"{config.path}: {_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})")
+        yield Batch(to_unit_range(loaded.video), loaded.keys, loaded.captions)
+
+
+def fixed_clips(
+    config: DataConfig, *, stride: float, limit: int | None = None, skips: SkipLog | None = None
+) -> Iterator[Clip]:
+    """The clips that start at 0, stride, 2 stride, ... seconds of every sample, always the same in the same order.
+
+    Args:
+        config: where the samples lie and what a clip is.
+        stride: seconds between two starts; clips overlap where it is shorter than a clip.
+        limit: at most this many clips, spread evenly over all of them.
+        skips: counts and lists what cannot be used.
+
+    Raises:
+        UserError: nothing usable at `config.path`, or too many samples that cannot be read.
+    """
+    skips = skips if skips is not None else SkipLog()
+    reader = _open(config, skips)
+    places = [place for number in range(len(reader.samples)) for place in reader.starts(number, stride)]
+    if limit is not None and limit < len(places):
+        places = [places[index * len(places) // limit] for index in range(limit)]
+    for loaded in _loader(_FixedClips(reader, places), range(len(places)), config.num_workers):
+        if isinstance(loaded, Skip):
+            skips.failed(loaded)
+        else:
+            skips.succeeded()
+            yield Clip(to_unit_range(loaded.video), loaded.key, loaded.caption, loaded.start)
+        skips.check()
+
+
+def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
+    # A generator of its own: without one, DataLoader draws a seed from the global generator.
+    return iter(
+        DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers, generator=torch.Generator())
+    )
+
+
+def _open(config: DataConfig, skips: SkipLog) -> "_ClipReader":
+    stores = find_stores(config.path, skips.filtered)
+    samples = []
+    for sample in list_samples(stores, config.filters, skips.filtered):
+        problem = _unsuitable(sample, config)
+        if problem is None:
+            samples.append(sample)
+        else:
+            skips.filtered(Skip(sample.name, *problem))
+    if not samples:
+        raise UserError(f"{config.path}: no usable sample ({skips.summary() or 'empty'})")
+    if skips.counts:
+        logger.warning("%s: %d samples, left out: %s", config.path, len(samples), skips.summary())
+    return _ClipReader(config, stores, samples)
+
+
+def _unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
+    """Why a sample cannot give a clip as configured: cause and detail; None when it can."""
+    height, width = config.size
+    if sample.height < height or sample.width < width:
+        return "too small", f"{sample.height}x{sample.width}, wanted at least {height}x{width}"
+    if config.num_frames == 1:
+        return None
+    if sample.is_image:
+        return "an image", "clips have several frames"
+    if sample.fps < config.fps * 0.99:
+        return "fps too low", f"{sample.fps:.3g} frames per second, wanted {config.fps:g}"
+    if _last_start(sample, config) < 0:
+        return "too short", f"{sample.duration:.2f} s, wanted {config.span + 1 / sample.fps:.2f} s"
+    return None
+
+
+def _last_start(sample: Sample, config: DataConfig) -> float:
+    """The latest time at which a clip can start (seconds; negative: the sample is too short)."""
+    if sample.is_image:
+        return 0.0
+    return sample.duration - 1 / sample.fps - config.span + 1e-6
+
+
+@dataclass
+class _LoadedClip:
+    video: Tensor
+    key: str
+    caption: str
+    start: float
+
+
+@dataclass
+class _LoadedBatch:
+    video: Tensor
+    keys: list[str]
+    captions: list[str]
+    skips: list[Skip]
+
+
+@dataclass
+class _ClipReader:
+    """Decodes one clip of one sample; travels to the worker processes."""
+
+    config: DataConfig
+    stores: list[Store]
+    samples: list[Sample]
+
+    def starts(self, number: int, stride: float) -> list[tuple[int, float]]:
+        """(sample number, start) of the clips `stride` seconds apart."""
+        last = _last_start(self.samples[number], self.config)
+        return [(number, step * stride) for step in range(int(last / stride) + 1)]
+
+    def random_start(self, number: int, generator: np.random.Generator) -> float:
+        """A start on the video's own frames, so that rates which divide its rate give evenly spaced frames."""
+        sample = self.samples[number]
+        if sample.is_image:
+            return 0.0
+        choices = int(_last_start(sample, self.config) * sample.fps) + 1
+        return int(generator.integers(max(1, choices))) / sample.fps
+
+    def read(self, number: int, start: float) -> _LoadedClip | Skip:
+        sample, config = self.samples[number], self.config
+        store = self.stores[sample.store]
+        try:
+            suffix, source = store.media(sample.key)
+            if f".{suffix}" in IMAGE_SUFFIXES:
+                video = read_image(source, size=config.size)
+            else:
+                video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
+            return _LoadedClip(video, sample.name, sample.caption or store.caption(sample.key), start)
+        except VideoError as error:
+            return Skip(sample.name, error.cause, str(error))
+        except OSError as error:
+            return Skip(sample.name, "unreadable file", str(error))
+
+
+class _TrainingBatches(Dataset[_LoadedBatch]):
+    """Batch number -> batch; see the module's docstring."""
+
+    def __init__(self, reader: _ClipReader, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self.reader = reader
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        counts = np.bincount([sample.store for sample in reader.samples], minlength=len(reader.stores))
+        self.shard_sizes: list[int] = counts.tolist()
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, batch: int) -> _LoadedBatch:
+        clips: list[_LoadedClip] = []
+        skips: list[Skip] = []
+        for place in range(self.batch_size):
+            clip = self._first_readable(batch * self.batch_size + place, skips)
+            if clip is None:
+                break
+            clips.append(clip)
+        video = torch.stack([clip.video for clip in clips]) if clips else torch.empty(0)
+        return _LoadedBatch(video, [clip.key for clip in clips], [clip.caption for clip in clips], skips)
+
+    def _first_readable(self, turn: int, skips: list[Skip]) -> _LoadedClip | None:
+        for attempt in range(_MAX_ATTEMPTS):
+            epoch, number = self._sample_at(turn + attempt)
+            generator = np.random.default_rng((self.seed, epoch, number, attempt))
+            clip = self.reader.read(number, self.reader.random_start(number, generator))
+            if not isinstance(clip, Skip):
+                return clip
+            skips.append(clip)
+        return None
+
+    def _sample_at(self, turn: int) -> tuple[int, int]:
+        """(epoch, sample number) of this rank's `turn`-th clip."""
+        batch, place = divmod(turn, self.batch_size)
+        slot = (batch * self.world_size + self.rank) * self.batch_size + place
+        epoch, position = divmod(slot, len(self.reader.samples))
+        if epoch not in self._orders:
+            # A batch reaches into the next epoch at most, so two orders are all that is needed at a time.
+            self._orders = {past: order for past, order in self._orders.items() if past == epoch - 1}
+            self._orders[epoch] = epoch_order(self.shard_sizes, self.seed, epoch, self.reader.config.shuffle_shards)
+        return epoch, int(self._orders[epoch][position])
+
+
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
+    """A permutation of all samples: shards in random order, the samples of `shuffle_shards` neighbours mixed."""
+    generator = np.random.default_rng((seed, epoch))
+    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
+    shards = generator.permutation(len(shard_sizes))
+    blocks = [shards[first : first + shuffle_shards] for first in range(0, len(shards), shuffle_shards)]
+    return np.concatenate(
+        [
+            generator.permutation(np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block]))
+            for block in blocks
+        ]
+    )
+
+
+class _FixedClips(Dataset[_LoadedClip | Skip]):
+    def __init__(self, reader: _ClipReader, places: list[tuple[int, float]]) -> None:
+        self.reader = reader
+        self.places = places
+
+    def __getitem__(self, index: int) -> _LoadedClip | Skip:
+        return self.reader.read(*self.places[index])

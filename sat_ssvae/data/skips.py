@@ -1,0 +1,101 @@
+"""What could not be used, counted by cause and listed in a file: nothing is lost silently, nothing stops a run alone."""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One thing left out: which, a short category, and the details."""
+
+    source: str
+    cause: str
+    detail: str
+
+    def to_json(self, **more: object) -> str:
+        """One line of a skipped.jsonl."""
+        return json.dumps({**asdict(self), **more}) + "\n"
+
+
+class SkipLog:
+    """Counts skips by cause, appends each new one to a file, and stops a run that reads too many broken samples.
+
+    Args:
+        path: the skipped.jsonl to append to; None only counts. Several ranks may share it.
+        max_share: share of failed reads above which `check` raises, 0..1.
+        min_reads: reads before the share means anything.
+    """
+
+    def __init__(self, path: Path | None = None, *, max_share: float = 0.1, min_reads: int = 50) -> None:
+        self.path = path
+        self.max_share = max_share
+        self.min_reads = min_reads
+        self.counts: Counter[str] = Counter()
+        self.reads = 0
+        self.failures = 0
+        self._known = _known_skips(path)
+
+    def filtered(self, skip: Skip) -> None:
+        """Note a sample that the configuration leaves out (too short, out of a filter's range, broken meta line)."""
+        self.counts[skip.cause] += 1
+        self._list(skip)
+
+    def failed(self, skip: Skip) -> None:
+        """Note a read that failed."""
+        self.reads += 1
+        self.failures += 1
+        self.filtered(skip)
+
+    def succeeded(self, clips: int = 1) -> None:
+        """Note reads that went well."""
+        self.reads += clips
+
+    def check(self) -> None:
+        """Raise UserError, naming the causes, when more than `max_share` of the reads failed."""
+        if self.reads >= self.min_reads and self.failures > self.max_share * self.reads:
+            where = f", listed in {self.path}" if self.path else ""
+            raise UserError(
+                f"{self.failures} of {self.reads} clips could not be read ({self.summary()}){where}: repair or remove them"
+            )
+
+    def summary(self) -> str:
+        """The causes with their counts, most frequent first."""
+        return ", ".join(f"{count} {cause}" for cause, count in self.counts.most_common())
+
+    def _list(self, skip: Skip) -> None:
+        if (skip.source, skip.cause) in self._known:
+            return
+        self._known.add((skip.source, skip.cause))
+        logger.debug("skipped %s: %s (%s)", skip.source, skip.cause, skip.detail)
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(skip.to_json())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+
+def printable(name: str) -> str:
+    """File names are bytes; what is not UTF-8 in them is written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def read_skips(path: Path) -> list[dict[str, object]]:
+    """The whole lines of a skipped.jsonl; a last line that a killed process left half-written is passed over."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def _known_skips(path: Path | None) -> set[tuple[str, str]]:
+    if path is None:
+        return set()
+    return {(str(skip["source"]), str(skip["cause"])) for skip in read_skips(path)}
