@@ -9,6 +9,7 @@ themselves and ranges are checked when the object is built.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -41,6 +42,9 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         UserError: the file is missing or not YAML, or a key or value does not fit (named in the message).
     """
     path = Path(path)
+    for override in overrides:
+        if not re.match(r"\w+(\.\w+)*=", override):
+            raise UserError(f"`{_one_line(override)}`: expected key=value, for example max_steps=1000")
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
