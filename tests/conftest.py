@@ -1,4 +1,4 @@
-"""Every test starts from the same random state; property tests may take the time that a busy machine needs."""
+"""Every test starts from the same random state; property tests get the time that a busy machine needs."""
 
 import pytest
 import torch
