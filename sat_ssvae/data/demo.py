@@ -2,7 +2,8 @@
 
     demo = prepare_demo(Path("demo"), resolution=64)
 
-Of every minute (of a shorter clip: of its length) the last fifth is held out, with a second left out on both sides.
+Of every minute (of a shorter clip: of its length) the last fifth is held out; a second on both sides is
+left out.
 """
 
 import logging
@@ -25,7 +26,7 @@ PERIOD = 60.0
 HELDOUT_SHARE = 0.2
 GAP = 1.0
 MIN_HELDOUT = 1.5
-"""Seconds: a part shorter than this holds no clip worth scoring, so that a short clip is for training only."""
+"""Seconds; a part shorter than this holds no clip worth scoring, so a short clip is for training only."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def prepare_demo(
 
 
 def split_by_time(first: float, last: float) -> Iterator[tuple[float, float, bool]]:
-    """Cut [first, last) seconds into (start, end, held out) parts that stay `GAP` seconds away from the other kind."""
+    """Cut [first, last) seconds into (start, end, held out) parts, `GAP` seconds between the two kinds."""
     start = first
     while start < last:
         period = min(PERIOD, last - start)

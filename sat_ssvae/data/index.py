@@ -1,7 +1,7 @@
-"""Where samples lie: shards and folders are listed from their meta files, a sample's bytes are read at random.
+"""Where samples lie: shards are listed from their meta files, a sample's bytes are read at random.
 
-The listing is a chain of generators over plain records (the lines of the meta files); a record that cannot be used
-goes to `on_skip` and the chain goes on.
+The listing is a chain of generators over plain records (the lines of the meta files); a record that cannot
+be used goes to `on_skip` and the chain goes on.
 """
 
 import json
@@ -27,12 +27,13 @@ _TAR_BLOCK = 512
 _SIZE_FIELDS = ("duration", "fps", "width", "height")
 
 Record = dict[str, Any]
+Ranges = Mapping[str, tuple[float | None, float | None]]
 OnSkip = Callable[[Skip], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One video or image: the index of its store, its key there, and what its meta line says (seconds, 1/s, pixels)."""
+    """One video or image: number of its store, key there, and what its meta line says (seconds, pixels)."""
 
     store: int
     key: str
@@ -137,7 +138,11 @@ Store = TarStore | FolderStore
 def media_files(folder: Path) -> Iterator[Path]:
     """Files below `folder` whose suffix says video or image; hidden ones left out."""
     for path in folder.rglob("*"):
-        if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+        if (
+            path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+            and path.is_file()
+        ):
             yield path
 
 
@@ -159,7 +164,9 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip) -> list[Store]:
             stores.append(TarStore(path))
         else:
             problem = "is not a .tar file" if path.exists() else "does not exist"
-            raise UserError(f"{path} {problem}: give a folder of shards or of videos, a .tar, or a pattern like a-{{000..009}}.tar")
+            raise UserError(
+                f"{path} {problem}: give a folder of shards or videos, a .tar, or a pattern (a-{{0..9}}.tar)"
+            )
     return stores
 
 
@@ -174,13 +181,13 @@ def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
         return [TarStore(tar) for tar in tars]
     if next(media_files(folder), None) is None:
         raise UserError(f"{folder} holds neither .tar shards nor videos")
-    logger.info("%s: a folder of videos, each is probed now; `sat-ssvae pack` makes shards that start faster", folder)
+    logger.info(
+        "%s: a folder of videos, each is probed now; `sat-ssvae pack` makes shards that start faster", folder
+    )
     return [FolderStore(folder)]
 
 
-def list_samples(
-    stores: Sequence[Store], ranges: Mapping[str, tuple[float | None, float | None]], on_skip: OnSkip
-) -> Iterator[Sample]:
+def list_samples(stores: Sequence[Store], ranges: Ranges, on_skip: OnSkip) -> Iterator[Sample]:
     """Every sample of the stores whose meta fields lie in `ranges`, in a fixed order."""
     for number, store in enumerate(stores):
         records = complete(store, read_records(store, on_skip), on_skip)
@@ -214,7 +221,7 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
         if isinstance(store, TarStore):
             logger.warning("%s: no %s beside it, so every sample is probed now", store.path, meta.name)
         try:
-            yield from (({"key": key}, f"{store.name}/{key}") for key in store.keys())
+            yield from (({"key": key}, f"{store.name}/{key}") for key in store.keys())  # noqa: SIM118 - a store is no dict
         except VideoError as error:
             on_skip(Skip(str(store.path), error.cause, str(error)))
         return
@@ -245,7 +252,12 @@ def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterat
                 found = {"duration": 0.0, "fps": 0.0, "width": image.width, "height": image.height}
             else:
                 info = probe(source)
-                found = {"duration": info.duration, "fps": info.fps, "width": info.width, "height": info.height}
+                found = {
+                    "duration": info.duration,
+                    "fps": info.fps,
+                    "width": info.width,
+                    "height": info.height,
+                }
         except VideoError as error:
             on_skip(Skip(printable(f"{store.name}/{record['key']}"), error.cause, str(error)))
             continue
@@ -253,9 +265,12 @@ def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterat
 
 
 def in_ranges(
-    records: Iterable[Record], ranges: Mapping[str, tuple[float | None, float | None]], store: str, on_skip: OnSkip
+    records: Iterable[Record],
+    ranges: Ranges,
+    store: str,
+    on_skip: OnSkip,
 ) -> Iterator[Record]:
-    """Stage: records whose fields lie in the given (lowest, highest) ranges, both ends included, None for open."""
+    """Stage: records whose fields lie in the (lowest, highest) ranges, ends included; None is open."""
     for record in records:
         for name, (lowest, highest) in ranges.items():
             value = record.get(name)

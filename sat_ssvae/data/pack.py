@@ -2,12 +2,13 @@
 
     report = pack(Path("videos"), Path("shards"), PackConfig(max_short_side=256, segment_seconds=10))
 
-writes NAME-000000.tar, NAME-000001.tar, ... each with KEY.mp4 (or .jpg, .png) and KEY.id per sample, and beside each
-tar a NAME-000000.meta.jsonl with one JSON per sample: key, duration (s), fps, frames, width, height, source, caption.
-An interrupted run continues with the first unfinished shard; what could not be used is listed in skipped.jsonl.
+writes NAME-000000.tar, NAME-000001.tar, ... each with KEY.mp4 (or .jpg, .png) and KEY.id per sample, and
+beside each tar a NAME-000000.meta.jsonl with one JSON per sample: key, duration (s), fps, frames, width,
+height, source, caption. An interrupted run continues with the first unfinished shard; what could not be
+used is listed in skipped.jsonl.
 """
 
-import csv
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from pydantic import Field
 from webdataset.writer import TarWriter
@@ -28,10 +28,10 @@ from webdataset.writer import TarWriter
 from ..config import Config, fingerprint
 from ..errors import UserError
 from ..progress import progress_bar
-from .skips import Skip, printable, read_skips
+from .inputs import PackItem, list_items
+from .skips import Skip, read_skips
 from .video_io import (
     IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
     VideoError,
     VideoInfo,
     encode_h264,
@@ -46,7 +46,6 @@ from .video_io import (
 
 logger = logging.getLogger(__name__)
 
-SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".jsonl", ".csv", ".md"})
 SKIPPED_FILE = "skipped.jsonl"
 _PLAN_FILE = "pack.json"
 _HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
@@ -77,17 +76,6 @@ class PackConfig(Config):
 
 
 @dataclass(frozen=True)
-class PackItem:
-    """One input: a file, or its part from `start` to `end` seconds. `id` names it in the shards and in skipped.jsonl."""
-
-    path: Path
-    id: str
-    caption: str = ""
-    start: float = 0.0
-    end: float | None = None
-
-
-@dataclass(frozen=True)
 class PackReport:
     """What lies in the output folder, earlier runs' shards included. `skipped` counts by cause."""
 
@@ -107,85 +95,32 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
     """Convert `inputs` to shards in the folder `output`.
 
     Args:
-        inputs: a folder (searched recursively; NAME.txt beside a video is its caption), a CSV file with the columns
-            path and optionally caption, start, end (seconds), or a list of files or `PackItem`s.
+        inputs: a folder (searched recursively; NAME.txt beside a video is its caption), a CSV file with the
+            columns path and optionally caption, start, end (seconds), or a list of files or `PackItem`s.
+        output: made if it does not exist; holds nothing but this pack.
+        config: what to change on the way, and how many samples make a shard.
 
     Raises:
-        UserError: no such input, a malformed CSV, nothing usable in it, an output folder that holds another pack, no space left.
+        UserError: no such input, a malformed CSV, nothing usable in it, an output folder that holds another
+            pack, no space left.
     """
-    items = _items(inputs)
+    items = list_items(inputs)
     if not items:
-        raise UserError(
-            f"{inputs}: no video or image in it (known suffixes: {' '.join(sorted(VIDEO_SUFFIXES))})"
-        )
+        raise UserError(f"{inputs}: no video or image in it")
     try:
         output.mkdir(parents=True, exist_ok=True)
         segments = _plan(items, output, config)
         _write_shards(segments, output, config)
     except OSError as error:
         raise UserError(
-            f"{error.filename or output}: {error.strerror or error}; finished shards are kept, run the same command again to go on"
+            f"{error.filename or output}: {error.strerror or error}; "
+            "finished shards are kept, run the same command again to go on"
         ) from None
     return _report(inputs, output, config)
 
 
-def _items(inputs: Path | Sequence[Path | PackItem]) -> list[PackItem]:
-    if isinstance(inputs, Path):
-        if inputs.is_dir():
-            return list(_folder_items(inputs))
-        if not inputs.exists():
-            raise UserError(f"{inputs}: no such file or folder")
-        if inputs.suffix.lower() == ".csv":
-            return list(_csv_items(inputs))
-        return [PackItem(inputs, inputs.name)]
-    return [item if isinstance(item, PackItem) else PackItem(item, item.name) for item in inputs]
-
-
-def _folder_items(folder: Path) -> Iterator[PackItem]:
-    for path in sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-    ):
-        if path.suffix.lower() in SIDECAR_SUFFIXES:
-            continue
-        sidecar = path.with_suffix(".txt")
-        caption = sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
-        yield PackItem(path, printable(str(path.relative_to(folder))), caption)
-
-
-def _csv_items(table: Path) -> Iterator[PackItem]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            known = {"path", "caption", "start", "end"}
-            if (
-                rows.fieldnames is None
-                or "path" not in rows.fieldnames
-                or not known.issuperset(rows.fieldnames)
-            ):
-                raise UserError(f"{table}: the first line must name the columns path[,caption][,start][,end]")
-            for row in rows:
-                yield _csv_item(table, row, f"{table}, line {rows.line_num}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: not a CSV file in UTF-8 ({error})") from None
-
-
-def _csv_item(table: Path, row: dict[str | Any, str | Any], place: str) -> PackItem:
-    if None in row or not row["path"]:
-        raise UserError(
-            f"{place}: expected a path and at most one value per column (quote captions with commas)"
-        )
-    try:
-        start = float(row.get("start") or 0)
-        end = float(row["end"]) if row.get("end") else None
-    except ValueError:
-        raise UserError(f"{place}: start and end must be seconds") from None
-    if not 0 <= start < (end if end is not None else float("inf")):
-        raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")
-    return PackItem(table.parent / row["path"], printable(row["path"]), row.get("caption") or "", start, end)
-
-
 def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackItem]:
-    """The samples to make, in order. Kept on disk, so that a resumed run makes the same ones without probing again."""
+    """The samples to make, in order. Kept on disk, so that a resumed run does not probe again."""
     contents = [
         [
             item.id,
@@ -244,7 +179,7 @@ def _cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]]
     if count == 1:
         return [(item.start, item.end)]
     edges = [item.start + (end - item.start) * step / count for step in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) -> None:
@@ -253,7 +188,11 @@ def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) ->
     starts = range(0, len(segments), config.samples_per_shard)
     finished = _finished_shards(segments, output, config)
     todo = [shard for shard in range(len(starts)) if shard not in finished]
-    kept = [line for line in read_skips(output / SKIPPED_FILE) if line["shard"] is None or line["shard"] in finished]
+    kept = [
+        line
+        for line in read_skips(output / SKIPPED_FILE)
+        if line["shard"] is None or line["shard"] in finished
+    ]
     _replace_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def members(shard: int) -> range:
@@ -300,7 +239,7 @@ def _write_shard(
     if not records:
         partial.unlink()
         return
-    os.replace(partial, tar)
+    partial.replace(tar)
     _replace_text(meta, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
@@ -352,7 +291,7 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes, VideoI
     return data, probe(data)
 
 
-def _scaled_frames(path: Path, times: list[float], size: tuple[int, int]) -> Iterator[VideoFrame]:
+def _scaled_frames(path: Path, times: list[float], size: tuple[int, int]) -> Iterator[np.ndarray]:
     scaler = VideoReformatter()
     with open_video(path) as (container, stream):
         pictures = nearest_frames(container, stream, times, path)
@@ -367,13 +306,13 @@ def _scaled_frames(path: Path, times: list[float], size: tuple[int, int]) -> Ite
                 ):
                     return
                 raise
-            yield VideoFrame.from_ndarray(np.ascontiguousarray(upright_rgb(picture, size, scaler)), "rgb24")
+            yield upright_rgb(picture, size, scaler)
 
 
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """`pool.map` that holds at most `ahead` results, so that a slow item does not let finished ones pile up."""
+    """`pool.map` with at most `ahead` results waiting, so that behind a slow item they do not pile up."""
     pending: deque[Future[R]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -404,7 +343,7 @@ def _shard_paths(output: Path, config: PackConfig, shard: int) -> tuple[Path, Pa
 def _replace_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:

@@ -3,11 +3,11 @@
     batches = training_batches(DataConfig(path="shards"), batch_size=8, seed=0)
     clips = fixed_clips(DataConfig(path="heldout"), stride=0.5)
 
-Which sample fills which place of which batch is computed from the meta files alone, before anything is decoded:
-place p of the endless stream holds sample `order(epoch)[p mod N]` of epoch p // N, and rank r of W takes batch after
-batch of places in turn. So a batch depends on its number, the seed and the rank only, not on the number of workers,
-and a run continues at any batch without decoding what came before. A sample that cannot be read is replaced by the
-next one of the same rank.
+Which sample fills which place of which batch is computed from the meta files alone, before anything is
+decoded: place p of the endless stream holds sample `order(epoch)[p mod N]` of epoch p // N, and rank r of W
+takes batch after batch of places in turn. So a batch depends on its number, the seed and the rank only, not
+on the number of workers, and a run continues at any batch without decoding what came before. A sample that
+cannot be read is replaced by the next one of the same rank.
 """
 
 import logging
@@ -37,15 +37,15 @@ class DataConfig(Config):
     """Which clips to read, and how."""
 
     path: str | tuple[str, ...]
-    """A folder of .tar shards or of videos, a .tar, a brace pattern (clips-{000000..000099}.tar), or a list of these."""
+    """A folder of .tar shards or of videos, a .tar, a pattern (a-{000..099}.tar), or a list of these."""
     num_frames: int = Field(default=17, ge=1)
     """Frames in a clip, 4k + 1; 1 reads images and single frames."""
     fps: float = Field(default=8.0, gt=0, le=240)
     """Frames per second of a clip; videos slower than this are left out."""
     resolution: int | tuple[int, int] = 256
-    """Pixels: one number for squares, or [height, width]. Frames are scaled to cover it and cropped at the centre."""
-    filters: dict[str, tuple[float | None, float | None]] = {}
-    """Meta field -> [lowest, highest], null for an open end; samples outside, or without the field, are left out."""
+    """Pixels, one number or [height, width]; frames are scaled to cover it and cropped at the centre."""
+    filters: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
+    """Meta field: [lowest, highest], null for an open end. Samples outside or without it are left out."""
     shuffle_shards: int = Field(default=64, gt=0)
     """Shards whose samples are shuffled among each other; fewer read the disk more in order."""
     num_workers: int = Field(default=1, ge=0)
@@ -78,7 +78,7 @@ class DataConfig(Config):
 
 @dataclass(frozen=True)
 class Batch:
-    """`video` float32 `B C T H W` in [-1, 1]; keys name the samples, captions are empty where there is none."""
+    """`video` float32 `B C T H W` in [-1, 1]; `keys` name samples; a caption may be empty."""
 
     video: Tensor
     keys: list[str]
@@ -107,7 +107,16 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Endless shuffled batches with a random clip of each sample, continuing at batch number `start_batch`.
 
-    Within an epoch each sample goes to one rank. `batch_size` is that of one rank.
+    Within an epoch each sample goes to one rank.
+
+    Args:
+        config: where the samples lie and what a clip is.
+        batch_size: clips in a batch of one rank.
+        seed: decides order and clip positions; the same on all ranks.
+        rank: number of this process.
+        world_size: number of processes.
+        start_batch: batches that earlier runs of this rank took.
+        skips: counts and lists what cannot be used.
 
     Raises:
         UserError: nothing usable at `config.path`, or too many samples that cannot be read.
@@ -121,14 +130,16 @@ def training_batches(
         skips.succeeded(len(loaded.keys))
         skips.check()
         if len(loaded.keys) < batch_size:
-            raise UserError(f"{config.path}: {_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})")
+            raise UserError(
+                f"{config.path}: {_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})"
+            )
         yield Batch(to_unit_range(loaded.video), loaded.keys, loaded.captions)
 
 
 def fixed_clips(
     config: DataConfig, *, stride: float, limit: int | None = None, skips: SkipLog | None = None
 ) -> Iterator[Clip]:
-    """The clips that start at 0, stride, 2 stride, ... seconds of every sample, always the same in the same order.
+    """The clips that start at 0, stride, 2 stride, ... seconds of every sample, always in the same order.
 
     Args:
         config: where the samples lie and what a clip is.
@@ -156,7 +167,9 @@ def fixed_clips(
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
     # A generator of its own: without one, DataLoader draws a seed from the global generator.
     return iter(
-        DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers, generator=torch.Generator())
+        DataLoader(
+            source, batch_size=None, sampler=indices, num_workers=num_workers, generator=torch.Generator()
+        )
     )
 
 
@@ -229,7 +242,7 @@ class _ClipReader:
         return [(number, step * stride) for step in range(int(last / stride) + 1)]
 
     def random_start(self, number: int, generator: np.random.Generator) -> float:
-        """A start on the video's own frames, so that rates which divide its rate give evenly spaced frames."""
+        """A start on one of the video's frames, so that a rate which divides its rate gives even steps."""
         sample = self.samples[number]
         if sample.is_image:
             return 0.0
@@ -244,7 +257,9 @@ class _ClipReader:
             if f".{suffix}" in IMAGE_SUFFIXES:
                 video = read_image(source, size=config.size)
             else:
-                video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
+                video = read_clip(
+                    source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size
+                )
             return _LoadedClip(video, sample.name, sample.caption or store.caption(sample.key), start)
         except VideoError as error:
             return Skip(sample.name, error.cause, str(error))
@@ -294,19 +309,23 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
         if epoch not in self._orders:
             # A batch reaches into the next epoch at most, so two orders are all that is needed at a time.
             self._orders = {past: order for past, order in self._orders.items() if past == epoch - 1}
-            self._orders[epoch] = epoch_order(self.shard_sizes, self.seed, epoch, self.reader.config.shuffle_shards)
+            self._orders[epoch] = epoch_order(
+                self.shard_sizes, self.seed, epoch, self.reader.config.shuffle_shards
+            )
         return epoch, int(self._orders[epoch][position])
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
-    """A permutation of all samples: shards in random order, the samples of `shuffle_shards` neighbours mixed."""
+    """A permutation of all samples: shards in random order, those of `shuffle_shards` neighbours mixed."""
     generator = np.random.default_rng((seed, epoch))
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
     shards = generator.permutation(len(shard_sizes))
     blocks = [shards[first : first + shuffle_shards] for first in range(0, len(shards), shuffle_shards)]
     return np.concatenate(
         [
-            generator.permutation(np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block]))
+            generator.permutation(
+                np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block])
+            )
             for block in blocks
         ]
     )

@@ -1,10 +1,11 @@
-"""What could not be used, counted by cause and listed in a file: nothing is lost silently, nothing stops a run alone."""
+"""What could not be used, counted by cause and listed in a file, so that nothing is lost silently."""
 
 import json
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -25,7 +26,7 @@ class Skip:
 
 
 class SkipLog:
-    """Counts skips by cause, appends each new one to a file, and stops a run that reads too many broken samples.
+    """Counts skips by cause, appends each new one to a file, stops a run that reads too many broken samples.
 
     Args:
         path: the skipped.jsonl to append to; None only counts. Several ranks may share it.
@@ -43,7 +44,7 @@ class SkipLog:
         self._known = _known_skips(path)
 
     def filtered(self, skip: Skip) -> None:
-        """Note a sample that the configuration leaves out (too short, out of a filter's range, broken meta line)."""
+        """Note a sample that is left out unread (too short, out of a filter's range, broken meta line)."""
         self.counts[skip.cause] += 1
         self._list(skip)
 
@@ -62,7 +63,8 @@ class SkipLog:
         if self.reads >= self.min_reads and self.failures > self.max_share * self.reads:
             where = f", listed in {self.path}" if self.path else ""
             raise UserError(
-                f"{self.failures} of {self.reads} clips could not be read ({self.summary()}){where}: repair or remove them"
+                f"{self.failures} of {self.reads} clips could not be read ({self.summary()}){where}: "
+                "repair or remove them"
             )
 
     def summary(self) -> str:
@@ -89,8 +91,8 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def read_skips(path: Path) -> list[dict[str, object]]:
-    """The whole lines of a skipped.jsonl; a last line that a killed process left half-written is passed over."""
+def read_skips(path: Path) -> list[dict[str, Any]]:
+    """The lines of a skipped.jsonl; one that a killed process left half-written is passed over."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
@@ -98,4 +100,4 @@ def read_skips(path: Path) -> list[dict[str, object]]:
 def _known_skips(path: Path | None) -> set[tuple[str, str]]:
     if path is None:
         return set()
-    return {(str(skip["source"]), str(skip["cause"])) for skip in read_skips(path)}
+    return {(skip["source"], skip["cause"]) for skip in read_skips(path)}

@@ -3,8 +3,8 @@
     info = probe(path)
     clip = read_clip(path, start=1.5, num_frames=17, fps=8, size=(256, 256))     # uint8 C T H W
 
-A source is a path or the file's bytes. Sizes are (height, width) as displayed: rotation and non-square pixels are
-applied. Everything wrong with a file is a `VideoError`, whose `cause` is a short category to count by.
+A source is a path or the file's bytes. Sizes are (height, width) as displayed: rotation and non-square pixels
+are applied. Everything wrong with a file is a `VideoError`, whose `cause` is a short category to count by.
 """
 
 import io
@@ -36,7 +36,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
-# Demuxers of real video files. Without this list FFmpeg also opens text ("ansi art") and playlists that name other files.
+# Demuxers of real video files. Without this list FFmpeg also opens text (as "ansi art") and playlists.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
 _BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrix coefficients, ITU-T H.273 table 4
 
@@ -45,8 +45,9 @@ class VideoError(UserError):
     """A file that cannot be used.
 
     Attributes:
-        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
-            "truncated", "too short", "too small", "too large", "no timestamps", "not an image".
+        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding
+        error",
+            "truncated", "too short", "too large", "no timestamps", "not an image".
     """
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -155,43 +156,43 @@ def to_unit_range(video: Tensor) -> Tensor:
 
 
 def to_uint8(video: Tensor) -> Tensor:
-    """float [-1, 1] (clamped) to uint8 0..255; the inverse of `to_unit_range`."""
+    """Floats in [-1, 1] (clamped) to uint8 0..255; the inverse of `to_unit_range`."""
     return video.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def write_video(path: Path, video: Tensor, fps: float) -> None:
-    """Write `C T H W` in [-1, 1] as H.264 (yuv420p, crf 12). An odd size is padded by repeating its last row or column.
+    """Write `C T H W` in [-1, 1] as H.264 (yuv420p, crf 12).
 
-    The file appears under its name only when it is complete.
+    An odd height or width is made even by repeating the last row or column. The file appears under its name
+    only when it is complete.
 
     Raises:
         UserError: the file cannot be written (no such folder, disk full).
     """
     pictures = to_uint8(video).permute(1, 2, 3, 0).cpu().numpy()
-    data = encode_h264((VideoFrame.from_ndarray(picture, "rgb24") for picture in pictures), fps, crf=12)
+    data = encode_h264(pictures, fps, crf=12)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def encode_h264(
-    frames: Iterable[VideoFrame], fps: float, *, crf: int, keyframe_interval: float = 1.0
+    pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyframe_interval: float = 1.0
 ) -> bytes:
-    """Encode RGB frames (all of one size) as an mp4 file with a key frame every `keyframe_interval` seconds.
+    """Encode uint8 RGB pictures `H W C` of one size as an mp4 file with a key frame every `keyframe_interval` s.
 
-    No B-frames and short groups: a reader that seeks decodes little. One thread: the packer runs several encoders.
+    No B-frames: a reader that seeks decodes little. One thread: the packer runs several encoders.
     """
     rate = Fraction(fps).limit_denominator(60000)
     file = io.BytesIO()
     scaler = VideoReformatter()
     with av.open(file, "w", format="mp4") as container:
         stream: VideoStream | None = None
-        for index, frame in enumerate(frames):
-            frame = _even(frame)
+        for index, frame in enumerate(map(_even_frame, pictures)):
             if stream is None:
                 stream = container.add_stream(
                     "libx264", rate=rate, options={"crf": str(crf), "preset": "fast"}
@@ -226,8 +227,9 @@ def nearest_frames(
     """For each of the ascending `times` (seconds from the first frame), the decoded frame nearest to it.
 
     Raises:
-        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when the header
-            promised that frame.
+        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when
+        the
+            header promised that frame.
     """
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
     step = float(1 / stream.average_rate) if stream.average_rate else 0.04
@@ -292,7 +294,7 @@ def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatte
 
 @contextmanager
 def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The opened container and its first video stream; FFmpeg's errors inside the block become `VideoError`s."""
+    """The opened container and its first video stream; FFmpeg's errors in the block become `VideoError`s."""
     _check_file(source)
     try:
         with av.open(
@@ -319,7 +321,7 @@ def _frames_from(
     if start <= 0:
         yield from _decode(container, stream, source)
         return
-    container.seek(round((start + origin) / stream.time_base), stream=stream)
+    container.seek(round((start + origin) / (stream.time_base or 1)), stream=stream)
     frames = _decode(container, stream, source)
     first = next(frames, None)
     if first is None or _time(first, origin, source) > start:
@@ -355,15 +357,14 @@ def _displayed(stream: VideoStream, frame: VideoFrame) -> Shape:
     return Shape(width, height, turns) if turns % 2 else Shape(height, width, turns)
 
 
-def _even(frame: VideoFrame) -> VideoFrame:
-    if frame.width % 2 == 0 and frame.height % 2 == 0:
-        return frame
-    padded = np.pad(frame.to_ndarray(), ((0, frame.height % 2), (0, frame.width % 2), (0, 0)), mode="edge")
-    return VideoFrame.from_ndarray(padded, "rgb24")
+def _even_frame(picture: np.ndarray) -> VideoFrame:
+    height, width, _ = picture.shape
+    padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return VideoFrame.from_ndarray(padded.astype(np.uint8, copy=False), "rgb24")
 
 
 def _default_matrix(height: int) -> int:
-    """Players take untagged HD for BT.709 and anything smaller for BT.601; so do we, and tag what we write."""
+    """Players take untagged HD for BT.709, anything smaller for BT.601; so do we, and tag what we write."""
     return _BT709 if height >= 720 else _BT601
 
 
