@@ -1,0 +1,288 @@
+"""How many times fewer steps an arm needs than the baseline, with an interval, out of noisy curves.
+
+    speed_up(results, "ssvae", "kernel_distance_real/frame").value     # 2.6: baseline's steps / ssvae's
+
+Reading a noisy curve. A score counts only when the curve supports it: single outliers are taken out by a
+running median of three (the last evaluation may fall no lower than the trend of the ones before it), the rest
+is made non-increasing by isotonic regression, and the crossing is interpolated in log steps. Both arms are
+read in the same way, so equal curves give exactly 1. When the candidate never gets there the answer is "not
+reached" and no number.
+
+The interval. Over seeds: Student's t on the log of the per-seed speed-ups (the arms share each seed's initial
+weights and noise, hence pairs). From the evaluation: every score is redrawn within its own bootstrap interval
+and everything is read again, with the same draw for all seeds because they share the held-out clips. With
+both, the wider end counts. With one seed only the second exists. Where the baseline's final score is not
+reached, the interval is taken at the candidate's own final score, which both arms have: against the steps that
+the candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against all
+steps that it trained, so that stalling early is no merit.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from .curves import PairReading, read_pair, smooth_curve, steps_to_reach
+from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
+
+__all__ = [
+    "ArmResult",
+    "ComparisonResults",
+    "CurvePoint",
+    "Estimate",
+    "SpeedUp",
+    "paired_difference",
+    "speed_up",
+    "steps_to_reach",
+]
+
+CONFIDENCE = 0.95
+EQUAL_WITHIN = 1.25
+"""Arms are called equally fast when the whole interval lies between 1 / 1.25 and 1.25."""
+FLOOR_DOMINATES = 0.5
+"""A distance measures blur when the VAE's reconstruction is more than this share of it at half training."""
+
+_Z975 = 1.959963984540054
+_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+_REDRAWS = 500
+
+IntervalSource = Literal["seeds and evaluation", "seeds", "evaluation", "none"]
+Outcome = Literal["faster", "slower", "equal", "undecided", "no interval", "undefined"]
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """Steps the baseline needs for its final score / steps the candidate needs for that score, on one metric.
+
+    value: geometric mean over seeds, None unless every seed reached it. low, high: 95 % interval, None where
+    neither seeds nor evaluation give one; a seed that did not reach the score enters it at the best score that
+    both arms have. low 0 and high infinity: open, because an arm diverged, was there at its first evaluation, or
+    the noise drowns the baseline's improvement. status "at least": the candidate had the score at its first
+    evaluation. steps: geometric means over seeds. target: the baseline's final score, mean over seeds.
+    reason: why the status is "undefined".
+    """
+
+    metric: str
+    baseline: str
+    candidate: str
+    status: Literal["measured", "at least", "not reached", "undefined"]
+    value: float | None
+    low: float | None
+    high: float | None
+    baseline_steps: float | None
+    candidate_steps: float | None
+    target: float | None
+    seeds: int
+    reached: int
+    interval_from: IntervalSource
+    floor_share: float | None
+    reason: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the interval allows to say; "equal" only when all of it is close to 1 (see EQUAL_WITHIN)."""
+        if self.status == "undefined":
+            return "undefined"
+        if self.low is None or self.high is None:
+            return "no interval"
+        if self.low > 1:
+            return "faster"
+        if self.high < 1:
+            return "slower"
+        return "equal" if self.low >= 1 / EQUAL_WITHIN and self.high <= EQUAL_WITHIN else "undecided"
+
+    @property
+    def measures_blur(self) -> bool:
+        """The VAE's own reconstruction error is most of this distance, in one of the two arms."""
+        return self.floor_share is not None and self.floor_share > FLOOR_DOMINATES
+
+
+def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: int = 0) -> SpeedUp:
+    """How many times fewer steps `candidate` needs than the baseline; `seed` draws the evaluation noise."""
+    baseline = results.baseline.name
+    pairs = [
+        (results.curve(baseline, s, metric), results.curve(candidate, s, metric))
+        for s in results.seeds
+        if results.curve(baseline, s, metric) and results.curve(candidate, s, metric)
+    ]
+    share = _floor_share(results, candidate, metric, pairs)
+
+    def undefined(reason: str) -> SpeedUp:
+        nothing = (None,) * 6
+        return SpeedUp(
+            metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, reason
+        )
+
+    if not pairs:
+        return undefined("no seed was measured in both arms")
+    readings = []
+    for base, cand in pairs:
+        reading = read_pair((_steps(base), _values(base)), (_steps(cand), _values(cand)))
+        if isinstance(reading, str):
+            return undefined(reading)
+        readings.append(reading)
+    reached = sum(reading.status != "not reached" for reading in readings)
+    low, high, interval_from = _interval(readings, _redraw(pairs, seed))
+    value = candidate_steps = None
+    if reached == len(readings):
+        value = _geometric_mean([reading.ratio for reading in readings])
+        candidate_steps = _geometric_mean([reading.candidate_steps for reading in readings])
+    status: Literal["measured", "at least", "not reached"] = "measured"
+    if reached < len(readings):
+        status = "not reached"
+    elif any(reading.status == "at least" for reading in readings):
+        status = "at least"
+    return SpeedUp(
+        metric=metric,
+        baseline=baseline,
+        candidate=candidate,
+        status=status,
+        value=value,
+        low=low,
+        high=high,
+        baseline_steps=_geometric_mean([reading.baseline_steps for reading in readings]),
+        candidate_steps=candidate_steps,
+        target=float(np.mean([reading.target for reading in readings])),
+        seeds=len(readings),
+        reached=reached,
+        interval_from=interval_from,
+        floor_share=share,
+    )
+
+
+def paired_difference(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Mean of candidate - baseline, clip by clip in the same order, with its 95 % interval (Student's t).
+
+    Raises:
+        ValueError: the two differ in length or are empty.
+    """
+    if len(candidate) != len(baseline) or not candidate:
+        raise ValueError(f"need the same clips in both arms, got {len(candidate)} and {len(baseline)}")
+    difference = np.asarray(candidate, float) - np.asarray(baseline, float)
+    mean = float(difference.mean())
+    if len(difference) == 1:
+        return Estimate(mean)
+    return Estimate(mean, *_t_interval(difference.tolist()))
+
+
+def student_t975(degrees: int) -> float:
+    """97.5 % quantile of Student's t: a table up to 10 degrees of freedom, then Cornish-Fisher expansion."""
+    if degrees <= len(_T975):
+        return _T975[degrees - 1]
+    z = _Z975
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+def _interval(
+    readings: list[PairReading], redrawn: list[list[PairReading | str]]
+) -> tuple[float | None, float | None, IntervalSource]:
+    """The wider ends of the interval over seeds and the interval over redrawn evaluations, of those there are."""
+    ends = []
+    if len(readings) > 1:
+        gaps = [reading.gap for reading in readings]
+        missed = all(math.isinf(gap) for gap in gaps) or _t_interval(gaps)[0] > 0
+        ranges = [reading.range(missed) for reading in readings]
+        ends.append((_t_of_logs([low for low, _ in ranges])[0], _t_of_logs([high for _, high in ranges])[1]))
+    if redrawn:
+        tail = (1 - CONFIDENCE) / 2
+        gaps = [np.mean([0.0 if isinstance(r, str) else r.gap for r in seeds]) for seeds in redrawn]
+        missed = sum(gap > 0 for gap in gaps) >= (1 - tail) * len(gaps)
+        # A redraw without an answer (the baseline flat by chance) says nothing: anything is possible there.
+        known = [
+            [(0.0, math.inf) if isinstance(r, str) else r.range(missed) for r in seeds] for seeds in redrawn
+        ]
+        lows = sorted(_geometric_mean([low for low, _ in seeds]) for seeds in known)
+        highs = sorted(_geometric_mean([high for _, high in seeds]) for seeds in known)
+        # Order statistics: open ends are never averaged with numbers.
+        ends.append(
+            (lows[math.floor(tail * (len(lows) - 1))], highs[math.ceil((1 - tail) * (len(highs) - 1))])
+        )
+    if not ends:
+        return None, None, "none"
+    source: IntervalSource = (
+        "evaluation" if len(readings) == 1 else "seeds and evaluation" if redrawn else "seeds"
+    )
+    return min(low for low, _ in ends), max(high for _, high in ends), source
+
+
+def _redraw(
+    pairs: list[tuple[list[CurvePoint], list[CurvePoint]]], seed: int
+) -> list[list[PairReading | str]]:
+    """Read all seeds again with every score redrawn within its interval; empty when a score has none."""
+    if any(p.low is None or p.high is None for pair in pairs for curve in pair for p in curve):
+        return []
+    rng = np.random.default_rng(seed)
+    steps = sorted({p.step for pair in pairs for curve in pair for p in curve})
+    draws = rng.standard_normal((_REDRAWS, 2, len(steps)))
+    index = {step: i for i, step in enumerate(steps)}
+    redrawn = []
+    for draw in draws:
+        seeds = []
+        for pair in pairs:
+            base, cand = (
+                [_redrawn_value(p, noise[index[p.step]]) for p in curve]
+                for curve, noise in zip(pair, draw, strict=True)
+            )
+            seeds.append(read_pair((_steps(pair[0]), base), (_steps(pair[1]), cand)))
+        redrawn.append(seeds)
+    return redrawn
+
+
+def _redrawn_value(point: CurvePoint, normal: float) -> float:
+    """A split normal: each side of the value has the width of its own half of the interval."""
+    assert point.low is not None and point.high is not None
+    side = point.high - point.value if normal > 0 else point.value - point.low
+    return point.value + normal * max(side, 0.0) / _Z975
+
+
+def _floor_share(
+    results: ComparisonResults,
+    candidate: str,
+    metric: str,
+    pairs: list[tuple[list[CurvePoint], list[CurvePoint]]],
+) -> float | None:
+    """Share of the distance at half training that a perfect generator would keep, in the worse arm."""
+    if metric.startswith("loss"):
+        return None
+    shares = []
+    for side, name in enumerate((results.baseline.name, candidate)):
+        floor = results.arm(name).floors.get(metric)
+        for pair in pairs if floor else ():
+            steps, fit = smooth_curve(_steps(pair[side]), _values(pair[side]))
+            half = float(np.interp(steps[-1] / 2, steps, fit))
+            if floor is not None and math.isfinite(half) and half > 0:
+                shares.append(max(0.0, floor.value / half))
+    return max(shares) if shares else None
+
+
+def _t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean; open at both ends when a value is not finite."""
+    if not np.isfinite(values).all():
+        return -math.inf, math.inf
+    mean = float(np.mean(values))
+    half = student_t975(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def _t_of_logs(values: list[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the geometric mean; an end of 0 or infinity stays open."""
+    if 0 in values or math.inf in values:
+        return _geometric_mean(values), _geometric_mean(values)
+    low, high = _t_interval(np.log(values).tolist())
+    return math.exp(low), math.exp(high)
+
+
+def _geometric_mean(values: list[float]) -> float:
+    if any(value == 0 for value in values):
+        return 0.0
+    return math.exp(sum(math.log(value) for value in values) / len(values))
+
+
+def _steps(curve: list[CurvePoint]) -> list[int]:
+    return [point.step for point in curve]
+
+
+def _values(curve: list[CurvePoint]) -> list[float]:
+    return [point.value for point in curve]

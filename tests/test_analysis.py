@@ -1,0 +1,405 @@
+"""Speed-ups out of noisy curves: exact answers, honest intervals, and everything that is no number."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sat_ssvae.convergence.analysis import (
+    ArmResult,
+    ComparisonResults,
+    CurvePoint,
+    Estimate,
+    paired_difference,
+    speed_up,
+    student_t975,
+)
+from sat_ssvae.errors import UserError
+
+from .comparisons import STEPS, comparison, curve_points, decay
+
+METRIC = "kernel_distance_reconstruction/frame"
+
+
+def read(baseline, candidate, *, seeds=1, width=0.0, noise=0.0, steps=STEPS, seed=0):
+    """The speed-up between two score functions of (step, seed)."""
+    rng = np.random.default_rng(seed)
+    points = []
+    for s in range(seeds):
+        for arm, score in (("stock", baseline), ("ssvae", candidate)):
+            points += curve_points(
+                arm,
+                s,
+                METRIC,
+                lambda t, score=score, s=s: score(t, s),
+                noise=noise,
+                width=width,
+                steps=steps,
+                rng=rng,
+            )
+    results = dataclasses.replace(
+        comparison([1.0], seeds=tuple(range(seeds)), metrics=[METRIC]), curves=tuple(points)
+    )
+    return speed_up(results, "ssvae", METRIC)
+
+
+class TestValue:
+    @given(st.floats(1.05, 8))
+    def test_is_the_ratio_of_steps(self, speed):
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=speed))
+        # The crossing is interpolated between evaluations, whose spacing bounds the error.
+        assert answer.value == pytest.approx(speed, rel=0.12)
+        assert answer.baseline_steps == pytest.approx(STEPS[-1])
+
+    @given(st.floats(0.1, 3), st.floats(0, 5))
+    def test_equal_curves_give_exactly_one(self, power, floor):
+        def score(t, _):
+            return decay(t, power=power, floor=floor)
+
+        answer = read(score, score)
+        assert (answer.status, answer.value) == ("measured", 1.0)
+
+    @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=12, unique=True))
+    def test_equal_noisy_curves_give_exactly_one_or_no_improvement(self, scores):
+        steps = range(100, 100 * len(scores) + 1, 100)
+        score = dict(zip(steps, scores, strict=True))
+        answer = read(lambda t, _: score[t], lambda t, _: score[t], steps=steps)
+        assert answer.value == 1.0 or answer.reason == "the baseline does not improve on its first evaluation"
+
+    def test_is_the_geometric_mean_over_seeds(self):
+        answer = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=(2.0, 4.0)[s]), seeds=2)
+        each = [read(lambda t, _: decay(t), lambda t, _, v=v: decay(t, speed=v)).value for v in (2.0, 4.0)]
+        assert answer.value == pytest.approx(math.sqrt(each[0] * each[1]))
+        assert (answer.seeds, answer.reached) == (2, 2)
+
+    def test_is_no_number_when_not_reached(self):
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=0.5))
+        assert (answer.status, answer.value, answer.candidate_steps) == ("not reached", None, None)
+
+    def test_is_no_number_when_one_seed_of_three_does_not_reach_it(self):
+        answer = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=(2.0, 2.0, 0.5)[s]), seeds=3)
+        assert (answer.status, answer.value, answer.reached) == ("not reached", None, 2)
+        assert answer.outcome == "undecided"
+
+    def test_is_a_lower_bound_when_reached_at_the_first_evaluation(self):
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=100.0))
+        assert (answer.status, answer.value) == ("at least", pytest.approx(16.0))
+
+    def test_one_lucky_evaluation_of_the_candidate_does_not_count(self):
+        for lucky in STEPS:
+            answer = read(lambda t, _: decay(t), lambda t, _, dip=lucky: 2.0 if t != dip else -50.0)
+            assert answer.status == "not reached"
+
+    @pytest.mark.parametrize(
+        ("baseline", "candidate", "reason"),
+        [
+            (
+                lambda t, _: 2.0,
+                lambda t, _: decay(t),
+                "the baseline does not improve on its first evaluation",
+            ),
+            (lambda t, _: math.nan, lambda t, _: decay(t), "the baseline diverged"),
+        ],
+    )
+    def test_is_undefined_when_the_baseline_gives_no_target(self, baseline, candidate, reason):
+        answer = read(baseline, candidate)
+        assert (answer.outcome, answer.reason, answer.value) == ("undefined", reason, None)
+
+    def test_is_undefined_when_the_candidate_has_it_before_training(self):
+        answer = read(lambda t, _: decay(t), lambda t, _: 0.01, steps=(0, *STEPS))
+        assert answer.reason == "the candidate has the baseline's final score before any training"
+
+    def test_a_diverged_candidate_did_not_reach_it(self):
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=3) if t < 300 else math.nan)
+        assert (answer.status, answer.outcome) == ("not reached", "no interval")
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=3) if t < 300 else math.nan, seeds=3)
+        assert (answer.low, answer.outcome) == (0.0, "slower")
+
+    def test_a_seed_without_a_partner_is_left_out(self):
+        full = comparison([2.0], metrics=[METRIC])
+        points = tuple(p for p in full.curves if (p.arm, p.seed) != ("ssvae", 2))
+        assert speed_up(dataclasses.replace(full, curves=points), "ssvae", METRIC).seeds == 2
+        points = tuple(p for p in full.curves if p.arm == "stock")
+        answer = speed_up(dataclasses.replace(full, curves=points), "ssvae", METRIC)
+        assert answer.reason == "no seed was measured in both arms"
+
+
+class TestInterval:
+    def test_one_seed_without_evaluation_intervals_has_none(self):
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=2))
+        assert (answer.low, answer.high, answer.interval_from, answer.outcome) == (
+            None,
+            None,
+            "none",
+            "no interval",
+        )
+
+    def test_one_seed_takes_it_from_the_evaluation(self):
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=2), width=0.03)
+        assert answer.interval_from == "evaluation"
+        assert 1 < answer.low < answer.value < answer.high < 4
+
+    def test_seeds_widen_it_by_what_they_disagree(self):
+        agreeing, apart = (
+            read(lambda t, _: decay(t), lambda t, s, v=v: decay(t, speed=v[s]), seeds=3)
+            for v in ((2.0, 2.02, 1.98), (1.5, 2.0, 2.7))
+        )
+        assert agreeing.interval_from == apart.interval_from == "seeds"
+        assert apart.low < agreeing.low <= agreeing.value <= agreeing.high < apart.high
+        assert (agreeing.outcome, apart.outcome) == ("faster", "undecided")
+
+    def test_seeds_and_evaluation_are_both_inside(self):
+        alone = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=2), width=0.1)
+        both = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=(2, 2.1, 1.9)[s]), seeds=3, width=0.1)
+        assert both.interval_from == "seeds and evaluation"
+        # three seeds share the held-out clips: they do not average the evaluation's error away
+        assert both.high / both.low > 0.8 * alone.high / alone.low
+
+    def test_is_the_same_every_time(self):
+        first, second = (
+            read(lambda t, _: decay(t), lambda t, _: decay(t, speed=2), width=0.05, noise=0.03)
+            for _ in range(2)
+        )
+        assert first == second
+
+    def test_not_reached_in_every_seed_is_slower_only_when_the_seeds_agree(self):
+        clearly = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=0.5 + 0.02 * s), seeds=3)
+        assert (clearly.status, clearly.value, clearly.outcome) == ("not reached", None, "slower")
+        barely = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=(0.999, 0.7, 0.95)[s]), seeds=3)
+        assert barely.status == "not reached"
+        assert barely.outcome == "undecided"
+
+    def test_a_near_miss_in_every_seed_is_equal(self):
+        answer = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=0.99 - 0.01 * s), seeds=3)
+        assert (answer.status, answer.value, answer.outcome) == ("not reached", None, "equal")
+
+    def test_a_candidate_that_stalls_early_is_not_called_faster(self):
+        """It is faster to its own poor plateau, which must not count."""
+        answer = read(lambda t, _: decay(t), lambda t, s: max(decay(t, speed=3), 2.0 + 0.01 * s), seeds=3)
+        assert answer.status == "not reached"
+        assert answer.high < 1
+
+    @given(st.floats(0.2, 5), st.integers(1, 3), st.floats(0, 0.1))
+    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_is_around_the_value(self, speed, seeds, noise):
+        answer = read(
+            lambda t, _: decay(t), lambda t, _: decay(t, speed=speed), seeds=seeds, width=0.05, noise=noise
+        )
+        if answer.low is not None and answer.value is not None and noise == 0:
+            assert answer.low <= answer.value * 1.001
+            assert answer.value <= answer.high * 1.001
+
+    @pytest.mark.parametrize(("seeds", "width"), [(3, 0.0), (1, 0.08)])
+    def test_covers_the_truth(self, seeds, width):
+        """95 % intervals of simulated comparisons hold the true speed-up in at least 88 of 100."""
+        held, trials = 0, 40
+        for trial in range(trials):
+            answer = read(
+                lambda t, _: decay(t),
+                lambda t, _: decay(t, speed=2.0),
+                seeds=seeds,
+                noise=0.04,
+                width=width,
+                seed=trial,
+            )
+            held += answer.low <= 2.0 <= answer.high
+        assert held >= 0.88 * trials
+
+    @pytest.mark.parametrize(("seeds", "width"), [(3, 0.0), (1, 0.08)])
+    def test_equal_arms_are_seldom_called_different(self, seeds, width):
+        """And when they are, the errors fall on both sides (the baseline's role gives no advantage)."""
+        trials = 50
+        outcomes = [
+            read(
+                lambda t, _: decay(t), lambda t, _: decay(t), seeds=seeds, noise=0.04, width=width, seed=trial
+            ).outcome
+            for trial in range(trials)
+        ]
+        assert outcomes.count("faster") + outcomes.count("slower") <= 0.1 * trials
+
+
+class TestFloor:
+    def test_share_is_taken_at_half_training_in_the_worse_arm(self):
+        results = comparison([1.0], floors={METRIC: 0.1}, noise=0, metrics=[METRIC])
+        half = decay(STEPS[-1] / 2, floor=0.4)
+        answer = speed_up(results, "ssvae", METRIC)
+        assert answer.floor_share == pytest.approx(0.4 / half)
+        worse = dataclasses.replace(results.arms[1], floors={METRIC: Estimate(0.9 * half)})
+        answer = speed_up(dataclasses.replace(results, arms=(results.arms[0], worse)), "ssvae", METRIC)
+        assert answer.floor_share == pytest.approx(0.9)
+        assert answer.measures_blur
+
+    def test_a_loss_has_a_floor_but_no_blur(self):
+        results = comparison([1.0], floors={"loss": 0.9}, metrics=["loss"])
+        assert speed_up(results, "ssvae", "loss").floor_share is None
+
+
+class TestPairedDifference:
+    def test_is_the_mean_difference_with_students_interval(self):
+        answer = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+        half = 4.3027 * 1.0 / math.sqrt(3)
+        assert (answer.value, answer.low, answer.high) == pytest.approx((2.0, 2 - half, 2 + half))
+
+    def test_what_is_common_to_both_arms_cancels(self):
+        rng = np.random.default_rng(0)
+        clips = 20 + 5 * rng.standard_normal(200)
+        answer = paired_difference((clips - 1 + 0.1 * rng.standard_normal(200)).tolist(), clips.tolist())
+        assert -1.03 < answer.low < -1 < answer.high < -0.97
+
+    def test_one_clip_has_no_interval(self):
+        assert paired_difference([2.0], [1.0]) == Estimate(1.0)
+
+    @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0])])
+    def test_other_clips_are_refused(self, ours, theirs):
+        with pytest.raises(ValueError, match="same clips"):
+            paired_difference(ours, theirs)
+
+    @pytest.mark.parametrize(
+        ("degrees", "quantile"), [(1, 12.7062), (10, 2.2281), (11, 2.2010), (30, 2.0423), (199, 1.9720)]
+    )
+    def test_student_quantiles_match_the_tables(self, degrees, quantile):
+        assert student_t975(degrees) == pytest.approx(quantile, abs=3e-3)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=True, width=64)
+maybe = st.none() | numbers
+names = st.text(min_size=1, max_size=8)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+settings_of = st.dictionaries(st.text(), json_values, max_size=3)
+estimates = st.dictionaries(names, st.builds(Estimate, numbers, maybe, maybe), max_size=3)
+
+
+@st.composite
+def any_results(draw):
+    """ComparisonResults with every field arbitrary."""
+    arms = draw(st.lists(names, min_size=2, max_size=3, unique=True))
+    seeds = draw(st.lists(st.integers(0, 2**31), min_size=1, max_size=2, unique=True))
+    keys = st.tuples(st.sampled_from(arms), st.sampled_from(seeds), names, st.integers(0, 10**9))
+    spectrum = st.lists(numbers, max_size=3).map(tuple)
+    return ComparisonResults(
+        arms=tuple(
+            draw(
+                st.builds(
+                    ArmResult,
+                    st.just(arm),
+                    settings_of,
+                    settings_of,
+                    estimates,
+                    estimates,
+                    spectrum,
+                    spectrum,
+                    estimates,
+                )
+            )
+            for arm in arms
+        ),
+        curves=tuple(
+            CurvePoint(*key, draw(numbers), draw(maybe), draw(maybe))
+            for key in draw(st.lists(keys, max_size=4, unique=True))
+        ),
+        seeds=tuple(seeds),
+        budget=draw(settings_of),
+        machine=draw(settings_of),
+        packages=draw(st.dictionaries(names, st.text(), max_size=2)),
+        configuration=draw(settings_of),
+        measurement=draw(settings_of),
+        command=draw(st.text()),
+        attribution=draw(st.text()),
+        warnings=tuple(draw(st.lists(st.text(), max_size=2))),
+    )
+
+
+class TestJson:
+    @given(any_results())
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_round_trip_is_exact(self, results):
+        assert ComparisonResults.from_json(results.to_json()) == results
+
+    def test_a_diverged_score_survives(self):
+        results = comparison([1.0], metrics=[METRIC])
+        points = (dataclasses.replace(results.curves[0], value=math.nan), *results.curves[1:])
+        text = dataclasses.replace(results, curves=points).to_json()
+        json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        assert math.isnan(ComparisonResults.from_json(text).curves[0].value)
+
+    def test_what_was_derived_is_dropped_when_read(self):
+        results = comparison([1.0], metrics=[METRIC])
+        text = results.to_json(verdict=["two sentences"])
+        assert json.loads(text)["verdict"] == ["two sentences"]
+        assert ComparisonResults.from_json(text) == results
+        with pytest.raises(ValueError, match="may be added"):
+            results.to_json(curves=[])
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"arms": []}', "\x00"])
+    def test_other_texts_get_one_line(self, text):
+        with pytest.raises(UserError, match="not the results of a comparison") as error:
+            ComparisonResults.from_json(text)
+        assert "\n" not in str(error.value)
+
+    def test_an_unknown_key_is_named(self):
+        plain = json.loads(comparison([1.0], metrics=[METRIC]).to_json())
+        plain["sedes"] = [1]
+        with pytest.raises(UserError, match="sedes"):
+            ComparisonResults.from_json(json.dumps(plain))
+
+    def test_csv_holds_every_point(self):
+        results = comparison([2.0], metrics=[METRIC, "loss"], width=0.01)
+        rows = list(csv.DictReader(io.StringIO(results.to_csv())))
+        assert list(rows[0]) == ["arm", "seed", "metric", "step", "value", "low", "high"]
+        read_back = tuple(
+            CurvePoint(
+                r["arm"],
+                int(r["seed"]),
+                r["metric"],
+                int(r["step"]),
+                *(float(r[k]) for k in ("value", "low", "high")),
+            )
+            for r in rows
+        )
+        assert read_back == results.curves
+
+
+class TestConsistency:
+    def test_numpy_and_lists_become_plain_values(self):
+        arm = comparison([1.0], metrics=[METRIC]).arms[0]
+        changed = dataclasses.replace(arm, dct_amplitude=[np.float64(1.0), np.float32(0.5)])
+        assert changed.dct_amplitude == (1.0, 0.5)
+        assert all(type(value) is float for value in changed.dct_amplitude)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda r: {"arms": r.arms[:1]},
+            lambda r: {"arms": (r.arms[0], r.arms[0])},
+            lambda r: {"seeds": (0,)},
+            lambda r: {"curves": (*r.curves, r.curves[0])},
+            lambda r: {"curves": (dataclasses.replace(r.curves[0], arm="other"),)},
+        ],
+    )
+    def test_contradictions_are_refused(self, change):
+        results = comparison([1.0], metrics=[METRIC])
+        with pytest.raises(ValidationError):
+            dataclasses.replace(results, **change(results))
+
+    def test_curves_come_sorted_by_step(self):
+        results = comparison([1.0], metrics=[METRIC])
+        shuffled = dataclasses.replace(results, curves=tuple(reversed(results.curves)))
+        steps = [point.step for point in shuffled.curve("stock", 0, METRIC)]
+        assert steps == sorted(steps)
+        assert all(a < b for a, b in itertools.pairwise(steps))

@@ -1,0 +1,306 @@
+"""The two sentences: right in every case that can happen, and never more than the intervals allow."""
+
+import dataclasses
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sat_ssvae.convergence.analysis import Estimate, SpeedUp
+from sat_ssvae.convergence.verdict import (
+    conclude,
+    describe,
+    evidence,
+    judge,
+    ratio,
+    reconstruction_verdict,
+    speed_up_text,
+)
+
+from .comparisons import DECODED, DENOISING, SAMPLES, arm_result, comparison
+
+
+def a_speed_up(metric="kernel_distance_real/frame", low=None, high=None, **changes):
+    value = None if low is None or low == 0 else (low * high) ** 0.5
+    read = SpeedUp(
+        metric=metric,
+        baseline="stock",
+        candidate="ssvae",
+        status="measured" if value else "not reached",
+        value=value,
+        low=low,
+        high=high,
+        baseline_steps=1600.0,
+        candidate_steps=800.0,
+        target=1.0,
+        seeds=3,
+        reached=3 if value else 0,
+        interval_from="seeds",
+        floor_share=None,
+    )
+    return dataclasses.replace(read, **changes)
+
+
+def by_metric(fast, slow=()):
+    return {metric: fast if metric not in slow else 0.45 for metric in DECODED}
+
+
+class TestConclusions:
+    def test_clear_win(self):
+        verdict = judge(comparison([2.6], psnr=(20.3, 20.3)), "ssvae")
+        assert verdict.conclusion == "faster"
+        first, second = verdict.sentences
+        assert first.startswith(
+            "Diffusion converges faster on ssvae than on stock: of 12 decoded measures, faster on all ("
+        )
+        assert "slower on none" in first
+        assert first.endswith("(3 seeds, 95 % intervals).")
+        assert second.startswith(
+            "No clear difference in reconstruction was found (PSNR 20.30 dB against 20.30 dB"
+        )
+
+    def test_clear_loss(self):
+        verdict = judge(comparison([0.4]), "ssvae")
+        assert verdict.conclusion == "slower"
+        assert verdict.sentences[0].startswith(
+            "Diffusion converges more slowly on ssvae than on stock: of 12 "
+        )
+        assert (
+            "faster on none and slower on all (its final score not reached, at most 0."
+            in verdict.sentences[0]
+        )
+
+    def test_mixed(self):
+        verdict = judge(comparison([by_metric(2.6, slow=DENOISING[:4])]), "ssvae")
+        assert verdict.conclusion == "mixed"
+        assert "by some measures, slower by others: of 12" in verdict.sentences[0]
+        assert "faster on 8 (" in verdict.sentences[0]
+        assert "slower on 4 (" in verdict.sentences[0]
+
+    def test_undecided(self):
+        verdict = judge(comparison([1.1], noise=0.1, width=0.3), "ssvae")
+        assert verdict.conclusion == "undecided"
+        assert verdict.sentences[0].startswith(
+            "No clear difference in convergence between ssvae and stock was found"
+        )
+        assert "undecided on all" in verdict.sentences[0]
+
+    def test_equal(self):
+        verdict = judge(comparison([1.0], noise=0.001, width=0.001), "ssvae")
+        assert verdict.conclusion == "equal"
+        assert "about equally fast" in verdict.sentences[0]
+
+    def test_a_win_of_the_minority_is_no_win(self):
+        read = [a_speed_up(metric, 0.9, 1.3) for metric in SAMPLES[:3]] + [a_speed_up(SAMPLES[3], 1.2, 2.0)]
+        assert conclude(tuple(read)) == "undecided"
+
+    def test_a_win_on_samples_with_a_loss_in_denoising_is_mixed(self):
+        read = [a_speed_up(metric, 1.5, 2.0) for metric in SAMPLES] + [a_speed_up(DENOISING[0], 0.3, 0.9)]
+        assert conclude(tuple(read)) == "mixed"
+
+    def test_denoising_leads_where_no_sample_distance_counts(self):
+        read = [a_speed_up(SAMPLES[0], 1.5, 2.0, floor_share=0.9), a_speed_up(DENOISING[0], 1.2, 1.6)]
+        assert conclude(tuple(read)) == "faster"
+
+
+class TestScope:
+    def test_one_seed_says_so(self):
+        first = judge(comparison([2.6], seeds=(0,)), "ssvae").sentences[0]
+        assert first.startswith("In this one run diffusion converged faster on ssvae than on stock: ")
+        assert "one seed: the intervals hold the evaluation's noise, not another run's" in first
+
+    def test_one_seed_without_intervals_claims_nothing(self):
+        verdict = judge(comparison([2.6], seeds=(0,), width=0), "ssvae")
+        assert verdict.conclusion == "no evidence"
+        assert "cannot be judged: there is one seed and no evaluation with an interval" in verdict.text
+
+    def test_losses_alone_claim_nothing(self):
+        verdict = judge(comparison([2.6], metrics=["loss", "loss_above_floor"]), "ssvae")
+        assert verdict.conclusion == "no evidence"
+        assert "losses on different latents do not compare" in verdict.text
+
+    def test_losses_beside_decoded_measures_do_not_count(self):
+        speeds = {SAMPLES[0]: 0.4, "loss": 5.0}
+        verdict = judge(comparison([speeds], metrics=list(speeds)), "ssvae")
+        assert verdict.conclusion == "slower"
+        assert "of 1 decoded measure," in verdict.text
+
+    def test_a_flat_baseline_claims_nothing(self):
+        results = comparison([2.0], metrics=SAMPLES)
+        points = tuple(dataclasses.replace(p, value=3.0) if p.arm == "stock" else p for p in results.curves)
+        verdict = judge(dataclasses.replace(results, curves=points), "ssvae")
+        assert verdict.conclusion == "no evidence"
+        assert "the baseline does not improve" in verdict.text
+
+    def test_each_candidate_has_its_own(self):
+        results = comparison([2.6, 0.4])
+        assert [judge(results, arm.name).conclusion for arm in results.candidates] == ["faster", "slower"]
+
+
+class TestFloor:
+    def test_a_distance_that_is_mostly_floor_measures_blur(self):
+        """The first small trial of measuring_convergence.md: blur hides everything against real clips."""
+        results = comparison([2.6], floors={SAMPLES[0]: 0.8, SAMPLES[1]: 0.7}, psnr=(20.3, 18.9))
+        verdict = judge(results, "ssvae")
+        assert "of 10 decoded measures" in verdict.sentences[0]
+        assert (
+            "2 measures (samples to real clips) compare blur, not convergence, and are left out"
+            in verdict.sentences[1]
+        )
+        assert "ssvae reconstructs worse (PSNR 18.90 dB against 20.30 dB" in verdict.sentences[1]
+
+    def test_all_of_them_leave_nothing_to_judge(self):
+        results = comparison([2.6], floors=dict.fromkeys(SAMPLES, 0.9), metrics=SAMPLES)
+        verdict = judge(results, "ssvae")
+        assert verdict.conclusion == "no evidence"
+        assert "every decoded measure is mostly the VAEs' own reconstruction error" in verdict.text
+
+    def test_a_small_floor_counts(self):
+        results = comparison([2.6], floors={SAMPLES[0]: 0.02}, metrics=SAMPLES)
+        assert "of 4 decoded measures, faster on all" in judge(results, "ssvae").text
+
+
+class TestReconstruction:
+    def test_worse_may_have_bought_ease_with_blur(self):
+        second = judge(comparison([2.6], psnr=(20.3, 18.9)), "ssvae").sentences[1]
+        assert second.startswith("ssvae reconstructs worse (PSNR 18.90 dB against 20.30 dB, SSIM ")
+        assert "so part of any ease may be bought with blur" in second
+
+    def test_better_is_said(self):
+        assert "also reconstructs better" in judge(comparison([2.6], psnr=(20.3, 22.0)), "ssvae").sentences[1]
+
+    def test_paired_clips_decide_where_intervals_overlap(self):
+        results = comparison([1.0], psnr=(20.3, 20.0), metrics=SAMPLES)
+        assert reconstruction_verdict(results, "ssvae", "psnr") == -1
+        unpaired = dataclasses.replace(results.arms[1], reconstruction_difference={})
+        results = dataclasses.replace(results, arms=(results.arms[0], unpaired))
+        assert reconstruction_verdict(results, "ssvae", "psnr") == 0
+
+    def test_lower_is_better_for_a_perceptual_distance(self):
+        results = comparison([1.0], psnr=(20.3, 15.0), metrics=SAMPLES)
+        assert (
+            results.arms[1].reconstruction["stlpips"].value > results.arms[0].reconstruction["stlpips"].value
+        )
+        assert reconstruction_verdict(results, "ssvae", "stlpips") == -1
+
+    def test_no_interval_claims_no_difference(self):
+        results = comparison([1.0], metrics=SAMPLES)
+        bare = [
+            dataclasses.replace(arm, reconstruction={"psnr": Estimate(value)}, reconstruction_difference={})
+            for arm, value in zip(results.arms, (20.3, 18.9), strict=True)
+        ]
+        results = dataclasses.replace(results, arms=tuple(bare))
+        assert reconstruction_verdict(results, "ssvae", "psnr") is None
+        assert "Reconstruction was measured without intervals (PSNR 18.90 dB" in judge(results, "ssvae").text
+
+    def test_not_measured_is_said(self):
+        results = comparison([1.0], metrics=SAMPLES)
+        bare = tuple(dataclasses.replace(arm_result(arm.name), reconstruction={}) for arm in results.arms)
+        assert "was not measured" in judge(dataclasses.replace(results, arms=bare), "ssvae").sentences[1]
+
+
+ends = st.floats(0.05, 20)
+
+
+@st.composite
+def any_speed_ups(draw):
+    """Speed-ups on any subset of metrics with any intervals, floors and statuses."""
+    read = []
+    for metric in draw(st.lists(st.sampled_from((*DECODED, "loss", "loss_above_floor")), unique=True)):
+        low, high = sorted((draw(ends), draw(ends)))
+        kind = draw(st.sampled_from(["measured", "not reached", "undefined", "bare"]))
+        share = draw(st.none() | st.floats(0, 1))
+        if kind == "measured":
+            read.append(a_speed_up(metric, low, high, floor_share=share))
+        elif kind == "not reached":
+            ends_below = {"low": min(low, 1.0), "high": min(high, 1.0)}
+            read.append(a_speed_up(metric, **ends_below, floor_share=share, value=None, status="not reached"))
+        elif kind == "undefined":
+            read.append(a_speed_up(metric, floor_share=share, status="undefined", reason="it diverged"))
+        else:
+            read.append(a_speed_up(metric, floor_share=share, value=2.0, status="measured"))
+    return tuple(read)
+
+
+@given(any_speed_ups())
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_nothing_is_concluded_without_the_intervals(read):
+    conclusion, counted = conclude(read), evidence(read)
+    for one in counted:
+        assert one.low is not None
+        assert not one.measures_blur
+        assert describe(one.metric).group in ("samples", "denoising")
+    faster, slower = any(s.low > 1 for s in counted), any(s.high < 1 for s in counted)
+    if conclusion == "faster":
+        assert faster and not slower
+    if conclusion == "slower":
+        assert slower and not faster
+    if conclusion == "equal":
+        assert not faster and not slower
+    assert (conclusion == "mixed") == (faster and slower)
+    assert (conclusion == "no evidence") == (not counted)
+
+
+@given(any_speed_ups())
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_the_baseline_has_no_advantage(read):
+    """Exchanging the arms (every speed-up becomes its reciprocal) exchanges faster and slower."""
+    both = [s for s in read if s.status == "measured" and s.low is not None]
+    turned = [a_speed_up(s.metric, 1 / s.high, 1 / s.low, floor_share=s.floor_share) for s in both]
+    mirror = {"faster": "slower", "slower": "faster"}
+    there, back = conclude(tuple(both)), conclude(tuple(turned))
+    assert mirror.get(there, there) == back
+
+
+@given(st.sampled_from([0.2, 0.7, 1.0, 1.5, 3.0]), st.integers(1, 3), st.floats(0, 0.2))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_measure_is_counted_once(speed, seeds, width):
+    verdict = judge(comparison([speed], seeds=tuple(range(seeds)), width=width, metrics=SAMPLES[:2]), "ssvae")
+    assert len(verdict.sentences) == 2
+    for sentence in verdict.sentences:
+        assert sentence.endswith(".")
+        assert sentence[0].isupper() or sentence.startswith("ssvae")
+    counts = {
+        name: sum(s.outcome == name for s in evidence(verdict.speed_ups)) for name in ("faster", "slower")
+    }
+    for name, count in counts.items():
+        if verdict.conclusion != "no evidence":
+            word = {0: "none", 1: "1", 2: "all"}[count] if len(evidence(verdict.speed_ups)) == 2 else None
+            assert word is None or f"{name} on {word}" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (a_speed_up(low=1.9, high=3.6), "2.6x (1.90x to 3.6x)"),
+        (
+            a_speed_up(low=1.9, high=float("inf"), value=2.0, status="at least"),
+            "at least 2.0x (from 1.90x)",
+        ),
+        (
+            a_speed_up(low=0.0, high=0.81),
+            "not reached in 3 of 3 seeds (up to 0.81x at the best common score)",
+        ),
+        (
+            a_speed_up(low=0.5, high=0.81, seeds=1, reached=0, value=None, status="not reached"),
+            "not reached (0.50x to 0.81x at the best common score)",
+        ),
+        (a_speed_up(reached=2), "not reached in 1 of 3 seeds"),
+        (a_speed_up(low=0.0, high=2.4, value=1.2, status="measured"), "1.20x (up to 2.4x)"),
+        (a_speed_up(value=1.2, status="measured"), "1.20x"),
+        (a_speed_up(status="undefined", reason="it diverged"), "not defined"),
+    ],
+)
+def test_texts_of_speed_ups(read, text):
+    assert speed_up_text(read) == text
+
+
+@given(st.floats(0.01, 1000))
+def test_ratios_read_back_within_their_digits(value):
+    assert float(ratio(value)[:-1]) == pytest.approx(value, rel=0.05, abs=0.006)
+
+
+def test_unknown_metrics_are_shown_under_their_own_name():
+    assert describe("unified_reward/v2").label == "unified reward, v2"
+    assert describe("unified_reward/v2").group == "other"
+    assert describe("loss").label == "Loss on standardised latents"
