@@ -10,7 +10,7 @@ is data and t = 1 pure noise in both processes. A process is its own configurati
 for every arm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -46,6 +46,10 @@ class FlowMatching(Config):
     """Standard deviation of the logit of t; only used by logit_normal."""
     solver: Literal["euler", "heun"] = "heun"
     """Sampler of the ordinary differential equation; heun calls the model 2 * steps - 1 times."""
+
+    def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of data and noise at t, each (b,)."""
+        return 1 - t, t
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
         """Stratified noise levels for training, (batch,) in [0, 1]."""
@@ -86,7 +90,7 @@ class FlowMatching(Config):
 
 
 class VPrediction(Config):
-    """CogVideoX's process: x_t = a x_0 + s noise, a^2 + s^2 = 1, target v = a noise - s x_0, zero terminal SNR.
+    """CogVideoX's process: x_t = a x_0 + s noise, a^2 + s^2 = 1, target v = a noise - s x_0, ending in SNR 0.
 
     Numbers from the published configurations (CogVideo sat/configs/cogvideox_2b.yaml, cogvideox_5b.yaml, and
     the scheduler_config.json of THUDM/CogVideoX-2b); zero terminal SNR from arXiv 2305.08891; v-prediction
@@ -179,6 +183,49 @@ def guided(predict: Predict, predict_without_text: Predict, scale: float) -> Pre
         return torch.lerp(predict_without_text(x_t, t), predict(x_t, t), scale)
 
     return combined
+
+
+@torch.no_grad()
+def losses_at(
+    process: "FlowMatching | VPrediction",
+    predict: Predict,
+    x0: Tensor,
+    times: Sequence[float],
+    *,
+    seed: int,
+    batch_size: int,
+) -> Tensor:
+    """Mean loss over the samples of x0 (n, ...) at each noise level, (len(times),) float32 on the CPU.
+
+    The noise of a sample depends on `seed`, its place and the level alone, so repeated calls are paired.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for time in times:
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        losses = [
+            process.loss(predict, part, part_noise, torch.full((len(part),), time, device=x0.device))
+            for part, part_noise in zip(x0.split(batch_size), noise.split(batch_size), strict=True)
+        ]
+        means.append(torch.cat(losses).mean().cpu())
+    return torch.stack(means)
+
+
+@torch.no_grad()
+def generate(
+    process: "FlowMatching | VPrediction",
+    predict: Predict,
+    shape: tuple[int, ...],
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Samples of `shape` (n, ...), float32 on the CPU; `seed` fixes their noise whatever the batch size."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    parts = [process.sample(predict, part.to(device), steps).cpu() for part in noise.split(batch_size)]
+    return torch.cat(parts)
 
 
 def _as_column(values: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Shape letters: b batch, n tokens, w width, k heads, d width of a head, l text to
 """
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -46,6 +46,8 @@ class DiTConfig(Config):
     """Width of the text states joined to the video tokens; 0 trains without text."""
     text_length: int = Field(default=0, ge=0)
     """Text tokens per sample; 0 trains without text."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What matrix products and attention compute in; parameters and residual stream are float32 anyway."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -141,7 +143,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block; each modality modulates its layer norms by an own function of the timestep (adaLN-zero)."""
+    """Transformer block; each modality modulates its layer norms by its own function of time (adaLN-zero)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -166,7 +168,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts a diffusion target from noisy latents, their noise level, and text states if the model has them.
+    """Predicts a diffusion target from noisy latents, their noise level, and text states where there are any.
 
     Shape: x [b, c, t, h, w], timestep [b] in [0, 1], text [b, l, text_dim] -> [b, c, t, h, w]. Fresh from
     `build_dit` it predicts zero, as its last layer is.
@@ -202,15 +204,22 @@ class DiT(nn.Module):
         t, h, w = config.grid
         pt, ph, pw = config.patch_size
         tokens = rearrange(x, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
-        streams = [*self._text_stream(text, x.shape[0]), self.video_in(tokens)]
-        condition = self.time_mlp(timestep_features(timestep).to(self.out_modulation.weight.dtype))
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        for block in self.blocks:
-            streams = block(streams, condition, cos, sin)
-        shift, scale = self.out_modulation(condition)[:, None].chunk(2, dim=-1)
-        out = self.video_out(modulate(streams[-1], shift, scale))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            streams = [*self._text_stream(text, x.shape[0]), self.video_in(tokens)]
+            condition = self.time_mlp(timestep_features(timestep))
+            for block in self.blocks:
+                streams = block(streams, condition, self.cos, self.sin)
+            shift, scale = self.out_modulation(condition)[:, None].chunk(2, dim=-1)
+            out = self.video_out(modulate(streams[-1], shift, scale))
         return rearrange(
-            out, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
+            out.to(x.dtype),
+            "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)",
+            t=t,
+            h=h,
+            w=w,
+            pt=pt,
+            ph=ph,
+            pw=pw,
         )
 
     def _text_stream(self, text: Tensor | None, batch: int) -> list[Tensor]:
@@ -243,7 +252,7 @@ class DiT(nn.Module):
             nn.init.zeros_(cast(nn.Linear, zeroed).weight)
 
     def flops_per_sample(self) -> int:
-        """Operations of one forward pass on one sample (a multiply-add is two); a training step costs three."""
+        """Operations of a forward pass on one sample (a multiply-add is two); a training step costs three."""
         config = self.config
         tokens = math.prod(config.grid) + config.text_length
         per_token = int((4 + 2 * config.mlp_ratio) * config.width**2) + 2 * tokens * config.width

