@@ -1,0 +1,1 @@
+"""Scores of videos: reconstruction quality, features of clips and distances between sets of them."""

@@ -1,0 +1,72 @@
+"""How close a reconstruction is to its original: PSNR, SSIM and a perceptual distance, frame by frame.
+
+    scores = reconstruction_scores(reconstruction, video, perceptual=build_perceptual("st-lpips-alex"))
+    scores["psnr"]      # (B,), one score a clip: the mean over its frames
+
+Videos are `B C T H W` in [-1, 1]; values outside are cut, as they are when a video is written.
+"""
+
+import torch
+from pytorch_msssim import ssim as msssim_ssim  # type: ignore[import-untyped]
+from torch import Tensor
+
+from ..errors import UserError
+from ..training.perceptual import Perceptual
+
+SSIM_WINDOW = 11  # pixels, Wang et al. (2004)
+_FRAMES_AT_ONCE = 32
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, (B,): the mean of the frames', infinite where one is equal.
+
+    The peak is 2, the range of pixels. x, y: B C T H W in [-1, 1].
+    """
+    a, b = _checked(x, y)
+    error = (a - b).square().mean((1, 3, 4))  # B T
+    return (10 * torch.log10(4 / error)).mean(1)
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004: Gaussian window 11, sigma 1.5), (B,): the mean of the frames'.
+
+    x, y: B C T H W in [-1, 1], H and W at least 11.
+
+    Raises:
+        UserError: frames smaller than the window.
+    """
+    a, b = _checked(x, y)
+    if min(a.shape[-2:]) < SSIM_WINDOW:
+        raise UserError(
+            f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape[-2:])}"
+        )
+    values = msssim_ssim(_frames(a), _frames(b), data_range=2, size_average=False, win_size=SSIM_WINDOW)
+    return values.unflatten(0, (len(a), -1)).mean(1)
+
+
+@torch.no_grad()
+def perceptual_distance(x: Tensor, y: Tensor, network: Perceptual) -> Tensor:
+    """Mean perceptual distance of a clip's frames, (B,). x, y: B 3 T H W in [-1, 1], H and W at least 32."""
+    a, b = _checked(x, y)
+    pairs = zip(_frames(a).split(_FRAMES_AT_ONCE), _frames(b).split(_FRAMES_AT_ONCE), strict=True)
+    values = torch.cat([network(one, other) for one, other in pairs])
+    return values.unflatten(0, (len(a), -1)).mean(1)
+
+
+def reconstruction_scores(x: Tensor, y: Tensor, perceptual: Perceptual | None = None) -> dict[str, Tensor]:
+    """`psnr`, `ssim` and, given a network, `stlpips` or `lpips` of reconstructions `x` of `y`, (B,) each."""
+    scores = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
+    if perceptual is not None:
+        scores[perceptual.metric] = perceptual_distance(x, y, perceptual)
+    return scores
+
+
+def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape != y.shape or x.ndim != 5:
+        raise ValueError(f"expected two equal B C T H W shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
+    return x.float().clamp(-1, 1), y.float().clamp(-1, 1)
+
+
+def _frames(video: Tensor) -> Tensor:
+    """B C T H W -> (B*T) C H W."""
+    return video.movedim(2, 1).flatten(0, 1)

@@ -1,0 +1,169 @@
+"""What makes latents easy to diffuse: spatio-temporal spectrum, channel eigenspectrum, Gaussian floor.
+
+    amplitude = dct_amplitude(latents)                                      # the paper's first plot
+    variance = cumulative_explained_variance(channel_eigenvalues(latents))  # the second: few channel modes
+    floor = mean_gaussian_floor(latent_eigenvalues(latents))  # loss that the best linear model leaves
+
+All functions are pure. Latents are `N c t h w`; results are float64 on the latents' device, because they are
+means over millions of positions and eigenvalues that span many orders of magnitude.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+DEFAULT_BLOCK = (4, 8, 8)
+
+
+def dct_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II matrix (size, size), float64: row k holds the k-th cosine."""
+    position = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * (position + 0.5) * position[:, None]) * math.sqrt(2.0 / size)
+    matrix[0] *= math.sqrt(0.5)
+    return matrix
+
+
+def dct3(x: Tensor) -> Tensor:
+    """Orthonormal 3-D DCT-II over the last three dimensions of `x` (..., t, h, w), in the dtype of `x`."""
+    t, h, w = (dct_matrix(size).to(x) for size in x.shape[-3:])
+    x = torch.einsum("...thw,kt->...khw", x, t)
+    x = torch.einsum("...thw,kh->...tkw", x, h)
+    return torch.einsum("...thw,kw->...thk", x, w)
+
+
+def zigzag_order(block: tuple[int, int, int]) -> Tensor:
+    """Flat indices (t*h*w,) of a block's frequencies from low to high: planes of equal i + j + k, DC first.
+
+    Inside a plane the flat index decides, so that the order is one fixed permutation for every block size.
+    """
+    t, h, w = (torch.arange(size) for size in block)
+    plane = t[:, None, None] + h[None, :, None] + w[None, None, :]
+    return torch.argsort(plane.flatten(), stable=True)
+
+
+def dct_amplitude(latents: Tensor, block: tuple[int, int, int] = DEFAULT_BLOCK) -> Tensor:
+    """Mean |3-D DCT coefficient| relative to DC, in zigzag order: the paper's spatio-temporal spectrum.
+
+    Latents are cut into blocks (what does not fill a block is left out; a block is never larger than the
+    latents), each channel's mean |coefficient| over blocks is divided by that of its own DC, and channels are
+    averaged.
+
+    Args:
+        latents: N c t h w, raw or standardised per channel (the channel's mean counts towards its DC).
+        block: size (t, h, w).
+
+    Returns:
+        (K,) with K the number of coefficients of a block; the first is 1.
+    """
+    magnitude = dct3(_blocks(latents.double(), block)).abs().mean(0).flatten(1)  # c K
+    ordered = magnitude[:, zigzag_order(_fitted(latents, block)).to(magnitude.device)]
+    return (ordered / ordered[:, :1].clamp_min(torch.finfo(torch.float64).tiny)).mean(0)
+
+
+def low_frequency_share(
+    latents: Tensor, fraction: float = 0.125, block: tuple[int, int, int] = DEFAULT_BLOCK
+) -> float:
+    """Share of the latents' variance, 0 to 1, in the lowest `fraction` of 3-D DCT coefficients, DC included.
+
+    Each channel's mean is removed first; variance is summed over channels, so loud channels weigh more.
+    White noise has a share equal to `fraction` (rounded up to whole coefficients).
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    centred = latents.double() - latents.double().mean((0, 2, 3, 4), keepdim=True)
+    energy = dct3(_blocks(centred, block)).square().sum((0, 1)).flatten()
+    ordered = energy[zigzag_order(_fitted(latents, block)).to(energy.device)]
+    low = ordered[: math.ceil(fraction * len(ordered))].sum()
+    return float(low / ordered.sum().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def channel_eigenvalues(latents: Tensor) -> Tensor:
+    """Eigenvalues (c,) of the channel covariance over samples and positions of N c t h w, largest first."""
+    return _descending(torch.linalg.eigvalsh(_channel_covariance(latents.double().movedim(1, 0).flatten(1))))
+
+
+def latent_eigenvalues(latents: Tensor) -> Tensor:
+    """Eigenvalues (c*t*h*w,) of the whole latent's covariance, largest first; positions decorrelated by DCT.
+
+    Each 3-D DCT frequency of the whole latent has its own covariance of channels; covariances between
+    frequencies, which the DCT makes small for natural signals, are left out. So N well above c samples are
+    enough, where the full covariance would need N well above c*t*h*w, and a Gaussian floor made of these
+    values is that of the best predictor that treats frequencies apart: at least the true one, at most the
+    one from `channel_eigenvalues` (up to the variance of the position's mean). The values sum to the
+    latents' variance about their mean.
+    """
+    coefficients = dct3(latents.double()).flatten(2)  # N c K
+    centred = coefficients - coefficients.mean(0)
+    covariance = torch.einsum("nck,ndk->kcd", centred, centred) / max(len(latents) - 1, 1)
+    return _descending(torch.linalg.eigvalsh(covariance).flatten())
+
+
+def cumulative_explained_variance(eigenvalues: Tensor) -> Tensor:
+    """Share (c,) of the total variance that the first 1, 2, ... c components explain; the last is 1."""
+    ordered = _descending(eigenvalues)
+    return ordered.cumsum(0) / ordered.sum()
+
+
+def modes_for(eigenvalues: Tensor, share: float = 0.9) -> int:
+    """The smallest number of components that explains at least `share` (0 to 1] of the variance."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    reached = (
+        cumulative_explained_variance(eigenvalues) >= share - 1e-12
+    )  # a full share must survive rounding
+    return int(reached.int().argmax()) + 1
+
+
+def gaussian_floor(eigenvalues: Tensor, t: Tensor | float) -> Tensor:
+    """Flow-matching loss per dimension that the best predictor leaves on Gaussian latents, at noise level t.
+
+    For x_t = (1 - t) x_0 + t e and target e - x_0, with `eigenvalues` l_i of the latents' covariance:
+    mean_i l_i / ((1 - t)^2 l_i + t^2) ("Diffusing in the Right Space", arXiv 2606.03578). Latents
+    standardised per channel have mean eigenvalue 1.
+
+    Args:
+        eigenvalues: (D,), at least 0.
+        t: noise levels in [0, 1], any shape.
+
+    Returns:
+        The floor, in the shape of `t`. A dimension without variance costs nothing for t > 0.
+    """
+    level = torch.as_tensor(t, dtype=torch.float64, device=eigenvalues.device)[..., None]
+    values = eigenvalues.double().clamp_min(0.0)
+    noisy = (1 - level) ** 2 * values + level**2
+    return (values / noisy.clamp_min(torch.finfo(torch.float64).tiny)).mean(-1)
+
+
+def mean_gaussian_floor(eigenvalues: Tensor) -> float:
+    """`gaussian_floor` averaged over uniform t in [0, 1]: (pi / 2) mean_i sqrt(l_i)."""
+    return float(math.pi / 2 * eigenvalues.double().clamp_min(0.0).sqrt().mean())
+
+
+def _fitted(latents: Tensor, block: tuple[int, int, int]) -> tuple[int, int, int]:
+    t, h, w = (min(wanted, available) for wanted, available in zip(block, latents.shape[-3:], strict=True))
+    return t, h, w
+
+
+def _blocks(latents: Tensor, block: tuple[int, int, int]) -> Tensor:
+    """N c t h w -> (blocks, c, *block); the incomplete blocks at the far ends are dropped."""
+    fitted = _fitted(latents, block)
+    if latents.ndim != 5 or min(fitted) < 1:
+        raise ValueError(
+            f"expected latents N c t h w and a positive block, got {tuple(latents.shape)} and {block}"
+        )
+    for axis, size in enumerate(fitted, start=2):
+        latents = latents.narrow(axis, 0, latents.shape[axis] // size * size)
+        latents = latents.unflatten(axis, (-1, size)).movedim(axis, 0).flatten(0, 1)
+    return latents
+
+
+def _channel_covariance(rows: Tensor) -> Tensor:
+    """(c, n) -> (c, c)."""
+    centred = rows - rows.mean(1, keepdim=True)
+    return centred @ centred.T / max(rows.shape[1] - 1, 1)
+
+
+def _descending(eigenvalues: Tensor) -> Tensor:
+    """Largest first; rounding below zero is cut, a covariance has none."""
+    return eigenvalues.double().clamp_min(0.0).sort(descending=True).values

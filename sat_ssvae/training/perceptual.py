@@ -1,0 +1,230 @@
+"""Learned perceptual distances of images, as loss and metric: ST-LPIPS, and LPIPS where it is installed.
+
+    perceptual = build_perceptual("st-lpips-alex")
+    distance = perceptual(reconstructed_frames, frames)        # N 3 H W in [-1, 1] -> (N,)
+
+Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric" (ECCV 2022): LPIPS (Zhang et al., CVPR 2018)
+on backbones whose strides are moved into anti-aliasing filters (Zhang, "Making Convolutional Networks
+Shift-Invariant Again", ICML 2019), heads trained anew. Values differ from LPIPS: report them as ST-LPIPS.
+"""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import count
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..assets import fetch
+from ..errors import UserError
+
+Backbone = Literal["alex", "vgg"]
+PerceptualName = Literal["st-lpips-alex", "st-lpips-vgg", "lpips-alex", "lpips-vgg"]
+MIN_SIZE = 32  # pixels; below it the deepest features are smaller than their reflection padding
+
+# Added to the norm of a feature vector before division; part of the trained function (Zhang et al. 2018).
+NORM_EPSILON = 1e-10
+
+
+class Conv(NamedTuple):
+    """A stride-1 convolution followed, after an optional blur, by a rectifier."""
+
+    channels: int
+    kernel: int
+    padding: int
+    blurred: bool = False
+
+
+class Slice(NamedTuple):
+    """Layers up to one feature tap: an optional blurred max-pooling, then convolutions."""
+
+    pool: int
+    convs: tuple[Conv, ...]
+
+
+_SLICES: dict[Backbone, tuple[Slice, ...]] = {
+    "alex": (
+        Slice(0, (Conv(64, 11, 2, blurred=True),)),
+        Slice(3, (Conv(192, 5, 2),)),
+        Slice(3, (Conv(384, 3, 1),)),
+        Slice(0, (Conv(256, 3, 1),)),
+        Slice(0, (Conv(256, 3, 1),)),
+    ),
+    "vgg": (
+        Slice(0, (Conv(64, 3, 1),) * 2),
+        Slice(2, (Conv(128, 3, 1),) * 2),
+        Slice(2, (Conv(256, 3, 1),) * 3),
+        Slice(2, (Conv(512, 3, 1),) * 3),
+        Slice(2, (Conv(512, 3, 1),) * 3),
+    ),
+}
+
+
+class BlurPool(nn.Module):
+    """Depthwise binomial 3x3 filter with stride 2 on a reflection-padded map (Zhang 2019, section 3)."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filt", torch.empty(channels, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W), H and W at least 3 -> (N, C, H // 2 + 1, W // 2 + 1)."""
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+def _build_slice(layout: Slice, channels: int, index: Iterator[int]) -> tuple[nn.Sequential, int]:
+    """One slice and its width. Layers carry the running `index` that they have in the weight file."""
+    layers: list[nn.Module] = []
+    if layout.pool:
+        layers += [nn.MaxPool2d(layout.pool, stride=1), BlurPool(channels)]
+    for conv in layout.convs:
+        layers.append(nn.Conv2d(channels, conv.channels, conv.kernel, padding=conv.padding))
+        channels = conv.channels
+        if conv.blurred:
+            layers.append(BlurPool(channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(OrderedDict((str(next(index)), layer) for layer in layers)), channels
+
+
+class Perceptual(nn.Module):
+    """A frozen distance of two image batches (N, 3, H, W), (N,); 0 for equal ones, differentiable in both."""
+
+    metric: str
+    """Name of the distance in tables of scores."""
+
+    def train(self, mode: bool = True) -> "Perceptual":
+        """Stay in evaluation mode (no dropout in the distance), whatever module this one is part of."""
+        return super().train(False)
+
+
+class STLPIPS(Perceptual):
+    """Shift-tolerant LPIPS with the weights of the `stlpips-pytorch` package.
+
+    Args:
+        backbone: "alex" (about 4x cheaper) or "vgg".
+
+    Raises:
+        UserError: the weights cannot be fetched.
+    """
+
+    metric = "stlpips"
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: Backbone = "alex") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.slices = nn.ModuleList()
+        channels, index = 3, count()
+        for number, layout in enumerate(_SLICES[backbone]):
+            built, channels = _build_slice(layout, channels, index)
+            self.slices.append(built)
+            self.register_buffer(f"head{number}", torch.empty(channels))
+        self.register_buffer("shift", torch.empty(3, 1, 1))
+        self.register_buffer("scale", torch.empty(3, 1, 1))
+        weights = torch.load(fetch(f"stlpips_{backbone}"), map_location="cpu", weights_only=True)
+        self.load_state_dict(_rename(weights))
+        self.requires_grad_(False)
+        self.eval()
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Channel-normalised feature maps, one (N, C_l, H_l, W_l) tensor a tap."""
+        x = (x - self.shift) / self.scale
+        x = x.contiguous(memory_format=torch.channels_last)  # 1.3 to 1.7 times faster on a CPU
+        taps = []
+        for layers in self.slices:
+            x = layers(x)
+            taps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + NORM_EPSILON))
+        return taps
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances (N,) of images `x` and `y`, both (N, 3, H, W) in [-1, 1], H and W at least 32.
+
+        Raises:
+            UserError: the images are too small for the network.
+            ValueError: the shapes differ or are not those of colour images.
+        """
+        _check_images(x, y)
+        distance = x.new_zeros(x.shape[0])
+        for number, (tap_x, tap_y) in enumerate(zip(self.features(x), self.features(y), strict=True)):
+            head = self.get_buffer(f"head{number}")
+            distance = distance + torch.einsum("nchw,c->nhw", (tap_x - tap_y).square(), head).mean((1, 2))
+        return distance
+
+
+class LPIPS(Perceptual):
+    """The distance of the `lpips` package (Zhang et al., CVPR 2018), which downloads a backbone on first use.
+
+    Raises:
+        UserError: the package is not installed, or the backbone cannot be downloaded.
+    """
+
+    metric = "lpips"
+
+    def __init__(self, backbone: Backbone = "vgg") -> None:
+        super().__init__()
+        self.backbone = backbone
+        try:
+            package = importlib.import_module("lpips")
+            self.network = package.LPIPS(net=backbone, verbose=False)
+        except ImportError as error:
+            raise UserError(
+                f"LPIPS needs `pip install lpips` ({error}); or choose st-lpips-{backbone}"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"no backbone for LPIPS ({error}): go online once, or choose st-lpips-{backbone}"
+            ) from None
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances (N,) of images `x` and `y`, both (N, 3, H, W) in [-1, 1], H and W at least 32.
+
+        Raises:
+            UserError, ValueError: as `STLPIPS.forward`.
+        """
+        _check_images(x, y)
+        distance: Tensor = self.network(x, y)
+        return distance.flatten()
+
+
+def build_perceptual(name: PerceptualName) -> Perceptual:
+    """The distance called `name`, on the CPU in float32.
+
+    Raises:
+        UserError: its weights or its package cannot be had.
+    """
+    family, _, backbone = name.rpartition("-")
+    if backbone not in _SLICES or family not in ("st-lpips", "lpips"):
+        raise UserError(f"unknown perceptual distance `{name}`, known: {', '.join(get_args(PerceptualName))}")
+    return STLPIPS(backbone) if family == "st-lpips" else LPIPS(backbone)
+
+
+def _check_images(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"expected two equal N 3 H W shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
+    height, width = x.shape[-2:]
+    if min(height, width) < MIN_SIZE:
+        raise UserError(
+            f"a perceptual distance needs images of at least {MIN_SIZE}x{MIN_SIZE}, got {height}x{width}"
+        )
+
+
+def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published weights under this module's names: `slices.0.0.weight` for `net.slice1.0.weight`."""
+    renamed = {}
+    for name, value in weights.items():
+        part, *rest = name.split(".")
+        if part == "net":
+            renamed[".".join(["slices", str(int(rest[0].removeprefix("slice")) - 1), *rest[1:]])] = value
+        elif part == "scaling_layer":
+            renamed[rest[0]] = value.reshape(3, 1, 1)
+        else:
+            renamed[part.replace("lin", "head")] = value.reshape(-1)
+    return renamed
