@@ -1,0 +1,279 @@
+"""The report's plots: curves, spectra and speed-ups as matplotlib figures, in colours that all eyes tell apart.
+
+Colours are Okabe and Ito's; every arm also has its own marker, so that nothing depends on colour.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from .analysis import SpeedUp
+from .curves import MAX_POINTS
+from .results import ComparisonResults, CurvePoint
+from .verdict import Verdict, describe, ratio
+
+INK, QUIET, HAIRLINE = "#1b1f24", "#5b6570", "#d5dae0"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": INK,
+    "grid.color": HAIRLINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+_LOG_FROM = 8
+"""An axis becomes logarithmic when its largest value is this many times its smallest."""
+
+
+class Arm(NamedTuple):
+    """How one arm is drawn."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+def arms_of(results: ComparisonResults) -> list[Arm]:
+    """Colour and marker by position: the baseline is always blue circles."""
+    return [
+        Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(results.arms)
+    ]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG, cropped to its contents."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+    return data.getvalue()
+
+
+def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp]) -> bytes:
+    """One metric against transformer steps, all arms: seeds thin, their mean thick, evaluation intervals shaded.
+
+    Dashed: each arm's floor. Dotted: the baseline's final score; the arrow along it is the speed-up of the first
+    candidate that has one.
+    """
+    with _axes(5.2, 3.5) as (figure, axes):
+        info = describe(metric)
+        axes.set_title(info.title + (f"\n{info.detail}" if info.detail else ""))
+        for arm in arms_of(results):
+            _draw_arm(axes, results, metric, arm)
+        steps = [point.step for point in results.curves if point.metric == metric]
+        _scale_steps(axes, steps)
+        _scale_scores(axes, results, metric)
+        drawn = next((s for s in read if s.metric == metric and s.status == "measured"), None)
+        if drawn is not None and drawn.target is not None:
+            _draw_speed_up(axes, results, drawn)
+        axes.set_xlabel("transformer steps")
+        axes.grid(axis="y")
+        axes.legend(loc="upper right", fontsize=9, handlelength=2.2)
+        return png(figure)
+
+
+def amplitude_figure(results: ComparisonResults) -> bytes:
+    """Mean absolute DCT coefficient over the DC's, in zigzag order of spatio-temporal frequency."""
+    with _axes(5.2, 3.5) as (figure, axes):
+        axes.set_title("Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies")
+        for arm, one in zip(results.arms, arms_of(results), strict=True):
+            axes.plot(range(len(arm.dct_amplitude)), arm.dct_amplitude, color=one.colour, label=one.name, lw=1.8)
+            _mark(axes, range(len(arm.dct_amplitude)), arm.dct_amplitude, one)
+        axes.set_yscale("log")
+        axes.set_xlabel("zigzag index of 3-D DCT coefficient")
+        axes.set_ylabel("amplitude / DC")
+        axes.grid(axis="y")
+        axes.legend(loc="upper right", fontsize=9)
+        return png(figure)
+
+
+def variance_figure(results: ComparisonResults) -> bytes:
+    """Share of the channels' variance that the largest components explain."""
+    with _axes(5.2, 3.5) as (figure, axes):
+        axes.set_title("Channel spectrum of the latents\nhigher: few modes carry the signal")
+        for arm, one in zip(results.arms, arms_of(results), strict=True):
+            components = range(1, len(arm.explained_variance) + 1)
+            axes.plot(components, arm.explained_variance, color=one.colour, label=one.name, lw=1.8)
+            _mark(axes, components, arm.explained_variance, one)
+        axes.axhline(0.9, color=QUIET, lw=0.8, ls=":")
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("components")
+        axes.set_ylabel("explained variance")
+        axes.grid(axis="y")
+        axes.legend(loc="lower right", fontsize=9)
+        return png(figure)
+
+
+def speed_up_figure(results: ComparisonResults, verdicts: Sequence[Verdict]) -> bytes:
+    """All speed-ups with their intervals, one row a metric; right of the line the candidate is faster."""
+    rows = [(verdict, read) for verdict in verdicts for read in verdict.speed_ups]
+    colours = {arm.name: arm for arm in arms_of(results)}
+    with _axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axes):
+        limit = axis_limit([read for _, read in rows])
+        axes.set_title("Steps saved: baseline's steps / candidate's for the baseline's final score")
+        axes.axvline(1, color=INK, lw=1)
+        for y, (verdict, read) in enumerate(rows):
+            arm = colours[verdict.candidate]
+            faded = 0.35 if read.measures_blur or describe(read.metric).group == "loss" else 1.0
+            _draw_interval(axes, y, read, limit, arm, faded)
+        labels = [
+            (f"{verdict.candidate}: " if len(verdicts) > 1 else "") + describe(read.metric).label
+            for verdict, read in rows
+        ]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.tick_params(axis="y", labelcolor=INK, length=0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(1 / limit, limit)
+        _log_axis(axes, [2.0**k for k in range(-6, 7)], lambda v, _: ratio(v).replace("x", "×"))
+        axes.grid(axis="x")
+        axes.set_xlabel("slower  ◀   speed-up   ▶  faster      (pale: no evidence, see the report)")
+        return png(figure)
+
+
+def axis_limit(read: Sequence[SpeedUp]) -> float:
+    """The end of a speed-up axis that runs from 1 / limit to limit: a power of two, 4 to 64."""
+    ends = [end for s in read for end in (s.low, s.high, s.value) if end and math.isfinite(end)]
+    reach = max((max(end, 1 / end) for end in ends), default=1.0)
+    return float(min(64, max(4, 2 ** math.ceil(math.log2(reach * 1.05)))))
+
+
+@contextmanager
+def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Axes in the report's style; nothing of it remains set afterwards."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height))
+        yield figure, figure.add_subplot()
+
+
+def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: Arm) -> None:
+    curves = [results.curve(arm.name, seed, metric) for seed in results.seeds]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return
+    columns = [_columns(curve) for curve in curves]
+    for steps, values, _, _ in columns if len(columns) > 1 else ():
+        axes.plot(steps, values, color=arm.colour, lw=0.7, alpha=0.45)
+    same = [c for c in columns if len(c[0]) == len(columns[0][0])]  # a seed that is still training has fewer
+    steps, mean, low, high = (np.mean([c[i] for c in same], axis=0) for i in range(4))
+    if np.isfinite(low).any():
+        axes.fill_between(steps, low, high, color=arm.colour, alpha=0.16, lw=0)
+    few = len(steps) <= MAX_POINTS // 2
+    axes.plot(
+        steps, mean, color=arm.colour, lw=2, label=arm.name, marker=arm.marker if few else None, ms=5, mec="white", mew=0.6
+    )  # fmt: skip
+    floor = results.arm(arm.name).floors.get(metric)
+    if floor is not None:
+        axes.axhline(floor.value, color=arm.colour, lw=1.1, ls=(0, (5, 2)))
+        place = {"xy": (0.995, floor.value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(
+            f"floor of {arm.name}", xytext=(0, 2.5), ha="right", fontsize=7.5, color=arm.colour, **place
+        )  # type: ignore[arg-type]
+
+
+def _columns(curve: list[CurvePoint]) -> list[np.ndarray]:
+    """Steps, values, low and high of a curve (NaN: no interval), averaged in groups when there are very many."""
+    rows = np.array([[p.step, p.value, _or_nan(p.low), _or_nan(p.high)] for p in curve], float)
+    groups = np.array_split(rows, min(len(rows), MAX_POINTS))
+    return list(np.array([group.mean(axis=0) for group in groups]).T)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _draw_speed_up(axes: Axes, results: ComparisonResults, read: SpeedUp) -> None:
+    """A dotted line at the target with an arrow from the baseline's steps to the candidate's."""
+    assert read.target is not None and read.baseline_steps and read.candidate_steps and read.value
+    colour = next(arm.colour for arm in arms_of(results) if arm.name == read.candidate)
+    axes.axhline(read.target, color=QUIET, lw=0.9, ls=":")
+    ends = (read.candidate_steps, read.target), (read.baseline_steps, read.target)
+    axes.annotate("", xy=ends[0], xytext=ends[1], arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.6})
+    label = f"{ratio(read.value)[:-1]}× " + ("sooner" if read.value > 1 else "the steps saved")
+    middle = math.sqrt(read.candidate_steps * read.baseline_steps)
+    if axes.get_xscale() == "linear":
+        middle = (read.candidate_steps + read.baseline_steps) / 2
+    if read.value > 1:
+        axes.annotate(
+            label, (middle, read.target), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=9,
+            color=colour, fontweight="bold",
+        )  # fmt: skip
+
+
+def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: Arm, alpha: float) -> None:
+    style: dict[str, Any] = {"color": arm.colour, "alpha": alpha}
+    if read.low is not None and read.high is not None:
+        axes.plot([max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style)
+    if read.value is not None:
+        axes.plot([min(max(read.value, 1 / limit), limit)], [y], marker=arm.marker, ms=7, mec="white", **style)
+    else:
+        text = "not reached" if read.status == "not reached" else read.reason
+        axes.annotate(
+            text, (0.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=QUIET, style="italic"
+        )
+
+
+def _mark(axes: Axes, x: Sequence[float], y: Sequence[float], arm: Arm) -> None:
+    """A few markers along a dense line."""
+    every = max(1, len(y) // 8)
+    axes.plot(x[::every], y[::every], ls="", marker=arm.marker, ms=5, mec="white", mew=0.6, color=arm.colour)
+
+
+def _scale_steps(axes: Axes, steps: Sequence[int]) -> None:
+    positive = [step for step in steps if step > 0]
+    if not positive or max(positive) < _LOG_FROM * min(positive):
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        return
+    if min(steps) == 0:
+        axes.set_xscale("symlog", linthresh=min(positive))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xscale("log")
+    # Ticks where evaluations are, doubling, so that a step count can be read off.
+    ticks = [max(positive)]
+    for step in sorted(set(positive), reverse=True):
+        if step <= ticks[-1] / 1.8:
+            ticks.append(step)
+    axes.xaxis.set_major_locator(FixedLocator([0] * (min(steps) == 0) + ticks[::-1]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _scale_scores(axes: Axes, results: ComparisonResults, metric: str) -> None:
+    values = [p.value for p in results.curves if p.metric == metric and math.isfinite(p.value)]
+    if values and min(values) > 0 and max(values) > _LOG_FROM * min(values):
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        ticks = [m * 10.0**e for e in range(-8, 9) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _log_axis(axes: Axes, ticks: Sequence[float], form: Callable[[float, Any], str]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_major_formatter(FuncFormatter(form))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _thousands(value: float, _: Any) -> str:
+    return f"{value:,.0f}"

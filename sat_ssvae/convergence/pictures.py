@@ -1,0 +1,99 @@
+"""Moving and still pictures for the report: clips tiled into one grid, as animated WebP, PNG and mp4."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.video_io import to_unit_range, write_video
+
+_COLUMNS = 4
+_CELL = 160
+"""Width of a clip in the report, in pixels: small clips are enlarged to it."""
+_GAP = 4
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Clips to show, each uint8 of shape `T H W 3`; all of one size, the arms' in the order of the originals.
+
+    originals: held-out clips. reconstructions: by arm, of these clips. samples: by arm, then by transformer step,
+    from the same noise at every step and in every arm. fps: frames a second.
+    """
+
+    fps: float
+    originals: Sequence[Tensor]
+    reconstructions: Mapping[str, Sequence[Tensor]]
+    samples: Mapping[str, Mapping[int, Sequence[Tensor]]]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a clip is no uint8 `T H W 3`."""
+        stepwise = [clip for steps in self.samples.values() for clips in steps.values() for clip in clips]
+        rebuilt = [clip for clips in self.reconstructions.values() for clip in clips]
+        for clip in (*self.originals, *rebuilt, *stepwise):
+            if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+                raise ValueError(f"clips to show are uint8 T H W 3, got {clip.dtype} {tuple(clip.shape)}")
+
+
+def tile(clips: Sequence[Tensor], columns: int = _COLUMNS) -> Tensor:
+    """Clips (each `T H W 3`) as one clip, row by row on white; shorter ones rest on their last frame."""
+    frames, height, width = (max(clip.shape[i] for clip in clips) for i in range(3))
+    columns = min(columns, len(clips))
+    rows = -(-len(clips) // columns)
+    size = rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP
+    grid = torch.full((frames, *size, 3), 255, dtype=torch.uint8)
+    for i, clip in enumerate(clips):
+        top, left = (i // columns) * (height + _GAP), (i % columns) * (width + _GAP)
+        held = torch.cat([clip, clip[-1:].expand(frames - len(clip), -1, -1, -1)])
+        grid[:, top : top + clip.shape[1], left : left + clip.shape[2]] = held
+    return grid
+
+
+def enlarge(clips: Sequence[Tensor], width: int = _CELL) -> list[Tensor]:
+    """Clips scaled to `width` pixels (Lanczos); wider ones keep their size."""
+    return [torch.stack([_resized(frame, width) for frame in clip]) for clip in clips]
+
+
+def webp(clip: Tensor, fps: float) -> bytes:
+    """An endless animation of a clip (`T H W 3`)."""
+    first, *rest = (Image.fromarray(frame.numpy()) for frame in clip)
+    data = io.BytesIO()
+    first.save(data, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=80, method=4)
+    return data.getvalue()
+
+
+def png_still(clip: Tensor) -> bytes:
+    """The middle frame of a clip (`T H W 3`)."""
+    data = io.BytesIO()
+    Image.fromarray(clip[len(clip) // 2].numpy()).save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def write_clips(pictures: Pictures, folder: Path) -> None:
+    """All clips as mp4: `original-00.mp4`, `ARM-reconstruction-00.mp4`, and `ARM-sample-00.mp4` of the last step."""
+    named = {"original": pictures.originals}
+    named |= {f"{arm}-reconstruction": clips for arm, clips in pictures.reconstructions.items()}
+    named |= {f"{arm}-sample": steps[max(steps)] for arm, steps in pictures.samples.items() if steps}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, clips in named.items():
+        for i, clip in enumerate(clips):
+            video = to_unit_range(clip.permute(3, 0, 1, 2).contiguous())
+            write_video(folder / f"{file_name(name)}-{i:02d}.mp4", video, pictures.fps)
+
+
+def file_name(text: str) -> str:
+    """A name for files that every system takes: letters, digits, dot, minus and underscore."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
+    return kept.strip(".-") or "unnamed"
+
+
+def _resized(frame: Tensor, width: int) -> Tensor:
+    height, own, _ = frame.shape
+    if own >= width:
+        return frame
+    image = Image.fromarray(frame.numpy()).resize((width, round(height * width / own)), Image.Resampling.LANCZOS)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)

@@ -1,0 +1,324 @@
+"""The report of a comparison: one self-contained HTML file, and beside it everything it was made from.
+
+    write_report(results, folder, pictures)     # folder/report.html results.json curves.csv figures/ samples/
+    print(summary(results))                     # the short table for the terminal
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
+from pydantic import TypeAdapter
+
+from ..errors import UserError
+from .analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
+from .figures import amplitude_figure, arms_of, axis_limit, curve_figure, speed_up_figure, variance_figure
+from .pictures import Pictures, enlarge, file_name, png_still, tile, webp, write_clips
+from .results import ComparisonResults
+from .verdict import (
+    Conclusion,
+    Verdict,
+    describe,
+    interval_text,
+    judge,
+    quality_name,
+    quality_text,
+    ratio,
+    reconstruction_verdict,
+    speed_up_text,
+)
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_GROUP_TITLES = {
+    "samples": "Decoded samples",
+    "denoising": "Decoded one-step denoising",
+    "loss": "Training loss (no evidence: its floor differs between latents)",
+    "other": "Other measures",
+}
+_HEADLINES: dict[Conclusion, str] = {
+    "faster": "Faster",
+    "slower": "Slower",
+    "mixed": "Mixed",
+    "equal": "About equal",
+    "undecided": "Undecided",
+    "no evidence": "No evidence",
+}
+_MARKS = {"faster": "▲", "slower": "▼", "equal": "＝", "undecided": "?", "left out": "–"}
+
+
+class Shown(NamedTuple):
+    """A grid of clips for the page: the animation, its middle frame, and whether it takes a whole row."""
+
+    title: str
+    moving: bytes
+    still: bytes
+    wide: bool = False
+
+
+def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | None = None) -> Path:
+    """Write report.html, results.json, curves.csv, figures/*.png and samples/*.mp4; returns the HTML file's path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    verdicts = [judge(results, arm.name) for arm in results.candidates]
+    figures = draw(results, verdicts)
+    shown = show(results, pictures) if pictures else []
+    page = render(results, verdicts, figures, shown)
+    speed_ups = TypeAdapter(list[SpeedUp]).dump_python([s for v in verdicts for s in v.speed_ups], mode="json")
+    document = results.to_json(verdict={v.candidate: v.text for v in verdicts}, speed_ups=speed_ups)
+    try:
+        for name in ("figures", "samples"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        stills = {f"pictures-{file_name(grid.title)}": grid.still for grid in shown}
+        for name, data in (figures | stills).items():
+            _write(folder / "figures" / f"{name}.png", data)
+        if pictures:
+            write_clips(pictures, folder / "samples")
+        _write(folder / "results.json", document.encode())
+        _write(folder / "curves.csv", results.to_csv().encode())
+        _write(folder / "report.html", page.encode())
+    except OSError as error:
+        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from None
+    return folder / "report.html"
+
+
+def summary(results: ComparisonResults) -> str:
+    """The verdicts and a table of all speed-ups as plain text, for the end of a command."""
+    lines = []
+    for arm in results.candidates:
+        verdict = judge(results, arm.name)
+        rows = [(describe(s.metric).label, speed_up_text(s), _reading(s)) for s in verdict.speed_ups]
+        head = (f"{verdict.candidate} against {verdict.baseline}", "speed-up (95 % interval)", "")
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(2)]
+        lines += [f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in [head, *rows]]
+        lines += ["", verdict.text, ""]
+    return "\n".join(lines).rstrip()
+
+
+def draw(results: ComparisonResults, verdicts: Sequence[Verdict]) -> dict[str, bytes]:
+    """All plots as PNG by name (the names of the files under figures/)."""
+    read = [speed_up for verdict in verdicts for speed_up in verdict.speed_ups]
+    figures = {"speed-ups": speed_up_figure(results, verdicts)}
+    figures |= {file_name(metric): curve_figure(results, metric, read) for metric in results.metrics}
+    if any(arm.dct_amplitude for arm in results.arms):
+        figures["spectrum-dct"] = amplitude_figure(results)
+    if any(arm.explained_variance for arm in results.arms):
+        figures["spectrum-channels"] = variance_figure(results)
+    return figures
+
+
+def render(
+    results: ComparisonResults, verdicts: Sequence[Verdict], figures: dict[str, bytes], shown: Sequence[Shown]
+) -> str:
+    """The HTML page, all images inside."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
+    environment.filters["webp"] = lambda data: "data:image/webp;base64," + base64.b64encode(data).decode()
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        results=results,
+        title=" / ".join(arm.name for arm in results.arms),
+        colours={arm.name: arm.colour for arm in arms_of(results)},
+        cards=[_card(results, verdict) for verdict in verdicts],
+        tables=[_table(verdict) for verdict in verdicts],
+        curves=_curves(results, figures),
+        spectra=[figures[name] for name in ("spectrum-dct", "spectrum-channels") if name in figures],
+        spectrum_rows=_spectrum_rows(results),
+        quality=_quality_table(results),
+        shown=shown,
+        limits=_limits(results, verdicts),
+        equal_within=ratio(EQUAL_WITHIN),
+        floor_dominates=f"{FLOOR_DOMINATES:.0%}",
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def show(results: ComparisonResults, pictures: Pictures) -> list[Shown]:
+    """Originals, reconstructions by arm, samples by arm at the last step, then one sample of each arm step by step."""
+    grids = [("Originals", tile(enlarge(pictures.originals)), False)] if pictures.originals else []
+    for arm in results.arms:
+        if clips := pictures.reconstructions.get(arm.name):
+            grids.append((f"{arm.name}: reconstructions", tile(enlarge(clips)), False))
+    by_step = {arm.name: {s: c for s, c in sorted(pictures.samples.get(arm.name, {}).items()) if c} for arm in results.arms}
+    for name, steps in by_step.items():
+        if steps:
+            last = max(steps)
+            grids.append((f"{name}: samples after {last:,} steps", tile(enlarge(steps[last])), False))
+    for name, steps in by_step.items():
+        if len(steps) > 1:
+            row = tile(enlarge([clips[0] for clips in steps.values()]), columns=len(steps))
+            grids.append((f"{name}: one sample after {', '.join(f'{step:,}' for step in steps)} steps", row, True))
+    return [Shown(title, webp(clip, pictures.fps), png_still(clip), wide) for title, clip, wide in grids]
+
+
+def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
+    """The verdict's box: headline, sentences and three tiles (number, what it is)."""
+    counted = [_reading(s) for s in verdict.speed_ups if describe(s.metric).group in ("samples", "denoising")]
+    tiles = [_samples_tile(verdict)]
+    counts = [(name, counted.count(name)) for name in ("faster", "slower", "equal", "undecided")]
+    board = " ".join(f"{count}{_MARKS[name]}" for name, count in counts if count) or "0"
+    words = ", ".join(f"{count} {name}" for name, count in counts if count) or "none counts"
+    left_out = len(counted) - sum(count for _, count in counts)
+    tiles.append((board, f"decoded measures: {words}" + (f"; {left_out} left out" if left_out else "")))
+    arm, base = results.arm(verdict.candidate), results.baseline
+    if "psnr" in arm.reconstruction and "psnr" in base.reconstruction:
+        gain = arm.reconstruction["psnr"].value - base.reconstruction["psnr"].value
+        sign = reconstruction_verdict(results, arm.name, "psnr")
+        word = {1: "better", -1: "worse", 0: "no clear difference", None: "no interval"}[sign]
+        tiles.append((f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}"))
+    return {"verdict": verdict, "headline": _HEADLINES[verdict.conclusion], "tiles": tiles}
+
+
+def _samples_tile(verdict: Verdict) -> tuple[str, str]:
+    """How much sooner samples get as good, over the sample distances that count."""
+    counts = [s for s in verdict.speed_ups if describe(s.metric).group == "samples"]
+    counts = [s for s in counts if s.outcome not in ("undefined", "no interval") and not s.measures_blur]
+    what = f"fewer steps to {verdict.baseline}'s final sample distance"
+    if not counts:
+        return "–", f"{what}: no measure counts"
+    values = sorted(s.value for s in counts if s.value is not None)
+    if not values:
+        return "not reached", f"{verdict.baseline}'s final sample distance"
+    ends = [ratio(value).replace("x", "×") for value in (values[0], values[-1])]
+    text = ends[0] if ends[0] == ends[1] else f"{ends[0]} – {ends[1]}"
+    missed = len(counts) - len(values)
+    return text, f"{what}" + (f" ({missed} of {len(counts)} not reached)" if missed else "")
+
+
+def _table(verdict: Verdict) -> dict[str, Any]:
+    """Rows of the speed-up table by group, with the coordinates (0..100) of their interval marks."""
+    limit = axis_limit(verdict.speed_ups)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for read in verdict.speed_ups:
+        groups.setdefault(_GROUP_TITLES[describe(read.metric).group], []).append(_row(read, limit))
+    return {"verdict": verdict, "groups": groups, "limit": f"{limit:.0f}×", "inverse": f"1/{limit:.0f}×"}
+
+
+def _row(read: SpeedUp, limit: float) -> dict[str, Any]:
+    def place(value: float | None) -> float | None:
+        if value is None:
+            return None
+        clipped = min(max(value, 1 / limit), limit)
+        return round(50 + 50 * math.log(clipped) / math.log(limit), 2)
+
+    value = {"not reached": "not reached", "undefined": "not defined"}.get(read.status)
+    if value is None and read.value is not None:
+        value = ("≥ " if read.status == "at least" else "") + ratio(read.value).replace("x", "×")
+    steps = [f"{s:,.0f}" if s is not None else "not reached" for s in (read.baseline_steps, read.candidate_steps)]
+    note = read.reason
+    if read.status == "not reached" and read.seeds > 1:
+        note = f"in {read.seeds - read.reached} of {read.seeds} seeds"
+    return {
+        "info": describe(read.metric),
+        "value": value,
+        "interval": interval_text(read).replace("x", "×"),
+        "note": note,
+        "steps": None if read.baseline_steps is None else steps,
+        "reading": _reading(read),
+        "mark": _MARKS.get(_reading(read), "–"),
+        "blur": f"{read.floor_share:.0%}" if read.measures_blur and read.floor_share is not None else "",
+        "low": place(read.low),
+        "high": place(read.high),
+        "at": place(read.value),
+        "source": read.interval_from,
+    }
+
+
+def _reading(read: SpeedUp) -> str:
+    """The last column: what the row says, or why it does not count."""
+    if read.measures_blur:
+        return "measures blur"
+    return read.outcome
+
+
+def _curves(results: ComparisonResults, figures: dict[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
+    """Curve figures by group, as (label, PNG)."""
+    groups: dict[str, list[tuple[str, bytes]]] = {}
+    for group, title in _GROUP_TITLES.items():
+        metrics = [metric for metric in results.metrics if describe(metric).group == group]
+        if metrics:
+            groups[title] = [(describe(metric).label, figures[file_name(metric)]) for metric in metrics]
+    return groups
+
+
+def _spectrum_rows(results: ComparisonResults) -> list[list[str]]:
+    """By arm: modes for 90 % of the variance, share of the first mode, amplitudes, Gaussian floor."""
+    rows = []
+    for arm in results.arms:
+        variance, amplitude = arm.explained_variance, arm.dct_amplitude
+        modes = next((i for i, share in enumerate(variance, 1) if share >= 0.9), None)
+        floor = arm.floors.get("loss")
+        rows.append(
+            [
+                arm.name,
+                f"{modes} of {len(variance)}" if modes else "–",
+                f"{variance[0]:.0%}" if variance else "–",
+                *(f"{amplitude[i]:.1e}" if len(amplitude) > i else "–" for i in (20, 40)),
+                f"{floor.value:.3f}" if floor else "–",
+            ]
+        )
+    return rows
+
+
+def _quality_table(results: ComparisonResults) -> dict[str, Any]:
+    """Reconstruction metrics by arm, with the difference to the baseline where it was measured clip by clip."""
+    metrics = list(dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction))
+    rows = []
+    for arm in results.arms:
+        cells = []
+        for metric in metrics:
+            value, difference = arm.reconstruction.get(metric), arm.reconstruction_difference.get(metric)
+            cells.append(
+                (
+                    quality_text(metric, value) if value else "–",
+                    quality_text(metric, difference, signed=True).replace("-", "−") if difference else "",
+                )
+            )
+        rows.append((arm.name, cells))
+    floors = [
+        (describe(metric).label, [arm.floors.get(metric) for arm in results.arms])
+        for metric in results.metrics
+        if any(metric in arm.floors for arm in results.arms) and not metric.startswith("loss")
+    ]
+    return {"names": [quality_name(metric) for metric in metrics], "rows": rows, "floors": floors}
+
+
+def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str]:
+    """What the numbers do not say, as far as it depends on this comparison."""
+    read = [s for verdict in verdicts for s in verdict.speed_ups]
+    limits = []
+    if len(results.seeds) == 1:
+        limits.append(
+            "One seed: the intervals hold the noise of the evaluation only. Another seed may give another result."
+        )
+    else:
+        limits.append(
+            f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so the"
+            " intervals do not hold what another training of the VAEs would change."
+        )
+    shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
+    if shares:
+        limits.append(
+            f"Of {len(shares)} distances up to {max(shares):.0%} is the VAEs' own reconstruction error. They compare blur;"
+            " train the VAEs further, or compress less, to make them evidence."
+        )
+    missed = sum(s.status == "not reached" for s in read)
+    if missed:
+        limits.append(
+            f"On {missed} measures the baseline's final score was not reached within these steps; with more it might be."
+        )
+    return limits
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Atomically: a reader or a killed run never leaves half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
