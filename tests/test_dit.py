@@ -116,10 +116,10 @@ def test_modalities_have_their_own_modulation():
     block = model.blocks[0]
     text, video = randn(1, 4, 32), randn(1, 72, 32, seed=1)
     condition = randn(1, 32, seed=2)
-    before = block([text, video], condition, model.cos, model.sin)
+    before = block([text, video], condition, model.phases)
     with torch.no_grad():
         block.experts[0].bias[-32:] += 1.0  # the gate of the feed-forward network, text only
-    after = block([text, video], condition, model.cos, model.sin)
+    after = block([text, video], condition, model.phases)
     assert torch.equal(before[1], after[1])
     assert not torch.allclose(before[0], after[0])
 
@@ -145,7 +145,8 @@ def test_rotary_products_depend_on_the_distance_alone(first, second, shift):
     query, key = randn(32), randn(32, seed=1)
 
     def product(a, b):
-        return rotate(query, angles[a].cos(), angles[a].sin()) @ rotate(key, angles[b].cos(), angles[b].sin())
+        phases = torch.polar(torch.ones_like(angles), angles)
+        return rotate(query[None], phases[a][None])[0] @ rotate(key[None], phases[b][None])[0]
 
     def moved(a):
         return tuple(x + s for x, s in zip(a, shift, strict=True))
