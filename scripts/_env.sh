@@ -31,10 +31,10 @@ find_python() {
 }
 
 pip_install() {
-    local log=$venv/install.log
-    if ! "$bin/python" -m pip install --quiet --no-input --disable-pip-version-check -c "$root/constraints.txt" "$@" >"$log" 2>&1; then
-        die "pip could not install $*: $(grep -m1 ERROR "$log" || tail -n1 "$log") (all of it: $log)"
-    fi
+    local output
+    output=$("$bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        -c "$root/constraints.txt" "$@" 2>&1) ||
+        die "pip could not install $*: $(grep -m 1 ERROR <<<"$output" || tail -n 1 <<<"$output") (is the network up?)"
 }
 
 # A killed installation may leave half a package behind, so it starts over; a changed project only installs what is missing.
@@ -45,7 +45,7 @@ ensure_env() {
     mkdir -p "$venv" || die "cannot make the folder $venv; choose another: SAT_SSVAE_VENV=FOLDER $0"
     if command -v flock >/dev/null; then # two scripts started together: the second waits for the first
         exec 9>"$venv/.lock"
-        flock 9
+        flock -n 9 || { say "waiting for the script that is installing into $venv..." && flock 9; }
     fi
     now=$(cat "$state" 2>/dev/null || true)
     extras=${now#* }
@@ -62,7 +62,7 @@ ensure_env() {
         echo installing >"$state"
         [[ ",$extras," == *",$wanted,"* ]] || extras=$wanted
         # torch alone first: asked for with the rest, it could be taken in a newer build that another package admits.
-        pip_install torch
+        pip_install "$(grep '^torch==' "$root/constraints.txt")"
         pip_install -e "$root[$extras]"
         printf '%s %s\n' "$fingerprint" "$extras" >"$state"
     fi
