@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction, generate, losses_at
+from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
 from sat_ssvae.convergence.dit import build_dit
 from sat_ssvae.convergence.dit_training import (
     LOSS_COLUMNS,
@@ -208,16 +208,15 @@ def test_it_learns_a_simple_distribution(tmp_path, process):
     model = train(tmp_path, cfg, latents)
     x0 = latents.standardize(heldout.latents)
     fresh = build_dit(model.config, 0)
-    options = {"times": (0.2, 0.4, 0.6), "seed": 0, "batch_size": 32}
-    before = losses_at(cfg.diffusion, fresh, x0, **options)
-    after = losses_at(cfg.diffusion, model, x0, **options)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    before, after = torch.zeros(3), torch.zeros(3)
+    with torch.no_grad():
+        for place, level in enumerate((0.2, 0.4, 0.6)):
+            t = torch.full((64,), level)
+            before[place] = process.loss(fresh, x0, noise, t).mean()
+            after[place] = process.loss(model, x0, noise, t).mean()
+        samples = process.sample(model, noise, steps=10)
     assert after.mean() < 0.7 * before.mean()
-    assert torch.equal(after, losses_at(cfg.diffusion, model, x0, **options))
-    samples = generate(
-        cfg.diffusion, model, (64, *latents.shape), steps=10, seed=0, batch_size=64, device=CPU
-    )
-    other = generate(cfg.diffusion, model, (64, *latents.shape), steps=10, seed=0, batch_size=20, device=CPU)
-    torch.testing.assert_close(samples, other, atol=0.05, rtol=0.05)
     assert samples.std().item() == pytest.approx(1, abs=0.35)
 
 

@@ -10,7 +10,7 @@ is data and t = 1 pure noise in both processes. A process is its own configurati
 for every arm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -183,49 +183,6 @@ def guided(predict: Predict, predict_without_text: Predict, scale: float) -> Pre
         return torch.lerp(predict_without_text(x_t, t), predict(x_t, t), scale)
 
     return combined
-
-
-@torch.no_grad()
-def losses_at(
-    process: "FlowMatching | VPrediction",
-    predict: Predict,
-    x0: Tensor,
-    times: Sequence[float],
-    *,
-    seed: int,
-    batch_size: int,
-) -> Tensor:
-    """Mean loss over the samples of x0 (n, ...) at each noise level, (len(times),) float32 on the CPU.
-
-    The noise of a sample depends on `seed`, its place and the level alone, so repeated calls are paired.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    means = []
-    for time in times:
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
-        losses = [
-            process.loss(predict, part, part_noise, torch.full((len(part),), time, device=x0.device))
-            for part, part_noise in zip(x0.split(batch_size), noise.split(batch_size), strict=True)
-        ]
-        means.append(torch.cat(losses).mean().cpu())
-    return torch.stack(means)
-
-
-@torch.no_grad()
-def generate(
-    process: "FlowMatching | VPrediction",
-    predict: Predict,
-    shape: tuple[int, ...],
-    *,
-    steps: int,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-) -> Tensor:
-    """Samples of `shape` (n, ...), float32 on the CPU; `seed` fixes their noise whatever the batch size."""
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    parts = [process.sample(predict, part.to(device), steps).cpu() for part in noise.split(batch_size)]
-    return torch.cat(parts)
 
 
 def _as_column(values: Tensor, like: Tensor) -> Tensor:
