@@ -1,8 +1,13 @@
 """Every test starts from the same random state; property tests get the time that a busy machine needs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
+
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.video_io import write_video
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
@@ -11,3 +16,26 @@ settings.load_profile("project")
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_videos(tmp_path_factory) -> Path:
+    """Five videos of moving coloured bars, 64x80 pixels, 24 fps, 1.5 to 3.5 s; one has a caption."""
+    folder = tmp_path_factory.mktemp("tiny_videos")
+    for number in range(5):
+        frames = 36 + 12 * number
+        time = torch.arange(frames).view(frames, 1, 1) / 24
+        y, x = torch.arange(64).view(1, 64, 1) / 64, torch.arange(80).view(1, 1, 80) / 80
+        phases = (x * 2 + time + 0.3 * number, y * 2 - time, x + y + 0.5 * time)
+        video = torch.stack([torch.sin(2 * torch.pi * phase).expand(frames, 64, 80) for phase in phases])
+        write_video(folder / f"bars{number}.mp4", 0.8 * video, fps=24)
+    (folder / "bars1.txt").write_text("coloured bars\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_videos, tmp_path_factory) -> Path:
+    """`tiny_videos` as three shards of at most two samples."""
+    folder = tmp_path_factory.mktemp("tiny_shards")
+    pack(tiny_videos, folder, PackConfig(samples_per_shard=2, workers=1))
+    return folder

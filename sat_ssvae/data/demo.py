@@ -2,8 +2,8 @@
 
     demo = prepare_demo(Path("demo"), resolution=64)
 
-Of every minute (of a shorter clip: of its length) the last fifth is held out; a second on both sides is
-left out.
+Of about every minute (of a shorter clip: of its length) the last fifth is held out; a second on both sides
+of it is left out.
 """
 
 import logging
@@ -23,6 +23,7 @@ FILM_START, FILM_END = 8.0, 490.0
 """Seconds of the film between its title and its closing credits."""
 LIVE_CLIPS = ("bikes", "carphone", "faces", "single_face", "skyline")
 PERIOD = 60.0
+"""Seconds, about; a film is cut into equal periods."""
 HELDOUT_SHARE = 0.2
 GAP = 1.0
 MIN_HELDOUT = 1.5
@@ -89,15 +90,14 @@ def prepare_demo(
 
 def split_by_time(first: float, last: float) -> Iterator[tuple[float, float, bool]]:
     """Cut [first, last) seconds into (start, end, held out) parts, `GAP` seconds between the two kinds."""
-    start = first
-    while start < last:
-        period = min(PERIOD, last - start)
-        end = start + period
-        held_start = end - HELDOUT_SHARE * period
-        train_start = start + GAP if start > first else start
-        if end - held_start < MIN_HELDOUT:
-            yield train_start, end, False
+    count = max(1, round((last - first) / PERIOD))
+    period = (last - first) / count
+    for number in range(count):
+        start = first + number * period
+        train_start = start + GAP if number else start
+        held_start = start + (1 - HELDOUT_SHARE) * period
+        if start + period - held_start < MIN_HELDOUT:
+            yield train_start, start + period, False
         else:
             yield train_start, held_start - GAP, False
-            yield held_start, end, True
-        start = end
+            yield held_start, start + period, True

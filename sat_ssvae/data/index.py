@@ -63,19 +63,23 @@ class TarStore:
         return self.path.stem
 
     def keys(self) -> list[str]:
-        """Keys of the samples that hold a video or an image, in the tar's order."""
-        return [key for key, members in self.members().items() if _media(members)]
+        """Keys of the samples, in the tar's order."""
+        return list(self.members())
 
     def media(self, key: str) -> tuple[str, bytes]:
         """The suffix and the bytes of a sample's video, else of its image.
 
         Raises:
-            VideoError: "not in the tar", "truncated".
+            VideoError: "not in the tar", "no video or image", "truncated".
         """
-        members = self.members().get(key, {})
+        members = self.members().get(key)
+        if members is None:
+            raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}")
         suffix = _media(members)
         if suffix is None:
-            raise VideoError("not in the tar", f"{self.path} holds no video or image called {printable(key)}")
+            raise VideoError(
+                "no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only"
+            )
         return suffix, self._read(*members[suffix])
 
     def caption(self, key: str) -> str:
@@ -208,6 +212,10 @@ def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:
     """Stage: the lines of the meta file beside a tar; bare keys where there is none. Each key once."""
     seen: set[str] = set()
     for record, place in _raw_records(store, on_skip):
+        if record["key"].startswith("/") or ".." in record["key"].split("/"):
+            # Whoever writes a file named after a sample must not leave the folder.
+            on_skip(Skip(printable(place), "unsafe name", printable(record["key"])))
+            continue
         if record["key"] in seen:
             on_skip(Skip(place, "duplicate key", printable(record["key"])))
             continue
@@ -296,12 +304,24 @@ def _media(members: Mapping[str, Any]) -> str | None:
     return next(iter(videos + images), None)
 
 
+def _whole_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members up to the first damaged header; a first one that is damaged raises tarfile.ReadError."""
+    count = 0
+    try:
+        for member in tar:
+            yield member
+            count += 1
+    except tarfile.ReadError:
+        if count == 0:
+            raise
+
+
 def _index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Offsets of the members by key and suffix, as WebDataset splits names; a repeated name counts once."""
     index: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     with tarfile.open(path, "r:") as tar:
-        for member in tar:
+        for member in _whole_members(tar):
             end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
             key, suffix = base_plus_ext(member.name)
             if member.isreg() and not member.issparse() and key is not None:

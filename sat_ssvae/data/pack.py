@@ -223,7 +223,7 @@ def _write_shard(
     records: list[dict[str, Any]] = []
     skips: list[Skip] = []
     partial = tar.with_name(f"{tar.name}.partial")
-    with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0.0, user="", group="") as writer:
+    with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
         for index, outcome in outcomes:
             advance()
             if isinstance(outcome, Skip):

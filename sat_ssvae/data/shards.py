@@ -10,10 +10,11 @@ on the number of workers, and a run continues at any batch without decoding what
 cannot be read is replaced by the next one of the same rank.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ class DataConfig(Config):
     """Pixels, one number or [height, width]; frames are scaled to cover it and cropped at the centre."""
     filters: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     """Meta field: [lowest, highest], null for an open end. Samples outside or without it are left out."""
+    part: Literal["all", "train", "heldout"] = "all"
+    """All samples, or by a hash of their names nine tenths to train with, or the tenth that is held out."""
     shuffle_shards: int = Field(default=64, gt=0)
     """Shards whose samples are shuffled among each other; fewer read the disk more in order."""
     num_workers: int = Field(default=1, ge=0)
@@ -182,11 +185,26 @@ def _open(config: DataConfig, skips: SkipLog) -> "_ClipReader":
             samples.append(sample)
         else:
             skips.filtered(Skip(sample.name, *problem))
+    samples = _part(samples, config)
     if not samples:
         raise UserError(f"{config.path}: no usable sample ({skips.summary() or 'empty'})")
     if skips.counts:
         logger.warning("%s: %d samples, left out: %s", config.path, len(samples), skips.summary())
     return _ClipReader(config, stores, samples)
+
+
+def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
+    """The samples of `config.part`, in their order; neither part of a split is empty."""
+    if config.part == "all" or not samples:
+        return samples
+    if len(samples) < 2:
+        raise UserError(
+            f"{config.path}: one usable sample cannot be split into training and held-out clips; "
+            "cut it up with `sat-ssvae pack ... segment_seconds=5`, or give folders train/ and heldout/"
+        )
+    by_hash = sorted(samples, key=lambda sample: hashlib.sha256(sample.name.encode()).digest())
+    held = {id(sample) for sample in by_hash[: max(1, round(len(samples) / 10))]}
+    return [sample for sample in samples if (id(sample) in held) == (config.part == "heldout")]
 
 
 def _unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:

@@ -38,6 +38,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 # Demuxers of real video files. Without this list FFmpeg also opens text (as "ansi art") and playlists.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
+# MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
+_COUNT_FROM_START = "mpeg"
+_USUAL_FPS = 25.0  # where a file does not tell
 _BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrix coefficients, ITU-T H.273 table 4
 
 
@@ -76,16 +79,17 @@ def probe(source: Path | bytes) -> VideoInfo:
         VideoError: the file is not a video with at least one frame that decodes.
     """
     with open_video(source) as (container, stream):
-        first = next(_decode(container, stream, source), None)
+        first = next(_decode(container, stream), None)
         if first is None:
             raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        duration = _duration(container, stream)
-        if fps <= 0:
-            fps = stream.frames / duration if stream.frames and duration else 1.0
-        frames = stream.frames or max(1, round(duration * fps))
         shape = _displayed(stream, first)
-        return VideoInfo(duration or frames / fps, fps, frames, shape.height, shape.width)
+        fps = float(stream.average_rate or stream.guessed_rate or 0) or _USUAL_FPS
+        duration, frames = _duration(container, stream), stream.frames
+        if not duration or container.format.name == _COUNT_FROM_START:
+            container.seek(0)
+            frames = sum(packet.size > 0 for packet in container.demux(stream))
+            duration = frames / fps
+        return VideoInfo(duration, fps, frames or max(1, round(duration * fps)), shape.height, shape.width)
 
 
 def read_clip(
@@ -183,9 +187,10 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
 def encode_h264(
     pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyframe_interval: float = 1.0
 ) -> bytes:
-    """Encode uint8 RGB pictures `H W C` of one size as an mp4 file with a key frame every `keyframe_interval` s.
+    """Encode uint8 RGB pictures `H W C` of one size as an mp4 file.
 
-    No B-frames: a reader that seeks decodes little. One thread: the packer runs several encoders.
+    A key frame every `keyframe_interval` seconds and no B-frames: a reader that seeks decodes little.
+    One thread, because the packer runs several encoders.
     """
     rate = Fraction(fps).limit_denominator(60000)
     file = io.BytesIO()
@@ -194,9 +199,9 @@ def encode_h264(
         stream: VideoStream | None = None
         for index, frame in enumerate(map(_even_frame, pictures)):
             if stream is None:
-                stream = container.add_stream(
-                    "libx264", rate=rate, options={"crf": str(crf), "preset": "fast"}
-                )
+                # x264's macroblock tree gives other bytes now and then, even in one thread
+                options = {"crf": str(crf), "preset": "fast", "mbtree": "0"}
+                stream = container.add_stream("libx264", rate=rate, options=options)
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
                 stream.codec_context.thread_count = 1
                 stream.codec_context.max_b_frames = 0
@@ -232,7 +237,7 @@ def nearest_frames(
             header promised that frame.
     """
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
-    step = float(1 / stream.average_rate) if stream.average_rate else 0.04
+    step = float(1 / (stream.average_rate or _USUAL_FPS))
     wanted = iter(times)
     target = next(wanted, None)
     if target is None:
@@ -305,6 +310,8 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
             if not container.streams.video:
                 raise VideoError("no video stream", _name(source))
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError("not a video", f"{_name(source)}: unknown codec")
             if stream.width * stream.height > MAX_PIXELS:
                 raise VideoError("too large", f"{_name(source)}: {stream.height}x{stream.width} pixels")
             stream.codec_context.thread_count = threads
@@ -318,21 +325,21 @@ def _frames_from(
     container: InputContainer, stream: VideoStream, start: float, origin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
     """Decode from the key frame at or before `start`, or from the very beginning where seeking overshoots."""
-    if start <= 0:
-        yield from _decode(container, stream, source)
+    if start <= 0 or container.format.name == _COUNT_FROM_START:
+        yield from _decode(container, stream)
         return
     container.seek(round((start + origin) / (stream.time_base or 1)), stream=stream)
-    frames = _decode(container, stream, source)
+    frames = _decode(container, stream)
     first = next(frames, None)
     if first is None or _time(first, origin, source) > start:
         container.seek(stream.start_time or 0, stream=stream)
-        frames = _decode(container, stream, source)
+        frames = _decode(container, stream)
     else:
         yield first
     yield from frames
 
 
-def _decode(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     for frame in container.decode(stream):
         if frame.width and frame.height:
             yield frame

@@ -1,0 +1,308 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from sat_ssvae.config import parse_config
+from sat_ssvae.data.inputs import PackItem
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.video_io import probe, read_clip, write_video
+from sat_ssvae.errors import UserError
+
+
+def samples_in(folder):
+    """What WebDataset's own reader finds."""
+    samples = []
+    for path in sorted(folder.glob("*.tar")):
+        with path.open("rb") as stream:
+            files = tar_file_expander([{"url": str(path), "stream": stream}])
+            samples += group_by_keys(files)
+    return samples
+
+
+def records_in(folder):
+    lines = [line for path in sorted(folder.glob("*.meta.jsonl")) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def skips_in(folder):
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "pack.json"}
+
+
+def test_shards_hold_the_videos_and_their_meta(tiny_videos, tiny_shards):
+    names = sorted(path.name for path in tiny_shards.glob("clips-*"))
+    assert names == [f"clips-00000{number}.{kind}" for number in range(3) for kind in ("meta.jsonl", "tar")]
+    samples, records = samples_in(tiny_shards), records_in(tiny_shards)
+    assert [sample["__key__"] for sample in samples] == [record["key"] for record in records]
+    for number, (sample, record) in enumerate(zip(samples, records, strict=True)):
+        source = tiny_videos / f"bars{number}.mp4"
+        assert sample["mp4"] == source.read_bytes()  # nothing to change: copied
+        assert sample["id"].decode() == record["source"] == source.name
+        info = probe(source)
+        assert (record["height"], record["width"], record["frames"]) == (info.height, info.width, info.frames)
+        assert record["duration"] == info.duration and record["fps"] == info.fps
+    assert [record.get("caption") for record in records] == [None, "coloured bars", None, None, None]
+
+
+def test_the_report_counts(tiny_videos, tiny_shards):
+    report = pack(tiny_videos, tiny_shards, PackConfig(samples_per_shard=2))
+    assert report.samples == 5 and len(report.shards) == 3 and report.skipped == {}
+
+
+def test_workers_do_not_change_the_result(tiny_videos, tmp_path):
+    for workers in (1, 3):
+        pack(
+            tiny_videos,
+            tmp_path / str(workers),
+            PackConfig(max_short_side=32, samples_per_shard=2, workers=workers),
+        )
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+@settings(max_examples=10)
+@given(side=st.integers(16, 80), max_fps=st.sampled_from([5, 8, 12, 23.9, 24, 50]), seconds=st.floats(0.3, 5))
+def test_scaling_slowing_and_cutting(tiny_videos, tmp_path_factory, side, max_fps, seconds):
+    output = tmp_path_factory.mktemp("cut")
+    config = PackConfig(max_short_side=side, max_fps=max_fps, segment_seconds=seconds, workers=1)
+    video = tiny_videos / "bars3.mp4"
+    pack(video, output, config)
+    records = records_in(output)
+    assert len(records) == max(1, round(3.0 / seconds))
+    fps = max(24 / step for step in range(1, 25) if 24 / step <= max_fps * 1.001)
+    short = min(side, 64)
+    for record in records:
+        assert record["fps"] == pytest.approx(fps, rel=1e-3)
+        # H.264 in yuv420p has even sizes
+        assert record["height"] in (short, short + 1) and record["height"] % 2 == 0
+        assert abs(record["width"] - short * 80 / 64) <= 1.5
+    # the parts hold the whole film: at most one frame lost or doubled per cut
+    assert abs(sum(record["frames"] for record in records) - 3.0 * fps) <= len(records)
+
+
+def test_parts_show_their_own_time(tmp_path):
+    levels = torch.linspace(-0.9, 0.9, 48).view(1, 48, 1, 1).expand(3, 48, 32, 32)
+    write_video(tmp_path / "ramp.mp4", levels, fps=24)
+    pack(
+        [PackItem(tmp_path / "ramp.mp4", "ramp", "gray", start=0.5, end=1.5)], tmp_path / "out", PackConfig()
+    )
+    (sample,), (record,) = samples_in(tmp_path / "out"), records_in(tmp_path / "out")
+    assert (record["frames"], record["duration"], record["caption"]) == (24, 1.0, "gray")
+    assert record["source"] == "ramp@0.500"
+    first = read_clip(sample["mp4"], start=0, num_frames=1, fps=24, size=(32, 32)).float().mean()
+    assert first == pytest.approx((levels[0, 12, 0, 0].item() + 1) * 127.5, abs=3)
+
+
+def test_csv(tiny_videos, tmp_path):
+    shutil.copytree(tiny_videos, tmp_path / "videos")
+    table = tmp_path / "clips.csv"
+    table.write_text(
+        "\ufeffpath,caption,start,end\n"
+        'videos/bars0.mp4,"red, green",,\n'
+        "videos/bars4.mp4,,0.5,1.5\n"
+        "videos/gone.mp4,lost,,\n"
+    )
+    report = pack(table, tmp_path / "out", PackConfig(workers=1))
+    records = records_in(tmp_path / "out")
+    assert [record.get("caption") for record in records] == ["red, green", None]
+    assert records[1]["duration"] == 1.0 and records[1]["source"] == "videos/bars4.mp4@0.500"
+    assert report.skipped == {"missing file": 1}
+    assert skips_in(tmp_path / "out")[0]["source"] == "videos/gone.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "first line must name the columns"),
+        ("file,caption\na.mp4,b\n", "first line must name the columns"),
+        ("path,captions\na.mp4,b\n", "first line must name the columns"),
+        ("path,start\na.mp4,soon\n", "line 2: start and end must be seconds"),
+        ("path,start,end\na.mp4,3,2\n", "line 2: start 3.0 must be at least 0 and below end 2.0"),
+        ("path,start\na.mp4,nan\n", "line 2: start nan must be"),
+        ("path,caption\na.mp4,one,two\n", "line 2: expected a path and at most one value per column"),
+        ("path,caption\n,one\n", "line 2: expected a path"),
+        ("path\n\xff.mp4\n", "not a CSV file in UTF-8"),
+        ("path\n", "no video or image in it"),
+    ],
+)
+def test_malformed_csv(tmp_path, text, message):
+    table = tmp_path / "clips.csv"
+    table.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message):
+        pack(table, tmp_path / "out", PackConfig())
+
+
+def bad_folder(folder, tiny_videos):
+    shutil.copytree(tiny_videos, folder)
+    good = (folder / "bars0.mp4").read_bytes()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "half.mp4").write_bytes(good[: len(good) // 2])
+    (folder / "text.mp4").write_text("hello")
+    (folder / "noise.avi").write_bytes(os.urandom(5000))
+    (folder / "program.exe").write_bytes(b"MZ" * 100)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "notes.txt").write_text("no video of this name")
+    (folder / os.fsdecode(b"not-utf8-\xff.mp4")).write_bytes(good)
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "bars1.mp4", folder / "sub" / "bars1.mp4")
+    return folder
+
+
+@pytest.mark.parametrize("segment_seconds", [None, 1.0])
+def test_bad_files_are_counted_and_listed(tiny_videos, tmp_path, segment_seconds):
+    folder = bad_folder(tmp_path / "in", tiny_videos)
+    output = tmp_path / "out"
+    report = pack(folder, output, PackConfig(segment_seconds=segment_seconds, samples_per_shard=3, workers=2))
+    assert report.skipped == {"empty file": 1, "not a video": 4, "not an image": 1}
+    listed = {skip["source"].partition("@")[0] for skip in skips_in(output)}
+    assert listed == {"empty.mp4", "half.mp4", "text.mp4", "noise.avi", "program.exe", "broken.png"}
+    sources = {record["source"].partition("@")[0] for record in records_in(output)}
+    assert sources == {*(f"bars{number}.mp4" for number in range(5)), "sub/bars1.mp4", "not-utf8-\\udcff.mp4"}
+    assert not list(output.glob("*.partial"))
+    before = contents(output)
+    assert pack(folder, output, PackConfig(segment_seconds=segment_seconds, samples_per_shard=3)) == report
+    assert contents(output) == before
+
+
+def test_images(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (200, 100), "blue").save(tmp_path / "in" / "b.jpeg")
+    Image.new("RGBA", (30, 30), (0, 0, 0, 0)).save(tmp_path / "in" / "c.webp")
+    pack(tmp_path / "in", tmp_path / "out", PackConfig(max_short_side=50, segment_seconds=2))
+    samples, records = samples_in(tmp_path / "out"), records_in(tmp_path / "out")
+    assert samples[0]["png"] == (tmp_path / "in" / "a.png").read_bytes()
+    assert all(sample["jpg"].startswith(b"\xff\xd8") for sample in samples[1:])
+    assert [(record["height"], record["width"]) for record in records] == [(40, 60), (50, 100), (30, 30)]
+    assert all(record["frames"] == 1 and record["duration"] == 0 for record in records)
+
+
+def test_nothing_usable(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="no video or image"):
+        pack(tmp_path / "in", tmp_path / "out", PackConfig())
+    (tmp_path / "in" / "a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no usable video or image \(1 empty file\), see .*skipped.jsonl"):
+        pack(tmp_path / "in", tmp_path / "out", PackConfig())
+    with pytest.raises(UserError, match="no such file or folder"):
+        pack(tmp_path / "gone", tmp_path / "out", PackConfig())
+
+
+def test_an_output_folder_belongs_to_one_pack(tiny_videos, tiny_shards, tmp_path):
+    with pytest.raises(UserError, match="other inputs or settings"):
+        pack(tiny_videos, tiny_shards, PackConfig(samples_per_shard=3))
+    with pytest.raises(UserError, match="other inputs or settings"):
+        pack(tiny_videos / "bars0.mp4", tiny_shards, PackConfig(samples_per_shard=2))
+    (tmp_path / "foreign.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="did not write"):
+        pack(tiny_videos, tmp_path, PackConfig())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        pack(tiny_videos, tmp_path / "file", PackConfig())
+
+
+def test_configuration_errors():
+    with pytest.raises(UserError, match="did you mean `samples_per_shard`"):
+        parse_config(PackConfig, {"sample_per_shard": 5})
+    for wrong in (
+        {"samples_per_shard": 0},
+        {"crf": 99},
+        {"name": "../up"},
+        {"max_fps": -1},
+        {"segment_seconds": 0},
+    ):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            parse_config(PackConfig, wrong)
+
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.errors import UserError
+limit = int(sys.argv[3])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+config = PackConfig(segment_seconds=0.5, samples_per_shard=2, workers=1)
+try:
+    pack(Path(sys.argv[1]), Path(sys.argv[2]), config)
+except UserError as error:
+    sys.exit(f"UserError: {error}")
+"""
+
+
+def packer(inputs, output, limit=0):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(inputs), str(output), str(limit)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+
+
+def test_a_killed_packer_continues(tiny_videos, tmp_path):
+    folder = bad_folder(tmp_path / "in", tiny_videos)
+    output = tmp_path / "killed"
+    with packer(folder, output) as process:
+        while not list(output.glob("*-000002.meta.jsonl")) and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("*.meta.jsonl")}
+    with (output / "skipped.jsonl").open("a") as listing:
+        listing.write('{"source": "cut o')  # what a kill inside a write leaves
+    (output / "clips-000009.tar.partial").write_bytes(b"left over")
+    config = PackConfig(segment_seconds=0.5, samples_per_shard=2, workers=1)
+    resumed = pack(folder, output, config)
+    whole = pack(folder, tmp_path / "whole", config)
+    assert contents(output) == contents(tmp_path / "whole")
+    assert (resumed.samples, resumed.skipped) == (whole.samples, whole.skipped)
+    assert finished and {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_a_full_disk_keeps_finished_shards(tiny_videos, tmp_path):
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    shutil.copy(tiny_videos / "bars0.mp4", inputs / "a.mp4")
+    noise = torch.rand(3, 48, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_video(inputs / "b.mp4", noise, fps=24)  # does not compress: its shard passes the limit
+    with packer(inputs, tmp_path / "out", limit=200_000) as process:
+        message = process.stderr.read().strip().splitlines()[-1]
+    assert process.returncode == 1
+    assert message.startswith("UserError: ")
+    assert "File too large" in message and "run the same command again" in message
+    assert "\n" not in message
+    finished = list((tmp_path / "out").glob("*.meta.jsonl"))
+    assert 1 <= len(finished) <= 3
+    report = pack(inputs, tmp_path / "out", PackConfig(segment_seconds=0.5, samples_per_shard=2))
+    assert report.samples == 7
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_no_space_left(tiny_videos, tmp_path):
+    (tmp_path / "pack.json.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on device"):
+        pack(tiny_videos, tmp_path, PackConfig())
+
+
+def test_tars_are_plain(tiny_shards):
+    with tarfile.open(tiny_shards / "clips-000000.tar", "r:") as tar:
+        members = tar.getmembers()
+    assert all(member.isreg() and "/" not in member.name and member.mtime == 0 for member in members)
