@@ -54,7 +54,7 @@ class TestConclusions:
             "Diffusion converges faster on ssvae than on stock: of 12 decoded measures, faster on all ("
         )
         assert "slower on none" in first
-        assert first.endswith("(3 seeds, 95 % intervals).")
+        assert first.endswith("; 3 seeds, 95 % intervals.")
         assert second.startswith(
             "No clear difference in reconstruction was found (PSNR 20.30 dB against 20.30 dB"
         )
@@ -66,7 +66,7 @@ class TestConclusions:
             "Diffusion converges more slowly on ssvae than on stock: of 12 "
         )
         assert (
-            "faster on none and slower on all (its final score not reached, at most 0."
+            "faster on none and slower on all (stock's final score not reached, at most 0."
             in verdict.sentences[0]
         )
 
@@ -107,7 +107,7 @@ class TestScope:
     def test_one_seed_says_so(self):
         first = judge(comparison([2.6], seeds=(0,)), "ssvae").sentences[0]
         assert first.startswith("In this one run diffusion converged faster on ssvae than on stock: ")
-        assert "one seed: the intervals hold the evaluation's noise, not another run's" in first
+        assert "one seed, so the intervals hold the evaluation's noise and not another run's" in first
 
     def test_one_seed_without_intervals_claims_nothing(self):
         verdict = judge(comparison([2.6], seeds=(0,), width=0), "ssvae")
@@ -272,22 +272,22 @@ def test_every_measure_is_counted_once(speed, seeds, width):
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        (a_speed_up(low=1.9, high=3.6), "2.6x (1.90x to 3.6x)"),
+        (a_speed_up(low=1.9, high=3.6), "2.6× (1.9× to 3.6×)"),
         (
             a_speed_up(low=1.9, high=float("inf"), value=2.0, status="at least"),
-            "at least 2.0x (from 1.90x)",
+            "at least 2.0× (from 1.9×)",
         ),
         (
             a_speed_up(low=0.0, high=0.81),
-            "not reached in 3 of 3 seeds (up to 0.81x at the best common score)",
+            "not reached in 3 of 3 seeds (up to 0.81× at the best common score)",
         ),
         (
             a_speed_up(low=0.5, high=0.81, seeds=1, reached=0, value=None, status="not reached"),
-            "not reached (0.50x to 0.81x at the best common score)",
+            "not reached (0.50× to 0.81× at the best common score)",
         ),
         (a_speed_up(reached=2), "not reached in 1 of 3 seeds"),
-        (a_speed_up(low=0.0, high=2.4, value=1.2, status="measured"), "1.20x (up to 2.4x)"),
-        (a_speed_up(value=1.2, status="measured"), "1.20x"),
+        (a_speed_up(low=0.0, high=2.4, value=1.2, status="measured"), "1.20× (up to 2.4×)"),
+        (a_speed_up(value=1.2, status="measured"), "1.20×"),
         (a_speed_up(status="undefined", reason="it diverged"), "not defined"),
     ],
 )

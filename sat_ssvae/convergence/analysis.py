@@ -12,9 +12,9 @@ The interval. Over seeds: Student's t on the log of the per-seed speed-ups (the 
 weights and noise, hence pairs). From the evaluation: every score is redrawn within its own bootstrap interval
 and everything is read again, with the same draw for all seeds because they share the held-out clips. With
 both, the wider end counts. With one seed only the second exists. Where the baseline's final score is not
-reached, the interval is taken at the candidate's own final score, which both arms have: against the steps that
-the candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against all
-steps that it trained, so that stalling early is no merit.
+reached, the interval is taken at the candidate's own final score, which both arms have: against the steps
+that the candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against
+all steps that it trained, so that stalling early is no merit.
 """
 
 import math
@@ -57,11 +57,11 @@ class SpeedUp:
     """Steps the baseline needs for its final score / steps the candidate needs for that score, on one metric.
 
     value: geometric mean over seeds, None unless every seed reached it. low, high: 95 % interval, None where
-    neither seeds nor evaluation give one; a seed that did not reach the score enters it at the best score that
-    both arms have. low 0 and high infinity: open, because an arm diverged, was there at its first evaluation, or
-    the noise drowns the baseline's improvement. status "at least": the candidate had the score at its first
-    evaluation. steps: geometric means over seeds. target: the baseline's final score, mean over seeds.
-    reason: why the status is "undefined".
+    neither seeds nor evaluation give one; a seed that did not reach the score enters it at the best score
+    that both arms have. low 0 and high infinity: open, because an arm diverged, was there at its first
+    evaluation, or the noise drowns the baseline's improvement. status "at least": the candidate had the score
+    at its first evaluation. steps: geometric means over seeds. target: the baseline's final score, mean over
+    seeds. reason: why the status is "undefined".
     """
 
     metric: str
@@ -178,7 +178,7 @@ def student_t975(degrees: int) -> float:
 def _interval(
     readings: list[PairReading], redrawn: list[list[PairReading | str]]
 ) -> tuple[float | None, float | None, IntervalSource]:
-    """The wider ends of the interval over seeds and the interval over redrawn evaluations, of those there are."""
+    """The wider ends of the interval over seeds and the one over redrawn evaluations, of those there are."""
     ends = []
     if len(readings) > 1:
         gaps = [reading.gap for reading in readings]
@@ -187,7 +187,7 @@ def _interval(
         ends.append((_t_of_logs([low for low, _ in ranges])[0], _t_of_logs([high for _, high in ranges])[1]))
     if redrawn:
         tail = (1 - CONFIDENCE) / 2
-        gaps = [np.mean([0.0 if isinstance(r, str) else r.gap for r in seeds]) for seeds in redrawn]
+        gaps = [sum(0.0 if isinstance(r, str) else r.gap for r in seeds) for seeds in redrawn]
         missed = sum(gap > 0 for gap in gaps) >= (1 - tail) * len(gaps)
         # A redraw without an answer (the baseline flat by chance) says nothing: anything is possible there.
         known = [

@@ -95,9 +95,10 @@ def read_crossing(steps: Sequence[float], fit: Sequence[float], target: float) -
 class PairReading:
     """One seed's two curves, read.
 
-    ratio: baseline's steps to its final score / candidate's (`inf` steps when not reached). gap: how much worse
-    the candidate's final score is than the target, negative when it is better. near, stalled: for "not reached",
-    the ratio at the candidate's own final score, counting the candidate's steps to it, or all that it trained.
+    ratio: baseline's steps to its final score / candidate's (`inf` steps when not reached). gap: how much
+    worse the candidate's final score is than the target, negative when it is better. near, stalled: for "not
+    reached", the ratio at the candidate's own final score, counting the candidate's steps to it, or all that
+    it trained.
     """
 
     status: Literal["measured", "at least", "not reached"]

@@ -1,4 +1,4 @@
-"""The report's plots: curves, spectra and speed-ups as matplotlib figures, in colours that all eyes tell apart.
+"""The report's plots: curves, spectra and speed-ups by matplotlib, in colours that all eyes tell apart.
 
 Colours are Okabe and Ito's; every arm also has its own marker, so that nothing depends on colour.
 """
@@ -18,12 +18,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from .analysis import SpeedUp
 from .curves import MAX_POINTS
 from .results import ComparisonResults, CurvePoint
-from .verdict import Verdict, describe, ratio
+from .verdict import Verdict, describe, evidence, ratio
 
 INK, QUIET, HAIRLINE = "#1b1f24", "#5b6570", "#d5dae0"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.edgecolor": QUIET,
@@ -56,34 +56,37 @@ class Arm(NamedTuple):
 def arms_of(results: ComparisonResults) -> list[Arm]:
     """Colour and marker by position: the baseline is always blue circles."""
     return [
-        Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(results.arms)
+        Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, arm in enumerate(results.arms)
     ]
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, cropped to its contents."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+    figure.savefig(data, format="png", dpi=170, facecolor="white", bbox_inches="tight", pad_inches=0.08)
     return data.getvalue()
 
 
 def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp]) -> bytes:
-    """One metric against transformer steps, all arms: seeds thin, their mean thick, evaluation intervals shaded.
+    """One metric against transformer steps: seeds thin, their mean thick, the evaluation's intervals shaded.
 
-    Dashed: each arm's floor. Dotted: the baseline's final score; the arrow along it is the speed-up of the first
-    candidate that has one.
+    Dashed: each arm's floor. Dotted: the baseline's final score; the arrow along it is the speed-up of the
+    first candidate that has one, where the measure is evidence.
     """
     with _axes(5.2, 3.5) as (figure, axes):
         info = describe(metric)
         axes.set_title(info.title + (f"\n{info.detail}" if info.detail else ""))
         for arm in arms_of(results):
             _draw_arm(axes, results, metric, arm)
+        _draw_floors(axes, results, metric)
         steps = [point.step for point in results.curves if point.metric == metric]
         _scale_steps(axes, steps)
         _scale_scores(axes, results, metric)
-        drawn = next((s for s in read if s.metric == metric and s.status == "measured"), None)
+        drawn = next((s for s in evidence(read) if s.metric == metric and s.status == "measured"), None)
         if drawn is not None and drawn.target is not None:
             _draw_speed_up(axes, results, drawn)
+        axes.margins(y=0.12)
         axes.set_xlabel("transformer steps")
         axes.grid(axis="y")
         axes.legend(loc="upper right", fontsize=9, handlelength=2.2)
@@ -93,9 +96,13 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
 def amplitude_figure(results: ComparisonResults) -> bytes:
     """Mean absolute DCT coefficient over the DC's, in zigzag order of spatio-temporal frequency."""
     with _axes(5.2, 3.5) as (figure, axes):
-        axes.set_title("Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies")
+        axes.set_title(
+            "Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies"
+        )
         for arm, one in zip(results.arms, arms_of(results), strict=True):
-            axes.plot(range(len(arm.dct_amplitude)), arm.dct_amplitude, color=one.colour, label=one.name, lw=1.8)
+            axes.plot(
+                range(len(arm.dct_amplitude)), arm.dct_amplitude, color=one.colour, label=one.name, lw=1.8
+            )
             _mark(axes, range(len(arm.dct_amplitude)), arm.dct_amplitude, one)
         axes.set_yscale("log")
         axes.set_xlabel("zigzag index of 3-D DCT coefficient")
@@ -142,7 +149,7 @@ def speed_up_figure(results: ComparisonResults, verdicts: Sequence[Verdict]) -> 
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(1 / limit, limit)
-        _log_axis(axes, [2.0**k for k in range(-6, 7)], lambda v, _: ratio(v).replace("x", "×"))
+        _log_axis(axes, [2.0**k for k in range(-6, 7)], lambda v, _: f"{v:g}×" if v >= 1 else f"1/{1 / v:g}×")
         axes.grid(axis="x")
         axes.set_xlabel("slower  ◀   speed-up   ▶  faster      (pale: no evidence, see the report)")
         return png(figure)
@@ -177,19 +184,48 @@ def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: Arm) -> 
         axes.fill_between(steps, low, high, color=arm.colour, alpha=0.16, lw=0)
     few = len(steps) <= MAX_POINTS // 2
     axes.plot(
-        steps, mean, color=arm.colour, lw=2, label=arm.name, marker=arm.marker if few else None, ms=5, mec="white", mew=0.6
-    )  # fmt: skip
-    floor = results.arm(arm.name).floors.get(metric)
-    if floor is not None:
-        axes.axhline(floor.value, color=arm.colour, lw=1.1, ls=(0, (5, 2)))
-        place = {"xy": (0.995, floor.value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        steps,
+        mean,
+        color=arm.colour,
+        lw=2,
+        label=arm.name,
+        marker=arm.marker if few else None,
+        ms=5,
+        mec="white",
+        mew=0.6,
+    )
+
+
+def _draw_floors(axes: Axes, results: ComparisonResults, metric: str) -> None:
+    """A dashed line an arm, named on the left, where the curves are far above it."""
+    floors = [(arm, results.arm(arm.name).floors.get(metric)) for arm in arms_of(results)]
+    drawn = sorted(((floor.value, arm) for arm, floor in floors if floor is not None), reverse=True)
+    low, high = axes.get_ylim()
+    together = bool(drawn) and drawn[0][0] - drawn[-1][0] < 0.01 * (high - low)
+    for i, (value, arm) in enumerate(drawn):
+        dashes = (5 * (i if together else 0), (5, 5 * (len(drawn) - 1) if together and i else 2))
+        axes.axhline(value, color=arm.colour, lw=1.1, ls=dashes)
+        if together and i:
+            continue
+        # The highest is named above its line, the others below: two close lines keep their names apart.
+        offset, side = ((4, 2), "bottom") if i == 0 else ((4, -2), "top")
+        name, colour = (
+            ("floor of all", QUIET) if together and len(drawn) > 1 else (f"floor of {arm.name}", arm.colour)
+        )
         axes.annotate(
-            f"floor of {arm.name}", xytext=(0, 2.5), ha="right", fontsize=7.5, color=arm.colour, **place
-        )  # type: ignore[arg-type]
+            name,
+            (0, value),
+            offset,
+            ("axes fraction", "data"),
+            textcoords="offset points",
+            va=side,
+            fontsize=8,
+            color=colour,
+        )
 
 
 def _columns(curve: list[CurvePoint]) -> list[np.ndarray]:
-    """Steps, values, low and high of a curve (NaN: no interval), averaged in groups when there are very many."""
+    """Steps, values, low and high of a curve (NaN: no interval), averaged in groups when there are many."""
     rows = np.array([[p.step, p.value, _or_nan(p.low), _or_nan(p.high)] for p in curve], float)
     groups = np.array_split(rows, min(len(rows), MAX_POINTS))
     return list(np.array([group.mean(axis=0) for group in groups]).T)
@@ -205,28 +241,47 @@ def _draw_speed_up(axes: Axes, results: ComparisonResults, read: SpeedUp) -> Non
     colour = next(arm.colour for arm in arms_of(results) if arm.name == read.candidate)
     axes.axhline(read.target, color=QUIET, lw=0.9, ls=":")
     ends = (read.candidate_steps, read.target), (read.baseline_steps, read.target)
-    axes.annotate("", xy=ends[0], xytext=ends[1], arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.6})
-    label = f"{ratio(read.value)[:-1]}× " + ("sooner" if read.value > 1 else "the steps saved")
-    middle = math.sqrt(read.candidate_steps * read.baseline_steps)
-    if axes.get_xscale() == "linear":
-        middle = (read.candidate_steps + read.baseline_steps) / 2
-    if read.value > 1:
-        axes.annotate(
-            label, (middle, read.target), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=9,
-            color=colour, fontweight="bold",
-        )  # fmt: skip
+    axes.annotate(
+        "", xy=ends[0], xytext=ends[1], arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.6}
+    )
+    if read.value <= 1:
+        return
+    # Left of the arrow's head and below it nothing is drawn: both curves are still above the target there.
+    transform = axes.transData + axes.transAxes.inverted()
+    room = transform.transform(ends[0])[0] > 0.3
+    place: dict[str, Any] = {"ha": "right", "va": "top"} if room else {"ha": "left", "va": "bottom"}
+    axes.annotate(
+        f"{ratio(read.value)} sooner",
+        ends[0],
+        (-5, -3) if room else (8, 3),
+        textcoords="offset points",
+        fontsize=10,
+        color=colour,
+        fontweight="bold",
+        **place,
+    )
 
 
 def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: Arm, alpha: float) -> None:
     style: dict[str, Any] = {"color": arm.colour, "alpha": alpha}
     if read.low is not None and read.high is not None:
-        axes.plot([max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style)
+        axes.plot(
+            [max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style
+        )
     if read.value is not None:
-        axes.plot([min(max(read.value, 1 / limit), limit)], [y], marker=arm.marker, ms=7, mec="white", **style)
+        axes.plot(
+            [min(max(read.value, 1 / limit), limit)], [y], marker=arm.marker, ms=7, mec="white", **style
+        )
     else:
         text = "not reached" if read.status == "not reached" else read.reason
         axes.annotate(
-            text, (0.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=QUIET, style="italic"
+            text,
+            (0.01, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=QUIET,
+            style="italic",
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.video_io import to_unit_range, write_video
 
-_COLUMNS = 4
+COLUMNS = 4
 _CELL = 160
 """Width of a clip in the report, in pixels: small clips are enlarged to it."""
 _GAP = 4
@@ -21,8 +21,8 @@ _GAP = 4
 class Pictures:
     """Clips to show, each uint8 of shape `T H W 3`; all of one size, the arms' in the order of the originals.
 
-    originals: held-out clips. reconstructions: by arm, of these clips. samples: by arm, then by transformer step,
-    from the same noise at every step and in every arm. fps: frames a second.
+    originals: held-out clips. reconstructions: by arm, of these clips. samples: by arm, then by transformer
+    step, from the same noise at every step and in every arm. fps: frames a second.
     """
 
     fps: float
@@ -39,7 +39,7 @@ class Pictures:
                 raise ValueError(f"clips to show are uint8 T H W 3, got {clip.dtype} {tuple(clip.shape)}")
 
 
-def tile(clips: Sequence[Tensor], columns: int = _COLUMNS) -> Tensor:
+def tile(clips: Sequence[Tensor], columns: int = COLUMNS) -> Tensor:
     """Clips (each `T H W 3`) as one clip, row by row on white; shorter ones rest on their last frame."""
     frames, height, width = (max(clip.shape[i] for clip in clips) for i in range(3))
     columns = min(columns, len(clips))
@@ -62,7 +62,16 @@ def webp(clip: Tensor, fps: float) -> bytes:
     """An endless animation of a clip (`T H W 3`)."""
     first, *rest = (Image.fromarray(frame.numpy()) for frame in clip)
     data = io.BytesIO()
-    first.save(data, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=80, method=4)
+    first.save(
+        data,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / fps),
+        loop=0,
+        quality=80,
+        method=4,
+    )
     return data.getvalue()
 
 
@@ -74,7 +83,7 @@ def png_still(clip: Tensor) -> bytes:
 
 
 def write_clips(pictures: Pictures, folder: Path) -> None:
-    """All clips as mp4: `original-00.mp4`, `ARM-reconstruction-00.mp4`, and `ARM-sample-00.mp4` of the last step."""
+    """All clips as `original-00.mp4`, `ARM-reconstruction-00.mp4`, `ARM-sample-00.mp4` (of the last step)."""
     named = {"original": pictures.originals}
     named |= {f"{arm}-reconstruction": clips for arm, clips in pictures.reconstructions.items()}
     named |= {f"{arm}-sample": steps[max(steps)] for arm, steps in pictures.samples.items() if steps}
@@ -95,5 +104,7 @@ def _resized(frame: Tensor, width: int) -> Tensor:
     height, own, _ = frame.shape
     if own >= width:
         return frame
-    image = Image.fromarray(frame.numpy()).resize((width, round(height * width / own)), Image.Resampling.LANCZOS)
+    image = Image.fromarray(frame.numpy()).resize(
+        (width, round(height * width / own)), Image.Resampling.LANCZOS
+    )
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)

@@ -1,7 +1,7 @@
 """The report of a comparison: one self-contained HTML file, and beside it everything it was made from.
 
-    write_report(results, folder, pictures)     # folder/report.html results.json curves.csv figures/ samples/
-    print(summary(results))                     # the short table for the terminal
+write_report(results, folder, pictures)     # folder/report.html results.json curves.csv figures/ samples/
+print(summary(results))                     # the short table for the terminal
 """
 
 import base64
@@ -14,18 +14,21 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from ..errors import UserError
 from .analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from .figures import amplitude_figure, arms_of, axis_limit, curve_figure, speed_up_figure, variance_figure
-from .pictures import Pictures, enlarge, file_name, png_still, tile, webp, write_clips
+from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, webp, write_clips
 from .results import ComparisonResults
 from .verdict import (
     Conclusion,
     Verdict,
     describe,
+    evidence,
     interval_text,
     judge,
+    percent,
     quality_name,
     quality_text,
     ratio,
@@ -48,34 +51,40 @@ _HEADLINES: dict[Conclusion, str] = {
     "undecided": "Undecided",
     "no evidence": "No evidence",
 }
-_MARKS = {"faster": "▲", "slower": "▼", "equal": "＝", "undecided": "?", "left out": "–"}
+_MARKS = {"faster": "▲", "slower": "▼", "equal": "=", "undecided": "?"}
 
 
 class Shown(NamedTuple):
-    """A grid of clips for the page: the animation, its middle frame, and whether it takes a whole row."""
+    """A grid of clips for the page: the animation and its middle frame."""
 
     title: str
     moving: bytes
     still: bytes
-    wide: bool = False
 
 
 def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | None = None) -> Path:
-    """Write report.html, results.json, curves.csv, figures/*.png and samples/*.mp4; returns the HTML file's path.
+    """Write report.html, results.json, curves.csv, figures/*.png, samples/*.mp4; returns the first's path.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    verdicts = [judge(results, arm.name) for arm in results.candidates]
-    figures = draw(results, verdicts)
-    shown = show(results, pictures) if pictures else []
-    page = render(results, verdicts, figures, shown)
-    speed_ups = TypeAdapter(list[SpeedUp]).dump_python([s for v in verdicts for s in v.speed_ups], mode="json")
-    document = results.to_json(verdict={v.candidate: v.text for v in verdicts}, speed_ups=speed_ups)
     try:
         for name in ("figures", "samples"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        stills = {f"pictures-{file_name(grid.title)}": grid.still for grid in shown}
+    except OSError as error:
+        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from None
+    verdicts = [judge(results, arm.name) for arm in results.candidates]
+    figures = draw(results, verdicts)
+    shown = show(results, pictures) if pictures else {}
+    page = render(results, verdicts, figures, shown)
+    speed_ups = TypeAdapter(list[SpeedUp]).dump_python(
+        [s for v in verdicts for s in v.speed_ups], mode="json"
+    )
+    document = results.to_json(verdict={v.candidate: v.text for v in verdicts}, speed_ups=speed_ups)
+    try:
+        stills = {
+            f"pictures-{file_name(grid.title)}": grid.still for grids in shown.values() for grid in grids
+        }
         for name, data in (figures | stills).items():
             _write(folder / "figures" / f"{name}.png", data)
         if pictures:
@@ -114,13 +123,20 @@ def draw(results: ComparisonResults, verdicts: Sequence[Verdict]) -> dict[str, b
 
 
 def render(
-    results: ComparisonResults, verdicts: Sequence[Verdict], figures: dict[str, bytes], shown: Sequence[Shown]
+    results: ComparisonResults,
+    verdicts: Sequence[Verdict],
+    figures: dict[str, bytes],
+    shown: dict[str, list[Shown]],
 ) -> str:
     """The HTML page, all images inside."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
     environment.filters["webp"] = lambda data: "data:image/webp;base64," + base64.b64encode(data).decode()
-    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True
+    ).rstrip()
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         results=results,
@@ -135,61 +151,73 @@ def render(
         shown=shown,
         limits=_limits(results, verdicts),
         equal_within=ratio(EQUAL_WITHIN),
-        floor_dominates=f"{FLOOR_DOMINATES:.0%}",
+        floor_dominates=percent(FLOOR_DOMINATES),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def show(results: ComparisonResults, pictures: Pictures) -> list[Shown]:
-    """Originals, reconstructions by arm, samples by arm at the last step, then one sample of each arm step by step."""
-    grids = [("Originals", tile(enlarge(pictures.originals)), False)] if pictures.originals else []
+def show(results: ComparisonResults, pictures: Pictures) -> dict[str, list[Shown]]:
+    """Grids by heading: originals and reconstructions, samples of the last step, one sample step by step."""
+
+    def grid(title: str, clips: Sequence[Tensor], columns: int = COLUMNS) -> Shown:
+        tiled = tile(enlarge(clips), columns)
+        return Shown(title, webp(tiled, pictures.fps), png_still(tiled))
+
+    rebuilt = [grid("Originals", pictures.originals)] if pictures.originals else []
+    samples, progress = [], []
     for arm in results.arms:
         if clips := pictures.reconstructions.get(arm.name):
-            grids.append((f"{arm.name}: reconstructions", tile(enlarge(clips)), False))
-    by_step = {arm.name: {s: c for s, c in sorted(pictures.samples.get(arm.name, {}).items()) if c} for arm in results.arms}
-    for name, steps in by_step.items():
+            rebuilt.append(grid(f"{arm.name}: reconstructions", clips))
+        steps = {s: clips for s, clips in sorted(pictures.samples.get(arm.name, {}).items()) if clips}
         if steps:
-            last = max(steps)
-            grids.append((f"{name}: samples after {last:,} steps", tile(enlarge(steps[last])), False))
-    for name, steps in by_step.items():
+            samples.append(grid(f"{arm.name}: samples after {max(steps):,} steps", steps[max(steps)]))
         if len(steps) > 1:
-            row = tile(enlarge([clips[0] for clips in steps.values()]), columns=len(steps))
-            grids.append((f"{name}: one sample after {', '.join(f'{step:,}' for step in steps)} steps", row, True))
-    return [Shown(title, webp(clip, pictures.fps), png_still(clip), wide) for title, clip, wide in grids]
+            after = ", ".join(f"{step:,}" for step in steps)
+            firsts = [clips[0] for clips in steps.values()]
+            progress.append(grid(f"{arm.name}: one sample after {after} steps", firsts, len(firsts)))
+    titled = {"Held-out clips": rebuilt, "Generated": samples, "The same noise as training goes on": progress}
+    return {title: grids for title, grids in titled.items() if grids}
 
 
 def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
     """The verdict's box: headline, sentences and three tiles (number, what it is)."""
-    counted = [_reading(s) for s in verdict.speed_ups if describe(s.metric).group in ("samples", "denoising")]
-    tiles = [_samples_tile(verdict)]
+    decoded = [s for s in verdict.speed_ups if describe(s.metric).group in ("samples", "denoising")]
+    counted = [s.outcome for s in evidence(verdict.speed_ups)]
     counts = [(name, counted.count(name)) for name in ("faster", "slower", "equal", "undecided")]
-    board = " ".join(f"{count}{_MARKS[name]}" for name, count in counts if count) or "0"
-    words = ", ".join(f"{count} {name}" for name, count in counts if count) or "none counts"
-    left_out = len(counted) - sum(count for _, count in counts)
-    tiles.append((board, f"decoded measures: {words}" + (f"; {left_out} left out" if left_out else "")))
+    words = [f"{count} {name}" for name, count in counts if count] or ["0"]
+    what = f"of {len(counted)} decoded measures"
+    if len(counted) < len(decoded):
+        what += f" ({len(decoded) - len(counted)} more left out)"
+    tiles = [_samples_tile(verdict), (", ".join(words), what)]
     arm, base = results.arm(verdict.candidate), results.baseline
     if "psnr" in arm.reconstruction and "psnr" in base.reconstruction:
         gain = arm.reconstruction["psnr"].value - base.reconstruction["psnr"].value
         sign = reconstruction_verdict(results, arm.name, "psnr")
         word = {1: "better", -1: "worse", 0: "no clear difference", None: "no interval"}[sign]
-        tiles.append((f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}"))
-    return {"verdict": verdict, "headline": _HEADLINES[verdict.conclusion], "tiles": tiles}
+        tiles.append(
+            (f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}")
+        )
+    once = len(results.seeds) == 1 and verdict.conclusion not in ("undecided", "no evidence")
+    headline = _HEADLINES[verdict.conclusion] + (" in this one run" if once else "")
+    return {"verdict": verdict, "headline": headline, "tiles": tiles}
 
 
 def _samples_tile(verdict: Verdict) -> tuple[str, str]:
     """How much sooner samples get as good, over the sample distances that count."""
-    counts = [s for s in verdict.speed_ups if describe(s.metric).group == "samples"]
-    counts = [s for s in counts if s.outcome not in ("undefined", "no interval") and not s.measures_blur]
+    counts = evidence(verdict.speed_ups, "samples")
     what = f"fewer steps to {verdict.baseline}'s final sample distance"
     if not counts:
         return "–", f"{what}: no measure counts"
     values = sorted(s.value for s in counts if s.value is not None)
     if not values:
         return "not reached", f"{verdict.baseline}'s final sample distance"
-    ends = [ratio(value).replace("x", "×") for value in (values[0], values[-1])]
+    ends = [ratio(value) for value in (values[0], values[-1])]
     text = ends[0] if ends[0] == ends[1] else f"{ends[0]} – {ends[1]}"
     missed = len(counts) - len(values)
-    return text, f"{what}" + (f" ({missed} of {len(counts)} not reached)" if missed else "")
+    if missed:
+        what += f" ({missed} of {len(counts)} not reached)"
+    outcomes = [s.outcome for s in counts]
+    return text, f"{what}: {', '.join(f'{outcomes.count(name)} {name}' for name in dict.fromkeys(outcomes))}"
 
 
 def _table(verdict: Verdict) -> dict[str, Any]:
@@ -210,24 +238,28 @@ def _row(read: SpeedUp, limit: float) -> dict[str, Any]:
 
     value = {"not reached": "not reached", "undefined": "not defined"}.get(read.status)
     if value is None and read.value is not None:
-        value = ("≥ " if read.status == "at least" else "") + ratio(read.value).replace("x", "×")
-    steps = [f"{s:,.0f}" if s is not None else "not reached" for s in (read.baseline_steps, read.candidate_steps)]
+        value = ("≥ " if read.status == "at least" else "") + ratio(read.value)
+    if read.baseline_steps is None:
+        steps = ""
+    elif read.candidate_steps is None:
+        steps = f"{read.baseline_steps:,.0f} steps → {'not always' if read.reached else 'never'}"
+    else:
+        steps = f"{read.baseline_steps:,.0f} → {read.candidate_steps:,.0f} steps"
     note = read.reason
     if read.status == "not reached" and read.seeds > 1:
         note = f"in {read.seeds - read.reached} of {read.seeds} seeds"
     return {
         "info": describe(read.metric),
         "value": value,
-        "interval": interval_text(read).replace("x", "×"),
+        "interval": interval_text(read) or ("" if read.reason else "no interval"),
         "note": note,
-        "steps": None if read.baseline_steps is None else steps,
+        "steps": steps,
         "reading": _reading(read),
         "mark": _MARKS.get(_reading(read), "–"),
-        "blur": f"{read.floor_share:.0%}" if read.measures_blur and read.floor_share is not None else "",
+        "blur": percent(read.floor_share) if read.measures_blur and read.floor_share is not None else "",
         "low": place(read.low),
         "high": place(read.high),
         "at": place(read.value),
-        "source": read.interval_from,
     }
 
 
@@ -235,7 +267,7 @@ def _reading(read: SpeedUp) -> str:
     """The last column: what the row says, or why it does not count."""
     if read.measures_blur:
         return "measures blur"
-    return read.outcome
+    return read.outcome if describe(read.metric).group in ("samples", "denoising") else "not counted"
 
 
 def _curves(results: ComparisonResults, figures: dict[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
@@ -259,7 +291,7 @@ def _spectrum_rows(results: ComparisonResults) -> list[list[str]]:
             [
                 arm.name,
                 f"{modes} of {len(variance)}" if modes else "–",
-                f"{variance[0]:.0%}" if variance else "–",
+                percent(variance[0]) if variance else "–",
                 *(f"{amplitude[i]:.1e}" if len(amplitude) > i else "–" for i in (20, 40)),
                 f"{floor.value:.3f}" if floor else "–",
             ]
@@ -268,7 +300,7 @@ def _spectrum_rows(results: ComparisonResults) -> list[list[str]]:
 
 
 def _quality_table(results: ComparisonResults) -> dict[str, Any]:
-    """Reconstruction metrics by arm, with the difference to the baseline where it was measured clip by clip."""
+    """Reconstruction metrics by arm, with the clip-by-clip difference to the baseline where there is one."""
     metrics = list(dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction))
     rows = []
     for arm in results.arms:
@@ -296,23 +328,23 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     limits = []
     if len(results.seeds) == 1:
         limits.append(
-            "One seed: the intervals hold the noise of the evaluation only. Another seed may give another result."
+            "One seed: the intervals hold the evaluation's noise only. Another seed may give another result."
         )
     else:
         limits.append(
-            f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so the"
-            " intervals do not hold what another training of the VAEs would change."
+            f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so"
+            " the intervals do not hold what another training of the VAEs would change."
         )
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
         limits.append(
-            f"Of {len(shares)} distances up to {max(shares):.0%} is the VAEs' own reconstruction error. They compare blur;"
-            " train the VAEs further, or compress less, to make them evidence."
+            f"Of {len(shares)} distances up to {percent(max(shares))} is the VAEs' own reconstruction error:"
+            " they compare blur. Train the VAEs further, or compress less, to make them evidence."
         )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
         limits.append(
-            f"On {missed} measures the baseline's final score was not reached within these steps; with more it might be."
+            f"On {missed} measures the baseline's final score was not reached within these steps: more may help."
         )
     return limits
 

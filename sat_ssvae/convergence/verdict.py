@@ -13,7 +13,7 @@ range and the rest undecided.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -32,8 +32,16 @@ _QUALITY = {
 _FAMILIES = {
     "kernel_distance_real": ("Samples to real clips", "{} features", "samples"),
     "kernel_distance_reconstruction": ("Samples to own reconstructions", "{} features", "samples"),
-    "denoising_error_real": ("Denoising error, to the original", "t = {}", "denoising"),
-    "denoising_error_reconstruction": ("Denoising error, to own reconstruction", "t = {}", "denoising"),
+    "denoising_error_real": (
+        "Denoising error, to the original",
+        "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{}",
+        "denoising",
+    ),
+    "denoising_error_reconstruction": (
+        "Denoising error, to own reconstruction",
+        "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{}",
+        "denoising",
+    ),
     "loss": ("Loss on standardised latents", "{}", "loss"),
     "loss_above_floor": ("Loss above its Gaussian floor", "{}", "loss"),
 }
@@ -88,7 +96,7 @@ def judge(results: ComparisonResults, candidate: str, *, seed: int = 0) -> Verdi
     return Verdict(results.baseline.name, candidate, conclusion, sentences, read)
 
 
-def evidence(read: tuple[SpeedUp, ...], group: str | None = None) -> list[SpeedUp]:
+def evidence(read: Sequence[SpeedUp], group: str | None = None) -> list[SpeedUp]:
     """The speed-ups that count: decoded measures with an interval and not dominated by their floor."""
     counted = [s for s in read if describe(s.metric).group in ("samples", "denoising")]
     counted = [s for s in counted if s.outcome not in ("undefined", "no interval") and not s.measures_blur]
@@ -135,7 +143,7 @@ def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: s
 
 
 def speed_up_text(read: SpeedUp) -> str:
-    """`2.6x (1.90x to 3.4x)`, `not reached in 2 of 3 seeds (...)`, `at least 4.0x`, ..., as tables show it."""
+    """`2.6× (1.9× to 3.4×)`, `not reached in 2 of 3 seeds (...)`, `at least 4.0×`, ..., as tables show it."""
     interval = interval_text(read)
     if read.status == "undefined":
         return "not defined"
@@ -148,7 +156,7 @@ def speed_up_text(read: SpeedUp) -> str:
 
 
 def interval_text(read: SpeedUp) -> str:
-    """`1.90x to 3.4x`, with an open end `from 1.90x` or `up to 3.4x`, empty where there is none."""
+    """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty where there is none."""
     if read.low is None or read.high is None:
         return ""
     if math.isinf(read.high):
@@ -157,8 +165,8 @@ def interval_text(read: SpeedUp) -> str:
 
 
 def ratio(value: float) -> str:
-    """`2.6x` with as many digits as say something."""
-    return f"{value:.0f}x" if value >= 10 else f"{value:.1f}x" if value >= 1.95 else f"{value:.2f}x"
+    """`2.6×`, with as many digits as say something."""
+    return f"{value:.0f}×" if value >= 10 else f"{value:.1f}×" if value >= 1.45 else f"{value:.2f}×"
 
 
 def quality_text(metric: str, estimate: Estimate, *, signed: bool = False) -> str:
@@ -198,18 +206,18 @@ def _convergence(
     if once:
         lead = f"In this one run {lead[0].lower()}{lead[1:]}"
     scope = (
-        "one seed: the intervals hold the evaluation's noise, not another run's"
+        "one seed, so the intervals hold the evaluation's noise and not another run's"
         if once
         else f"{seeds} seeds, 95 % intervals"
     )
     counted = evidence(read)
     return (
-        f"{lead}: of {len(counted)} decoded measure{'s' * (len(counted) != 1)}, {_counts(counted)} ({scope})."
+        f"{lead}: of {len(counted)} decoded measure{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
     )
 
 
 def _counts(counted: list[SpeedUp]) -> str:
-    """`faster on 9 (1.6x to 3.4x, ...), slower on none, ...`: every measure is in exactly one count."""
+    """`faster on 9 (1.6× to 3.4×, ...), slower on none, ...`: every measure is in exactly one count."""
     by = {
         name: [s for s in counted if s.outcome == name] for name in ("faster", "slower", "equal", "undecided")
     }
@@ -236,7 +244,9 @@ def _range(some: list[SpeedUp]) -> str:
     parts = [_span(values, ratio)] if values else []
     missed = sum(s.status == "not reached" for s in some)
     if missed:
-        parts.append("its final score not reached" + (f" on {missed}" if missed < len(some) else ""))
+        parts.append(
+            f"{some[0].baseline}'s final score not reached" + (f" on {missed}" if missed < len(some) else "")
+        )
     if some[0].outcome == "faster":
         parts.append(f"at least {ratio(min(s.low for s in some if s.low is not None))} by the intervals")
     else:
@@ -291,14 +301,19 @@ def _blur(read: tuple[SpeedUp, ...]) -> str:
     blurred = [s for s in read if s.measures_blur]
     if not blurred:
         return ""
-    share = _span(sorted(s.floor_share for s in blurred if s.floor_share is not None), "{:.0%}".format)
+    share = _span(sorted(s.floor_share for s in blurred if s.floor_share is not None), percent)
     kinds = sorted({describe(s.metric).title[0].lower() + describe(s.metric).title[1:] for s in blurred})
     which = f"{len(blurred)} measure{'s' if len(blurred) > 1 else ''} ({', '.join(kinds)})"
     verb, pronoun = ("compare", "are") if len(blurred) > 1 else ("compares", "is")
     return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of it is the VAE's floor"
 
 
+def percent(share: float) -> str:
+    """`81 %`."""
+    return f"{100 * share:.0f} %"
+
+
 def _span(ordered: list[float], form: Callable[[float], str]) -> str:
-    """`1.2x to 3.4x`, or one number when both ends read alike."""
+    """`1.2× to 3.4×`, or one number when both ends read alike."""
     first, last = form(ordered[0]), form(ordered[-1])
     return first if first == last else f"{first} to {last}"

@@ -1,0 +1,359 @@
+"""The report: everything is in it, it needs nothing else, and it survives whatever a comparison may give."""
+
+import base64
+import dataclasses
+import html.parser
+import io
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from sat_ssvae.convergence.analysis import ComparisonResults, CurvePoint, Estimate
+from sat_ssvae.convergence.figures import axis_limit
+from sat_ssvae.convergence.pictures import Pictures, enlarge, file_name, tile, webp
+from sat_ssvae.convergence.report import render, summary, write_report
+from sat_ssvae.convergence.verdict import describe, judge, speed_up_text
+from sat_ssvae.data.video_io import probe, read_clip
+from sat_ssvae.errors import UserError
+
+from .comparisons import DENOISING, SAMPLES, STEPS, comparison
+
+METRICS = (SAMPLES[0], SAMPLES[2], DENOISING[1], "loss")
+FEW = (SAMPLES[0], SAMPLES[2])
+
+
+def clips(count, seed, *, frames=5, size=(32, 48)):
+    """Smooth moving pictures, so that a lossy video can be compared with them."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        coarse = torch.rand(1, 3, frames, 4, 4, generator=generator)
+        video = torch.nn.functional.interpolate(coarse, size=(frames, *size), mode="trilinear")[0]
+        made.append((video * 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous())
+    return made
+
+
+def pictures(arms=("stock", "ssvae")):
+    return Pictures(
+        fps=8.0,
+        originals=clips(5, 0),
+        reconstructions={arm: clips(5, 1) for arm in arms},
+        samples={arm: {200: clips(5, 2), 1600: clips(5, 3)} for arm in arms},
+    )
+
+
+@pytest.fixture(scope="module")
+def results():
+    return comparison([2.6], metrics=METRICS, floors={SAMPLES[0]: 0.02})
+
+
+@pytest.fixture(scope="module")
+def folder(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert write_report(results, folder, pictures()) == folder / "report.html"
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Text, images and outside references of a page; fails on tags that do not match."""
+
+    VOID = frozenset({"meta", "img", "source", "br", "line", "rect", "link"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words, self.sources, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+class TestPage:
+    def test_needs_nothing_from_outside(self, folder, page):
+        assert page.sources
+        assert all(
+            source.startswith(("data:image/png;base64,", "data:image/webp;base64,"))
+            for source in page.sources
+        )
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\(|<script|<link|https?://", text)
+
+    def test_every_image_opens(self, page):
+        for source in page.sources:
+            image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+            image.load()
+            assert image.width > 100
+
+    def test_has_the_verdict_word_for_word(self, results, page):
+        for sentence in judge(results, "ssvae").sentences:
+            assert sentence in page.text
+
+    def test_has_every_section(self, page):
+        for heading in (
+            "Speed-up, measure by measure",
+            "Curves",
+            "Spectra of the latents",
+            "Reconstruction",
+            "See for yourself",
+            "How it was measured",
+            "What the numbers do not say",
+        ):
+            assert heading in page.text
+
+    def test_has_every_measure_with_its_number(self, results, page):
+        verdict = judge(results, "ssvae")
+        for read in verdict.speed_ups:
+            assert " ".join(describe(read.metric).label.split()) in page.text
+            assert speed_up_text(read).split(" ")[0] in page.text
+
+    def test_has_how_it_was_measured(self, results, page):
+        assert results.command in page.text
+        assert "torch==2.13.0" in page.text
+        assert "width: 128" in page.text
+        assert "0, 1, 2" in page.text
+        assert "Euler, 50 steps" in page.text
+        assert results.attribution in page.text
+
+    def test_is_for_phones_and_printers(self, folder):
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        assert '<meta name="viewport" content="width=device-width' in text
+        assert "@media print" in text
+        assert "@media (max-width" in text
+
+    def test_animations_move_and_their_still_is_printed(self, page):
+        moving = [s for s in page.sources if s.startswith("data:image/webp")]
+        assert len(moving) == 7  # originals, and reconstructions, samples, steps of two arms
+        for source in moving:
+            image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+            assert image.n_frames == 5
+        assert page.tags.count("source") == len(moving)
+
+
+class TestFolder:
+    def test_results_read_back(self, results, folder):
+        text = (folder / "results.json").read_text(encoding="utf-8")
+        assert ComparisonResults.from_json(text) == results
+        document = json.loads(text)
+        assert document["verdict"] == {"ssvae": judge(results, "ssvae").text}
+        assert {row["metric"] for row in document["speed_ups"]} == set(METRICS)
+
+    def test_curves_are_the_results(self, results, folder):
+        assert (folder / "curves.csv").read_text(encoding="utf-8") == results.to_csv()
+
+    def test_figures_are_named_after_their_metrics(self, folder):
+        names = {path.name for path in (folder / "figures").iterdir()}
+        assert {f"{file_name(metric)}.png" for metric in METRICS} <= names
+        assert {
+            "speed-ups.png",
+            "spectrum-dct.png",
+            "spectrum-channels.png",
+            "pictures-Originals.png",
+        } <= names
+
+    def test_samples_are_the_clips(self, folder):
+        names = sorted(path.name for path in (folder / "samples").iterdir())
+        assert len(names) == 5 * 5
+        shown = pictures().samples["ssvae"][1600][2]
+        path = folder / "samples" / "ssvae-sample-02.mp4"
+        info = probe(path)
+        assert (info.frames, info.height, info.width) == (5, 32, 48)
+        assert info.fps == pytest.approx(8)
+        video = read_clip(path, start=0, num_frames=5, fps=8, size=(32, 48)).permute(1, 2, 3, 0)
+        assert (video.float() - shown.float()).abs().mean() < 4
+
+    def test_is_written_again_over_itself(self, results, folder):
+        before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+        write_report(results, folder, pictures())
+        assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+    def test_a_folder_that_cannot_be_written_is_one_line(self, results, tmp_path):
+        (tmp_path / "taken").write_text("a file")
+        with pytest.raises(UserError, match=r"cannot write the report to .*taken") as error:
+            write_report(results, tmp_path / "taken")
+        assert "\n" not in str(error.value)
+
+
+class TestCases:
+    """Whatever a comparison gives, there is a page, and it says what it must."""
+
+    def page(self, results, tmp_path):
+        return Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
+
+    def test_one_seed(self, tmp_path):
+        page = self.page(comparison([2.6], seeds=(7,), metrics=FEW), tmp_path)
+        assert "Faster in this one run" in page.text
+        assert "One seed: the intervals hold the evaluation's noise only." in page.text
+
+    def test_not_reached(self, tmp_path):
+        page = self.page(comparison([0.3], metrics=FEW), tmp_path)
+        assert "Slower ssvae against stock" in page.text
+        assert "not reached in 3 of 3 seeds" in page.text
+
+    def test_a_floor_that_dominates(self, tmp_path):
+        page = self.page(comparison([2.6], metrics=FEW, floors={SAMPLES[0]: 0.8}), tmp_path)
+        assert "measures blur" in page.text
+        assert "compares blur, not convergence" in page.text
+
+    def test_three_arms_and_hostile_names(self, tmp_path):
+        results = comparison([2.6, 0.5], metrics=FEW)
+        name = "<script>alert(1)</script>/../&"
+        arms = (*results.arms[:2], dataclasses.replace(results.arms[2], name=name))
+        points = tuple(dataclasses.replace(p, arm=name) if p.arm == "lcr only" else p for p in results.curves)
+        results = dataclasses.replace(results, arms=arms, curves=points)
+        path = write_report(results, tmp_path / "report", pictures(("stock", "ssvae", name)))
+        text = path.read_text(encoding="utf-8")
+        assert "<script" not in text
+        assert name in Page(text).text
+        assert all(tmp_path / "report" in file.parents for file in tmp_path.rglob("*.mp4"))
+
+    def test_the_barest_results(self, tmp_path):
+        """No intervals, floors, spectra, settings or pictures; one evaluation each."""
+        full = comparison([1.0], metrics=FEW)
+        arms = [
+            dataclasses.replace(
+                arm,
+                vae={},
+                training={},
+                reconstruction={},
+                reconstruction_difference={},
+                floors={},
+                dct_amplitude=(),
+                explained_variance=(),
+            )
+            for arm in full.arms
+        ]
+        points = tuple(CurvePoint(arm.name, 0, "loss", 0, 1.0) for arm in arms)
+        bare = dataclasses.replace(
+            full,
+            arms=tuple(arms),
+            curves=points,
+            seeds=(0,),
+            budget={},
+            machine={},
+            packages={},
+            configuration={},
+            measurement={},
+            attribution="",
+        )
+        page = self.page(bare, tmp_path)
+        assert "No evidence" in page.text
+        assert "the baseline does not improve on its first evaluation" in page.text
+
+    def test_a_run_that_diverged(self, tmp_path):
+        results = comparison([2.6], metrics=FEW)
+        points = tuple(
+            dataclasses.replace(p, value=float("nan"), low=None, high=None)
+            if p.arm == "ssvae" and p.step > 400
+            else p
+            for p in results.curves
+        )
+        page = self.page(dataclasses.replace(results, curves=points), tmp_path)
+        assert "Slower" in page.text
+
+    def test_from_step_zero_and_in_many_steps(self, tmp_path):
+        results = comparison([1.0], seeds=(0,), metrics=[SAMPLES[0]])
+        points = [
+            CurvePoint(arm, 0, metric, step, 5.0 / (1 + step / speed) - (0.2 if metric == "loss" else 0.0))
+            for metric, steps in ((SAMPLES[0], (0, *STEPS)), ("loss", range(0, 1600, 4)))
+            for arm, speed in (("stock", 100), ("ssvae", 50))
+            for step in steps
+        ]
+        floors = {"loss": Estimate(0.1), SAMPLES[0]: Estimate(0.01, 0.0, 0.02)}
+        arms = tuple(dataclasses.replace(arm, floors=floors) for arm in results.arms)
+        self.page(dataclasses.replace(results, arms=arms, curves=tuple(points)), tmp_path)
+
+    def test_warnings_are_shown(self, tmp_path):
+        results = dataclasses.replace(comparison([1.0], metrics=FEW), warnings=("12 clips were <skipped>",))
+        assert "12 clips were <skipped>" in self.page(results, tmp_path).text
+
+
+class TestPictures:
+    def test_tile_keeps_every_clip_in_its_place(self):
+        tiled = tile(clips(5, 0), columns=2)
+        assert tiled.shape == (5, 3 * 32 + 2 * 4, 2 * 48 + 4, 3)
+        for i, clip in enumerate(clips(5, 0)):
+            top, left = (i // 2) * 36, (i % 2) * 52
+            assert torch.equal(tiled[:, top : top + 32, left : left + 48], clip)
+        assert (tiled[:, 72:, 52:] == 255).all()
+
+    def test_shorter_clips_rest_on_their_last_frame(self):
+        long, short = clips(1, 0)[0], clips(1, 1)[0][:2]
+        tiled = tile([long, short])
+        assert torch.equal(tiled[4, :, 52:], short[-1])
+
+    def test_small_clips_are_enlarged_and_large_ones_are_not(self):
+        clip = clips(1, 0)[0]
+        (large,) = enlarge([clip], 96)
+        assert large.shape == (5, 64, 96, 3)
+        back = torch.nn.functional.avg_pool2d(large.permute(0, 3, 1, 2).float(), 2).permute(0, 2, 3, 1)
+        assert (back - clip.float()).abs().mean() < 2
+        assert torch.equal(enlarge([clip], 20)[0], clip)
+
+    def test_webp_keeps_the_frames_apart(self):
+        clip = clips(1, 0)[0]
+        image = Image.open(io.BytesIO(webp(clip, 8)))
+        assert image.n_frames == 5
+        image.seek(3)
+        frame = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).view(32, 48, 3)
+        assert (frame.float() - clip[3].float()).abs().mean() < 6
+
+    @pytest.mark.parametrize("clip", [torch.zeros(3, 5, 8, 8, dtype=torch.uint8), torch.zeros(5, 8, 8, 3)])
+    def test_other_shapes_and_types_are_refused(self, clip):
+        with pytest.raises(ValueError, match="uint8 T H W 3"):
+            Pictures(8.0, [clip], {}, {})
+
+    @pytest.mark.parametrize(
+        ("text", "name"), [("a/b", "a-b"), ("../x", "x"), ("", "unnamed"), ("ß", "unnamed")]
+    )
+    def test_file_names_are_plain(self, text, name):
+        assert file_name(text) == name
+
+
+def test_summary_is_the_same_as_the_report(results):
+    text = summary(results)
+    assert judge(results, "ssvae").text in text
+    for read in judge(results, "ssvae").speed_ups:
+        assert f"{describe(read.metric).label}" in text
+        assert speed_up_text(read) in text
+    assert all(len(line) < 100 for line in text.splitlines() if not line.endswith("."))
+
+
+def test_the_axis_of_speed_ups_holds_them(results):
+    read = judge(results, "ssvae").speed_ups
+    limit = axis_limit(read)
+    assert limit in (4, 8, 16, 32, 64)
+    assert all(1 / limit <= end <= limit for s in read for end in (s.low, s.high, s.value))
+    assert axis_limit([]) == 4
+
+
+def test_a_page_without_pictures_has_no_empty_section(results):
+    verdicts = [judge(results, "ssvae")]
+    figures = {file_name(metric): b"" for metric in results.metrics}
+    assert "See for yourself" not in render(results, verdicts, figures, {})
