@@ -35,27 +35,53 @@ class Config(BaseModel):
     )
 
 
-def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+def load_config(
+    cls: type[C],
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    replace: Mapping[str, Any] | None = None,
+) -> C:
     """Read a YAML file, apply dotted `key=value` overrides, and validate the result as `cls`.
+
+    Args:
+        cls: what to build.
+        path: the file; None for the defaults of `cls`.
+        overrides: `key=value` settings, applied last.
+        replace: top-level keys whose values in the file are dropped for these.
 
     Raises:
         UserError: the file is missing or not YAML, or a key or value does not fit (named in the message).
     """
-    path = Path(path)
+    source = "configuration" if path is None else str(path)
     for override in overrides:
         if not re.match(r"\w+(\.\w+)*=", override):
             raise UserError(f"`{_one_line(override)}`: expected key=value, for example max_steps=1000")
+    values = ({} if path is None else read_yaml(path)) | dict(replace or {})
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+        values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{source}: not a readable YAML configuration ({_one_line(error)})") from None
+    return parse_config(cls, values, source=source)
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """The plain mapping that a YAML file holds.
+
+    Raises:
+        UserError: the file is missing, not YAML, or no mapping.
+    """
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise UserError(f"{path}: expected `key: value` lines at the top level, found a list")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        return cast(dict[Any, Any], OmegaConf.to_container(loaded))
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
+    except UserError:
+        raise
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from None
-    return parse_config(cls, cast(dict[Any, Any], values), source=str(path))
 
 
 def parse_config(cls: type[C], values: Mapping[Any, Any], source: str = "configuration") -> C:

@@ -6,9 +6,10 @@ Reconstruction is an L1 or squared error plus a perceptual distance, through LMR
 the posterior itself. Convolutions may run in bf16; every term is computed in float32.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+import torch.nn.grad
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -125,7 +126,7 @@ class GradientBalance(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         moments: Tensor,
         features: Tensor,
         weight_shape: torch.Size,
@@ -138,7 +139,7 @@ class GradientBalance(torch.autograd.Function):
 
     @staticmethod
     def backward(  # noqa: D102
-        ctx: torch.autograd.function.FunctionCtx, main: Tensor, regularised: Tensor
+        ctx: Any, main: Tensor, regularised: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
         (features,) = ctx.saved_tensors
         inputs = repeat_first_frame(features, 2)
@@ -163,9 +164,11 @@ class Objective(nn.Module):
         self.vae = vae
         self.config = config
         reconstruction = config.reconstruction
-        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=reconstruction.learned_variance)
+        # One element, not a scalar: DeepSpeed cannot broadcast tensors without dimensions.
+        self.logvar = nn.Parameter(torch.zeros(1), requires_grad=reconstruction.learned_variance)
         weight = reconstruction.perceptual_weight
         self.perceptual = build_perceptual(reconstruction.perceptual) if weight else None
+        self.applied_lcr_weight: Tensor
         self.register_buffer("applied_lcr_weight", torch.tensor(config.lcr_weight), persistent=False)
         """Weight that LCR had in the last backward pass; it differs from `lcr_weight` when gradient-balanced."""
 
@@ -219,7 +222,8 @@ class Objective(nn.Module):
         if self.perceptual is not None:
             distance = self.perceptual(_frames(reconstruction), _frames(video))
         mean = error.mean() + config.perceptual_weight * distance.mean()
-        return mean / self.logvar.exp() + self.logvar, error.mean(), distance.mean()
+        logvar = self.logvar.squeeze()
+        return mean / logvar.exp() + logvar, error.mean(), distance.mean()
 
     def _losses(
         self,

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field, model_validator
 
 from .. import distributed
-from ..data.shards import DataConfig, SkipLog, training_batches
+from ..data.shards import DataConfig, training_batches
+from ..data.skips import SkipLog
 from ..errors import UserError
 from ..progress import progress_bar
 from ..vae.autoencoder import SSVAE, SSVAEConfig

@@ -71,11 +71,6 @@ class SSVAE(nn.Module):
         self.encoder = Encoder(in_channels=config.in_channels, **sizes)
         self.decoder = Decoder(out_channels=config.in_channels, **sizes)
         self.mask_token = nn.Parameter(torch.randn(1, config.latent_channels, 1, 1, 1))
-        for module in self.modules():  # channels-last convolutions are faster on CPUs and on GPUs
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
 
     @property
     def spatial_factor(self) -> int:

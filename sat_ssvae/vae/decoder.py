@@ -1,6 +1,7 @@
 """Decoder: latents `b c t h w` to video `B 3 T H W`."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -48,9 +49,9 @@ class Decoder(nn.Module):
         self.out = output_layers(widths[-1], out_channels)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight at which an adversarial term is balanced against the reconstruction term."""
-        return self.out[2].conv.weight
+        return cast(CausalConv3d, self.out[2]).conv.weight
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         h = self.conv_in(z, stream)
