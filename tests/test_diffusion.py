@@ -33,16 +33,12 @@ def gaussian_predictor(process, mean, std):
     """The best possible prediction E[target | x_t] for data that are N(mean, std^2) in every element."""
 
     def predict(x, t):
-        t = t[:, None]
-        if isinstance(process, FlowMatching):
-            a, s = 1 - t, t
-        else:
-            a, s = (factor[:, None] for factor in process.signal_and_noise(t[:, 0]))
+        a, s = (factor[:, None] for factor in process.signal_and_noise(t))
         variance = a**2 * std**2 + s**2
         centred = x - a * mean
         x0 = mean + a * std**2 / variance * centred
         noise = s / variance * centred
-        return noise - x0 if isinstance(process, FlowMatching) else a * noise - s * x0
+        return process.target(x0, noise, t)
 
     return predict
 
@@ -71,6 +67,14 @@ def test_ends_of_the_process_are_data_and_pure_noise(process, seed):
     torch.testing.assert_close(
         (start - x0).std() / noise.std(), torch.tensor(expected_noise), atol=2e-3, rtol=0.05
     )
+
+
+@given(process=processes, t=st.floats(0, 1), seed=st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_corruption_uses_the_stated_factors(process, t, seed):
+    x0, noise, times = randn(2, 3, 4, seed=seed), randn(2, 3, 4, seed=seed + 1), torch.full((2,), t)
+    signal, sigma = (factor[:, None, None] for factor in process.signal_and_noise(times))
+    torch.testing.assert_close(process.corrupt(x0, noise, times), signal * x0 + sigma * noise)
 
 
 def test_loss_is_per_sample_and_in_float32():
@@ -115,11 +119,8 @@ def test_a_perfect_model_of_one_point_is_sampled_in_any_number_of_steps(process,
     x0 = randn(2, 3, seed=seed)
 
     def predict(x, t):  # all data are x0: the noise in x_t is known
-        t = t[:, None]
-        if isinstance(process, FlowMatching):
-            return (x - x0) / t
-        a, s = (factor[:, None] for factor in process.signal_and_noise(t[:, 0]))
-        return a * (x - a * x0) / s - s * x0
+        a, s = (factor[:, None] for factor in process.signal_and_noise(t))
+        return process.target(x0, (x - a * x0) / s, t)
 
     torch.testing.assert_close(process.sample(predict, randn(2, 3, seed=99), steps), x0, atol=1e-4, rtol=0)
 

@@ -48,7 +48,7 @@ class FlowMatching(Config):
     """Sampler of the ordinary differential equation; heun calls the model 2 * steps - 1 times."""
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of data and noise at t, each (b,)."""
+        """The factors of data and noise at t, each (b,) on t's device."""
         return 1 - t, t
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
