@@ -20,7 +20,7 @@ cd "$root"
 
 # One thread a process: two processes of torch on two cores would otherwise fight for them.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-options=(-n "${TEST_PROCESSES:-2}" --durations=10)
+options=(-n "${TEST_PROCESSES:-2}" --dist worksteal --durations=10)
 [[ $slow == true ]] || options+=(-m "not slow")
 # Coverage only means something for the whole suite.
 ((${#arguments[@]})) || options+=(--cov --cov-report=term)
