@@ -226,6 +226,46 @@ class TestInterval:
         assert outcomes.count("faster") + outcomes.count("slower") <= 0.1 * trials
 
 
+class TestResamples:
+    """Clips differ more from each other than arms do: only what does not cancel may widen the interval."""
+
+    CLIPS = 48
+
+    def read(self, speed, *, own=0.3, resamples=200, seed=0):
+        """Scores of clips: a difficulty that all evaluations of a clip share, times noise of its own."""
+        rng = np.random.default_rng(seed)
+        difficulty = np.exp(rng.standard_normal(self.CLIPS))
+        counts = rng.multinomial(self.CLIPS, [1 / self.CLIPS] * self.CLIPS, size=200)
+        points = []
+        for arm, fast in (("stock", 1.0), ("ssvae", speed)):
+            for step in STEPS:
+                clips = decay(step, speed=fast) * difficulty * np.exp(own * rng.standard_normal(self.CLIPS))
+                margin = 1.96 * clips.std(ddof=1) / math.sqrt(self.CLIPS)
+                again = tuple((counts @ clips / self.CLIPS).tolist()[:resamples])
+                mean = float(clips.mean())
+                points.append(CurvePoint(arm, 0, METRIC, step, mean, mean - margin, mean + margin, again))
+        results = comparison([1.0], seeds=(0,), metrics=[METRIC])
+        return speed_up(dataclasses.replace(results, curves=tuple(points)), "ssvae", METRIC)
+
+    def test_what_the_clips_share_cancels(self):
+        paired, alone = self.read(2.0), self.read(2.0, resamples=0)
+        assert paired.interval_from == alone.interval_from == "evaluation"
+        assert (paired.value, paired.outcome) == (alone.value, "faster")
+        assert paired.high / paired.low < 0.5 * alone.high / alone.low
+
+    def test_too_few_are_not_used(self):
+        assert self.read(2.0, resamples=50) == self.read(2.0, resamples=0)
+
+    def test_they_cover_the_truth_and_equal_arms_are_seldom_called_different(self):
+        trials = 40
+        held = [
+            read.low <= 2.0 <= read.high for read in (self.read(2.0, seed=seed) for seed in range(trials))
+        ]
+        assert sum(held) >= 0.88 * trials
+        outcomes = [self.read(1.0, seed=seed).outcome for seed in range(trials)]
+        assert outcomes.count("faster") + outcomes.count("slower") <= 0.1 * trials
+
+
 class TestFloor:
     def test_share_is_taken_at_half_training_in_the_worse_arm(self):
         results = comparison([1.0], floors={METRIC: 0.1}, noise=0, metrics=[METRIC])
@@ -282,7 +322,9 @@ json_values = st.recursive(
     max_leaves=6,
 )
 settings_of = st.dictionaries(st.text(), json_values, max_size=3)
-estimates = st.dictionaries(names, st.builds(Estimate, numbers, maybe, maybe), max_size=3)
+estimates = st.dictionaries(
+    names, st.builds(Estimate, numbers, maybe, maybe, st.lists(numbers, max_size=2).map(tuple)), max_size=3
+)
 
 
 @st.composite

@@ -14,7 +14,7 @@ from PIL import Image
 from sat_ssvae.convergence.analysis import ComparisonResults, CurvePoint, Estimate
 from sat_ssvae.convergence.figures import axis_limit
 from sat_ssvae.convergence.pictures import Pictures, enlarge, file_name, tile, webp
-from sat_ssvae.convergence.report import render, summary, write_report
+from sat_ssvae.convergence.report import render, write_report
 from sat_ssvae.convergence.verdict import describe, judge, speed_up_text
 from sat_ssvae.data.video_io import probe, read_clip
 from sat_ssvae.errors import UserError
@@ -334,15 +334,6 @@ class TestPictures:
     )
     def test_file_names_are_plain(self, text, name):
         assert file_name(text) == name
-
-
-def test_summary_is_the_same_as_the_report(results):
-    text = summary(results)
-    assert judge(results, "ssvae").text in text
-    for read in judge(results, "ssvae").speed_ups:
-        assert f"{describe(read.metric).label}" in text
-        assert speed_up_text(read) in text
-    assert all(len(line) < 100 for line in text.splitlines() if not line.endswith("."))
 
 
 def test_the_axis_of_speed_ups_holds_them(results):

@@ -9,16 +9,17 @@ read in the same way, so equal curves give exactly 1. When the candidate never g
 reached" and no number.
 
 The interval. Over seeds: Student's t on the log of the per-seed speed-ups (the arms share each seed's initial
-weights and noise, hence pairs). From the evaluation: every score is redrawn within its own bootstrap interval
-and everything is read again, with the same draw for all seeds because they share the held-out clips. With
-both, the wider end counts. With one seed only the second exists. Where the baseline's final score is not
-reached, the interval is taken at the candidate's own final score, which both arms have: against the steps
-that the candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against
-all steps that it trained, so that stalling early is no merit.
+weights and noise, hence pairs). From the evaluation: everything is read again under every bootstrap resample
+of the clips, the same resample for all evaluations; or, where these are missing, with every score redrawn
+within its own interval, which is wider because it cannot know what the evaluations have in common. With both,
+the wider end counts. With one seed only the second exists. Where the baseline's final score is not reached,
+the interval is taken at the candidate's own final score, which both arms have: against the steps that the
+candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against all
+steps that it trained, so that stalling early is no merit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -47,6 +48,9 @@ FLOOR_DOMINATES = 0.5
 _Z975 = 1.959963984540054
 _T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 _REDRAWS = 500
+_MIN_RESAMPLES = 100
+_Pair = tuple[list[CurvePoint], list[CurvePoint]]
+_Scores = tuple[list[float], list[float]]
 
 IntervalSource = Literal["seeds and evaluation", "seeds", "evaluation", "none"]
 Outcome = Literal["faster", "slower", "equal", "undecided", "no interval", "undefined"]
@@ -207,27 +211,43 @@ def _interval(
     return min(low for low, _ in ends), max(high for _, high in ends), source
 
 
-def _redraw(
-    pairs: list[tuple[list[CurvePoint], list[CurvePoint]]], seed: int
-) -> list[list[PairReading | str]]:
-    """Read all seeds again with every score redrawn within its interval; empty when a score has none."""
-    if any(p.low is None or p.high is None for pair in pairs for curve in pair for p in curve):
+def _redraw(pairs: Sequence[_Pair], seed: int) -> list[list[PairReading | str]]:
+    """Read all seeds again under each redraw of the evaluations; empty when a score has no interval at all."""
+    points = [point for pair in pairs for curve in pair for point in curve]
+    counts = {len(point.resamples) for point in points}
+    if len(counts) == 1 and min(counts) >= _MIN_RESAMPLES:
+        draws = _shared_draws(pairs, min(counts))
+    elif any(point.low is None or point.high is None for point in points):
         return []
-    rng = np.random.default_rng(seed)
-    steps = sorted({p.step for pair in pairs for curve in pair for p in curve})
-    draws = rng.standard_normal((_REDRAWS, 2, len(steps)))
+    else:
+        draws = _independent_draws(pairs, seed)
+    return [
+        [
+            read_pair((_steps(base), base_scores), (_steps(cand), cand_scores))
+            for (base, cand), (base_scores, cand_scores) in zip(pairs, draw, strict=True)
+        ]
+        for draw in draws
+    ]
+
+
+def _shared_draws(pairs: Sequence[_Pair], count: int) -> Iterator[list[_Scores]]:
+    """Resample by resample, the same clips in every evaluation."""
+    for r in range(count):
+        yield [([p.resamples[r] for p in base], [p.resamples[r] for p in cand]) for base, cand in pairs]
+
+
+def _independent_draws(pairs: Sequence[_Pair], seed: int) -> Iterator[list[_Scores]]:
+    """Each score within its own interval, with one draw for all seeds, which share the held-out clips."""
+    steps = sorted({point.step for pair in pairs for curve in pair for point in curve})
     index = {step: i for i, step in enumerate(steps)}
-    redrawn = []
-    for draw in draws:
-        seeds = []
-        for pair in pairs:
-            base, cand = (
-                [_redrawn_value(p, noise[index[p.step]]) for p in curve]
-                for curve, noise in zip(pair, draw, strict=True)
+    for noise in np.random.default_rng(seed).standard_normal((_REDRAWS, 2, len(steps))):
+        yield [
+            (
+                [_redrawn_value(p, noise[0, index[p.step]]) for p in base],
+                [_redrawn_value(p, noise[1, index[p.step]]) for p in cand],
             )
-            seeds.append(read_pair((_steps(pair[0]), base), (_steps(pair[1]), cand)))
-        redrawn.append(seeds)
-    return redrawn
+            for base, cand in pairs
+        ]
 
 
 def _redrawn_value(point: CurvePoint, normal: float) -> float:
@@ -238,10 +258,7 @@ def _redrawn_value(point: CurvePoint, normal: float) -> float:
 
 
 def _floor_share(
-    results: ComparisonResults,
-    candidate: str,
-    metric: str,
-    pairs: list[tuple[list[CurvePoint], list[CurvePoint]]],
+    results: ComparisonResults, candidate: str, metric: str, pairs: Sequence[_Pair]
 ) -> float | None:
     """Share of the distance at half training that a perfect generator would keep, in the worse arm."""
     if metric.startswith("loss"):

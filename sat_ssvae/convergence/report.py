@@ -33,7 +33,6 @@ from .verdict import (
     quality_text,
     ratio,
     reconstruction_verdict,
-    speed_up_text,
 )
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -97,19 +96,6 @@ def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | 
     return folder / "report.html"
 
 
-def summary(results: ComparisonResults) -> str:
-    """The verdicts and a table of all speed-ups as plain text, for the end of a command."""
-    lines = []
-    for arm in results.candidates:
-        verdict = judge(results, arm.name)
-        rows = [(describe(s.metric).label, speed_up_text(s), _reading(s)) for s in verdict.speed_ups]
-        head = (f"{verdict.candidate} against {verdict.baseline}", "speed-up (95 % interval)", "")
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(2)]
-        lines += [f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in [head, *rows]]
-        lines += ["", verdict.text, ""]
-    return "\n".join(lines).rstrip()
-
-
 def draw(results: ComparisonResults, verdicts: Sequence[Verdict]) -> dict[str, bytes]:
     """All plots as PNG by name (the names of the files under figures/)."""
     read = [speed_up for verdict in verdicts for speed_up in verdict.speed_ups]
@@ -137,6 +123,7 @@ def render(
     environment.filters["yaml"] = lambda value: yaml.safe_dump(
         value, sort_keys=False, allow_unicode=True
     ).rstrip()
+    environment.filters["plain"] = _plain
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         results=results,
@@ -338,15 +325,26 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
         limits.append(
-            f"Of {len(shares)} distances up to {percent(max(shares))} is the VAEs' own reconstruction error:"
-            " they compare blur. Train the VAEs further, or compress less, to make them evidence."
+            f"Up to {percent(max(shares))} of a distance is the VAEs' own reconstruction error. Such a distance"
+            " compares blur. Train the VAEs further, or compress less, to make it evidence."
         )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
         limits.append(
-            f"On {missed} measures the baseline's final score was not reached within these steps: more may help."
+            f"Not reached ({missed} of {len(read)} rows) means within these steps; with more it might be."
         )
     return limits
+
+
+def _plain(value: Any) -> str:
+    """A setting in one line: numbers with separators, mappings as `key: value, key: value`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _write(path: Path, data: bytes) -> None:

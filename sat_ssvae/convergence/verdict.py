@@ -122,9 +122,10 @@ def conclude(read: tuple[SpeedUp, ...]) -> Conclusion:
 def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: str) -> int | None:
     """+1: the candidate reconstructs better, -1: worse, 0: the intervals allow neither, None: no intervals.
 
-    Uses the paired difference over clips where it was measured, else whether the two intervals overlap.
+    metric: one that measures quality (psnr, ssim, stlpips, lpips). Uses the paired difference over clips
+    where it was measured, else whether the two intervals overlap.
     """
-    higher_is_better = _QUALITY[metric][3] if metric in _QUALITY else True
+    *_, higher_is_better = _QUALITY[metric]
     arm = results.arm(candidate)
     difference = arm.reconstruction_difference.get(metric)
     if difference is None:
@@ -270,8 +271,7 @@ def _why_none(read: tuple[SpeedUp, ...]) -> str:
 def _quality(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ...]) -> str:
     """The second sentence: what the latents cost in reconstruction, and which distances measure blur."""
     base, arm = results.baseline.name, results.arm(candidate)
-    shared = [m for m in (*_QUALITY, *arm.reconstruction) if m in arm.reconstruction]
-    shared = [m for m in dict.fromkeys(shared) if m in results.baseline.reconstruction]
+    shared = [m for m in _QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
     if not shared:
         return (
             "The reconstruction quality of the two VAEs was not measured, so blur may explain any difference."
@@ -281,7 +281,7 @@ def _quality(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ..
     numbers = ", ".join(
         f"{quality_name(m, arrow=False)} {quality_text(m, Estimate(arm.reconstruction[m].value))}"
         f" against {quality_text(m, Estimate(results.baseline.reconstruction[m].value))}"
-        for m in shared[:3]
+        for m in shared
     )
     if worse and better:
         text = f"By some measures {candidate} reconstructs better and by others worse than {base} ({numbers})"
