@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 
 import torch
 import torch.distributed as dist
@@ -38,14 +37,14 @@ def initialize(device: torch.device) -> None:
     compatible_ops["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in os.environ:
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
-    )
+    if "RANK" not in os.environ:
+        # No launcher: a group of one that needs no port and no rank in the environment, which child processes inherit.
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -71,8 +70,3 @@ def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

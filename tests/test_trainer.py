@@ -1,0 +1,189 @@
+"""The training loop, on real shards: what it writes, exact continuation, bad losses, wrong configurations."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sat_ssvae.config import parse_config
+from sat_ssvae.errors import UserError
+from sat_ssvae.training import trainer
+from sat_ssvae.training.trainer import TrainConfig, train
+from sat_ssvae.vae.checkpoint import load_pretrained
+
+CPU = torch.device("cpu")
+
+
+def settings(shards, **changes):
+    return {
+        "batch_size": 2,
+        "lr": 1e-3,
+        "lcr_weight": 0.1,
+        "lmr_mask_ratio": 0.5,
+        "max_steps": 6,
+        "resolution": 32,
+        "channels": 4,
+        "model": {
+            "base_channels": 4,
+            "channel_multipliers": [1, 2, 2],
+            "temporal_downsample": [True, True],
+            "num_res_blocks": 1,
+            "num_mid_blocks": 1,
+        },
+        "data": {"path": str(shards), "num_frames": 5, "fps": 8, "num_workers": 0},
+        "reconstruction": {"perceptual_weight": 0},
+        "optimizer": {"warmup_steps": 2},
+        "log_every": 1,
+        "checkpoint_every": 2,
+        **changes,
+    }
+
+
+def configured(shards, **changes):
+    return parse_config(TrainConfig, settings(shards, **changes))
+
+
+def rows(folder):
+    with (folder / "train.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_lowers_the_loss_and_writes_a_model_that_loads(tiny_shards, tmp_path):
+    config = configured(tiny_shards, max_steps=90, lr=5e-3, lmr_mask_ratio=0.2, log_every=5, checkpoint_every=50)
+    finished = train(config, tmp_path / "run", CPU)
+    logged = rows(tmp_path / "run")
+    assert [int(row["step"]) for row in logged] == list(range(5, 91, 5))
+    assert float(logged[-1]["error"]) < 0.85 * float(logged[0]["error"])
+    assert 0 < float(logged[0]["lcr_weight"])
+    vae = load_pretrained(finished)
+    assert vae.config.latent_channels == 4
+    weights = load_file(finished / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(tiny_shards, tmp_path):
+    train(configured(tiny_shards, max_steps=1), tmp_path, CPU)
+    written = (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns
+    train(configured(tiny_shards, max_steps=1), tmp_path, CPU)
+    assert (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="holds a run with another configuration"):
+        train(configured(tiny_shards, max_steps=2), tmp_path, CPU)
+
+
+SCRIPT = """
+import json, sys, torch
+from pathlib import Path
+from sat_ssvae.config import parse_config
+from sat_ssvae.training.trainer import TrainConfig, train
+train(parse_config(TrainConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"))
+"""
+
+
+def start(shards, folder, **changes):
+    arguments = [sys.executable, "-c", SCRIPT, json.dumps(settings(shards, **changes)), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with folder.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tiny_shards, tmp_path):
+    changes = {"max_steps": 24, "checkpoint_every": 3}
+    whole = start(tiny_shards, tmp_path / "whole", **changes)
+    assert whole.wait(timeout=180) == 0, (tmp_path / "whole.log").read_text()
+    cut, kills = tmp_path / "cut", 0
+    for round_ in range(12):
+        process = start(tiny_shards, cut, **changes)
+        logged = len(rows(cut)) if (cut / "train.csv").exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if kills < 4 and (cut / "train.csv").exists() and len(rows(cut)) > min(logged, 20) + round_ % 3:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        if process.wait(timeout=60) == 0:
+            break
+    assert kills >= 3
+    assert (cut / "done").exists()
+    expected = load_file(tmp_path / "whole" / "vae" / "model.safetensors")
+    for name, value in load_file(cut / "vae" / "model.safetensors").items():
+        assert torch.equal(value, expected[name]), name
+    assert rows(cut) == rows(tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny_shards, tmp_path, monkeypatch):
+    saved = []
+    original = trainer.save_checkpoint
+
+    def fail_at_the_second(engine, folder, step, state):
+        if saved:
+            (folder / "step_4.partial").mkdir()
+            raise OSError(28, "No space left on device")
+        saved.append(step)
+        original(engine, folder, step, state)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", fail_at_the_second)
+    with pytest.raises(OSError, match="No space left"):
+        train(configured(tiny_shards), tmp_path, CPU)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_2", "step_4.partial"]
+    monkeypatch.setattr(trainer, "save_checkpoint", original)
+    train(configured(tiny_shards), tmp_path, CPU)
+    assert [int(row["step"]) for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_bad_losses_are_skipped_and_end_the_run_with_advice(tiny_shards, tmp_path, monkeypatch):
+    original = trainer.Objective.forward
+
+    def not_a_number(self, video, generator):
+        losses = original(self, video, generator)
+        return losses._replace(total=losses.total * float("nan"))
+
+    monkeypatch.setattr(trainer.Objective, "forward", not_a_number)
+    with pytest.raises(UserError, match="lower lr"):
+        train(configured(tiny_shards, max_steps=50), tmp_path, CPU)
+
+
+def test_one_bad_loss_leaves_the_weights_and_goes_on(tiny_shards, tmp_path, monkeypatch, caplog):
+    original = trainer.Objective.forward
+    calls = []
+
+    def sometimes(self, video, generator):
+        losses = original(self, video, generator)
+        calls.append(1)
+        return losses._replace(total=losses.total * float("nan")) if len(calls) == 3 else losses
+
+    monkeypatch.setattr(trainer.Objective, "forward", sometimes)
+    finished = train(configured(tiny_shards), tmp_path, CPU)
+    assert "step 3 skipped" in caplog.text
+    assert all(value.isfinite().all() for value in load_file(finished / "model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lcr_wieght": 0.1}, "unknown key `lcr_wieght`, did you mean `lcr_weight`?"),
+        ({"max_steps": 0}, "`max_steps` = 0"),
+        ({"channels": 4, "model": {"latent_channels": 8}}, "`channels` and `model.latent_channels` differ"),
+        ({"optimizer": {"lr": 0.1}}, "`lr` and `optimizer.lr` differ"),
+        ({"precision": "float8"}, "`precision` = 'float8'"),
+    ],
+)
+def test_wrong_settings_are_named(tiny_shards, changes, message):
+    with pytest.raises(UserError) as caught:
+        configured(tiny_shards, **changes)
+    assert message in str(caught.value)
+
+
+def test_the_data_must_fit(tiny_shards, tmp_path):
+    with pytest.raises(UserError, match="too small"):
+        train(configured(tiny_shards, resolution=512), tmp_path / "a", CPU)
+    with pytest.raises(UserError, match="no such|does not exist"):
+        train(configured(tmp_path / "nowhere"), tmp_path / "b", CPU)
