@@ -34,11 +34,11 @@ class DiTConfig(Config):
     """Latent frames, height and width."""
     patch_size: tuple[int, int, int] = (1, 1, 1)
     """Latent positions that one token covers, (frames, height, width); must divide `latent_size`."""
-    width: int = Field(default=256, gt=0)
+    width: int = Field(default=192, gt=0)
     """Width of a token."""
     depth: int = Field(default=6, gt=0)
     """Transformer blocks."""
-    heads: int = Field(default=4, gt=0)
+    heads: int = Field(default=3, gt=0)
     """Attention heads; a head's width, `width / heads`, must be a multiple of 16 (3-D rotary positions)."""
     mlp_ratio: float = Field(default=4.0, gt=0)
     """Hidden width of the feed-forward network over `width`."""
