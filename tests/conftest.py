@@ -39,3 +39,9 @@ def tiny_shards(tiny_videos, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_shards")
     pack(tiny_videos, folder, PackConfig(samples_per_shard=2, workers=1))
     return folder
+
+
+@pytest.fixture
+def tiny_video(tiny_videos) -> bytes:
+    """The bytes of a video of `tiny_videos`, 1.5 s long."""
+    return (tiny_videos / "bars0.mp4").read_bytes()

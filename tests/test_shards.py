@@ -1,12 +1,6 @@
-import io
 import itertools
-import json
-import pickle
 import random
-import shutil
-import tarfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +13,10 @@ from sat_ssvae.config import parse_config
 from sat_ssvae.data.pack import PackConfig, PackItem, pack
 from sat_ssvae.data.shards import DataConfig, epoch_order, fixed_clips, training_batches
 from sat_ssvae.data.skips import SkipLog
-from sat_ssvae.data.video_io import probe, read_clip, to_unit_range, write_video
+from sat_ssvae.data.video_io import read_clip, to_unit_range, write_video
 from sat_ssvae.errors import UserError
 
-
-def small(path, **changes):
-    values = {"num_frames": 5, "fps": 8, "resolution": 32, "num_workers": 0, **changes}
-    return DataConfig(path=str(path), **values)
+from .shard_files import meta, small, write_tar
 
 
 def take(count, iterator):
@@ -38,28 +29,6 @@ def same(first, second):
         and first.keys == second.keys
         and first.captions == second.captions
     )
-
-
-def write_tar(path, members, meta=None):
-    """A shard from (name, bytes) pairs and meta records (or raw lines)."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    if meta is not None:
-        lines = [line if isinstance(line, str) else json.dumps(line) for line in meta]
-        path.with_name(f"{path.stem}.meta.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-def meta(key, **changes):
-    return {"key": key, "duration": 1.5, "fps": 24, "width": 80, "height": 64, **changes}
-
-
-@pytest.fixture
-def good(tiny_videos):
-    return (tiny_videos / "bars0.mp4").read_bytes()
 
 
 def test_batches_look_as_promised(tiny_shards):
@@ -198,22 +167,6 @@ def test_global_random_state_is_left_alone(tiny_shards):
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
-@pytest.mark.parametrize("form", ["tar", "pattern", "list", "folder of videos"])
-def test_paths(tiny_videos, tiny_shards, form):
-    path = {
-        "tar": str(tiny_shards / "clips-000000.tar"),
-        "pattern": str(tiny_shards / "clips-{000000..000001}.tar"),
-        "list": (str(tiny_shards / "clips-000002.tar"), str(tiny_shards / "clips-000001.tar")),
-        "folder of videos": str(tiny_videos),
-    }[form]
-    config = DataConfig(path=path, num_frames=5, resolution=32, num_workers=0)
-    expected = {"tar": 2, "pattern": 4, "list": 3, "folder of videos": 5}[form]
-    clips = list(fixed_clips(config, stride=100))
-    assert len(clips) == expected
-    captions = [clip.caption for clip in clips if clip.caption]
-    assert captions == ([] if form == "list" else ["coloured bars"])
-
-
 def test_parts_are_disjoint_and_complete(tiny_shards):
     keys = {
         part: [clip.key for clip in fixed_clips(small(tiny_shards, part=part), stride=100)]
@@ -224,123 +177,15 @@ def test_parts_are_disjoint_and_complete(tiny_shards):
         next(fixed_clips(small(tiny_shards / "clips-000002.tar", part="train"), stride=1))
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: folder / "none", "does not exist"),
-        (lambda folder: folder / "none-{0..3}.tar", "none-0.tar does not exist"),
-        (lambda folder: folder, "neither .tar shards nor videos"),
-        (lambda folder: folder / "a.mp4", "is not a .tar file"),
-        (lambda folder: folder / "a.tar.gz", "gunzip"),
-        (lambda folder: folder / "empty.tar", r"no usable sample \(1 unreadable tar\)"),
-    ],
-)
-def test_wrong_paths(tmp_path, make, message):
-    path = make(tmp_path)
-    if path.suffix in (".mp4", ".gz") or path.name == "empty.tar":
-        path.write_bytes(b"")
-    with pytest.raises(UserError, match=message):
-        next(training_batches(small(path), batch_size=1, seed=0))
-
-
-def test_what_does_not_fit_is_counted_and_listed(tmp_path, good):
-    records = [
-        meta("fits"),
-        meta("short", duration=0.3),
-        meta("tiny", width=16, height=40),
-        meta("slow", fps=4),
-        meta("score", score=0),
-        meta("scored", score=7.5),
-        "{broken",
-        '["no", "object"]',
-        '{"duration": 3}',
-        meta("fits"),
-        "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
-    ]
-    tar = write_tar(tmp_path / "a.tar", [("fits.mp4", good), ("scored.mp4", good)], records)
-    skips = SkipLog(tmp_path / "log" / "skipped.jsonl")
-    keys = [clip.key for clip in fixed_clips(small(tar), stride=100, skips=skips)]
-    assert keys == ["a/fits", "a/scored"]
-    assert skips.counts == {
-        "too short": 1,
-        "too small": 1,
-        "fps too low": 1,
-        "broken meta line": 4,
-        "duplicate key": 1,
-        "not in the tar": 1,
-    }
-    listed = [json.loads(line) for line in skips.path.read_text().splitlines()]
-    assert Counter(skip["cause"] for skip in listed) == skips.counts
-    assert {"source": "a/slow", "cause": "fps too low", "detail": "4 frames per second, wanted 8"} in listed
-    # a second run lists nothing twice
-    list(fixed_clips(small(tar), stride=100, skips=SkipLog(skips.path)))
-    assert len(skips.path.read_text().splitlines()) == len(listed)
-
-
-def test_filters_know_zero_from_missing(tmp_path, good):
-    records = [
-        meta(key, **({} if score is None else {"score": score}))
-        for key, score in zip("abcd", [0, 5, None, 9], strict=True)
-    ]
-    tar = write_tar(tmp_path / "s.tar", [(f"{key}.mp4", good) for key in "abcd"], records)
-    for limits, kept in (((0, None), "abd"), ((None, 5), "ab"), ((1, 8), "b")):
-        skips = SkipLog()
-        keys = [
-            clip.key[-1]
-            for clip in fixed_clips(small(tar, filters={"score": limits}), stride=100, skips=skips)
-        ]
-        assert "".join(keys) == kept
-        assert skips.counts["no score"] == 1 and skips.counts.total() == 4 - len(kept)
-
-
 def test_portrait_videos_are_kept(tmp_path):
     write_video(tmp_path / "portrait.mp4", torch.zeros(3, 24, 64, 36), fps=24)
     clip = next(fixed_clips(small(tmp_path), stride=1))
     assert clip.video.shape == (3, 5, 32, 32)
 
 
-def test_a_tar_without_meta_is_probed(tmp_path, good, caplog):
-    members = [
-        ("a.mp4", good),
-        ("a.json", b'{"caption": "from json"}'),
-        ("b.mp4", b"nothing"),
-        ("c.id", b"c"),
-    ]
-    members += [("d.mp4", good), ("d.txt", b"from text\n"), ("../../up.mp4", good), ("e.b.mp4", good)]
-    tar = write_tar(tmp_path / "a.tar", members)
-    skips = SkipLog()
-    clips = list(fixed_clips(small(tar), stride=100, skips=skips))
-    assert [(clip.key, clip.caption) for clip in clips] == [("a/a", "from json"), ("a/d", "from text")]
-    assert skips.counts == {"not a video": 1, "no video or image": 2, "unsafe name": 1}
-    assert "no a.meta.jsonl beside it" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-
-
-def test_meta_without_tar_is_counted(tiny_shards, tmp_path):
-    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
-    (folder / "clips-000001.tar").unlink()
-    skips = SkipLog()
-    keys = [clip.key for clip in fixed_clips(small(folder), stride=100, skips=skips)]
-    assert [key[:12] for key in keys] == ["clips-000000", "clips-000000", "clips-000002"]
-    assert skips.counts == {"meta without tar": 1}
-
-
-def test_a_cut_off_tar_gives_what_it_has(tmp_path, good, caplog):
-    members = [(f"{key}.mp4", good) for key in "abc"]
-    tar = write_tar(tmp_path / "a.tar", members, [meta(key) for key in "abc"])
-    data = tar.read_bytes()
-    for size, left in ((512 + len(good) + 2000, "a"), (512 + 300, ""), (2 * len(good) + 3 * 1024, "ab")):
-        tar.write_bytes(data[:size])
-        skips = SkipLog()
-        clips = [clip.key[-1] for clip in fixed_clips(small(tar), stride=100, skips=skips)]
-        assert "".join(clips) == left and skips.counts.total() == 3 - len(left)
-        assert set(skips.counts) <= {"truncated", "not in the tar", "unreadable tar"}
-    assert "damaged or cut off" in caplog.text
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_samples_are_replaced_by_readable_ones(tmp_path, good, workers):
-    members = [(f"{n}.mp4", good if n % 4 else good[: 100 * n + 50]) for n in range(12)]
+def test_broken_samples_are_replaced_by_readable_ones(tmp_path, tiny_video, workers):
+    members = [(f"{n}.mp4", tiny_video if n % 4 else tiny_video[: 100 * n + 50]) for n in range(12)]
     tar = write_tar(tmp_path / "a.tar", members, [meta(str(n)) for n in range(12)])
     skips = SkipLog(max_share=0.9)
     config = small(tar, num_workers=workers)
@@ -354,8 +199,8 @@ def test_broken_samples_are_replaced_by_readable_ones(tmp_path, good, workers):
     assert all(same(one, other) for one, other in zip(continued, batches[3:], strict=True))
 
 
-def test_too_many_broken_samples_stop_the_run(tmp_path, good):
-    members = [(f"{n}.mp4", good if n % 4 else b"junk") for n in range(12)]
+def test_too_many_broken_samples_stop_the_run(tmp_path, tiny_video):
+    members = [(f"{n}.mp4", tiny_video if n % 4 else b"junk") for n in range(12)]
     tar = write_tar(tmp_path / "a.tar", members, [meta(str(n)) for n in range(12)])
     skips = SkipLog(tmp_path / "skipped.jsonl")
     batches = training_batches(small(tar), batch_size=3, seed=0, skips=skips)
@@ -370,14 +215,6 @@ def test_nothing_readable_ends_in_one_line(tmp_path, workers):
     with pytest.raises(UserError) as caught:
         next(training_batches(small(tar, num_workers=workers), batch_size=2, seed=0))
     assert "not a video" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_list_of_skips_cannot_be_written(tmp_path, good):
-    tar = write_tar(tmp_path / "a.tar", [("a.mp4", good)], [meta("a"), meta("b", duration=0.1)])
-    with pytest.raises(UserError, match="cannot write /dev/full"):
-        next(fixed_clips(small(tar), stride=1, skips=SkipLog(Path("/dev/full/skipped.jsonl"))))
-    with pytest.raises(UserError, match="No space left"):
-        next(fixed_clips(small(tar), stride=1, skips=SkipLog(Path("/dev/full"))))
 
 
 def test_images_are_clips_of_one_frame(tmp_path, tiny_videos):
@@ -401,68 +238,6 @@ def test_images_are_clips_of_one_frame(tmp_path, tiny_videos):
             next(fixed_clips(small(path), stride=1))
 
 
-@settings(max_examples=40)
-@given(
-    damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=60)), min_size=1, max_size=6),
-    cut=st.floats(0.01, 1),
-    keep_meta=st.booleans(),
-)
-def test_any_damage_to_a_shard_is_a_skip_or_one_line(tiny_shards, tmp_path_factory, damage, cut, keep_meta):
-    folder = tmp_path_factory.mktemp("damaged")
-    data = bytearray((tiny_shards / "clips-000000.tar").read_bytes())
-    for place, junk in damage:
-        offset = int(place * (len(data) - 1))
-        data[offset : offset + len(junk)] = junk
-    (folder / "clips-000000.tar").write_bytes(data[: int(cut * len(data))])
-    if keep_meta:
-        shutil.copy(tiny_shards / "clips-000000.meta.jsonl", folder)
-    skips = SkipLog(max_share=1)
-    message, clips = "", []
-    try:
-        clips = list(fixed_clips(small(folder), stride=1, skips=skips))
-    except UserError as error:
-        message = str(error)
-    assert "\n" not in message
-    assert clips or skips.counts
-    assert all(clip.video.shape == (3, 5, 32, 32) for clip in clips)
-
-
-@settings(max_examples=60)
-@given(
-    st.lists(
-        st.one_of(
-            st.text(max_size=30),
-            st.just("{}"),
-            st.builds(
-                json.dumps,
-                st.dictionaries(
-                    st.sampled_from(["key", "duration", "fps", "width", "height", "caption"]),
-                    st.one_of(
-                        st.none(),
-                        st.booleans(),
-                        st.integers(),
-                        st.floats(),
-                        st.text(max_size=5),
-                        st.lists(st.integers(), max_size=2),
-                    ),
-                ),
-            ),
-        ),
-        max_size=6,
-    )
-)
-def test_any_meta_file_is_a_skip_or_one_line(tiny_shards, tmp_path_factory, lines):
-    folder = tmp_path_factory.mktemp("meta")
-    shutil.copy(tiny_shards / "clips-000000.tar", folder / "clips-000000.tar")
-    content = "\n".join([json.dumps(meta("00000000")), *lines])
-    (folder / "clips-000000.meta.jsonl").write_text(content, encoding="utf-8", errors="surrogatepass")
-    skips = SkipLog(max_share=1)
-    clips = list(fixed_clips(small(folder), stride=1, skips=skips))
-    assert any(clip.key == "clips-000000/00000000" for clip in clips)
-    written = sum(bool(line.strip()) for line in content.split("\n"))
-    assert len({clip.key for clip in clips}) + skips.counts.total() >= min(2, written)
-
-
 def test_configuration_errors():
     for wrong, message in (
         ({"num_frames": 16}, "must be 4k . 1, for example 17"),
@@ -474,11 +249,3 @@ def test_configuration_errors():
         with pytest.raises(UserError, match=message):
             parse_config(DataConfig, {"path": "x", **wrong})
     assert parse_config(DataConfig, {"path": "x", "resolution": [64, 96]}).size == (64, 96)
-
-
-def test_probe_agrees_with_meta(tiny_videos, tiny_shards):
-    record = json.loads((tiny_shards / "clips-000000.meta.jsonl").read_text().splitlines()[0])
-    info = probe(tiny_videos / "bars0.mp4")
-    assert (record["duration"], record["fps"], record["width"], record["height"]) == (1.5, 24, 80, 64)
-    assert info.duration == 1.5
-    pickle.dumps(info)

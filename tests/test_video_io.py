@@ -231,8 +231,8 @@ def make_bad(kind, folder, good):
         ("audio", "no video stream"),
     ],
 )
-def test_bad_files(tmp_path, tiny_videos, kind, cause):
-    path = make_bad(kind, tmp_path, (tiny_videos / "bars0.mp4").read_bytes())
+def test_bad_files(tmp_path, tiny_video, kind, cause):
+    path = make_bad(kind, tmp_path, tiny_video)
     for action in (probe, lambda bad: read_clip(bad, start=0, num_frames=1, fps=8, size=(16, 16))):
         with pytest.raises(VideoError) as caught:
             action(path)
@@ -266,12 +266,25 @@ def test_too_short(tiny_videos, tmp_path):
         read_clip(single, start=0, num_frames=5, fps=8, size=(32, 32))
 
 
-def test_a_huge_size_in_the_header_is_refused(tiny_videos):
-    data = bytearray((tiny_videos / "bars0.mp4").read_bytes())
+def test_a_huge_size_in_the_header_is_refused(tiny_video):
+    data = bytearray(tiny_video)
     entry = data.index(b"avc1", data.index(b"stsd")) + 4
     data[entry + 24 : entry + 28] = struct.pack(">HH", 65535, 65535)
     info = probe(bytes(data))  # the decoder believes the bitstream, not the container
     assert info.height == 64 and info.width < 1000
+
+
+def test_an_endless_duration_in_the_header_is_refused(tiny_video):
+    data = bytearray(tiny_video)
+    for box in (b"mvhd", b"mdhd"):
+        duration = data.index(box) + 4 + 16
+        data[duration : duration + 4] = struct.pack(">I", 0xFFFFFFF0)
+    edit = data.index(b"elst") + 4 + 4 + 4
+    data[edit : edit + 4] = struct.pack(">I", 0xFFFFFFF0)
+    table = data.index(b"stts") + 4 + 4 + 4  # one entry: every frame lasts very long
+    data[table + 4 : table + 8] = struct.pack(">I", 0x07FFFFFF)
+    with pytest.raises(VideoError, match="impossible header"):
+        probe(bytes(data))
 
 
 def clip_or_error(data, start):
@@ -286,8 +299,8 @@ def clip_or_error(data, start):
     damage=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40)), min_size=1, max_size=8),
     start=st.floats(0, 1.2),
 )
-def test_damaged_bytes_give_a_clip_or_one_line(tiny_videos, damage, start):
-    data = bytearray((tiny_videos / "bars0.mp4").read_bytes())
+def test_damaged_bytes_give_a_clip_or_one_line(tiny_video, damage, start):
+    data = bytearray(tiny_video)
     for place, junk in damage:
         offset = int(place * (len(data) - 1))
         data[offset : offset + len(junk)] = junk

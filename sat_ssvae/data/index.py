@@ -18,13 +18,13 @@ from webdataset.tariterators import base_plus_ext
 
 from ..errors import UserError
 from .skips import Skip, printable
-from .video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError, open_image, probe
+from .video_io import IMAGE_SUFFIXES, MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, VideoError, open_image, probe
 
 logger = logging.getLogger(__name__)
 
 META_SUFFIX = ".meta.jsonl"
 _TAR_BLOCK = 512
-_SIZE_FIELDS = ("duration", "fps", "width", "height")
+_LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
 Record = dict[str, Any]
 Ranges = Mapping[str, tuple[float | None, float | None]]
@@ -250,7 +250,7 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
 def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterator[Record]:
     """Stage: records whose duration, fps or size is missing or impossible get them from the file itself."""
     for record in records:
-        if all(_plausible(record.get(name)) for name in _SIZE_FIELDS):
+        if all(_plausible(record.get(name), limit) for name, limit in _LIMITS.items()):
             yield record
             continue
         try:
@@ -294,8 +294,8 @@ def in_ranges(
             yield record
 
 
-def _plausible(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+def _plausible(value: object, limit: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= limit
 
 
 def _media(members: Mapping[str, Any]) -> str | None:

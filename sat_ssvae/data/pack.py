@@ -280,30 +280,29 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes, VideoI
         return segment.path.read_bytes(), info
     fps = info.fps / slower
     end = info.duration if segment.end is None else min(segment.end, info.duration)
-    times = [segment.start + step / fps for step in range(round((end - segment.start) * fps))]
-    if not times:
+    count = round((end - segment.start) * fps)
+    if count < 1:
         raise VideoError(
             "too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s"
         )
     size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
-    frames = _scaled_frames(segment.path, times, size)
+    frames = _scaled_frames(segment, count, fps, size)
     data = encode_h264(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
     return data, probe(data)
 
 
-def _scaled_frames(path: Path, times: list[float], size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Upright pictures of (height, width) `size`, `count` of them, or up to `_HEADER_SLACK` seconds fewer."""
     scaler = VideoReformatter()
-    with open_video(path) as (container, stream):
-        pictures = nearest_frames(container, stream, times, path)
-        for time in times:
+    with open_video(segment.path) as (container, stream):
+        times = (segment.start + step / fps for step in range(count))
+        pictures = nearest_frames(container, stream, times, segment.path)
+        for step in range(count):
             try:
                 picture = next(pictures)
             except VideoError as error:
-                if (
-                    error.cause in ("truncated", "too short")
-                    and times[-1] - time < _HEADER_SLACK
-                    and time > times[0]
-                ):
+                missing = (count - step) / fps
+                if step and missing < _HEADER_SLACK and error.cause in ("truncated", "too short"):
                     return
                 raise
             yield upright_rgb(picture, size, scaler)

@@ -29,7 +29,9 @@ from torch import Tensor
 from ..errors import UserError
 
 MAX_PIXELS = 1 << 26
-"""Frames beyond 67 megapixels (8K is 33) are taken for a damaged header."""
+MAX_SECONDS = 24 * 3600.0
+MAX_FPS = 1000.0
+"""Frames beyond 67 megapixels (8K is 33), a day or 1000 frames per second are taken for a damaged header."""
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"}
@@ -50,7 +52,7 @@ class VideoError(UserError):
     Attributes:
         cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding
         error",
-            "truncated", "too short", "too large", "no timestamps", "not an image".
+            "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image".
     """
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -89,6 +91,9 @@ def probe(source: Path | bytes) -> VideoInfo:
             container.seek(0)
             frames = sum(packet.size > 0 for packet in container.demux(stream))
             duration = frames / fps
+        if duration > MAX_SECONDS or fps > MAX_FPS:
+            detail = f"{duration:.0f} s at {fps:.0f} frames per second"
+            raise VideoError("impossible header", f"{_name(source)}: {detail}")
         return VideoInfo(duration, fps, frames or max(1, round(duration * fps)), shape.height, shape.width)
 
 
