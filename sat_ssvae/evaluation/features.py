@@ -201,6 +201,10 @@ class _ClipNetwork(nn.Module):
 
     batch_size: int
 
+    def train(self, mode: bool = True) -> "_ClipNetwork":
+        """Stay in evaluation mode, whatever module this one is part of: a clip's features are its own."""
+        return super().train(False)
+
     def _freeze(self) -> None:
         self.requires_grad_(False)
         self.eval()
@@ -237,7 +241,7 @@ class FrameFeatures(_ClipNetwork):
 
     DIMENSION = _LITE0_HEAD
 
-    def __init__(self, *, frames: int = 4, resolution: int = 112, batch_size: int = 16) -> None:
+    def __init__(self, *, frames: int = 4, resolution: int = 112, batch_size: int = 4) -> None:
         super().__init__()
         self.frames, self.resolution, self.batch_size = frames, resolution, batch_size
         self.network = EfficientNetLite0()
@@ -270,7 +274,7 @@ class ClipFeatures(_ClipNetwork):
 
     DIMENSION = 2 * 4 * sum(TransNetV2.FILTERS)
 
-    def __init__(self, *, batch_size: int = 16) -> None:
+    def __init__(self, *, batch_size: int = 4) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.network = TransNetV2()

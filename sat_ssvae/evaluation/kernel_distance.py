@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
+MIN_SAMPLES_FOR_INTERVAL = 4
+"""With fewer, most resamples are one sample over and over, and the interval would be far too narrow."""
 _RESAMPLES_AT_ONCE = 256
 
 
@@ -59,11 +61,16 @@ def bootstrap_interval(
         confidence: wanted coverage, in (0, 1).
 
     Raises:
-        UserError, ValueError: as `kernel_distance`; a number out of range.
+        UserError: as `kernel_distance`, or fewer than four samples in a set.
+        ValueError: as `kernel_distance`, or a number out of range.
     """
     if resamples < 2 or not 0 < confidence < 1:
         raise ValueError(f"need resamples >= 2 and 0 < confidence < 1, got {resamples} and {confidence}")
     gram = _gram(x, y)
+    if min(len(x), len(y)) < MIN_SAMPLES_FOR_INTERVAL:
+        raise UserError(
+            f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, got {len(x)} and {len(y)}"
+        )
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
@@ -96,10 +103,9 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _resampling_counts(rows: int, size: int, generator: torch.Generator) -> Tensor:
     """How often each of `size` samples is drawn, (rows, size); never one sample only."""
-    while True:
-        drawn = torch.randint(size, (rows, size), generator=generator)
-        if (drawn != drawn[:, :1]).any(1).all():
-            break
+    drawn = torch.randint(size, (rows, size), generator=generator)
+    while (single := (drawn == drawn[:, :1]).all(1)).any():
+        drawn[single] = torch.randint(size, (int(single.sum()), size), generator=generator)
     counts = torch.zeros(rows, size, dtype=torch.float64)
     return counts.scatter_add_(1, drawn, torch.ones_like(counts))
 
