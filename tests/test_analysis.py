@@ -248,7 +248,7 @@ class TestResamples:
         return speed_up(dataclasses.replace(results, curves=tuple(points)), "ssvae", METRIC)
 
     def test_what_the_clips_share_cancels(self):
-        paired, alone = self.read(2.0), self.read(2.0, resamples=0)
+        paired, alone = self.read(2.0, own=0.1), self.read(2.0, own=0.1, resamples=0)
         assert paired.interval_from == alone.interval_from == "evaluation"
         assert (paired.value, paired.outcome) == (alone.value, "faster")
         assert paired.high / paired.low < 0.5 * alone.high / alone.low

@@ -212,7 +212,7 @@ def _interval(
 
 
 def _redraw(pairs: Sequence[_Pair], seed: int) -> list[list[PairReading | str]]:
-    """Read all seeds again under each redraw of the evaluations; empty when a score has no interval at all."""
+    """Read all seeds again under each redraw of the evaluations; empty when a score has no interval."""
     points = [point for pair in pairs for curve in pair for point in curve]
     counts = {len(point.resamples) for point in points}
     if len(counts) == 1 and min(counts) >= _MIN_RESAMPLES:

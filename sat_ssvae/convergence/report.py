@@ -325,8 +325,8 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
         limits.append(
-            f"Up to {percent(max(shares))} of a distance is the VAEs' own reconstruction error. Such a distance"
-            " compares blur. Train the VAEs further, or compress less, to make it evidence."
+            f"Up to {percent(max(shares))} of a distance is the VAEs' own reconstruction error. It"
+            " then compares blur. Train the VAEs further, or compress less, to make it evidence."
         )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
