@@ -7,6 +7,7 @@
 shuffles, flicker. Neither is the network of FID or FVD; call a distance by the features' name.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -196,44 +197,26 @@ class TransNetV2(nn.Module):
             stack.load_published(weights, f"SDDCNN.{number}")
 
 
-class _ClipNetwork(nn.Module):
-    """A frozen network applied to clips, some at a time."""
+class _Frozen(nn.Module):
+    """A network that is never trained: no gradients, and no batch statistics in a clip's features."""
 
-    batch_size: int
-
-    def train(self, mode: bool = True) -> "_ClipNetwork":
-        """Stay in evaluation mode, whatever module this one is part of: a clip's features are its own."""
+    def train(self, mode: bool = True) -> "_Frozen":
+        """Stay in evaluation mode, whatever module this one is part of."""
         return super().train(False)
 
     def _freeze(self) -> None:
         self.requires_grad_(False)
         self.eval()
 
-    @torch.no_grad()
-    def forward(self, video: Tensor) -> Tensor:
-        """Features (B, D), float32, of clips B 3 T H W in [-1, 1] (values outside are cut), whatever T, H, W.
 
-        Raises:
-            ValueError: not a batch of colour videos.
-        """
-        if video.ndim != 5 or video.shape[1] != 3 or not all(video.shape):
-            raise ValueError(f"expected video B 3 T H W, got {tuple(video.shape)}")
-        return torch.cat(
-            [self._features(clips.float().clamp(-1, 1)) for clips in video.split(self.batch_size)]
-        )
-
-    def _features(self, video: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} defines no features")
-
-
-class FrameFeatures(_ClipNetwork):
+class FrameFeatures(_Frozen):
     """Appearance of a clip: EfficientNet-lite0's 1280 pooled features, averaged over some of its frames.
 
     Args:
         frames: how many frames of a clip are looked at, evenly spaced from first to last (1: the middle one).
         resolution: side in pixels that frames are scaled to; 224 is what the network was trained at, and
             costs four times as much as 112.
-        batch_size: clips at a time; it does not change the features.
+        batch_size: clips at a time, without influence on the features; 4 suits a CPU's cache.
 
     Raises:
         UserError: the weights cannot be fetched.
@@ -251,6 +234,15 @@ class FrameFeatures(_ClipNetwork):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
         self._freeze()
 
+    @torch.no_grad()
+    def forward(self, video: Tensor) -> Tensor:
+        """Features (B, 1280), float32, of clips B 3 T H W in [-1, 1] (values outside are cut), whatever T, H, W.
+
+        Raises:
+            ValueError: not a batch of colour videos.
+        """
+        return _in_batches(self._features, video, self.batch_size)
+
     def _features(self, video: Tensor) -> Tensor:
         chosen = video[:, :, spaced_frames(video.shape[2], self.frames)]
         x = _resize(chosen.movedim(2, 1).flatten(0, 1), (self.resolution, self.resolution))
@@ -259,14 +251,14 @@ class FrameFeatures(_ClipNetwork):
         return pooled.unflatten(0, (len(video), -1)).mean(1)
 
 
-class ClipFeatures(_ClipNetwork):
+class ClipFeatures(_Frozen):
     """Appearance and motion of a clip: TransNet V2's 3-D convolution features, scaled to its 27x48 pixels.
 
     For each channel of each of its three stacks, the mean over the clip and the mean absolute difference of
     neighbouring frames: the first says what is seen, the second how it moves.
 
     Args:
-        batch_size: clips at a time; it does not change the features.
+        batch_size: clips at a time, without influence on the features; 4 suits a CPU's cache.
 
     Raises:
         UserError: the weights cannot be fetched.
@@ -282,6 +274,15 @@ class ClipFeatures(_ClipNetwork):
         self.network.load_published(weights)
         self._freeze()
 
+    @torch.no_grad()
+    def forward(self, video: Tensor) -> Tensor:
+        """Features (B, 896), float32, of clips B 3 T H W in [-1, 1] (values outside are cut), whatever T, H, W.
+
+        Raises:
+            ValueError: not a batch of colour videos.
+        """
+        return _in_batches(self._features, video, self.batch_size)
+
     def _features(self, video: Tensor) -> Tensor:
         batch, _, frames = video.shape[:3]
         x = _resize(video.movedim(2, 1).flatten(0, 1), TransNetV2.SIZE)
@@ -292,6 +293,12 @@ class ClipFeatures(_ClipNetwork):
         else:
             moved = [output.diff(dim=1).abs().mean((1, 3, 4)) for output in outputs]
         return torch.cat(seen + moved, 1)
+
+
+def _in_batches(function: Callable[[Tensor], Tensor], video: Tensor, batch_size: int) -> Tensor:
+    if video.ndim != 5 or video.shape[1] != 3 or not all(video.shape):
+        raise ValueError(f"expected video B 3 T H W, got {tuple(video.shape)}")
+    return torch.cat([function(clips.float().clamp(-1, 1)) for clips in video.split(batch_size)])
 
 
 def spaced_frames(total: int, wanted: int) -> list[int]:

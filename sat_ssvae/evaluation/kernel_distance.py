@@ -69,7 +69,8 @@ def bootstrap_interval(
     gram = _gram(x, y)
     if min(len(x), len(y)) < MIN_SAMPLES_FOR_INTERVAL:
         raise UserError(
-            f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, got {len(x)} and {len(y)}"
+            f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, "
+            f"got {len(x)} and {len(y)}"
         )
     generator = torch.Generator().manual_seed(seed)
     distances = []

@@ -7,7 +7,7 @@ Videos are `B C T H W` in [-1, 1]; values outside are cut, as they are when a vi
 """
 
 import torch
-from pytorch_msssim import ssim as msssim_ssim  # type: ignore[import-untyped]
+from pytorch_msssim import ssim as msssim_ssim
 from torch import Tensor
 
 from ..errors import UserError
