@@ -236,7 +236,7 @@ class FrameFeatures(_Frozen):
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
-        """Features (B, 1280), float32, of clips B 3 T H W in [-1, 1] (values outside are cut), whatever T, H, W.
+        """Features (B, 1280), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
 
         Raises:
             ValueError: not a batch of colour videos.
@@ -276,7 +276,7 @@ class ClipFeatures(_Frozen):
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
-        """Features (B, 896), float32, of clips B 3 T H W in [-1, 1] (values outside are cut), whatever T, H, W.
+        """Features (B, 896), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
 
         Raises:
             ValueError: not a batch of colour videos.
