@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -167,3 +168,15 @@ def test_setting_up_twice_does_not_double_the_lines(capsys, logging_restored):
     setup_logging()
     logging.getLogger(PACKAGE_LOGGER).info("once")
     assert len(lines(capsys)) == 1
+
+
+def test_a_full_disk_under_the_log_does_not_stop_the_program():
+    code = (
+        "import logging; from sat_ssvae.progress import setup_logging\n"
+        "setup_logging(); logging.getLogger('sat_ssvae.x').info('lost'); print('went on')"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=True
+        )
+    assert done.stdout == "went on\n"
