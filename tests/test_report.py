@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import math
 import re
 
 import pytest
@@ -276,6 +277,13 @@ class TestCases:
         )
         page = self.page(dataclasses.replace(results, curves=points), tmp_path)
         assert "Slower" in page.text
+
+    def test_an_open_interval_is_null_in_the_json(self, tmp_path):
+        results = comparison([1.2], metrics=FEW, noise=0.9, width=2.0)
+        assert judge(results, "ssvae").speed_ups[0].high == math.inf
+        write_report(results, tmp_path)
+        text = (tmp_path / "results.json").read_text(encoding="utf-8")
+        assert json.loads(text)["speed_ups"][0]["high"] is None and "Infinity" not in text
 
     def test_from_step_zero_and_in_many_steps(self, tmp_path):
         results = comparison([1.0], seeds=(0,), metrics=[SAMPLES[0]])
