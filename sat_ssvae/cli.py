@@ -99,7 +99,7 @@ def _compare(options: argparse.Namespace) -> None:
     from .convergence.summary import summary_table
     from .distributed import default_device
 
-    path = options.config or _packaged(f"compare_{options.preset}.yaml")
+    path = options.config or packaged(f"compare_{options.preset}.yaml")
     arms = options.vae or ([] if options.config else DEFAULT_ARMS)
     config = load_config(CompareConfig, path, options.overrides, replace={"arms": _arms(arms)} if arms else {})
     clips = ClipSource.of_user(options.data) if options.data else None
@@ -135,23 +135,24 @@ def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not equals or not name or not rest or name in arms:
             raise UserError(f"--vae {specification}: expected NAME=CONFIG[:CHECKPOINT] with a name of its own")
         config, _, checkpoint = rest.partition(":")
-        path = _packaged(f"arms/{config}.yaml") if config in _packaged_arms() else Path(config)
+        path = packaged(f"arms/{config}.yaml") if config in _packaged_arms() else Path(config)
         arms[name] = {"settings": read_yaml(path), "checkpoint": checkpoint or None}
     return arms
 
 
 def _find(path: Path) -> Path:
     """A file of the user's, or else a packaged configuration of that name."""
-    return path if path.exists() else _packaged(path.name if path.suffix else f"{path.name}.yaml", fallback=path)
+    return path if path.exists() else packaged(path.name if path.suffix else f"{path.name}.yaml", fallback=path)
 
 
-def _packaged(name: str, fallback: Path | None = None) -> Path:
+def packaged(name: str, fallback: Path | None = None) -> Path:
+    """A configuration file of the package (or `fallback` where it has none of that name)."""
     path = Path(str(resources.files(__package__) / "configs" / name))
     return path if path.exists() or fallback is None else fallback
 
 
 def _packaged_arms() -> list[str]:
-    return sorted(path.stem for path in _packaged("arms").glob("*.yaml"))
+    return sorted(path.stem for path in packaged("arms").glob("*.yaml"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
-from ..evaluation.kernel_distance import bootstrap_interval, kernel_distance
+from ..evaluation.kernel_distance import bootstrap_distances, bootstrap_interval, kernel_distance
 from ..evaluation.metrics import reconstruction_scores
 from ..progress import progress_bar
 from ..spectral.spectrum import latent_eigenvalues
@@ -28,6 +28,9 @@ from .latents import LatentSet
 from .results import Estimate
 
 logger = logging.getLogger(__name__)
+
+_RESAMPLES = 200
+"""Bootstrap resamples of the clips kept with each score: the same clips for every arm, seed and step."""
 
 Features = Mapping[str, nn.Module]
 """Feature networks by the name that their metrics carry."""
@@ -149,13 +152,16 @@ def score_transformer(
 
 
 def mean_estimate(values: Tensor) -> Estimate:
-    """Mean of (N,) values with its 95 % interval (normal approximation)."""
+    """Mean of (N,) values with its 95 % interval (normal approximation) and its bootstrap resamples."""
     mean, margin = values.double().mean().item(), 1.96 * values.double().std().item() / len(values) ** 0.5
-    return Estimate(mean, mean - margin, mean + margin)
+    drawn = torch.randint(len(values), (_RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
+    resamples = values.double().cpu()[drawn].mean(1).tolist()
+    return Estimate(mean, mean - margin, mean + margin, tuple(resamples))
 
 
 def _distance(x: Tensor, y: Tensor, config: ScoringConfig) -> Estimate:
-    return Estimate(kernel_distance(x, y), *bootstrap_interval(x, y, seed=config.seed))
+    resamples = bootstrap_distances(x, y, seed=config.seed, resamples=_RESAMPLES).tolist()
+    return Estimate(kernel_distance(x, y), *bootstrap_interval(x, y, seed=config.seed), tuple(resamples))
 
 
 def _heldout_loss(model: DiT, arm: ArmReference, config: ScoringConfig, process: DiffusionProcess) -> Tensor:

@@ -66,6 +66,21 @@ def bootstrap_interval(
     """
     if resamples < 2 or not 0 < confidence < 1:
         raise ValueError(f"need resamples >= 2 and 0 < confidence < 1, got {resamples} and {confidence}")
+    distances = bootstrap_distances(x, y, seed=seed, resamples=resamples)
+    quantile = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64))
+    estimate, margin = kernel_distance(x, y), float(quantile * distances.std())
+    return estimate - margin, estimate + margin
+
+
+def bootstrap_distances(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 1000) -> Tensor:
+    """The squared MMD under each resample of both sets, (resamples,), as `bootstrap_interval` spreads them.
+
+    Equal seeds and set sizes draw the same samples, so the resamples of several distances belong together.
+
+    Raises:
+        UserError: as `kernel_distance`, or fewer than four samples in a set.
+        ValueError: as `kernel_distance`.
+    """
     gram = _gram(x, y)
     if min(len(x), len(y)) < MIN_SAMPLES_FOR_INTERVAL:
         raise UserError(
@@ -78,10 +93,7 @@ def bootstrap_interval(
         rows = min(_RESAMPLES_AT_ONCE, resamples - start)
         weights = (_resampling_counts(rows, len(points), generator).to(x.device) for points in (x, y))
         distances.append(_weighted_distance(gram, *weights))
-    spread = torch.cat(distances).std()
-    quantile = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64))
-    estimate, margin = kernel_distance(x, y), float(quantile * spread)
-    return estimate - margin, estimate + margin
+    return torch.cat(distances)
 
 
 def _gram(x: Tensor, y: Tensor) -> _Gram:
