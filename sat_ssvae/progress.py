@@ -16,6 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .distributed import rank
+
 QUIET_INTERVAL = 30.0
 """Seconds between two lines of a bar whose stderr is no terminal."""
 
@@ -28,6 +30,7 @@ def progress_bar(
     """A bar on stderr with rate and remaining time; `bar.set_postfix(loss=...)` puts the loss at its end.
 
     Where stderr is no terminal, it prints a line every `QUIET_INTERVAL` seconds and one at the end.
+    Of several ranks only the first shows it.
 
     Args:
         iterable_or_total: what to iterate over, or the number of units that `bar.update()` will count to, the
@@ -50,6 +53,7 @@ def progress_bar(
         "total": total,
         "initial": initial,
         "file": sys.stderr,
+        "disable": rank() > 0,
     }
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **options)
@@ -58,7 +62,9 @@ def progress_bar(
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Send log records to stderr, above any progress bar on it. Calling it again replaces the earlier set-up.
+    """Send log records to stderr, above any progress bar on it; of ranks but the first only warnings.
+
+    Calling it again replaces the earlier set-up.
 
     Args:
         verbose: show the package's debug records and other libraries' information too.
@@ -68,6 +74,7 @@ def setup_logging(verbose: bool = False) -> None:
         root.removeHandler(handler)
     handler = _BarHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: rank() == 0 or record.levelno >= logging.WARNING)
     root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     # `__package__` is sgm.sat_ssvae where the folder was copied into CogVideoX.
@@ -93,7 +100,7 @@ class _LineBar(tqdm):
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> None:
         """Write a line if one is due; tqdm asks after every change of the postfix."""
-        if time.time() - (self.last_line or self.start_t) >= self.mininterval:
+        if not self.disable and time.time() - (self.last_line or self.start_t) >= self.mininterval:
             super().refresh(nolock=nolock, lock_args=lock_args)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -180,3 +180,27 @@ def test_a_full_disk_under_the_log_does_not_stop_the_program():
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=True
         )
     assert done.stdout == "went on\n"
+
+
+def test_of_two_ranks_only_the_first_shows_bars_and_information(tmp_path):
+    code = (
+        "import logging, sys, torch.distributed as dist\n"
+        "from sat_ssvae.progress import progress_bar, setup_logging\n"
+        f"store = dist.FileStore('{tmp_path}/store', 2)\n"
+        "dist.init_process_group('gloo', store=store, rank=int(sys.argv[1]), world_size=2)\n"
+        "setup_logging()\n"
+        "with progress_bar(3, 'training', 'step') as bar:\n"
+        "    bar.set_postfix(loss=1)\n"
+        "    bar.update(3)\n"
+        "logging.getLogger('sat_ssvae.x').info('information')\n"
+        "logging.getLogger('sat_ssvae.x').warning('trouble')\n"
+        "dist.destroy_process_group()\n"
+    )
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, number], stderr=subprocess.PIPE, text=True)
+        for number in "01"
+    ]
+    first, second = (process.communicate(timeout=100)[1] for process in ranks)
+    assert [process.returncode for process in ranks] == [0, 0], first + second
+    assert "training: 3/3" in first and "information" in first and "trouble" in first
+    assert "training" not in second and "information" not in second and "trouble" in second
