@@ -1,7 +1,11 @@
 """Process-group facts: rank, world size, device, and a start-up that works with and without a launcher."""
 
+import contextlib
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -28,11 +32,12 @@ def default_device() -> torch.device:
 
 def initialize(device: torch.device) -> None:
     """Start DeepSpeed's process group, once: from the launcher's environment, or alone when there is none."""
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__ as compatible_ops
-
     if dist.is_initialized():
         return
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")  # else it warns of its guess
+    with _silenced_stderr():  # at import the linker is asked for optional libraries, and complains if they are missing
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__ as compatible_ops
     # An optional shared-memory all-reduce that DeepSpeed would compile for more than a minute at first use.
     compatible_ops["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
@@ -45,6 +50,20 @@ def initialize(device: torch.device) -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+@contextlib.contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """Drop what this process and its children write to stderr; an exception still reaches the caller."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -69,4 +88,3 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
-

@@ -15,8 +15,8 @@ import time
 import torch
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.config import load_config, read_yaml
 from sat_ssvae.cli import packaged
+from sat_ssvae.config import load_config, read_yaml
 from sat_ssvae.distributed import default_device
 from sat_ssvae.training.losses import Objective, ObjectiveConfig
 
@@ -36,8 +36,8 @@ def variants(precision: str) -> dict[str, ObjectiveConfig]:
     }
     base = {"precision": precision, "reconstruction": {"perceptual_weight": 0.0}}
     merged = {}
-    for name, settings in arms.items():
-        settings = base | {**settings, "reconstruction": base["reconstruction"] | settings.get("reconstruction", {})}
+    for name, own in arms.items():
+        settings = base | {**own, "reconstruction": base["reconstruction"] | own.get("reconstruction", {})}
         merged[name] = load_config(ObjectiveConfig, None, replace=settings)
     return merged
 
@@ -53,6 +53,7 @@ def step(objective: Objective, video: torch.Tensor, number: int) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="published")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")

@@ -12,9 +12,7 @@ from sat_ssvae.convergence.analysis import (
 
 STEPS = (100, 200, 400, 600, 800, 1000, 1200, 1400, 1600)
 SAMPLES = tuple(f"kernel_distance_{to}/{of}" for to in ("real", "reconstruction") for of in ("frame", "clip"))
-DENOISING = tuple(
-    f"denoising_error_{to}/{t}" for to in ("real", "reconstruction") for t in (0.3, 0.5, 0.7, 0.9)
-)
+DENOISING = tuple(f"denoising_error_{to}/{t}" for to in ("real", "reconstruction") for t in (0.3, 0.5, 0.7, 0.9))
 DECODED = SAMPLES + DENOISING
 
 
@@ -62,9 +60,7 @@ def arm_result(name, *, psnr=20.3, floors=None, baseline_psnr=None, rng=None):
     )
 
 
-def comparison(
-    speeds, *, seeds=(0, 1, 2), noise=0.02, width=0.03, floors=None, psnr=(20.3, 20.2), metrics=None
-):
+def comparison(speeds, *, seeds=(0, 1, 2), noise=0.02, width=0.03, floors=None, psnr=(20.3, 20.2), metrics=None):
     """Arms whose true speed-ups over the baseline are `speeds`: for each a number, or a dict by metric.
 
     floors: by metric, as a share of the starting score of 4, the same in every arm.

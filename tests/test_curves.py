@@ -140,9 +140,7 @@ def test_a_diverged_run_reaches_nothing():
     assert steps_to_reach([1, 2, 3, 4, 5], [3.0, 2.0, math.nan, math.nan, math.nan], 2.5) is None
 
 
-@pytest.mark.parametrize(
-    ("steps", "values"), [([], []), ([1, 2], [1.0]), ([2, 1], [1.0, 2.0]), ([-1, 1], [1.0, 2.0])]
-)
+@pytest.mark.parametrize(("steps", "values"), [([], []), ([1, 2], [1.0]), ([2, 1], [1.0, 2.0]), ([-1, 1], [1.0, 2.0])])
 def test_malformed_curves_are_refused(steps, values):
     with pytest.raises(ValueError, match="steps"):
         steps_to_reach(steps, values, 1.0)

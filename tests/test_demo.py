@@ -100,6 +100,4 @@ except UserError as error:
     )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("could not download moviepy==2.2.1 (")
-    assert (
-        "pip download --no-deps moviepy==2.2.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    )
+    assert "pip download --no-deps moviepy==2.2.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1

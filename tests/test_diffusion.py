@@ -64,9 +64,7 @@ def test_ends_of_the_process_are_data_and_pure_noise(process, seed):
     start = process.corrupt(x0, noise, torch.zeros(2))
     # CogVideoX's first discrete step carries sqrt(beta_start) of noise (divided by the SNR shift), flow none.
     expected_noise = 0.0 if isinstance(process, FlowMatching) else math.sqrt(0.00085 * process.shift_scale)
-    torch.testing.assert_close(
-        (start - x0).std() / noise.std(), torch.tensor(expected_noise), atol=2e-3, rtol=0.05
-    )
+    torch.testing.assert_close((start - x0).std() / noise.std(), torch.tensor(expected_noise), atol=2e-3, rtol=0.05)
 
 
 @given(process=processes, t=st.floats(0, 1), seed=st.integers(0, 100))

@@ -151,9 +151,7 @@ def test_rotary_products_depend_on_the_distance_alone(first, second, shift):
     def moved(a):
         return tuple(x + s for x, s in zip(a, shift, strict=True))
 
-    torch.testing.assert_close(
-        product(first, second), product(moved(first), moved(second)), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(product(first, second), product(moved(first), moved(second)), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(product(first, first), query @ key, atol=1e-4, rtol=1e-4)
 
 

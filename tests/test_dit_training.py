@@ -142,12 +142,8 @@ def test_interrupted_training_continues_bit_for_bit(tmp_path, stop):
 
 def test_finished_training_is_not_redone_but_can_go_on(tmp_path):
     calls = []
-    first = train(
-        tmp_path / "a", config(evaluation_steps=(0, 12)), on_checkpoint=lambda step, _: calls.append(step)
-    )
-    again = train(
-        tmp_path / "a", config(evaluation_steps=(0, 12)), on_checkpoint=lambda step, _: calls.append(step)
-    )
+    first = train(tmp_path / "a", config(evaluation_steps=(0, 12)), on_checkpoint=lambda step, _: calls.append(step))
+    again = train(tmp_path / "a", config(evaluation_steps=(0, 12)), on_checkpoint=lambda step, _: calls.append(step))
     assert calls == [0, 12]
     assert_same_weights(first, again)
     longer = train(tmp_path / "a", config(max_steps=15))
@@ -183,9 +179,7 @@ def test_average_follows_its_formula(tmp_path):
             continue
         keep = min(decay, step / (9 + step))
         average = {name: keep * average[name] + (1 - keep) * weights[name] for name in weights}
-    averaged = train(
-        tmp_path / "averaged", config(ema_decay=decay, max_steps=steps, precision="fp32")
-    ).state_dict()
+    averaged = train(tmp_path / "averaged", config(ema_decay=decay, max_steps=steps, precision="fp32")).state_dict()
     for name, value in averaged.items():
         torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)
 
@@ -224,9 +218,7 @@ def test_text_reaches_the_transformer(tmp_path):
     """Clips whose caption says their sign: with text the noisiest level becomes predictable."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, (60,), generator=generator)
-    latents = (2.0 * sign - 1)[:, None, None, None, None] + 0.1 * torch.randn(
-        60, 4, 2, 4, 4, generator=generator
-    )
+    latents = (2.0 * sign - 1)[:, None, None, None, None] + 0.1 * torch.randn(60, 4, 2, 4, 4, generator=generator)
     data = LatentSet(latents, ("k",) * 60, ("",) * 60, LatentStatistics.measure(latents))
     text = CaptionStates(torch.randn(2, 3, 8, generator=generator), sign, torch.zeros(3, 8))
     model = train(tmp_path, config(max_steps=60, ema_decay=0.9), data, text=text)

@@ -160,9 +160,7 @@ def test_distance_grows_with_blur_and_noise(kind, blurs, noises, request):
 def test_clip_features_see_time(clip_features):
     reference, other = clip_features(moving_clips(24, seed=6)), moving_clips(24, seed=7)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(8))
-    frozen = [
-        torch.cat([other[:, :, :t], other[:, :, t - 1 : t].expand(-1, -1, 9 - t, -1, -1)], 2) for t in (5, 1)
-    ]
+    frozen = [torch.cat([other[:, :, :t], other[:, :, t - 1 : t].expand(-1, -1, 9 - t, -1, -1)], 2) for t in (5, 1)]
     shuffled = [torch.cat([other[:n, :, order], other[n:]]) for n in (12, 24)]
     for degraded in (frozen, shuffled):
         assert_growing([kernel_distance(clip_features(video), reference) for video in [other, *degraded]])

@@ -91,10 +91,7 @@ def test_filters_know_zero_from_missing(tmp_path, tiny_video):
     tar = write_tar(tmp_path / "s.tar", [(f"{key}.mp4", tiny_video) for key in "abcd"], records)
     for limits, kept in (((0, None), "abd"), ((None, 5), "ab"), ((1, 8), "b")):
         skips = SkipLog()
-        keys = [
-            clip.key[-1]
-            for clip in fixed_clips(small(tar, filters={"score": limits}), stride=100, skips=skips)
-        ]
+        keys = [clip.key[-1] for clip in fixed_clips(small(tar, filters={"score": limits}), stride=100, skips=skips)]
         assert "".join(keys) == kept
         assert skips.counts["no score"] == 1 and skips.counts.total() == 4 - len(kept)
 

@@ -68,9 +68,7 @@ def test_unbiased_whatever_the_number_of_samples(n, m, shift, scale):
     p, q = pair(4, shift, scale)
     generator = torch.Generator().manual_seed(1)
     trials = 6_000 // n
-    values = torch.tensor(
-        [kernel_distance(p.sample(n, generator), q.sample(m, generator)) for _ in range(trials)]
-    )
+    values = torch.tensor([kernel_distance(p.sample(n, generator), q.sample(m, generator)) for _ in range(trials)])
     standard_error = values.std().item() / trials**0.5
     assert abs(values.mean().item() - true_distance(p, q)) < 4 * standard_error
 

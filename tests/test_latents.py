@@ -165,9 +165,7 @@ def test_standardisation_and_its_inverse(channels, scale, offset, seed):
     standard = statistics.standardize(latents)
     per_channel = standard.transpose(0, 1).flatten(1).double()
     assert per_channel.mean(dim=1).abs().max() < 1e-2 * max(1.0, abs(offset) / scale * 1e-2)
-    torch.testing.assert_close(
-        per_channel.std(dim=1, correction=0), torch.ones(channels).double(), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(per_channel.std(dim=1, correction=0), torch.ones(channels).double(), atol=1e-3, rtol=0)
     torch.testing.assert_close(
         statistics.unstandardize(standard), latents, atol=1e-5 * (scale + abs(offset)), rtol=1e-5
     )

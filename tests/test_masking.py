@@ -22,10 +22,7 @@ def test_every_position_can_be_masked_by_blocks(shape, block):
     """For every number of frames and every block size, tails and images included; and no ratio masks everything."""
     generator = seeded()
     masks = torch.stack(
-        [
-            draw_mask("block", shape, torch.full(shape[:1], 0.5), block, generator=generator)
-            for _ in range(150)
-        ]
+        [draw_mask("block", shape, torch.full(shape[:1], 0.5), block, generator=generator) for _ in range(150)]
     )
     assert masks.shape == (150, shape[0], 1, *shape[2:])
     assert masks.any(dim=0).all()

@@ -40,8 +40,7 @@ def test_psnr_is_the_mean_over_frames_of_its_definition():
     clip_x, clip_y = clips()
     x, y = clip_x.double().numpy(), clip_y.double().numpy()
     expected = [
-        np.mean([10 * np.log10(4 / np.mean((x[b, :, t] - y[b, :, t]) ** 2)) for t in range(3)])
-        for b in range(2)
+        np.mean([10 * np.log10(4 / np.mean((x[b, :, t] - y[b, :, t]) ** 2)) for t in range(3)]) for b in range(2)
     ]
     np.testing.assert_allclose(psnr(clip_x, clip_y), expected, rtol=1e-5)
 
@@ -94,9 +93,7 @@ def test_perceptual_distance_is_the_mean_over_frames():
     x, y = clips(batch=1, frames=3, size=(32, 32))
     network = build_perceptual("st-lpips-alex")
     frames = [network(x[:, :, t], y[:, :, t]) for t in range(3)]
-    torch.testing.assert_close(
-        perceptual_distance(x, y, network), torch.stack(frames).mean(0), rtol=1e-4, atol=1e-7
-    )
+    torch.testing.assert_close(perceptual_distance(x, y, network), torch.stack(frames).mean(0), rtol=1e-4, atol=1e-7)
     assert not perceptual_distance(x.requires_grad_(), y, network).requires_grad
 
 

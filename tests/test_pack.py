@@ -99,9 +99,7 @@ def test_scaling_slowing_and_cutting(tiny_videos, tmp_path_factory, side, max_fp
 def test_parts_show_their_own_time(tmp_path):
     levels = torch.linspace(-0.9, 0.9, 48).view(1, 48, 1, 1).expand(3, 48, 32, 32)
     write_video(tmp_path / "ramp.mp4", levels, fps=24)
-    pack(
-        [PackItem(tmp_path / "ramp.mp4", "ramp", "gray", start=0.5, end=1.5)], tmp_path / "out", PackConfig()
-    )
+    pack([PackItem(tmp_path / "ramp.mp4", "ramp", "gray", start=0.5, end=1.5)], tmp_path / "out", PackConfig())
     (sample,), (record,) = samples_in(tmp_path / "out"), records_in(tmp_path / "out")
     assert (record["frames"], record["duration"], record["caption"]) == (24, 1.0, "gray")
     assert record["source"] == "ramp@0.500"

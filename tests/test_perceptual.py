@@ -115,9 +115,7 @@ def test_small_images_are_a_users_mistake(networks):
         networks["alex"](pattern(1, 3, 31, 64), pattern(1, 3, 31, 64))
 
 
-@pytest.mark.parametrize(
-    ("x", "y"), [((1, 3, 32, 32), (2, 3, 32, 32)), ((1, 1, 32, 32),) * 2, ((3, 32, 32),) * 2]
-)
+@pytest.mark.parametrize(("x", "y"), [((1, 3, 32, 32), (2, 3, 32, 32)), ((1, 1, 32, 32),) * 2, ((3, 32, 32),) * 2])
 def test_wrong_shapes_are_refused(networks, x, y):
     with pytest.raises(ValueError, match="N 3 H W"):
         networks["alex"](torch.zeros(x), torch.zeros(y))

@@ -68,9 +68,7 @@ def test_resumed_run_counts_what_was_done_but_not_in_the_rate(capsys):
         bar.update(10)
     (line,) = lines(capsys)
     assert "100/100" in line
-    assert (
-        float(line.split(", ")[1].split()[0]) <= 100
-    )  # 10 steps in 0.1 s; with the 90 it would be 1000 a second
+    assert float(line.split(", ")[1].split()[0]) <= 100  # 10 steps in 0.1 s; with the 90 it would be 1000 a second
 
 
 def test_resumed_iterable_reaches_its_total(capsys):
@@ -176,9 +174,7 @@ def test_a_full_disk_under_the_log_does_not_stop_the_program():
         "setup_logging(); logging.getLogger('sat_ssvae.x').info('lost'); print('went on')"
     )
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=True)
     assert done.stdout == "went on\n"
 
 
@@ -197,8 +193,7 @@ def test_of_two_ranks_only_the_first_shows_bars_and_information(tmp_path):
         "dist.destroy_process_group()\n"
     )
     ranks = [
-        subprocess.Popen([sys.executable, "-c", code, number], stderr=subprocess.PIPE, text=True)
-        for number in "01"
+        subprocess.Popen([sys.executable, "-c", code, number], stderr=subprocess.PIPE, text=True) for number in "01"
     ]
     first, second = (process.communicate(timeout=100)[1] for process in ranks)
     assert [process.returncode for process in ranks] == [0, 0], first + second

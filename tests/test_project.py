@@ -95,9 +95,7 @@ def imported_names(path: Path) -> set[str]:
     """Top-level names of the absolute imports of a module, those inside functions included."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    modules += [
-        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module
-    ]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module]
     return {module.split(".")[0] for module in modules}
 
 
@@ -113,8 +111,7 @@ def declared(*extras: str) -> set[str]:
     return {
         requirement.name.lower().replace("_", "-")
         for requirement in requirements
-        if requirement.marker is None
-        or any(requirement.marker.evaluate(environment) for environment in wanted)
+        if requirement.marker is None or any(requirement.marker.evaluate(environment) for environment in wanted)
     }
 
 
@@ -169,9 +166,7 @@ def test_constraints_cover_each_declared_package_once_for_each_python(python):
 
 def test_installed_versions_are_the_pinned_ones():
     applicable = [pin for pin in pins() if pin.marker is None or pin.marker.evaluate()]
-    installed = {
-        found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()
-    }
+    installed = {found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()}
     wrong = {
         pin.name: installed[pin.name]
         for pin in applicable

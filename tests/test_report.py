@@ -99,10 +99,7 @@ def page(folder):
 class TestPage:
     def test_needs_nothing_from_outside(self, folder, page):
         assert page.sources
-        assert all(
-            source.startswith(("data:image/png;base64,", "data:image/webp;base64,"))
-            for source in page.sources
-        )
+        assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for source in page.sources)
         text = (folder / "report.html").read_text(encoding="utf-8")
         assert not re.search(r"@import|url\(|<script|<link|https?://", text)
 
@@ -270,9 +267,7 @@ class TestCases:
     def test_a_run_that_diverged(self, tmp_path):
         results = comparison([2.6], metrics=FEW)
         points = tuple(
-            dataclasses.replace(p, value=float("nan"), low=None, high=None)
-            if p.arm == "ssvae" and p.step > 400
-            else p
+            dataclasses.replace(p, value=float("nan"), low=None, high=None) if p.arm == "ssvae" and p.step > 400 else p
             for p in results.curves
         )
         page = self.page(dataclasses.replace(results, curves=points), tmp_path)
@@ -337,9 +332,7 @@ class TestPictures:
         with pytest.raises(ValueError, match="uint8 T H W 3"):
             Pictures(8.0, [clip], {}, {})
 
-    @pytest.mark.parametrize(
-        ("text", "name"), [("a/b", "a-b"), ("../x", "x"), ("", "unnamed"), ("ß", "unnamed")]
-    )
+    @pytest.mark.parametrize(("text", "name"), [("a/b", "a-b"), ("../x", "x"), ("", "unnamed"), ("ß", "unnamed")])
     def test_file_names_are_plain(self, text, name):
         assert file_name(text) == name
 

@@ -24,11 +24,7 @@ def take(count, iterator):
 
 
 def same(first, second):
-    return (
-        torch.equal(first.video, second.video)
-        and first.keys == second.keys
-        and first.captions == second.captions
-    )
+    return torch.equal(first.video, second.video) and first.keys == second.keys and first.captions == second.captions
 
 
 def test_batches_look_as_promised(tiny_shards):
@@ -42,17 +38,13 @@ def test_batches_look_as_promised(tiny_shards):
 
 @settings(max_examples=12)
 @given(batch_size=st.integers(1, 4), world_size=st.integers(1, 3), seed=st.integers(0, 2**31), data=st.data())
-def test_each_sample_goes_to_one_rank_an_epoch_and_a_run_can_continue(
-    tiny_shards, batch_size, world_size, seed, data
-):
+def test_each_sample_goes_to_one_rank_an_epoch_and_a_run_can_continue(tiny_shards, batch_size, world_size, seed, data):
     epochs = 3
     batches = -(-5 * epochs // (batch_size * world_size))
     ranks = [
         take(
             batches,
-            training_batches(
-                small(tiny_shards), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
-            ),
+            training_batches(small(tiny_shards), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size),
         )
         for rank in range(world_size)
     ]
@@ -75,9 +67,7 @@ def test_each_sample_goes_to_one_rank_an_epoch_and_a_run_can_continue(
 
 def test_workers_do_not_change_the_batches(tiny_shards):
     batches = {
-        workers: take(
-            6, training_batches(small(tiny_shards, num_workers=workers), batch_size=2, seed=3, start_batch=1)
-        )
+        workers: take(6, training_batches(small(tiny_shards, num_workers=workers), batch_size=2, seed=3, start_batch=1))
         for workers in (0, 2)
     }
     assert all(same(one, other) for one, other in zip(batches[0], batches[2], strict=True))
@@ -133,9 +123,7 @@ def test_epoch_orders_are_fair():
 def test_fixed_clips_are_every_stride(tiny_videos, tiny_shards):
     clips = list(fixed_clips(small(tiny_shards), stride=0.4))
     starts = {
-        f"clips-{n // 2:06d}/{n:08d}": [
-            0.4 * k for k in range(9) if 0.4 * k + 0.5 + 1 / 24 <= 1.5 + 0.5 * n + 1e-6
-        ]
+        f"clips-{n // 2:06d}/{n:08d}": [0.4 * k for k in range(9) if 0.4 * k + 0.5 + 1 / 24 <= 1.5 + 0.5 * n + 1e-6]
         for n in range(5)
     }
     assert [(clip.key, clip.start) for clip in clips] == [
@@ -147,8 +135,7 @@ def test_fixed_clips_are_every_stride(tiny_videos, tiny_shards):
         assert torch.equal(clip.video, to_unit_range(expected))
     again = list(fixed_clips(small(tiny_shards, num_workers=2), stride=0.4))
     assert all(
-        torch.equal(one.video, other.video) and one.key == other.key
-        for one, other in zip(clips, again, strict=True)
+        torch.equal(one.video, other.video) and one.key == other.key for one, other in zip(clips, again, strict=True)
     )
 
 
@@ -193,9 +180,7 @@ def test_broken_samples_are_replaced_by_readable_ones(tmp_path, tiny_video, work
     keys = [key for batch in batches for key in batch.keys]
     assert len(keys) == 24 and not {"a/0", "a/4", "a/8"} & set(keys)
     assert set(skips.counts) == {"not a video"} and skips.failures >= 6
-    continued = take(
-        5, training_batches(config, batch_size=3, seed=0, start_batch=3, skips=SkipLog(max_share=0.9))
-    )
+    continued = take(5, training_batches(config, batch_size=3, seed=0, start_batch=3, skips=SkipLog(max_share=0.9)))
     assert all(same(one, other) for one, other in zip(continued, batches[3:], strict=True))
 
 

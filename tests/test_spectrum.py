@@ -88,9 +88,7 @@ def test_amplitude_by_hand():
 
 def test_what_does_not_fill_a_block_is_left_out_and_small_latents_shrink_the_block():
     latents = randn(2, 3, 5, 9, 11) + 1
-    torch.testing.assert_close(
-        spectrum.dct_amplitude(latents), spectrum.dct_amplitude(latents[:, :, :4, :8, :8])
-    )
+    torch.testing.assert_close(spectrum.dct_amplitude(latents), spectrum.dct_amplitude(latents[:, :, :4, :8, :8]))
     assert spectrum.dct_amplitude(latents[:, :, :1, :3, :2]).shape == (6,)
 
 
@@ -110,12 +108,8 @@ def test_white_noise_has_its_share_in_every_band(fraction):
 def test_shares_do_not_depend_on_scale_or_offset(scale, offset):
     latents = randn(3, 2, 4, 4, 4)
     moved = latents * scale + offset
-    assert spectrum.low_frequency_share(moved) == pytest.approx(
-        spectrum.low_frequency_share(latents), rel=1e-6
-    )
-    before, after = (
-        spectrum.cumulative_explained_variance(spectrum.channel_eigenvalues(z)) for z in (latents, moved)
-    )
+    assert spectrum.low_frequency_share(moved) == pytest.approx(spectrum.low_frequency_share(latents), rel=1e-6)
+    before, after = (spectrum.cumulative_explained_variance(spectrum.channel_eigenvalues(z)) for z in (latents, moved))
     torch.testing.assert_close(before, after)
 
 
@@ -185,9 +179,7 @@ def test_floor_is_what_a_fitted_linear_predictor_leaves(t):
 @given(values=EIGENVALUES)
 def test_mean_floor_is_the_integral_over_t(values):
     t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    integral = np.mean(
-        [spectrum.gaussian_floor(values[i : i + 1], t).mean().item() for i in range(len(values))]
-    )
+    integral = np.mean([spectrum.gaussian_floor(values[i : i + 1], t).mean().item() for i in range(len(values))])
     closed = (math.pi / 2 * values.sqrt().sum() / len(values)).item()
     assert spectrum.mean_gaussian_floor(values) == pytest.approx(closed)
     assert integral == pytest.approx(closed, rel=2e-3)

@@ -27,9 +27,7 @@ def test_meaning_is_closer_than_wording(encoder):
     texts = ["a dog runs over the lawn", "a puppy is playing on the grass", "the stock market fell today"]
     states, mask = encoder.encode(texts, length=16)
     pooled = states.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-    similarity = (
-        torch.nn.functional.normalize(pooled, dim=-1) @ torch.nn.functional.normalize(pooled, dim=-1).T
-    )
+    similarity = torch.nn.functional.normalize(pooled, dim=-1) @ torch.nn.functional.normalize(pooled, dim=-1).T
     assert similarity[0, 1] > similarity[0, 2] + 0.2
 
 

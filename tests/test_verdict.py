@@ -55,20 +55,13 @@ class TestConclusions:
         )
         assert "slower on none" in first
         assert first.endswith("; 3 seeds, 95 % intervals.")
-        assert second.startswith(
-            "No clear difference in reconstruction was found (PSNR 20.30 dB against 20.30 dB"
-        )
+        assert second.startswith("No clear difference in reconstruction was found (PSNR 20.30 dB against 20.30 dB")
 
     def test_clear_loss(self):
         verdict = judge(comparison([0.4]), "ssvae")
         assert verdict.conclusion == "slower"
-        assert verdict.sentences[0].startswith(
-            "Diffusion converges more slowly on ssvae than on stock: of 12 "
-        )
-        assert (
-            "faster on none and slower on all (stock's final score not reached, at most 0."
-            in verdict.sentences[0]
-        )
+        assert verdict.sentences[0].startswith("Diffusion converges more slowly on ssvae than on stock: of 12 ")
+        assert "faster on none and slower on all (stock's final score not reached, at most 0." in verdict.sentences[0]
 
     def test_mixed(self):
         verdict = judge(comparison([by_metric(2.6, slow=DENOISING[:4])]), "ssvae")
@@ -80,9 +73,7 @@ class TestConclusions:
     def test_undecided(self):
         verdict = judge(comparison([1.1], noise=0.1, width=0.3), "ssvae")
         assert verdict.conclusion == "undecided"
-        assert verdict.sentences[0].startswith(
-            "No clear difference in convergence between ssvae and stock was found"
-        )
+        assert verdict.sentences[0].startswith("No clear difference in convergence between ssvae and stock was found")
         assert "undecided on all" in verdict.sentences[0]
 
     def test_equal(self):
@@ -144,8 +135,7 @@ class TestFloor:
         verdict = judge(results, "ssvae")
         assert "of 10 decoded measures" in verdict.sentences[0]
         assert (
-            "2 measures (samples to real clips) compare blur, not convergence, and are left out"
-            in verdict.sentences[1]
+            "2 measures (samples to real clips) compare blur, not convergence, and are left out" in verdict.sentences[1]
         )
         assert "ssvae reconstructs worse (PSNR 18.90 dB against 20.30 dB" in verdict.sentences[1]
 
@@ -178,9 +168,7 @@ class TestReconstruction:
 
     def test_lower_is_better_for_a_perceptual_distance(self):
         results = comparison([1.0], psnr=(20.3, 15.0), metrics=SAMPLES)
-        assert (
-            results.arms[1].reconstruction["stlpips"].value > results.arms[0].reconstruction["stlpips"].value
-        )
+        assert results.arms[1].reconstruction["stlpips"].value > results.arms[0].reconstruction["stlpips"].value
         assert reconstruction_verdict(results, "ssvae", "stlpips") == -1
 
     def test_no_interval_claims_no_difference(self):
@@ -260,9 +248,7 @@ def test_every_measure_is_counted_once(speed, seeds, width):
     for sentence in verdict.sentences:
         assert sentence.endswith(".")
         assert sentence[0].isupper() or sentence.startswith("ssvae")
-    counts = {
-        name: sum(s.outcome == name for s in evidence(verdict.speed_ups)) for name in ("faster", "slower")
-    }
+    counts = {name: sum(s.outcome == name for s in evidence(verdict.speed_ups)) for name in ("faster", "slower")}
     for name, count in counts.items():
         if verdict.conclusion != "no evidence":
             word = {0: "none", 1: "1", 2: "all"}[count] if len(evidence(verdict.speed_ups)) == 2 else None

@@ -101,9 +101,7 @@ def test_colours_survive_writing_and_reading(tmp_path_factory, colours, height):
 
 def test_write_and_read_keep_the_picture(tmp_path):
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 96), indexing="ij")
-    video = torch.stack([x, y, -x]).unsqueeze(1).repeat(1, 9, 1, 1) * torch.linspace(0.2, 0.9, 9).view(
-        1, 9, 1, 1
-    )
+    video = torch.stack([x, y, -x]).unsqueeze(1).repeat(1, 9, 1, 1) * torch.linspace(0.2, 0.9, 9).view(1, 9, 1, 1)
     write_video(tmp_path / "v.mp4", video, fps=12)
     back = to_unit_range(read_clip(tmp_path / "v.mp4", start=0, num_frames=9, fps=12, size=(64, 96)))
     assert back.shape == video.shape
@@ -136,9 +134,7 @@ def corners(picture):
         (-height // 8, -width // 8),
         (-height // 8, width // 8),
     ]
-    return [
-        names[tuple(255 * int(value > 128) for value in picture[:, row, column])] for row, column in places
-    ]
+    return [names[tuple(255 * int(value > 128) for value in picture[:, row, column])] for row, column in places]
 
 
 def corner_pictures(height, width, frames=3):
@@ -344,9 +340,7 @@ def test_images(tmp_path):
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
     assert read_image(saved(clear, "PNG"), size=(16, 16)).min() == 255
     (tmp_path / "gray.png").write_bytes(saved(Image.new("L", (20, 20), 70), "PNG"))
-    assert torch.equal(
-        read_image(tmp_path / "gray.png", size=(8, 8)), torch.full((3, 1, 8, 8), 70, dtype=torch.uint8)
-    )
+    assert torch.equal(read_image(tmp_path / "gray.png", size=(8, 8)), torch.full((3, 1, 8, 8), 70, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])

@@ -115,9 +115,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: i
 
     def undefined(reason: str) -> SpeedUp:
         nothing = (None,) * 6
-        return SpeedUp(
-            metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, reason
-        )
+        return SpeedUp(metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, reason)
 
     if not pairs:
         return undefined("no seed was measured in both arms")
@@ -194,20 +192,14 @@ def _interval(
         gaps = [sum(0.0 if isinstance(r, str) else r.gap for r in seeds) for seeds in redrawn]
         missed = sum(gap > 0 for gap in gaps) >= (1 - tail) * len(gaps)
         # A redraw without an answer (the baseline flat by chance) says nothing: anything is possible there.
-        known = [
-            [(0.0, math.inf) if isinstance(r, str) else r.range(missed) for r in seeds] for seeds in redrawn
-        ]
+        known = [[(0.0, math.inf) if isinstance(r, str) else r.range(missed) for r in seeds] for seeds in redrawn]
         lows = sorted(_geometric_mean([low for low, _ in seeds]) for seeds in known)
         highs = sorted(_geometric_mean([high for _, high in seeds]) for seeds in known)
         # Order statistics: open ends are never averaged with numbers.
-        ends.append(
-            (lows[math.floor(tail * (len(lows) - 1))], highs[math.ceil((1 - tail) * (len(highs) - 1))])
-        )
+        ends.append((lows[math.floor(tail * (len(lows) - 1))], highs[math.ceil((1 - tail) * (len(highs) - 1))]))
     if not ends:
         return None, None, "none"
-    source: IntervalSource = (
-        "evaluation" if len(readings) == 1 else "seeds and evaluation" if redrawn else "seeds"
-    )
+    source: IntervalSource = "evaluation" if len(readings) == 1 else "seeds and evaluation" if redrawn else "seeds"
     return min(low for low, _ in ends), max(high for _, high in ends), source
 
 
@@ -257,9 +249,7 @@ def _redrawn_value(point: CurvePoint, normal: float) -> float:
     return point.value + normal * max(side, 0.0) / _Z975
 
 
-def _floor_share(
-    results: ComparisonResults, candidate: str, metric: str, pairs: Sequence[_Pair]
-) -> float | None:
+def _floor_share(results: ComparisonResults, candidate: str, metric: str, pairs: Sequence[_Pair]) -> float | None:
     """Share of the distance at half training that a perfect generator would keep, in the worse arm."""
     if metric.startswith("loss"):
         return None

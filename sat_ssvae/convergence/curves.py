@@ -37,9 +37,7 @@ def smooth_curve(steps: Sequence[float], scores: Sequence[float]) -> tuple[list[
     if any(later <= earlier for earlier, later in itertools.pairwise(steps)) or steps[0] < 0:
         raise ValueError("the steps of a curve must increase and not be negative")
     if len(steps) > MAX_POINTS:
-        steps, scores = (
-            [float(group.mean()) for group in np.array_split(x, MAX_POINTS)] for x in (steps, scores)
-        )
+        steps, scores = ([float(group.mean()) for group in np.array_split(x, MAX_POINTS)] for x in (steps, scores))
     return [float(step) for step in steps], isotonic(without_outliers(steps, scores))
 
 
@@ -147,9 +145,7 @@ def read_pair(
         return PairReading("not reached", target, gap, needed, math.inf, bound, bound)
     back = max(1.0, _reached(base_steps, base_fit, cand_fit[-1]))
     own = max(1.0, _reached(cand_steps, cand_fit, cand_fit[-1]))
-    return PairReading(
-        "not reached", target, gap, needed, math.inf, min(bound, back / own), min(bound, back / last)
-    )
+    return PairReading("not reached", target, gap, needed, math.inf, min(bound, back / own), min(bound, back / last))
 
 
 def _reached(steps: Sequence[float], fit: Sequence[float], target: float) -> float:

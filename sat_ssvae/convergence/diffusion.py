@@ -110,9 +110,7 @@ class VPrediction(Config):
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The factors (a, s) of data and noise at t, each (b,) float32 on t's device."""
-        betas = (
-            torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64) ** 2
-        )
+        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64) ** 2
         alphas = torch.cumprod(1 - betas, dim=0)
         alphas = alphas / (self.shift_scale + (1 - self.shift_scale) * alphas)
         signal = alphas.sqrt()

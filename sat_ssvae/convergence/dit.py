@@ -83,8 +83,7 @@ def rotary_angles(grid: tuple[int, int, int], head_dim: int) -> Tensor:
     frequencies = [10000.0 ** (-torch.arange(0, part, 2, dtype=torch.float64) / part) for part in parts]
     positions = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
     angles = [
-        position.flatten()[:, None] * frequency
-        for position, frequency in zip(positions, frequencies, strict=True)
+        position.flatten()[:, None] * frequency for position, frequency in zip(positions, frequencies, strict=True)
     ]
     return torch.cat(angles, dim=1).float()
 
@@ -226,9 +225,7 @@ class DiT(nn.Module):
             return []
         expected = (batch, self.config.text_length, self.config.text_dim)
         if text is None or text.shape != expected:
-            raise ValueError(
-                f"text of shape {None if text is None else tuple(text.shape)}, expected {expected}"
-            )
+            raise ValueError(f"text of shape {None if text is None else tuple(text.shape)}, expected {expected}")
         return [self.text_in(text)]
 
     @torch.no_grad()

@@ -86,14 +86,10 @@ class DiTTrainConfig(Config):
         if self.batch_size % self.optimizer.accumulation_steps:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation_steps")
         if self.optimizer.zero_stage:
-            raise ValueError(
-                "optimizer.zero_stage must be 0: the transformer is small, each rank keeps all of it"
-            )
+            raise ValueError("optimizer.zero_stage must be 0: the transformer is small, each rank keeps all of it")
         return self
 
-    def model(
-        self, latent_shape: tuple[int, int, int, int], text_length: int = 0, text_dim: int = 0
-    ) -> DiTConfig:
+    def model(self, latent_shape: tuple[int, int, int, int], text_length: int = 0, text_dim: int = 0) -> DiTConfig:
         """The transformer's configuration for latents of one shape (c, t, h, w)."""
         return DiTConfig(
             latent_channels=latent_shape[0],
@@ -123,9 +119,7 @@ class Draw:
     """(b,) bool: which clips lose their caption."""
 
 
-def draw(
-    config: DiTTrainConfig, seed: int, step: int, clips: int, latent_shape: tuple[int, int, int, int]
-) -> Draw:
+def draw(config: DiTTrainConfig, seed: int, step: int, clips: int, latent_shape: tuple[int, int, int, int]) -> Draw:
     """The draws of one step (counted from 0): a function of the arguments alone.
 
     Clips come in a new order each epoch, every clip once in each.
@@ -342,9 +336,7 @@ def load_dit(folder: Path) -> DiT:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: not a transformer that dit.yaml describes ({reason}); train it again"
-        ) from None
+        raise UserError(f"{path}: not a transformer that dit.yaml describes ({reason}); train it again") from None
     return model.eval()
 
 

@@ -78,13 +78,17 @@ class ClipsConfig(Config):
 
     def data(self, path: Path, part: str) -> dict[str, Any]:
         """The data section of an autoencoder's training configuration."""
-        return {"path": str(path), "part": part, **self.model_dump(include={"num_frames", "fps", "resolution", "num_workers"})}
+        return {
+            "path": str(path),
+            "part": part,
+            **self.model_dump(include={"num_frames", "fps", "resolution", "num_workers"}),
+        }
 
 
 class ArmConfig(Config):
     """One autoencoder: settings over those that all arms share, and weights if it is trained already."""
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Keys of `sat-ssvae train`'s configuration that differ from `vae`."""
     checkpoint: Path | None = None
     """Weights to load instead of training."""
@@ -107,6 +111,8 @@ class CompareConfig(Config):
     """How much is scored."""
     text_length: int = Field(default=32, gt=0)
     """Tokens of a caption, where clips have captions."""
+    film_seconds: float = Field(default=482.0, gt=0)
+    """How much of the demo's film is used, where the user gives no clips."""
     encode_batch_size: int = Field(default=16, gt=0)
     """Clips encoded together."""
 
@@ -210,7 +216,7 @@ class _Comparison:
         quality: dict[str, dict[str, Tensor]] = {}
         for name, vae in vaes.items():
             train_set, heldout, text = self._latents(name, vae)
-            reference = measure_arm(vae, heldout, clips, features, self.config.scoring, self._heldout_text(heldout))
+            reference = measure_arm(vae, heldout, clips, features, self.config.scoring, self._caption_states(heldout))
             quality[name] = reconstruction_quality(reference, perceptual)
             loss_floor = gaussian_loss_floor(train_set, self.config.transformer.diffusion, self.config.scoring)
             arms.append(self._arm_result(name, train_set, reference, quality, loss_floor))
@@ -229,7 +235,9 @@ class _Comparison:
         resolution = self.config.clips.resolution
         short_side = resolution if isinstance(resolution, int) else min(resolution)
         with self.minutes("clips"):
-            demo = prepare_demo(self.output / f"clips-{short_side}", resolution=short_side)
+            seconds = self.config.film_seconds
+            folder = self.output / f"clips-{short_side}-{seconds:g}s"
+            demo = prepare_demo(folder, resolution=short_side, film_seconds=seconds)
         return ClipSource.separate(demo.train, demo.heldout, demo.attribution.read_text(encoding="utf-8"))
 
     def _autoencoder(self, name: str) -> SSVAE:
@@ -245,8 +253,8 @@ class _Comparison:
         videos = [clip.video for clip in self._clips("heldout")]
         if len(videos) < 8:
             raise UserError(
-                f"{self.source.path['heldout']}: {len(videos)} held-out clips, a comparison needs 8 at least (and 100 to say "
-                "much); give more or longer videos, or a shorter clips.heldout_stride"
+                f"{self.source.path['heldout']}: {len(videos)} held-out clips, a comparison needs 8 at least (100 to "
+                "say much); give more or longer videos, or a shorter clips.heldout_stride"
             )
         return torch.stack(videos)
 
@@ -285,10 +293,6 @@ class _Comparison:
         encoder = TextEncoder(fetch("minilm"), self.device)
         return encode_captions(encoder, latents.captions, length=self.config.text_length)
 
-    def _heldout_text(self, heldout: LatentSet) -> Tensor | None:
-        states = self._caption_states(heldout)
-        return None if states is None else states[torch.arange(len(heldout))]
-
     def _transformer(
         self,
         name: str,
@@ -304,6 +308,9 @@ class _Comparison:
             "transformer", f"{name}-seed{seed}", self._latent_identity(name), config.transformer, config.scoring
         )
         scores_folder = folder / "scores"
+        scored = [scores_folder / f"step_{step}.json" for step in config.transformer.evaluation_steps]
+        if (folder / "dit.safetensors").exists() and all(path.exists() for path in scored):
+            return scores_folder
         scores_folder.mkdir(parents=True, exist_ok=True)
 
         def score(step: int, model: DiT) -> None:
@@ -481,4 +488,4 @@ def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

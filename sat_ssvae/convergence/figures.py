@@ -56,8 +56,7 @@ class Arm(NamedTuple):
 def arms_of(results: ComparisonResults) -> list[Arm]:
     """Colour and marker by position: the baseline is always blue circles."""
     return [
-        Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, arm in enumerate(results.arms)
+        Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(results.arms)
     ]
 
 
@@ -96,13 +95,9 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
 def amplitude_figure(results: ComparisonResults) -> bytes:
     """Mean absolute DCT coefficient over the DC's, in zigzag order of spatio-temporal frequency."""
     with _axes(5.2, 3.5) as (figure, axes):
-        axes.set_title(
-            "Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies"
-        )
+        axes.set_title("Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies")
         for arm, one in zip(results.arms, arms_of(results), strict=True):
-            axes.plot(
-                range(len(arm.dct_amplitude)), arm.dct_amplitude, color=one.colour, label=one.name, lw=1.8
-            )
+            axes.plot(range(len(arm.dct_amplitude)), arm.dct_amplitude, color=one.colour, label=one.name, lw=1.8)
             _mark(axes, range(len(arm.dct_amplitude)), arm.dct_amplitude, one)
         axes.set_yscale("log")
         axes.set_xlabel("zigzag index of 3-D DCT coefficient")
@@ -209,9 +204,7 @@ def _draw_floors(axes: Axes, results: ComparisonResults, metric: str) -> None:
             continue
         # The highest is named above its line, the others below: two close lines keep their names apart.
         offset, side = ((4, 2), "bottom") if i == 0 else ((4, -2), "top")
-        name, colour = (
-            ("floor of all", QUIET) if together and len(drawn) > 1 else (f"floor of {arm.name}", arm.colour)
-        )
+        name, colour = ("floor of all", QUIET) if together and len(drawn) > 1 else (f"floor of {arm.name}", arm.colour)
         axes.annotate(
             name,
             (0, value),
@@ -241,9 +234,7 @@ def _draw_speed_up(axes: Axes, results: ComparisonResults, read: SpeedUp) -> Non
     colour = next(arm.colour for arm in arms_of(results) if arm.name == read.candidate)
     axes.axhline(read.target, color=QUIET, lw=0.9, ls=":")
     ends = (read.candidate_steps, read.target), (read.baseline_steps, read.target)
-    axes.annotate(
-        "", xy=ends[0], xytext=ends[1], arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.6}
-    )
+    axes.annotate("", xy=ends[0], xytext=ends[1], arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.6})
     if read.value <= 1:
         return
     # Left of the arrow's head and below it nothing is drawn: both curves are still above the target there.
@@ -265,13 +256,9 @@ def _draw_speed_up(axes: Axes, results: ComparisonResults, read: SpeedUp) -> Non
 def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: Arm, alpha: float) -> None:
     style: dict[str, Any] = {"color": arm.colour, "alpha": alpha}
     if read.low is not None and read.high is not None:
-        axes.plot(
-            [max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style
-        )
+        axes.plot([max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style)
     if read.value is not None:
-        axes.plot(
-            [min(max(read.value, 1 / limit), limit)], [y], marker=arm.marker, ms=7, mec="white", **style
-        )
+        axes.plot([min(max(read.value, 1 / limit), limit)], [y], marker=arm.marker, ms=7, mec="white", **style)
     else:
         text = "not reached" if read.status == "not reached" else read.reason
         axes.annotate(

@@ -92,9 +92,7 @@ class LatentSet:
         """
         latents, header = _read(path)
         if not latents.isfinite().all():
-            raise UserError(
-                f"{path}: latents that are not finite; train the autoencoder again with a lower lr"
-            )
+            raise UserError(f"{path}: latents that are not finite; train the autoencoder again with a lower lr")
         keys, captions = (tuple(json.loads(header[name])) for name in ("keys", "captions"))
         return cls(latents, keys, captions, statistics or LatentStatistics.measure(latents))
 
@@ -146,9 +144,7 @@ def encode_latents(
     was_training = vae.training
     vae.eval()
     try:
-        names = list(
-            _encode_parts(vae, iter(clips), parts, digest=digest, batch_size=batch_size, device=device)
-        )
+        names = list(_encode_parts(vae, iter(clips), parts, digest=digest, batch_size=batch_size, device=device))
     finally:
         vae.train(was_training)
     if not names:

@@ -104,7 +104,5 @@ def _resized(frame: Tensor, width: int) -> Tensor:
     height, own, _ = frame.shape
     if own >= width:
         return frame
-    image = Image.fromarray(frame.numpy()).resize(
-        (width, round(height * width / own)), Image.Resampling.LANCZOS
-    )
+    image = Image.fromarray(frame.numpy()).resize((width, round(height * width / own)), Image.Resampling.LANCZOS)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)

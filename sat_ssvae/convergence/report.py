@@ -81,9 +81,7 @@ def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | 
     speed_ups = json.loads(TypeAdapter(list[SpeedUp]).dump_json([s for v in verdicts for s in v.speed_ups]))
     document = results.to_json(verdict={v.candidate: v.text for v in verdicts}, speed_ups=speed_ups)
     try:
-        stills = {
-            f"pictures-{file_name(grid.title)}": grid.still for grids in shown.values() for grid in grids
-        }
+        stills = {f"pictures-{file_name(grid.title)}": grid.still for grids in shown.values() for grid in grids}
         for name, data in (figures | stills).items():
             _write(folder / "figures" / f"{name}.png", data)
         if pictures:
@@ -120,9 +118,7 @@ def render(
     )
     environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
     environment.filters["webp"] = lambda data: "data:image/webp;base64," + base64.b64encode(data).decode()
-    environment.filters["yaml"] = lambda value: yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True
-    ).rstrip()
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
     environment.filters["plain"] = _plain
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -181,9 +177,7 @@ def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
         gain = arm.reconstruction["psnr"].value - base.reconstruction["psnr"].value
         sign = reconstruction_verdict(results, arm.name, "psnr")
         word = {1: "better", -1: "worse", 0: "no clear difference", None: "no interval"}[sign]
-        tiles.append(
-            (f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}")
-        )
+        tiles.append((f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}"))
     once = len(results.seeds) == 1 and verdict.conclusion not in ("undecided", "no evidence")
     headline = _HEADLINES[verdict.conclusion] + (" in this one run" if once else "")
     return {"verdict": verdict, "headline": headline, "tiles": tiles}
@@ -314,9 +308,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     read = [s for verdict in verdicts for s in verdict.speed_ups]
     limits = []
     if len(results.seeds) == 1:
-        limits.append(
-            "One seed: the intervals hold the evaluation's noise only. Another seed may give another result."
-        )
+        limits.append("One seed: the intervals hold the evaluation's noise only. Another seed may give another result.")
     else:
         limits.append(
             f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so"
@@ -330,9 +322,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
         )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
-        limits.append(
-            f"Not reached ({missed} of {len(read)} rows) means within these steps; with more it might be."
-        )
+        limits.append(f"Not reached ({missed} of {len(read)} rows) means within these steps; with more it might be.")
     return limits
 
 

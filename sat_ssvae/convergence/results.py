@@ -158,9 +158,7 @@ class ComparisonResults:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise UserError(
-                f"not the results of a comparison: {where} {first['msg']}; write it again"
-            ) from None
+            raise UserError(f"not the results of a comparison: {where} {first['msg']}; write it again") from None
         except json.JSONDecodeError as error:
             raise UserError(f"not the results of a comparison: no JSON ({error}); write it again") from None
 

@@ -10,6 +10,7 @@ alone, so that two arms, and two steps of one arm, differ in the latents and the
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -22,10 +23,13 @@ from ..progress import progress_bar
 from ..spectral.spectrum import latent_eigenvalues
 from ..training.perceptual import Perceptual
 from ..vae.autoencoder import SSVAE
-from .diffusion import DiffusionProcess
+from .diffusion import DiffusionProcess, guided
 from .dit import DiT
 from .latents import LatentSet
 from .results import Estimate
+
+if TYPE_CHECKING:
+    from .text import CaptionStates
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class ScoringConfig(Config):
     """Evenly spaced noise levels over which the held-out loss is averaged."""
     batch_size: int = Field(default=32, gt=0)
     """Clips that are sampled, decoded and looked at together; memory, not results, depends on it."""
+    guidance: float = Field(default=1.0, ge=1)
+    """Classifier-free guidance of the samples, where clips have captions; 1 is none."""
     shown_clips: int = Field(default=4, gt=0)
     """Clips that the report shows: originals, reconstructions, and samples of each step."""
     seed: int = Field(default=1234, ge=0)
@@ -72,8 +78,8 @@ class ArmReference:
     """Features of the clips, by network: (N, D)."""
     own: dict[str, Tensor]
     """Features of the reconstructions, by network."""
-    text: Tensor | None = None
-    """Caption states of the held-out clips (N, l, d), where the transformer is trained with text."""
+    text: "CaptionStates | None" = None
+    """Captions of the held-out clips, where the transformer is trained with text."""
 
 
 @torch.no_grad()
@@ -83,14 +89,12 @@ def measure_arm(
     clips: Tensor,
     features: Features,
     config: ScoringConfig,
-    text: Tensor | None = None,
+    text: "CaptionStates | None" = None,
 ) -> ArmReference:
     """Reconstruct the held-out clips and take the features of both."""
     decoded = [vae.decode(part.to(_device(vae))).float().cpu() for part in heldout.latents.split(config.batch_size)]
     reconstructions = torch.cat(decoded).clamp(-1, 1)
-    real, own = (
-        {name: network(videos) for name, network in features.items()} for videos in (clips, reconstructions)
-    )
+    real, own = ({name: network(videos) for name, network in features.items()} for videos in (clips, reconstructions))
     return ArmReference(vae, heldout, clips, reconstructions, features, real, own, text)
 
 
@@ -112,7 +116,8 @@ def distance_floors(arm: ArmReference, config: ScoringConfig) -> dict[str, Estim
         floors[f"kernel_distance_reconstruction/{name}"] = _distance(
             arm.own[name][first], arm.own[name][second], config
         )
-    error = (arm.reconstructions - arm.clips).square().flatten(1).mean(1)
+    chosen = _denoising_clips(arm, config)
+    error = (arm.reconstructions - arm.clips)[chosen].square().flatten(1).mean(1)
     for level in config.noise_levels:
         floors[f"denoising_error_real/{level:g}"] = mean_estimate(error)
     return floors
@@ -169,7 +174,7 @@ def _heldout_loss(model: DiT, arm: ArmReference, config: ScoringConfig, process:
     clean, noise = _standardised(arm, config)
     losses = []
     for level in _loss_levels(config):
-        parts = _parts(arm, len(clean), config)
+        parts = _parts(arm, _denoising_clips(arm, config), config)
         losses.append(
             torch.cat(
                 [
@@ -184,15 +189,16 @@ def _heldout_loss(model: DiT, arm: ArmReference, config: ScoringConfig, process:
 def _denoising_errors(
     model: DiT, arm: ArmReference, config: ScoringConfig, process: DiffusionProcess, level: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared pixel error of the decoded one-step estimate to the original and to the reconstruction, (n,) each."""
+    """Mean squared pixel error of the decoded one-step estimate to original and reconstruction, (n,) each."""
     clean, noise = _standardised(arm, config)
+    chosen = _denoising_clips(arm, config)
     to_original, to_own = [], []
-    for part, text in _parts(arm, len(clean), config):
+    for part, text in _parts(arm, chosen, config):
         t = torch.full((len(clean[part]),), level, device=clean.device)
         estimate = process.denoise(_predictor(model, text), process.corrupt(clean[part], noise[part], t), t)
         video = _decode(arm, estimate)
-        to_original.append((video - arm.clips[part]).square().flatten(1).mean(1))
-        to_own.append((video - arm.reconstructions[part]).square().flatten(1).mean(1))
+        to_original.append((video - arm.clips[chosen[part]]).square().flatten(1).mean(1))
+        to_own.append((video - arm.reconstructions[chosen[part]]).square().flatten(1).mean(1))
     return torch.cat(to_original), torch.cat(to_own)
 
 
@@ -202,30 +208,38 @@ def _samples(model: DiT, arm: ArmReference, config: ScoringConfig, process: Diff
     noise = torch.randn(config.samples, *arm.heldout.shape, generator=generator).to(_device(model))
     videos = []
     with progress_bar(config.samples, "sampling", "clip") as bar:
-        for part, text in _parts(arm, config.samples, config):
-            latents = process.sample(_predictor(model, text), noise[part], config.sampler_steps)
+        for part, text in _parts(arm, torch.arange(config.samples) % len(arm.heldout), config):
+            predict = _predictor(model, text)
+            if arm.text is not None and text is not None and config.guidance > 1:
+                empty = arm.text.empty.to(text).expand_as(text)
+                predict = guided(predict, _predictor(model, empty), config.guidance)
+            latents = process.sample(predict, noise[part], config.sampler_steps)
             videos.append(_decode(arm, latents))
             bar.update(len(latents))
     return torch.cat(videos)
 
 
+def _denoising_clips(arm: ArmReference, config: ScoringConfig) -> Tensor:
+    """Numbers of the held-out clips that are denoised, evenly spread: neighbours show the same scene."""
+    count = min(config.denoising_clips, len(arm.heldout))
+    return torch.linspace(0, len(arm.heldout) - 1, count).round().long()
+
+
 def _standardised(arm: ArmReference, config: ScoringConfig) -> tuple[Tensor, Tensor]:
-    """Held-out latents as the transformer sees them, spread over all clips' order, and their fixed noise."""
-    clean = arm.heldout.standardize(arm.heldout.latents[: config.denoising_clips])
+    """The latents to denoise as the transformer sees them, and their fixed noise."""
+    clean = arm.heldout.standardize(arm.heldout.latents[_denoising_clips(arm, config)])
     generator = torch.Generator().manual_seed(config.seed + 1)
     noise = torch.randn(clean.shape, generator=generator)
     device = _device(arm.vae)
     return clean.to(device), noise.to(device)
 
 
-def _parts(arm: ArmReference, count: int, config: ScoringConfig) -> Sequence[tuple[slice, Tensor | None]]:
-    """Slices of at most `batch_size`, with the captions of their held-out clips (taken in turn)."""
+def _parts(arm: ArmReference, clips: Tensor, config: ScoringConfig) -> Sequence[tuple[slice, Tensor | None]]:
+    """Slices of at most `batch_size`, with the captions of the held-out `clips` (numbers) in them."""
     parts = []
-    for start in range(0, count, config.batch_size):
-        part = slice(start, min(start + config.batch_size, count))
-        text = None
-        if arm.text is not None:
-            text = arm.text[torch.arange(part.start, part.stop) % len(arm.text)].to(_device(arm.vae))
+    for start in range(0, len(clips), config.batch_size):
+        part = slice(start, min(start + config.batch_size, len(clips)))
+        text = None if arm.text is None else arm.text[clips[part]].to(_device(arm.vae))
         parts.append((part, text))
     return parts
 

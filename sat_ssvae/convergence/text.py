@@ -28,9 +28,7 @@ class TextEncoder:
             self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{folder}: not a text encoder ({reason}); delete the folder to fetch it again"
-            ) from None
+            raise UserError(f"{folder}: not a text encoder ({reason}); delete the folder to fetch it again") from None
         self._model.requires_grad_(False)
         self._device = device
 

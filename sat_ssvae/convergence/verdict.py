@@ -188,9 +188,7 @@ def quality_name(metric: str, *, arrow: bool = True) -> str:
     return f"{name} {'↑' if higher_is_better else '↓'}" if arrow else name
 
 
-def _convergence(
-    results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ...], conclusion: Conclusion
-) -> str:
+def _convergence(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ...], conclusion: Conclusion) -> str:
     base, seeds = results.baseline.name, len(results.seeds)
     if conclusion == "no evidence":
         why = _why_none(read)
@@ -212,16 +210,12 @@ def _convergence(
         else f"{seeds} seeds, 95 % intervals"
     )
     counted = evidence(read)
-    return (
-        f"{lead}: of {len(counted)} decoded measure{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
-    )
+    return f"{lead}: of {len(counted)} decoded measure{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
 
 
 def _counts(counted: list[SpeedUp]) -> str:
     """`faster on 9 (1.6× to 3.4×, ...), slower on none, ...`: every measure is in exactly one count."""
-    by = {
-        name: [s for s in counted if s.outcome == name] for name in ("faster", "slower", "equal", "undecided")
-    }
+    by = {name: [s for s in counted if s.outcome == name] for name in ("faster", "slower", "equal", "undecided")}
     parts = []
     for name in ("faster", "slower"):
         parts.append(f"{name} on {_how_many(by[name], counted)}{_range(by[name])}")
@@ -245,9 +239,7 @@ def _range(some: list[SpeedUp]) -> str:
     parts = [_span(values, ratio)] if values else []
     missed = sum(s.status == "not reached" for s in some)
     if missed:
-        parts.append(
-            f"{some[0].baseline}'s final score not reached" + (f" on {missed}" if missed < len(some) else "")
-        )
+        parts.append(f"{some[0].baseline}'s final score not reached" + (f" on {missed}" if missed < len(some) else ""))
     if some[0].outcome == "faster":
         parts.append(f"at least {ratio(min(s.low for s in some if s.low is not None))} by the intervals")
     else:
@@ -273,9 +265,7 @@ def _quality(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ..
     base, arm = results.baseline.name, results.arm(candidate)
     shared = [m for m in _QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
     if not shared:
-        return (
-            "The reconstruction quality of the two VAEs was not measured, so blur may explain any difference."
-        )
+        return "The reconstruction quality of the two VAEs was not measured, so blur may explain any difference."
     signs = [reconstruction_verdict(results, candidate, metric) for metric in shared]
     worse, better = -1 in signs, 1 in signs
     numbers = ", ".join(

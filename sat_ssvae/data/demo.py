@@ -66,21 +66,15 @@ def prepare_demo(
         path = fetch(name)
         info = probe(path)
         if min(info.height, info.width) < resolution:
-            logger.info(
-                "demo: %s has %dx%d pixels, left out at %d", name, info.height, info.width, resolution
-            )
+            logger.info("demo: %s has %dx%d pixels, left out at %d", name, info.height, info.width, resolution)
             continue
         used.append(name)
-        first, last = (
-            (FILM_START, min(FILM_END, FILM_START + film_seconds)) if name == FILM else (0.0, info.duration)
-        )
+        first, last = (FILM_START, min(FILM_END, FILM_START + film_seconds)) if name == FILM else (0.0, info.duration)
         for start, end, held in split_by_time(first, last):
             (heldout if held else train).append(PackItem(path, name, start=start, end=end))
     if not used:
         raise UserError(f"the demo's clips have at most 720 rows: choose a resolution below {resolution}")
-    config = PackConfig(
-        max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers
-    )
+    config = PackConfig(max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers)
     pack(train, output / "train", config.model_copy(update={"segment_seconds": 6.0}))
     pack(heldout, output / "heldout", config)
     text = output / "ATTRIBUTION.txt"

@@ -77,9 +77,7 @@ class TarStore:
             raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}")
         suffix = _media(members)
         if suffix is None:
-            raise VideoError(
-                "no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only"
-            )
+            raise VideoError("no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only")
         return suffix, self._read(*members[suffix])
 
     def caption(self, key: str) -> str:
@@ -142,11 +140,7 @@ Store = TarStore | FolderStore
 def media_files(folder: Path) -> Iterator[Path]:
     """Files below `folder` whose suffix says video or image; hidden ones left out."""
     for path in folder.rglob("*"):
-        if (
-            path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-            and path.is_file()
-        ):
+        if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
 
 
@@ -185,9 +179,7 @@ def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
         return [TarStore(tar) for tar in tars]
     if next(media_files(folder), None) is None:
         raise UserError(f"{folder} holds neither .tar shards nor videos")
-    logger.info(
-        "%s: a folder of videos, each is probed now; `sat-ssvae pack` makes shards that start faster", folder
-    )
+    logger.info("%s: a folder of videos, each is probed now; `sat-ssvae pack` makes shards that start faster", folder)
     return [FolderStore(folder)]
 
 

@@ -40,9 +40,7 @@ def list_items(inputs: Path | Sequence[Path | PackItem]) -> list[PackItem]:
 
 
 def _folder_items(folder: Path) -> Iterator[PackItem]:
-    for path in sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-    ):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         if path.suffix.lower() in SIDECAR_SUFFIXES:
             continue
         sidecar = path.with_suffix(".txt")
@@ -55,11 +53,7 @@ def _csv_items(table: Path) -> Iterator[PackItem]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             known = {"path", "caption", "start", "end"}
-            if (
-                rows.fieldnames is None
-                or "path" not in rows.fieldnames
-                or not known.issuperset(rows.fieldnames)
-            ):
+            if rows.fieldnames is None or "path" not in rows.fieldnames or not known.issuperset(rows.fieldnames):
                 raise UserError(f"{table}: the first line must name the columns path[,caption][,start][,end]")
             for row in rows:
                 yield _csv_item(table, row, f"{table}, line {rows.line_num}")
@@ -69,9 +63,7 @@ def _csv_items(table: Path) -> Iterator[PackItem]:
 
 def _csv_item(table: Path, row: Mapping[str | None, str], place: str) -> PackItem:
     if None in row or not row["path"]:
-        raise UserError(
-            f"{place}: expected a path and at most one value per column (quote captions with commas)"
-        )
+        raise UserError(f"{place}: expected a path and at most one value per column (quote captions with commas)")
     try:
         start = float(row.get("start") or 0)
         end = float(row["end"]) if row.get("end") else None

@@ -136,9 +136,7 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
     if plan_file.is_file():
         plan = json.loads(plan_file.read_text())
         if plan["fingerprint"] != ours:
-            raise UserError(
-                f"{output} holds shards of other inputs or settings: choose an empty folder or delete it"
-            )
+            raise UserError(f"{output} holds shards of other inputs or settings: choose an empty folder or delete it")
         return [replace(items[index], start=start, end=end) for index, start, end in plan["segments"]]
     if any(output.glob("*.tar")):
         raise UserError(f"{output} holds shards that this packer did not write: choose an empty folder")
@@ -147,9 +145,7 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
     cutting = config.segment_seconds is not None
     with ThreadPoolExecutor(config.workers) as pool, progress_bar(len(items), "probing", "file") as bar:
         cut = _cut if cutting else _whole
-        for index, outcome in enumerate(
-            _in_order(pool, lambda item: cut(item, config), items, 4 * config.workers)
-        ):
+        for index, outcome in enumerate(_in_order(pool, lambda item: cut(item, config), items, 4 * config.workers)):
             bar.update()
             if isinstance(outcome, Skip):
                 unusable.append(outcome)
@@ -188,11 +184,7 @@ def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) ->
     starts = range(0, len(segments), config.samples_per_shard)
     finished = _finished_shards(segments, output, config)
     todo = [shard for shard in range(len(starts)) if shard not in finished]
-    kept = [
-        line
-        for line in read_skips(output / SKIPPED_FILE)
-        if line["shard"] is None or line["shard"] in finished
-    ]
+    kept = [line for line in read_skips(output / SKIPPED_FILE) if line["shard"] is None or line["shard"] in finished]
     _replace_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def members(shard: int) -> range:
@@ -204,9 +196,7 @@ def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) ->
         ThreadPoolExecutor(config.workers) as pool,
         progress_bar(len(segments), f"packing {output.name}", "clip", initial=done) as bar,
     ):
-        outcomes = _in_order(
-            pool, lambda index: _convert(segments[index], config), indices, 2 * config.workers
-        )
+        outcomes = _in_order(pool, lambda index: _convert(segments[index], config), indices, 2 * config.workers)
         for shard in todo:
             _write_shard(shard, zip(members(shard), outcomes, strict=False), output, config, bar.update)
 
@@ -230,9 +220,7 @@ def _write_shard(
                 skips.append(outcome)
                 continue
             key = f"{index:08d}"
-            writer.write(
-                {"__key__": key, outcome.suffix: outcome.data, "id": outcome.meta["source"].encode("utf-8")}
-            )
+            writer.write({"__key__": key, outcome.suffix: outcome.data, "id": outcome.meta["source"].encode("utf-8")})
             records.append({"key": key, **outcome.meta})
     with (output / SKIPPED_FILE).open("a") as listing:
         listing.writelines(skip.to_json(shard=shard) for skip in skips)
@@ -282,9 +270,7 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes, VideoI
     end = info.duration if segment.end is None else min(segment.end, info.duration)
     count = round((end - segment.start) * fps)
     if count < 1:
-        raise VideoError(
-            "too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s"
-        )
+        raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
     size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
     frames = _scaled_frames(segment, count, fps, size)
     data = encode_h264(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
@@ -308,9 +294,7 @@ def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, i
             yield upright_rgb(picture, size, scaler)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[R]:
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     """`pool.map` with at most `ahead` results waiting, so that behind a slow item they do not pile up."""
     pending: deque[Future[R]] = deque()
     for item in items:
@@ -348,9 +332,7 @@ def _replace_text(path: Path, text: str) -> None:
 def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:
     skipped = Counter(line["cause"] for line in read_skips(output / SKIPPED_FILE))
     shards = tuple(sorted(output.glob(f"{config.name}-??????.tar")))
-    samples = sum(
-        shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8").count("\n") for shard in shards
-    )
+    samples = sum(shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8").count("\n") for shard in shards)
     causes = ", ".join(f"{count} {cause}" for cause, count in skipped.most_common())
     if not samples:
         raise UserError(f"{inputs}: no usable video or image ({causes}), see {output / SKIPPED_FILE}")

@@ -133,9 +133,7 @@ def training_batches(
         skips.succeeded(len(loaded.keys))
         skips.check()
         if len(loaded.keys) < batch_size:
-            raise UserError(
-                f"{config.path}: {_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})"
-            )
+            raise UserError(f"{config.path}: {_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})")
         yield Batch(to_unit_range(loaded.video), loaded.keys, loaded.captions)
 
 
@@ -170,9 +168,7 @@ def fixed_clips(
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
     # A generator of its own: without one, DataLoader draws a seed from the global generator.
     return iter(
-        DataLoader(
-            source, batch_size=None, sampler=indices, num_workers=num_workers, generator=torch.Generator()
-        )
+        DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers, generator=torch.Generator())
     )
 
 
@@ -275,9 +271,7 @@ class _ClipReader:
             if f".{suffix}" in IMAGE_SUFFIXES:
                 video = read_image(source, size=config.size)
             else:
-                video = read_clip(
-                    source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size
-                )
+                video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
             return _LoadedClip(video, sample.name, sample.caption or store.caption(sample.key), start)
         except VideoError as error:
             return Skip(sample.name, error.cause, str(error))
@@ -327,9 +321,7 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
         if epoch not in self._orders:
             # A batch reaches into the next epoch at most, so two orders are all that is needed at a time.
             self._orders = {past: order for past, order in self._orders.items() if past == epoch - 1}
-            self._orders[epoch] = epoch_order(
-                self.shard_sizes, self.seed, epoch, self.reader.config.shuffle_shards
-            )
+            self._orders[epoch] = epoch_order(self.shard_sizes, self.seed, epoch, self.reader.config.shuffle_shards)
         return epoch, int(self._orders[epoch][position])
 
 
@@ -341,9 +333,7 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shard
     blocks = [shards[first : first + shuffle_shards] for first in range(0, len(shards), shuffle_shards)]
     return np.concatenate(
         [
-            generator.permutation(
-                np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block])
-            )
+            generator.permutation(np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block]))
             for block in blocks
         ]
     )

@@ -119,9 +119,7 @@ def read_clip(
     times = [start + step / fps for step in range(num_frames)]
     scaler = VideoReformatter()
     with open_video(source, threads) as (container, stream):
-        frames = [
-            cover(picture, size, scaler) for picture in nearest_frames(container, stream, times, source)
-        ]
+        frames = [cover(picture, size, scaler) for picture in nearest_frames(container, stream, times, source)]
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
 
 
@@ -189,9 +187,7 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def encode_h264(
-    pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyframe_interval: float = 1.0
-) -> bytes:
+def encode_h264(pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyframe_interval: float = 1.0) -> bytes:
     """Encode uint8 RGB pictures `H W C` of one size as an mp4 file.
 
     A key frame every `keyframe_interval` seconds and no B-frames: a reader that seeks decodes little.
@@ -216,9 +212,7 @@ def encode_h264(
             yuv = scaler.reformat(
                 frame,
                 format="yuv420p",
-                dst_colorspace=Colorspace.ITU709
-                if _default_matrix(frame.height) == _BT709
-                else Colorspace.ITU601,
+                dst_colorspace=Colorspace.ITU709 if _default_matrix(frame.height) == _BT709 else Colorspace.ITU601,
                 dst_color_range=1,
                 interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
                 threads=1,

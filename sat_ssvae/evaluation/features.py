@@ -91,9 +91,7 @@ class EfficientNetLite0(nn.Module):
         for stage in _LITE0:
             for number in range(stage.blocks):
                 stride = stage.stride if number == 0 else 1
-                blocks.append(
-                    _InvertedResidual(channels, stage.channels, stage.expansion, stage.kernel, stride)
-                )
+                blocks.append(_InvertedResidual(channels, stage.channels, stage.expansion, stage.kernel, stride))
                 channels = stage.channels
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = _conv(channels, _LITE0_HEAD)
@@ -118,37 +116,27 @@ class _DilatedCell(nn.Module):
         super().__init__()
         self.space = nn.Conv2d(channels, len(self.DILATIONS) * 2 * filters, 3, padding=1, bias=False)
         self.time = nn.ModuleList(
-            nn.Conv2d(2 * filters, filters, (3, 1), padding=(d, 0), dilation=(d, 1), bias=False)
-            for d in self.DILATIONS
+            nn.Conv2d(2 * filters, filters, (3, 1), padding=(d, 0), dilation=(d, 1), bias=False) for d in self.DILATIONS
         )
         self.bn = nn.BatchNorm2d(len(self.DILATIONS) * filters, eps=1e-3)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B*T, C, H, W) -> (B*T, 4 * filters, H, W)."""
         height, width = x.shape[-2:]
-        hidden = self.space(x).permute(
-            0, 2, 3, 1
-        )  # one row a position: channels last is the fast layout on a CPU
+        hidden = self.space(x).permute(0, 2, 3, 1)  # one row a position: channels last is the fast layout on a CPU
         hidden = hidden.reshape(-1, frames, height * width, hidden.shape[-1]).permute(0, 3, 1, 2)
-        branches = [
-            conv(part) for conv, part in zip(self.time, hidden.chunk(len(self.DILATIONS), 1), strict=True)
-        ]
+        branches = [conv(part) for conv, part in zip(self.time, hidden.chunk(len(self.DILATIONS), 1), strict=True)]
         hidden = F.relu(self.bn(torch.cat(branches, 1)))  # B C T HW
         return hidden.permute(0, 2, 3, 1).reshape(len(x), height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def rename(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """A cell's published weights under this module's names."""
-        own = {
-            f"bn.{name.rpartition('.')[2]}": v
-            for name, v in weights.items()
-            if name.startswith(f"{prefix}.bn.")
-        }
+        own = {f"bn.{name.rpartition('.')[2]}": v for name, v in weights.items() if name.startswith(f"{prefix}.bn.")}
         branches = [f"{prefix}.Conv3D_{dilation}.layers" for dilation in _DilatedCell.DILATIONS]
         own["space.weight"] = torch.cat([weights[f"{branch}.0.weight"].squeeze(2) for branch in branches])
         return own | {
-            f"time.{number}.weight": weights[f"{branch}.1.weight"].squeeze(-1)
-            for number, branch in enumerate(branches)
+            f"time.{number}.weight": weights[f"{branch}.1.weight"].squeeze(-1) for number, branch in enumerate(branches)
         }
 
 

@@ -84,8 +84,7 @@ def bootstrap_distances(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int =
     gram = _gram(x, y)
     if min(len(x), len(y)) < MIN_SAMPLES_FOR_INTERVAL:
         raise UserError(
-            f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, "
-            f"got {len(x)} and {len(y)}"
+            f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, got {len(x)} and {len(y)}"
         )
     generator = torch.Generator().manual_seed(seed)
     distances = []
@@ -102,9 +101,7 @@ def _gram(x: Tensor, y: Tensor) -> _Gram:
     if min(len(x), len(y)) < 2:
         raise UserError(f"a kernel distance needs at least 2 clips in each set, got {len(x)} and {len(y)}")
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise UserError(
-            "features are not finite: the generated or decoded video holds NaN or infinite pixels"
-        )
+        raise UserError("features are not finite: the generated or decoded video holds NaN or infinite pixels")
     x, y = x.double(), y.double()
     xx, yy, xy = (_kernel(a, b) for a, b in ((x, x), (y, y), (x, y)))
     return _Gram(xx.fill_diagonal_(0), yy.fill_diagonal_(0), xy)

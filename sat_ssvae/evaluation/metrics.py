@@ -37,9 +37,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """
     a, b = _checked(x, y)
     if min(a.shape[-2:]) < SSIM_WINDOW:
-        raise UserError(
-            f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape[-2:])}"
-        )
+        raise UserError(f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape[-2:])}")
     values = msssim_ssim(_frames(a), _frames(b), data_range=2, size_average=False, win_size=SSIM_WINDOW)
     return values.unflatten(0, (len(a), -1)).mean(1)
 

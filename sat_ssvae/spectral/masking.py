@@ -58,7 +58,7 @@ def draw_mask(
         frame = torch.arange(size[0])
         return (frame > later - masked[:, None])[:, None, :, None, None]
     grid = [-(-extent // step) for extent, step in zip(size, block, strict=True)]
-    # A grid that does not divide the size sticks out at a random end, so that cut blocks are not always at the same one.
+    # A grid that does not divide the size is shifted at random, so that cut blocks are not always at the same end.
     offsets = [
         int(torch.randint(cells * step - extent + 1, (), generator=generator))
         for cells, step, extent in zip(grid, block, size, strict=True)

@@ -61,9 +61,7 @@ def dct_amplitude(latents: Tensor, block: tuple[int, int, int] = DEFAULT_BLOCK) 
     return (ordered / ordered[:, :1].clamp_min(torch.finfo(torch.float64).tiny)).mean(0)
 
 
-def low_frequency_share(
-    latents: Tensor, fraction: float = 0.125, block: tuple[int, int, int] = DEFAULT_BLOCK
-) -> float:
+def low_frequency_share(latents: Tensor, fraction: float = 0.125, block: tuple[int, int, int] = DEFAULT_BLOCK) -> float:
     """Share of the latents' variance, 0 to 1, in the lowest `fraction` of 3-D DCT coefficients, DC included.
 
     Each channel's mean is removed first; variance is summed over channels, so loud channels weigh more.
@@ -109,9 +107,7 @@ def modes_for(eigenvalues: Tensor, share: float = 0.9) -> int:
     """The smallest number of components that explains at least `share` (0 to 1] of the variance."""
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    reached = (
-        cumulative_explained_variance(eigenvalues) >= share - 1e-12
-    )  # a full share must survive rounding
+    reached = cumulative_explained_variance(eigenvalues) >= share - 1e-12  # a full share must survive rounding
     return int(reached.int().argmax()) + 1
 
 
@@ -149,9 +145,7 @@ def _blocks(latents: Tensor, block: tuple[int, int, int]) -> Tensor:
     """N c t h w -> (blocks, c, *block); the incomplete blocks at the far ends are dropped."""
     fitted = _fitted(latents, block)
     if latents.ndim != 5 or min(fitted) < 1:
-        raise ValueError(
-            f"expected latents N c t h w and a positive block, got {tuple(latents.shape)} and {block}"
-        )
+        raise ValueError(f"expected latents N c t h w and a positive block, got {tuple(latents.shape)} and {block}")
     for axis, size in enumerate(fitted, start=2):
         latents = latents.narrow(axis, 0, latents.shape[axis] // size * size)
         latents = latents.unflatten(axis, (-1, size)).movedim(axis, 0).flatten(0, 1)

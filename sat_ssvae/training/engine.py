@@ -1,13 +1,12 @@
 """A DeepSpeed engine from a small typed configuration, with checkpoints that are complete or absent.
 
-    engine = build_engine(module, OptimizerConfig(lr=1e-4), max_steps=10_000, micro_batch_size=8, device=device)
-    engine.backward(loss)
-    engine.step()
+engine = build_engine(module, OptimizerConfig(lr=1e-4), max_steps=10_000, micro_batch_size=8, device=device)
+engine.backward(loss)
+engine.step()
 """
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,9 +57,9 @@ def build_engine(
     Mixed precision is the module's own business (autocast inside its forward), so that each part of a loss can have
     the precision it needs.
     """
+    distributed.initialize(device)
     import deepspeed
 
-    distributed.initialize(device)
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,
@@ -70,9 +69,7 @@ def build_engine(
         "steps_per_print": 10**12,
     }
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=module.to(device),
         optimizer=optimizer,
@@ -110,7 +107,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any])
     distributed.barrier()
     if distributed.rank() == 0:
         shutil.rmtree(complete, ignore_errors=True)
-        os.replace(folder / partial, complete)
+        (folder / partial).replace(complete)
         for other in folder.glob("step_*"):
             if other != complete:
                 shutil.rmtree(other)

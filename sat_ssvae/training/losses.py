@@ -240,9 +240,7 @@ class Objective(nn.Module):
         nll = scale * mean_nll
         total = nll + scale / elements * config.reconstruction.kl_weight * kl
 
-        correlation = local_correlation(
-            Posterior.from_moments(for_lcr).mean, config.lcr.window, config.lcr.tiling
-        )
+        correlation = local_correlation(Posterior.from_moments(for_lcr).mean, config.lcr.window, config.lcr.tiling)
         lcr = correlation_loss(correlation, config.lcr.threshold)
         if lcr is not None and config.lcr_weight:
             balanced = config.lcr.weighting == "gradient"

@@ -173,13 +173,9 @@ class LPIPS(Perceptual):
             package = importlib.import_module("lpips")
             self.network = package.LPIPS(net=backbone, verbose=False)
         except ImportError as error:
-            raise UserError(
-                f"LPIPS needs `pip install lpips` ({error}); or choose st-lpips-{backbone}"
-            ) from None
+            raise UserError(f"LPIPS needs `pip install lpips` ({error}); or choose st-lpips-{backbone}") from None
         except OSError as error:
-            raise UserError(
-                f"no backbone for LPIPS ({error}): go online once, or choose st-lpips-{backbone}"
-            ) from None
+            raise UserError(f"no backbone for LPIPS ({error}): go online once, or choose st-lpips-{backbone}") from None
         self.requires_grad_(False)
         self.eval()
 
@@ -211,9 +207,7 @@ def _check_images(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"expected two equal N 3 H W shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
     height, width = x.shape[-2:]
     if min(height, width) < MIN_SIZE:
-        raise UserError(
-            f"a perceptual distance needs images of at least {MIN_SIZE}x{MIN_SIZE}, got {height}x{width}"
-        )
+        raise UserError(f"a perceptual distance needs images of at least {MIN_SIZE}x{MIN_SIZE}, got {height}x{width}")
 
 
 def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -91,9 +91,7 @@ class SSVAE(nn.Module):
         time, space = self.temporal_factor, self.spatial_factor
         if num_frames < 1 or (num_frames - 1) % time:
             below = max(num_frames - 1, 0) // time * time + 1
-            raise UserError(
-                f"{num_frames} frames: SSVAE takes {time}k + 1; the nearest are {below} and {below + time}"
-            )
+            raise UserError(f"{num_frames} frames: SSVAE takes {time}k + 1; the nearest are {below} and {below + time}")
         for name, size in (("height", height), ("width", width)):
             if size < space or size % space:
                 options = sorted({max(size // space, 1) * space, -(-size // space) * space})

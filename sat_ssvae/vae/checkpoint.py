@@ -9,7 +9,6 @@ the latents are known. Files without a configuration are read by inferring it fr
 
 import json
 import logging
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -43,10 +42,7 @@ def load_pretrained(path: str | Path) -> SSVAE:
     path = Path(path)
     weights_path = path / WEIGHTS_NAME if path.is_dir() else path
     weights = _read_weights(weights_path)
-    if path.is_dir():
-        config = _read_config(path / CONFIG_NAME)
-    else:
-        config = infer_config(weights, weights_path)
+    config = _read_config(path / CONFIG_NAME) if path.is_dir() else infer_config(weights, weights_path)
     vae = SSVAE(config)
     _check_names_and_shapes(vae.state_dict(), weights, weights_path)
     vae.load_state_dict(weights)
@@ -65,7 +61,7 @@ def save_pretrained(
     weights = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
     partial = folder / f"{WEIGHTS_NAME}.partial"
     save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS_NAME)
+    partial.replace(folder / WEIGHTS_NAME)
     _write_json(folder / CONFIG_NAME, vae.config.model_dump(mode="json"))
     if latent_mean is not None and latent_std is not None:
         statistics = {"mean": latent_mean.tolist(), "std": latent_std.tolist()}
@@ -153,4 +149,4 @@ def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, 
 def _write_json(path: Path, content: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

@@ -1,6 +1,7 @@
 """Encoder: video `B 3 T H W` to posterior moments `B 2c t h w` (mean and log-variance stacked on channels)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,12 +12,10 @@ from .layers import CausalConv3d, Downsample, ResidualBlock, Stream, middle_bloc
 class EncoderLevel(nn.Module):
     """Residual blocks at one resolution, then a downsampling unless the level is the deepest."""
 
-    def __init__(
-        self, in_channels: int, channels: int, num_res_blocks: int, downsample: Downsample | None
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, num_res_blocks: int, downsample: Downsample | None) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_res_blocks
-        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
         self.downsample = downsample
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:

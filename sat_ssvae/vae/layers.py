@@ -79,7 +79,7 @@ class CausalConv3d(nn.Module):
         x = (stream or Stream()).extend(self, x, frames=2, keep=3 - self.stride)
         if self.stride == 2:
             x = F.pad(x, (0, 1, 0, 1))
-        # Channels-last is the faster layout on CPUs and GPUs. The input alone asks for it: DeepSpeed needs plain weights.
+        # Channels-last is the faster layout. The input alone asks for it, because DeepSpeed needs plain weights.
         return self.conv(x.contiguous(memory_format=torch.channels_last_3d))
 
 
@@ -154,7 +154,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width, and time if asked, by nearest repeat and a causal convolution plus a duplicating shortcut.
+    """Double height and width, and time if asked, by nearest repeat and a causal convolution, plus a shortcut.
 
     Time: `T` frames become `2T - 1`, frame 0 staying single (later chunks of a stream: `T` become `2T`).
 
@@ -183,6 +183,8 @@ def _phase_convolution(x: Tensor, conv: nn.Conv3d, temporal: bool) -> Tensor:
 
     Args:
         x: `B C T H W` with one leading frame of history (two where time is kept).
+        conv: the 3x3x3 convolution, with bias.
+        temporal: whether time is doubled, too.
 
     Returns:
         `B C' 2(T-1) 2H 2W`, or `B C' (T-2) 2H 2W` where time is kept.
@@ -191,7 +193,7 @@ def _phase_convolution(x: Tensor, conv: nn.Conv3d, temporal: bool) -> Tensor:
     height, width = x.shape[-2:]
     weight = _phase_weights(conv.weight, temporal)
     time = 2 if temporal else 1
-    # All phases as channels of one convolution. Phase p of row i sees rows i - 1 + p and i + p: row i + p of the output.
+    # All phases as channels of one convolution. Phase p of row i sees rows i - 1 + p and i + p: output row i + p.
     every = F.conv3d(x, weight.to(x.dtype), conv.bias.repeat(4 * time), padding=(0, 1, 1))
     every = rearrange(every, "b (r p q c) t h w -> r p q b c t h w", r=time, p=2, q=2)
     out = torch.stack([every[:, p, q, ..., p : p + height, q : q + width] for p in (0, 1) for q in (0, 1)])

@@ -1,0 +1,171 @@
+"""The comparison from shards to report, at the smallest size; and the command line around it."""
+
+import json
+
+import pytest
+import torch
+
+from sat_ssvae.cli import main, packaged
+from sat_ssvae.config import load_config, parse_config, read_yaml
+from sat_ssvae.convergence.experiment import ClipSource, CompareConfig, compare
+from sat_ssvae.convergence.results import ComparisonResults
+from sat_ssvae.errors import UserError
+from sat_ssvae.training.trainer import TrainConfig
+
+CPU = torch.device("cpu")
+ARMS = {"stock": {"settings": {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}}, "ssvae": {"settings": {}}}
+
+
+def settings(**changes):
+    smoke = read_yaml(packaged("compare_smoke.yaml"))
+    smoke["clips"] |= {"train_stride": 0.5, "heldout_stride": 0.25, "num_workers": 0}
+    smoke["vae"] |= {"max_steps": 2, "model": smoke["vae"]["model"] | {"base_channels": 4}}
+    smoke["transformer"] |= {"max_steps": 3, "evaluation_steps": [1, 3], "width": 32, "depth": 1}
+    smoke["scoring"] |= {"samples": 8, "denoising_clips": 4, "loss_levels": 2, "sampler_steps": 2}
+    return smoke | {"arms": ARMS} | changes
+
+
+def configured(**changes):
+    return parse_config(CompareConfig, settings(**changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shards, tmp_path_factory):
+    output = tmp_path_factory.mktemp("comparison")
+    source = ClipSource.separate(tiny_shards, tiny_shards, "bars: made by the tests")
+    return output, source, compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)
+
+
+def modified(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_everything_is_measured_for_every_arm_and_seed(finished):
+    _, _, results = finished
+    assert [arm.name for arm in results.arms] == ["stock", "ssvae"]
+    names = set(results.metrics)
+    assert {"loss", "loss_above_floor"} <= names
+    for kind in ("real", "reconstruction"):
+        assert {f"kernel_distance_{kind}/{features}" for features in ("frame", "clip")} <= names
+        assert {f"denoising_error_{kind}/{t:g}" for t in (0.3, 0.5, 0.7, 0.9)} <= names
+    for arm in results.arms:
+        assert {"psnr", "ssim", "stlpips"} <= set(arm.reconstruction)
+        for metric in names:
+            for seed in (0, 1):
+                assert [point.step for point in results.curve(arm.name, seed, metric)] == [1, 3]
+        assert arm.dct_amplitude[0] == 1 and arm.explained_variance[-1] == pytest.approx(1)
+        assert arm.floors["loss"].value > 0
+    assert set(results.arm("ssvae").reconstruction_difference) == {"psnr", "ssim", "stlpips"}
+
+
+def test_seeds_change_the_transformer_and_arms_see_equal_draws(finished):
+    _, _, results = finished
+    first, second = (results.curve("stock", seed, "loss")[0].value for seed in (0, 1))
+    assert first != second
+
+
+def test_the_report_is_complete(finished):
+    output, _, results = finished
+    report = output / "report"
+    html = (report / "report.html").read_text()
+    assert "bars: made by the tests" in html and "http" not in html.replace("http://www.w3.org", "")
+    assert ComparisonResults.from_json((report / "results.json").read_text()) == results
+    assert (report / "curves.csv").read_text().startswith("arm,seed,metric,step,value")
+    assert list((report / "figures").glob("*.png")) and list((report / "samples").rglob("*.mp4"))
+
+
+def test_finished_stages_are_not_redone(finished):
+    output, source, results = finished
+    before = modified(output)
+    again = compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)
+    assert modified(output) == before
+    assert again.curves == results.curves
+
+
+def test_a_changed_transformer_keeps_the_autoencoders(finished):
+    output, source, _ = finished
+    before = modified(output)
+    transformer = settings()["transformer"] | {"width": 48, "heads": 1, "evaluation_steps": [3]}
+    compare(configured(transformer=transformer), output, CPU, "sat-ssvae compare", source)
+    after = modified(output)
+    assert {path: after[path] for path in before} == before
+    new = {path.relative_to(output).parts[0] for path in set(after) - set(before)}
+    assert new == {"transformer"}
+
+
+def test_existing_weights_are_an_arm(finished, tmp_path):
+    output, source, results = finished
+    (weights,) = (output / "vae").glob("ssvae-*/vae")
+    arms = {"stock": ARMS["stock"], "mine": {"checkpoint": str(weights)}}
+    again = compare(configured(arms=arms), tmp_path, CPU, "sat-ssvae compare", source)
+    assert again.arm("mine").reconstruction == results.arm("ssvae").reconstruction
+    assert [path.name.split("-")[0] for path in (tmp_path / "vae").iterdir()] == ["stock"]
+
+
+def test_captions_condition_the_transformer(finished, tmp_path, monkeypatch):
+    """`tiny_shards` has one caption, so text is on; without any, the transformer has no text."""
+    output, _, _ = finished
+    (model,) = (output / "transformer").glob("stock-seed0-*/dit.yaml")
+    assert json.loads(model.read_text())["text_dim"] == 384
+
+
+def test_every_preset_and_packaged_arm_is_valid():
+    for preset in ("smoke", "default", "full"):
+        arms = {path.stem: {"settings": read_yaml(path)} for path in packaged("arms").glob("*.yaml")}
+        config = load_config(CompareConfig, packaged(f"compare_{preset}.yaml"), replace={"arms": arms})
+        for name, arm in config.arms.items():
+            data = {"path": "x", **config.clips.model_dump(include={"num_frames", "fps", "resolution"})}
+            parse_config(TrainConfig, {**config.vae, **arm.settings, "data": data}, source=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--data", "nowhere"], "nowhere: no such folder of videos or shards"),
+        (["compare", "--vae", "stock"], "expected NAME=CONFIG[:CHECKPOINT]"),
+        (["compare", "--vae", "a=stock"], "a comparison needs two arms or more"),
+        (["compare", "--vae", "a=stock", "--vae", "b=nothing.yaml"], "nothing.yaml: no such configuration file"),
+        (["compare", "transformer.widht=3"], "unknown key `transformer.widht`, did you mean `width`?"),
+        (["compare", "seeds"], "expected key=value"),
+        (["train", "--config", "nothing.yaml", "--name", "x"], "nothing.yaml: no such configuration file"),
+        (["pack", "nothing.mp4", "--output", "out"], "nothing.mp4"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("error:") == 1 and "Traceback" not in error
+
+
+def test_unknown_training_keys_of_an_arm_are_named_before_anything_is_trained(tiny_shards, tmp_path):
+    source = ClipSource.separate(tiny_shards, tiny_shards)
+    arms = ARMS | {"ssvae": {"settings": {"lcr_wieght": 0.1}}}
+    with pytest.raises(UserError, match=r"arm ssvae: unknown key `lcr_wieght`, did you mean `lcr_weight`"):
+        compare(configured(arms=arms), tmp_path, CPU, "sat-ssvae compare", source)
+    assert not (tmp_path / "vae").exists()
+
+
+def test_user_data_is_split_by_sample_or_by_folder(tiny_videos, tmp_path):
+    assert ClipSource.of_user(tiny_videos).part == {"train": "train", "heldout": "heldout"}
+    for split in ("train", "heldout"):
+        (tmp_path / split).mkdir()
+    source = ClipSource.of_user(tmp_path)
+    assert source.path["heldout"] == tmp_path / "heldout" and source.part["heldout"] == "all"
+
+
+def test_pack_and_train_from_the_command_line(tiny_videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", str(tiny_videos), "--output", "shards", "samples_per_shard=3"]) == 0
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 2
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "resolution: 32\nchannels: 4\nbatch_size: 2\n"
+        "model: {base_channels: 4, channel_multipliers: [1, 2, 2], temporal_downsample: [true, true], num_res_blocks: 1}\n"
+        "data: {path: shards, num_frames: 5, num_workers: 0}\nreconstruction: {perceptual_weight: 0}\n"
+    )
+    assert main(["train", "--config", str(config), "--name", "mine", "max_steps=1"]) == 0
+    assert (tmp_path / "runs" / "mine" / "vae" / "model.safetensors").exists()
+    assert "autoencoder: runs/mine/vae" in capsys.readouterr().out
