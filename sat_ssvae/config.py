@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import UserError
@@ -59,7 +59,10 @@ def load_config(
     values = ({} if path is None else read_yaml(path)) | dict(replace or {})
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
-        values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True))
+        values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        name = str(error.full_key)
+        raise UserError(f"{source}: `{name}` must be given, for example {name}=...") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{source}: not a readable YAML configuration ({_one_line(error)})") from None
     return parse_config(cls, values, source=source)

@@ -113,6 +113,6 @@ def test_saving_does_not_leave_half_a_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sat_ssvae.vae.checkpoint.save_file", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="make room"):
         save_pretrained(small, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

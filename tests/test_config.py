@@ -172,6 +172,12 @@ def test_missing_file_and_folder(tmp_path):
         load_config(Train, tmp_path)
 
 
+def test_a_value_that_the_user_must_give_is_asked_for(tmp_path):
+    path = written(tmp_path, "name: ???\n")
+    with pytest.raises(UserError, match=r"`name` must be given, for example name=\.\.\."):
+        load_config(Train, path)
+
+
 @pytest.mark.parametrize("override", ["max_steps", "=3", "[", "max steps=3", "optimizer..lr=1", ""])
 def test_override_that_is_no_key_and_value_is_refused(tmp_path, override):
     path = written(tmp_path, "name: demo\n")

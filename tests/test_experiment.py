@@ -163,7 +163,7 @@ def test_pack_and_train_from_the_command_line(tiny_videos, tmp_path, capsys, mon
     config = tmp_path / "tiny.yaml"
     config.write_text(
         "resolution: 32\nchannels: 4\nbatch_size: 2\n"
-        "model: {base_channels: 4, channel_multipliers: [1, 2, 2], temporal_downsample: [true, true], num_res_blocks: 1}\n"
+        "model: {base_channels: 4, channel_multipliers: [1, 2, 2], temporal_downsample: [true, true]}\n"
         "data: {path: shards, num_frames: 5, num_workers: 0}\nreconstruction: {perceptual_weight: 0}\n"
     )
     assert main(["train", "--config", str(config), "--name", "mine", "max_steps=1"]) == 0

@@ -149,7 +149,7 @@ def test_a_limit_spreads_over_all_samples(tiny_shards):
 def test_global_random_state_is_left_alone(tiny_shards):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     take(2, training_batches(small(tiny_shards), batch_size=2, seed=0))
-    take(2, fixed_clips(small(tiny_shards), stride=0.5))
+    take(2, iter(fixed_clips(small(tiny_shards), stride=0.5)))
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
@@ -161,12 +161,12 @@ def test_parts_are_disjoint_and_complete(tiny_shards):
     }
     assert sorted(keys["train"] + keys["heldout"]) == keys["all"] and len(keys["heldout"]) == 1
     with pytest.raises(UserError, match="cannot be split"):
-        next(fixed_clips(small(tiny_shards / "clips-000002.tar", part="train"), stride=1))
+        next(iter(fixed_clips(small(tiny_shards / "clips-000002.tar", part="train"), stride=1)))
 
 
 def test_portrait_videos_are_kept(tmp_path):
     write_video(tmp_path / "portrait.mp4", torch.zeros(3, 24, 64, 36), fps=24)
-    clip = next(fixed_clips(small(tmp_path), stride=1))
+    clip = next(iter(fixed_clips(small(tmp_path), stride=1)))
     assert clip.video.shape == (3, 5, 32, 32)
 
 
@@ -220,7 +220,7 @@ def test_images_are_clips_of_one_frame(tmp_path, tiny_videos):
         }
         assert clips[0].video.shape == (3, 1, 32, 32)
         with pytest.raises(UserError, match=r"no usable sample \(2 an image\)"):
-            next(fixed_clips(small(path), stride=1))
+            next(iter(fixed_clips(small(path), stride=1)))
 
 
 def test_configuration_errors():

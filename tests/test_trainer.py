@@ -68,6 +68,14 @@ def test_a_run_lowers_the_loss_and_writes_a_model_that_loads(tiny_shards, tmp_pa
     assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_the_perceptual_distance_is_part_of_the_loss(tiny_shards, tmp_path):
+    train(configured(tiny_shards, max_steps=2, reconstruction={"perceptual_weight": 1.0}), tmp_path, CPU)
+    last = rows(tmp_path)[-1]
+    assert 0 < float(last["perceptual"]) < 2
+    weights = load_file(tmp_path / "vae" / "model.safetensors")
+    assert not any(name.startswith("perceptual") for name in weights)
+
+
 def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(tiny_shards, tmp_path):
     train(configured(tiny_shards, max_steps=1), tmp_path, CPU)
     written = (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns
@@ -117,6 +125,24 @@ def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tiny_
     for name, value in load_file(cut / "vae" / "model.safetensors").items():
         assert torch.equal(value, expected[name]), name
     assert rows(cut) == rows(tmp_path / "whole")
+
+
+LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+LIMITED += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+
+
+def test_no_space_for_a_checkpoint_is_one_line(tiny_shards, tmp_path):
+    """The process may write files of 100 kB at most, which is what a full disk looks like to it."""
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(settings(tiny_shards)))
+    script = LIMITED + "import sys; from sat_ssvae.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["train", "--config", str(config), "--name", "run", "--output", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "error: " in done.stderr and "make room" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tiny_shards, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..config import Config, fingerprint, parse_config
 from ..data.demo import prepare_demo
-from ..data.shards import Clip, DataConfig, fixed_clips
+from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
 from ..data.video_io import to_uint8
 from ..errors import UserError
@@ -261,7 +261,7 @@ class _Comparison:
     def _data(self, split: Split) -> dict[str, Any]:
         return self.config.clips.data(self.source.path[split], self.source.part[split])
 
-    def _clips(self, split: Split) -> Iterator[Clip]:
+    def _clips(self, split: Split) -> FixedClips:
         clips = self.config.clips
         return fixed_clips(
             parse_config(DataConfig, self._data(split)),

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -144,7 +144,7 @@ def encode_latents(
     was_training = vae.training
     vae.eval()
     try:
-        names = list(_encode_parts(vae, iter(clips), parts, digest=digest, batch_size=batch_size, device=device))
+        names = list(_encode_parts(vae, clips, parts, digest=digest, batch_size=batch_size, device=device))
     finally:
         vae.train(was_training)
     if not names:
@@ -172,16 +172,17 @@ def weights_digest(module: nn.Module) -> str:
 
 def _encode_parts(
     vae: "SSVAE",
-    clips: "Iterator[Clip]",
+    clips: "Iterable[Clip]",
     parts: Path,
     *,
     digest: str,
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Path]:
-    with progress_bar(None, "encoding latents", "clip") as bar:
-        index = 0
-        while chunk := list(islice(clips, _PART_CLIPS)):
+    total = len(clips) if isinstance(clips, Sized) else None
+    with progress_bar(total, "encoding latents", "clip") as bar:
+        index, remaining = 0, iter(clips)
+        while chunk := list(islice(remaining, _PART_CLIPS)):
             name = parts / f"{index:06d}.safetensors"
             header = {
                 "autoencoder": digest,

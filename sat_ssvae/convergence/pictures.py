@@ -1,10 +1,10 @@
 """Moving and still pictures for the report: clips tiled into one grid, as animated WebP, PNG and mp4."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import imageio.v3 as iio
 import torch
 from PIL import Image
 from torch import Tensor
@@ -60,26 +60,13 @@ def enlarge(clips: Sequence[Tensor], width: int = _CELL) -> list[Tensor]:
 
 def webp(clip: Tensor, fps: float) -> bytes:
     """An endless animation of a clip (`T H W 3`)."""
-    first, *rest = (Image.fromarray(frame.numpy()) for frame in clip)
-    data = io.BytesIO()
-    first.save(
-        data,
-        "WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=round(1000 / fps),
-        loop=0,
-        quality=80,
-        method=4,
-    )
-    return data.getvalue()
+    duration = round(1000 / fps)
+    return bytes(iio.imwrite("<bytes>", clip.numpy(), extension=".webp", duration=duration, loop=0, quality=80))
 
 
 def png_still(clip: Tensor) -> bytes:
     """The middle frame of a clip (`T H W 3`)."""
-    data = io.BytesIO()
-    Image.fromarray(clip[len(clip) // 2].numpy()).save(data, "PNG", optimize=True)
-    return data.getvalue()
+    return bytes(iio.imwrite("<bytes>", clip[len(clip) // 2].numpy(), extension=".png", optimize=True))
 
 
 def write_clips(pictures: Pictures, folder: Path) -> None:

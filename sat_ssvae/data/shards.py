@@ -12,7 +12,7 @@ cannot be read is replaced by the next one of the same rank.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -137,9 +137,30 @@ def training_batches(
         yield Batch(to_unit_range(loaded.video), loaded.keys, loaded.captions)
 
 
+class FixedClips(Sized, Iterable[Clip]):
+    """The clips of `fixed_clips`; `len` counts them before any is decoded, those that turn out unreadable included."""
+
+    def __init__(self, reader: "_ClipReader", places: list[tuple[int, float]], skips: SkipLog) -> None:
+        self._reader, self._places, self._skips = reader, places, skips
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Clip]:
+        skips = self._skips
+        source = _FixedPlaces(self._reader, self._places)
+        for loaded in _loader(source, range(len(self)), self._reader.config.num_workers):
+            if isinstance(loaded, Skip):
+                skips.failed(loaded)
+            else:
+                skips.succeeded()
+                yield Clip(to_unit_range(loaded.video), loaded.key, loaded.caption, loaded.start)
+            skips.check()
+
+
 def fixed_clips(
     config: DataConfig, *, stride: float, limit: int | None = None, skips: SkipLog | None = None
-) -> Iterator[Clip]:
+) -> FixedClips:
     """The clips that start at 0, stride, 2 stride, ... seconds of every sample, always in the same order.
 
     Args:
@@ -149,20 +170,14 @@ def fixed_clips(
         skips: counts and lists what cannot be used.
 
     Raises:
-        UserError: nothing usable at `config.path`, or too many samples that cannot be read.
+        UserError: nothing usable at `config.path`; while iterating, too many samples that cannot be read.
     """
     skips = skips if skips is not None else SkipLog()
     reader = _open(config, skips)
     places = [place for number in range(len(reader.samples)) for place in reader.starts(number, stride)]
     if limit is not None and limit < len(places):
         places = [places[index * len(places) // limit] for index in range(limit)]
-    for loaded in _loader(_FixedClips(reader, places), range(len(places)), config.num_workers):
-        if isinstance(loaded, Skip):
-            skips.failed(loaded)
-        else:
-            skips.succeeded()
-            yield Clip(to_unit_range(loaded.video), loaded.key, loaded.caption, loaded.start)
-        skips.check()
+    return FixedClips(reader, places, skips)
 
 
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
@@ -339,7 +354,7 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shard
     )
 
 
-class _FixedClips(Dataset[_LoadedClip | Skip]):
+class _FixedPlaces(Dataset[_LoadedClip | Skip]):
     def __init__(self, reader: _ClipReader, places: list[tuple[int, float]]) -> None:
         self.reader = reader
         self.places = places

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .. import distributed
 from ..config import Config
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +99,21 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any])
 
     It is written under another name and renamed when complete: a killed process or a full disk leaves the previous
     checkpoint in place.
+
+    Raises:
+        UserError: it cannot be written.
     """
     partial, complete = f"step_{step}.partial", folder / f"step_{step}"
     if distributed.rank() == 0:
         shutil.rmtree(folder / partial, ignore_errors=True)
     distributed.barrier()
-    engine.save_checkpoint(str(folder), tag=partial, client_state={**state, "step": step}, save_latest=False)
+    try:
+        engine.save_checkpoint(str(folder), tag=partial, client_state={**state, "step": step}, save_latest=False)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(
+            f"{folder / partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
+            "the same command again, it continues from the last complete one"
+        ) from error
     distributed.barrier()
     if distributed.rank() == 0:
         shutil.rmtree(complete, ignore_errors=True)

@@ -55,12 +55,22 @@ def save_pretrained(
     latent_mean: Tensor | None = None,
     latent_std: Tensor | None = None,
 ) -> None:
-    """Write `vae` and, where given, the mean and standard deviation of its latents' channels, shape (c,)."""
+    """Write `vae` and, where given, the mean and standard deviation of its latents' channels, shape (c,).
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; what was there before stays.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
     partial = folder / f"{WEIGHTS_NAME}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
+    try:
+        save_file(weights, partial, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{folder / WEIGHTS_NAME}: cannot be written ({error}); make room or choose another folder"
+        ) from None
     partial.replace(folder / WEIGHTS_NAME)
     _write_json(folder / CONFIG_NAME, vae.config.model_dump(mode="json"))
     if latent_mean is not None and latent_std is not None:
