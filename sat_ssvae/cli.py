@@ -23,7 +23,11 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the process's exit status. Mistakes of the user are one line on stderr, status 2."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # key=value settings may stand anywhere, argparse takes positional arguments in one place only.
+    if unknown := [argument for argument in rest if argument.startswith("-") or "=" not in argument]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += rest
     setup_logging(options.verbose)
     options.command_line = shlex.join(["sat-ssvae", *(sys.argv[1:] if arguments is None else arguments)])
     try:
@@ -95,7 +99,8 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .convergence.experiment import ClipSource, CompareConfig, compare
+    from .convergence.experiment import compare
+    from .convergence.settings import ClipSource, CompareConfig
     from .convergence.summary import summary_table
     from .distributed import default_device
 
@@ -123,8 +128,10 @@ def _pack(options: argparse.Namespace) -> None:
     from .data.pack import PackConfig, pack
 
     config = load_config(PackConfig, None, options.overrides)
-    report = pack(options.inputs, options.output, config)
-    sys.stdout.write(f"{report}\n")
+    inputs = options.inputs[0] if len(options.inputs) == 1 else options.inputs
+    report = pack(inputs, options.output, config)
+    skipped = ", ".join(f"{count} {cause}" for cause, count in report.skipped.items()) or "nothing"
+    sys.stdout.write(f"{options.output}: {report.samples} samples in {len(report.shards)} shards; skipped: {skipped}\n")
 
 
 def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:

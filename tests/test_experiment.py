@@ -7,8 +7,9 @@ import torch
 
 from sat_ssvae.cli import main, packaged
 from sat_ssvae.config import load_config, parse_config, read_yaml
-from sat_ssvae.convergence.experiment import ClipSource, CompareConfig, compare
+from sat_ssvae.convergence.experiment import compare
 from sat_ssvae.convergence.results import ComparisonResults
+from sat_ssvae.convergence.settings import ClipSource, CompareConfig
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.trainer import TrainConfig
 
@@ -115,7 +116,10 @@ def test_every_preset_and_packaged_arm_is_valid():
         config = load_config(CompareConfig, packaged(f"compare_{preset}.yaml"), replace={"arms": arms})
         for name, arm in config.arms.items():
             data = {"path": "x", **config.clips.model_dump(include={"num_frames", "fps", "resolution"})}
-            parse_config(TrainConfig, {**config.vae, **arm.settings, "data": data}, source=name)
+            training = parse_config(TrainConfig, {**config.vae, **arm.settings, "data": data}, source=name)
+            assert training.max_steps == config.vae.get("max_steps", TrainConfig.model_fields["max_steps"].default)
+    for name in ("ch48_256p", "article_256p"):
+        assert load_config(TrainConfig, packaged(f"{name}.yaml"), ["data.path=x"]).model.latent_channels == 48
 
 
 @pytest.mark.parametrize(
@@ -127,6 +131,8 @@ def test_every_preset_and_packaged_arm_is_valid():
         (["compare", "--vae", "a=stock", "--vae", "b=nothing.yaml"], "nothing.yaml: no such configuration file"),
         (["compare", "transformer.widht=3"], "unknown key `transformer.widht`, did you mean `width`?"),
         (["compare", "seeds"], "expected key=value"),
+        (["compare", "--vae", "a=stock", "--vae", "b=stock:gone.pth", "--data", "."], "arm b: no checkpoint gone.pth"),
+        (["train", "--config", "ch48_256p", "--name", "x"], "`data.path` must be given, for example data.path=..."),
         (["train", "--config", "nothing.yaml", "--name", "x"], "nothing.yaml: no such configuration file"),
         (["pack", "nothing.mp4", "--output", "out"], "nothing.mp4"),
     ],
@@ -159,6 +165,7 @@ def test_user_data_is_split_by_sample_or_by_folder(tiny_videos, tmp_path):
 def test_pack_and_train_from_the_command_line(tiny_videos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["pack", str(tiny_videos), "--output", "shards", "samples_per_shard=3"]) == 0
+    assert capsys.readouterr().out == "shards: 5 samples in 2 shards; skipped: nothing\n"
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 2
     config = tmp_path / "tiny.yaml"
     config.write_text(

@@ -9,21 +9,17 @@ found again, an interrupted one continues, and a changed setting makes a new fol
 
 import json
 import logging
-import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config import Config, fingerprint, parse_config
+from ..config import fingerprint, parse_config
 from ..data.demo import prepare_demo
 from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
@@ -37,8 +33,9 @@ from ..training.trainer import TrainConfig, train
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import load_pretrained
 from .analysis import paired_difference
+from .bookkeeping import Stopwatch, content, machine, write_text
 from .dit import DiT
-from .dit_training import DiTTrainConfig, train_dit
+from .dit_training import train_dit
 from .latents import LatentSet, encode_latents
 from .pictures import Pictures
 from .report import write_report
@@ -46,7 +43,6 @@ from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
 from .scoring import (
     ArmReference,
     Features,
-    ScoringConfig,
     distance_floors,
     gaussian_loss_floor,
     mean_estimate,
@@ -54,108 +50,9 @@ from .scoring import (
     reconstruction_quality,
     score_transformer,
 )
+from .settings import SPLITS, ClipSource, CompareConfig, Split
 
 logger = logging.getLogger(__name__)
-
-
-class ClipsConfig(Config):
-    """The clips that both arms see."""
-
-    num_frames: int = Field(default=9, gt=0)
-    """Frames in a clip, 4k + 1."""
-    fps: float = Field(default=8.0, gt=0)
-    """Frames per second."""
-    resolution: int | tuple[int, int] = 64
-    """Pixels, one number for squares or [height, width]."""
-    train_stride: float = Field(default=0.25, gt=0)
-    """Seconds between the starts of the clips whose latents the transformer learns."""
-    heldout_stride: float = Field(default=1.0, gt=0)
-    """Seconds between the starts of held-out clips."""
-    max_heldout: int = Field(default=256, ge=8)
-    """At most this many held-out clips."""
-    num_workers: int = Field(default=1, ge=0)
-    """Processes that decode video."""
-
-    def data(self, path: Path, part: str) -> dict[str, Any]:
-        """The data section of an autoencoder's training configuration."""
-        return {
-            "path": str(path),
-            "part": part,
-            **self.model_dump(include={"num_frames", "fps", "resolution", "num_workers"}),
-        }
-
-
-class ArmConfig(Config):
-    """One autoencoder: settings over those that all arms share, and weights if it is trained already."""
-
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `sat-ssvae train`'s configuration that differ from `vae`."""
-    checkpoint: Path | None = None
-    """Weights to load instead of training."""
-
-
-class CompareConfig(Config):
-    """A comparison; the presets are sat_ssvae/configs/compare_*.yaml."""
-
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of the transformer: its initial weights, order of the clips and noise. The autoencoders have one seed."""
-    clips: ClipsConfig = ClipsConfig()
-    """What is cut out of the videos."""
-    vae: dict[str, Any]
-    """Settings of `sat-ssvae train` that all arms share."""
-    arms: dict[str, ArmConfig]
-    """By name; the first is the baseline."""
-    transformer: DiTTrainConfig
-    """The transformer and its training, the same for all arms."""
-    scoring: ScoringConfig = ScoringConfig()
-    """How much is scored."""
-    text_length: int = Field(default=32, gt=0)
-    """Tokens of a caption, where clips have captions."""
-    film_seconds: float = Field(default=482.0, gt=0)
-    """How much of the demo's film is used, where the user gives no clips."""
-    encode_batch_size: int = Field(default=16, gt=0)
-    """Clips encoded together."""
-
-    @model_validator(mode="after")
-    def _there_is_something_to_compare(self) -> "CompareConfig":
-        if len(self.arms) < 2:
-            raise ValueError("a comparison needs two arms or more, the baseline first")
-        if not self.transformer.evaluation_steps:
-            raise ValueError("transformer.evaluation_steps must name the steps at which samples are scored")
-        return self
-
-
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
-
-
-@dataclass(frozen=True)
-class ClipSource:
-    """Where training and held-out clips lie, and whom to credit for them."""
-
-    path: dict[Split, Path]
-    part: dict[Split, str]
-    """Which part of the samples at `path` the split is, see `DataConfig.part`."""
-    attribution: str = ""
-
-    @classmethod
-    def separate(cls, train: Path, heldout: Path, attribution: str = "") -> "ClipSource":
-        """Two folders that were split before."""
-        return cls({"train": train, "heldout": heldout}, {"train": "all", "heldout": "all"}, attribution)
-
-    @classmethod
-    def of_user(cls, folder: Path) -> "ClipSource":
-        """`folder`/train and `folder`/heldout where they exist; else all its samples, a tenth of them held out.
-
-        Raises:
-            UserError: there is no such folder.
-        """
-        if not folder.exists():
-            raise UserError(f"{folder}: no such folder of videos or shards")
-        train, heldout = folder / "train", folder / "heldout"
-        if train.is_dir() and heldout.is_dir():
-            return cls.separate(train, heldout)
-        return cls({"train": folder, "heldout": folder}, {"train": "train", "heldout": "heldout"})
 
 
 def compare(
@@ -190,10 +87,12 @@ class _Comparison:
         clips: ClipSource | None,
     ) -> None:
         self.config, self.output, self.device, self.command = config, output, device, command
-        self.started = time.monotonic()
-        self.minutes = _Stopwatch(output / "minutes.json")
+        self.minutes = Stopwatch(output / "minutes.json")
         self.source = clips or self._demo()
         # All arms are checked before the first one is trained.
+        for name, arm in config.arms.items():
+            if arm.checkpoint is not None and not arm.checkpoint.exists():
+                raise UserError(f"arm {name}: no checkpoint {arm.checkpoint}")
         self.trainings = {
             name: parse_config(
                 TrainConfig,
@@ -320,10 +219,9 @@ class _Comparison:
                 )
             save_file({"video": to_uint8(samples).contiguous()}, scores_folder / f"step_{step}.safetensors")
             plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
-            _write_text(scores_folder / f"step_{step}.json", json.dumps(plain, indent=1))
+            write_text(scores_folder / f"step_{step}.json", json.dumps(plain, indent=1))
 
-        scoring_before = self.minutes.of(f"scoring {name}")
-        with self.minutes(f"transformer {name}", minus=lambda: self.minutes.of(f"scoring {name}") - scoring_before):
+        with self.minutes(f"transformer {name}", inner=f"scoring {name}"):
             train_dit(
                 config.transformer, train_set, folder, seed=seed, device=self.device, on_checkpoint=score, text=text
             )
@@ -386,7 +284,7 @@ class _Comparison:
                 "transformer steps": config.transformer.max_steps,
                 "minutes": {**self.minutes.rounded()},
             },
-            machine=_machine(self.device),
+            machine=machine(self.device),
             packages={name: metadata.version(name) for name in ("torch", "deepspeed", "numpy", "av")},
             configuration=config.model_dump(mode="json"),
             measurement={
@@ -410,48 +308,13 @@ class _Comparison:
         """What an autoencoder depends on: not on how many processes decode the video."""
         training = self.trainings[name].model_dump(mode="json")
         del training["data"]["path"], training["data"]["num_workers"]
-        return [training, _content(self.source.path["train"])]
+        return [training, content(self.source.path["train"])]
 
     def _latent_identity(self, name: str) -> list[Any]:
         checkpoint = self.config.arms[name].checkpoint
-        weights = self._training_identity(name) if checkpoint is None else _content(checkpoint)
+        weights = self._training_identity(name) if checkpoint is None else content(checkpoint)
         clips = self.config.clips.model_dump(mode="json", exclude={"num_workers"})
-        return [weights, clips, *(_content(self.source.path[split]) for split in SPLITS)]
-
-
-class _Stopwatch:
-    """Minutes spent in each stage, over interruptions."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._minutes: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-
-    def __call__(self, stage: str, minus: Any = None) -> "_Lap":
-        return _Lap(self, stage, minus)
-
-    def add(self, stage: str, minutes: float) -> None:
-        self._minutes[stage] = self.of(stage) + minutes
-        _write_text(self._path, json.dumps(self._minutes, indent=1))
-
-    def of(self, stage: str) -> float:
-        return self._minutes.get(stage, 0.0)
-
-    def rounded(self) -> dict[str, float]:
-        return {stage: round(minutes, 2) for stage, minutes in self._minutes.items()}
-
-
-class _Lap:
-    """One timed stage; `minus()` gives the minutes in it that another stage counts."""
-
-    def __init__(self, watch: _Stopwatch, stage: str, minus: Any) -> None:
-        self._watch, self._stage, self._minus = watch, stage, minus
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        minutes = (time.monotonic() - self._start) / 60
-        self._watch.add(self._stage, minutes - (self._minus() if self._minus else 0.0))
+        return [weights, clips, *(content(self.source.path[split]) for split in SPLITS)]
 
 
 def _spread(clips: Tensor, count: int) -> Tensor:
@@ -462,30 +325,3 @@ def _spread(clips: Tensor, count: int) -> Tensor:
 def _pictures(clips: Tensor) -> list[Tensor]:
     """uint8 `N C T H W` as a list of `T H W C`."""
     return list(clips.permute(0, 2, 3, 4, 1))
-
-
-def _content(path: Path) -> list[list[Any]]:
-    """Names and sizes of the files in a folder (or of a file): changes when clips or weights are replaced."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [
-        [str(file.relative_to(path)), file.stat().st_size]
-        for file in files
-        if file.is_file() and file.name != "skipped.jsonl"
-    ]
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {"cpu": cpu, "cores": os.cpu_count() or 1, **gpu, "python": platform.python_version()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,0 +1,75 @@
+"""Around the stages of a comparison: how long they took, on what machine, and what their inputs were."""
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Minutes spent in each stage, over interruptions: `with stopwatch("latents"): ...`.
+
+    Args:
+        path: where they are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._minutes: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str, inner: str | None = None) -> Iterator[None]:
+        """Time a stage; what the stage `inner` takes meanwhile counts for that one alone."""
+        start, inner_before = time.monotonic(), self.of(inner)
+        try:
+            yield
+        finally:
+            minutes = (time.monotonic() - start) / 60
+            self._add(stage, minutes - (self.of(inner) - inner_before))
+
+    def _add(self, stage: str, minutes: float) -> None:
+        self._minutes[stage] = self.of(stage) + minutes
+        write_text(self._path, json.dumps(self._minutes, indent=1))
+
+    def of(self, stage: str | None) -> float:
+        """Minutes of a stage so far."""
+        return self._minutes.get(stage, 0.0) if stage else 0.0
+
+    def rounded(self) -> dict[str, float]:
+        """Minutes by stage, to two decimals."""
+        return {stage: round(minutes, 2) for stage, minutes in self._minutes.items()}
+
+
+def content(path: Path) -> list[list[Any]]:
+    """Name, size and time of each file in a folder (or of a file): changes when clips or weights are replaced."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [
+        [str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+        if file.is_file() and file.name != "skipped.jsonl"
+    ]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores and GPU, for the report."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"cpu": cpu, "cores": os.cpu_count() or 1, **gpu, "python": platform.python_version()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under another name first: what has the final name is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

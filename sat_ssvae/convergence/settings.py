@@ -1,0 +1,112 @@
+"""What is compared, on which clips, and how much of it: the configuration of a comparison."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..config import Config
+from ..errors import UserError
+from .dit_training import DiTTrainConfig
+from .scoring import ScoringConfig
+
+
+class ClipsConfig(Config):
+    """The clips that both arms see."""
+
+    num_frames: int = Field(default=9, gt=0)
+    """Frames in a clip, 4k + 1."""
+    fps: float = Field(default=8.0, gt=0)
+    """Frames per second."""
+    resolution: int | tuple[int, int] = 64
+    """Pixels, one number for squares or [height, width]."""
+    train_stride: float = Field(default=0.25, gt=0)
+    """Seconds between the starts of the clips whose latents the transformer learns."""
+    heldout_stride: float = Field(default=1.0, gt=0)
+    """Seconds between the starts of held-out clips."""
+    max_heldout: int = Field(default=256, ge=8)
+    """At most this many held-out clips."""
+    num_workers: int = Field(default=1, ge=0)
+    """Processes that decode video."""
+
+    def data(self, path: Path, part: str) -> dict[str, Any]:
+        """The data section of an autoencoder's training configuration."""
+        return {
+            "path": str(path),
+            "part": part,
+            **self.model_dump(include={"num_frames", "fps", "resolution", "num_workers"}),
+        }
+
+
+class ArmConfig(Config):
+    """One autoencoder: settings over those that all arms share, and weights if it is trained already."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `sat-ssvae train`'s configuration that differ from `vae`."""
+    checkpoint: Path | None = None
+    """Weights to load instead of training."""
+
+
+class CompareConfig(Config):
+    """A comparison; the presets are sat_ssvae/configs/compare_*.yaml."""
+
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of the transformer: its initial weights, order of the clips and noise. The autoencoders have one seed."""
+    clips: ClipsConfig = ClipsConfig()
+    """What is cut out of the videos."""
+    vae: dict[str, Any]
+    """Settings of `sat-ssvae train` that all arms share."""
+    arms: dict[str, ArmConfig]
+    """By name; the first is the baseline."""
+    transformer: DiTTrainConfig
+    """The transformer and its training, the same for all arms."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How much is scored."""
+    text_length: int = Field(default=32, gt=0)
+    """Tokens of a caption, where clips have captions."""
+    film_seconds: float = Field(default=482.0, gt=0)
+    """How much of the demo's film is used, where the user gives no clips."""
+    encode_batch_size: int = Field(default=16, gt=0)
+    """Clips encoded together."""
+
+    @model_validator(mode="after")
+    def _there_is_something_to_compare(self) -> "CompareConfig":
+        if len(self.arms) < 2:
+            raise ValueError("a comparison needs two arms or more, the baseline first")
+        if not self.transformer.evaluation_steps:
+            raise ValueError("transformer.evaluation_steps must name the steps at which samples are scored")
+        return self
+
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where training and held-out clips lie, and whom to credit for them."""
+
+    path: dict[Split, Path]
+    part: dict[Split, str]
+    """Which part of the samples at `path` the split is, see `DataConfig.part`."""
+    attribution: str = ""
+
+    @classmethod
+    def separate(cls, train: Path, heldout: Path, attribution: str = "") -> "ClipSource":
+        """Two folders that were split before."""
+        return cls({"train": train, "heldout": heldout}, {"train": "all", "heldout": "all"}, attribution)
+
+    @classmethod
+    def of_user(cls, folder: Path) -> "ClipSource":
+        """`folder`/train and `folder`/heldout where they exist; else all its samples, a tenth of them held out.
+
+        Raises:
+            UserError: there is no such folder.
+        """
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder of videos or shards")
+        train, heldout = folder / "train", folder / "heldout"
+        if train.is_dir() and heldout.is_dir():
+            return cls.separate(train, heldout)
+        return cls({"train": folder, "heldout": folder}, {"train": "train", "heldout": "heldout"})
