@@ -103,11 +103,11 @@ def test_existing_weights_are_an_arm(finished, tmp_path):
     assert [path.name.split("-")[0] for path in (tmp_path / "vae").iterdir()] == ["stock"]
 
 
-def test_captions_condition_the_transformer(finished, tmp_path, monkeypatch):
+def test_captions_condition_the_transformer(finished):
     """`tiny_shards` has one caption, so text is on; without any, the transformer has no text."""
     output, _, _ = finished
-    (model,) = (output / "transformer").glob("stock-seed0-*/dit.yaml")
-    assert json.loads(model.read_text())["text_dim"] == 384
+    models = list((output / "transformer").glob("*/dit.yaml"))
+    assert models and all(json.loads(model.read_text())["text_dim"] == 384 for model in models)
 
 
 def test_every_preset_and_packaged_arm_is_valid():
