@@ -154,6 +154,14 @@ def test_unknown_training_keys_of_an_arm_are_named_before_anything_is_trained(ti
     assert not (tmp_path / "vae").exists()
 
 
+def test_too_few_heldout_clips_are_noticed_before_anything_is_trained(tiny_shards, tmp_path):
+    source = ClipSource.separate(tiny_shards, tiny_shards)
+    few = settings()["clips"] | {"heldout_stride": 100.0}
+    with pytest.raises(UserError, match="5 held-out clips, a comparison needs 8 at least"):
+        compare(configured(clips=few), tmp_path, CPU, "sat-ssvae compare", source)
+    assert not (tmp_path / "vae").exists()
+
+
 def test_user_data_is_split_by_sample_or_by_folder(tiny_videos, tmp_path):
     assert ClipSource.of_user(tiny_videos).part == {"train": "train", "heldout": "heldout"}
     for split in ("train", "heldout"):

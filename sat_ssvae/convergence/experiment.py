@@ -103,8 +103,8 @@ class _Comparison:
         }
 
     def run(self) -> ComparisonResults:
+        clips = self._heldout_clips()  # first: too few are noticed before anything is trained
         vaes = {name: self._autoencoder(name) for name in self.config.arms}
-        clips = self._heldout_clips()
         features: Features = {"frame": FrameFeatures().to(self.device), "clip": ClipFeatures().to(self.device)}
         perceptual = build_perceptual("st-lpips-alex").to(self.device)
         arms: list[ArmResult] = []
