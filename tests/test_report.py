@@ -290,7 +290,8 @@ class TestCases:
         ]
         floors = {"loss": Estimate(0.1), SAMPLES[0]: Estimate(0.01, 0.0, 0.02)}
         arms = tuple(dataclasses.replace(arm, floors=floors) for arm in results.arms)
-        self.page(dataclasses.replace(results, arms=arms, curves=tuple(points)), tmp_path)
+        page = self.page(dataclasses.replace(results, arms=arms, curves=tuple(points)), tmp_path)
+        assert "Loss on standardised latents" in page.text and (tmp_path / "figures" / "loss.png").exists()
 
     def test_warnings_are_shown(self, tmp_path):
         results = dataclasses.replace(comparison([1.0], metrics=FEW), warnings=("12 clips were <skipped>",))

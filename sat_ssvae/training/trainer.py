@@ -186,11 +186,13 @@ def _step_seed(seed: int, rank: int, step: int, micro: int) -> int:
 
 def _claim_folder(config: TrainConfig, output: Path) -> None:
     """Write the configuration beside the run; refuse to continue a run that was configured differently."""
+    if distributed.rank() != 0:  # another rank could see the file half written
+        return
     path = output / "config.json"
     wanted = json.dumps(config.model_dump(mode="json"), indent=1)
     if path.exists():
         if path.read_text(encoding="utf-8") != wanted:
             raise UserError(f"{output} holds a run with another configuration; choose another name or delete it")
-    elif distributed.rank() == 0:
+    else:
         output.mkdir(parents=True, exist_ok=True)
         path.write_text(wanted, encoding="utf-8")
