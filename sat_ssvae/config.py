@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -138,3 +139,14 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())
+
+
+def packaged(name: str) -> Path:
+    """Path of a configuration file of the package, which may not exist."""
+    return Path(str(resources.files(__package__) / "configs" / name))
+
+
+def find_config(path: Path) -> Path:
+    """A file of the user's, or else the packaged configuration of that name (with or without `.yaml`)."""
+    own = packaged(path.name if path.suffix else f"{path.name}.yaml")
+    return own if own.exists() and not path.exists() else path

@@ -15,8 +15,7 @@ import time
 import torch
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.cli import packaged
-from sat_ssvae.config import load_config, read_yaml
+from sat_ssvae.config import load_config, packaged, read_yaml
 from sat_ssvae.distributed import default_device
 from sat_ssvae.training.losses import Objective, ObjectiveConfig
 

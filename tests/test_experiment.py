@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from sat_ssvae.cli import main, packaged
-from sat_ssvae.config import load_config, parse_config, read_yaml
+from sat_ssvae.cli import main
+from sat_ssvae.config import load_config, packaged, parse_config, read_yaml
 from sat_ssvae.convergence.experiment import compare
 from sat_ssvae.convergence.results import ComparisonResults
 from sat_ssvae.convergence.settings import ClipSource, CompareConfig

@@ -1,0 +1,69 @@
+"""`sat-ssvae compare`: does diffusion converge faster on one autoencoder's latents than on another's?"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import load_config, packaged, read_yaml
+from ..errors import UserError
+from ._options import add_overrides
+
+DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    command = commands.add_parser(
+        "compare", help="does diffusion converge faster on one autoencoder's latents than on another's?"
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--preset", choices=["smoke", "default", "full"], default="default", help="size of the run")
+    command.add_argument("--config", type=Path, help="a whole configuration of your own instead of a preset")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="your videos or shards, instead of the demo's; with DIR/train and "
+        "DIR/heldout those are used, else a tenth of the videos is held out"
+    )  # fmt: skip
+    command.add_argument(
+        "--vae",
+        action="append",
+        default=[],
+        metavar="NAME=CONFIG[:CHECKPOINT]",
+        help="an arm instead of the preset's; the first is the baseline. CONFIG is a YAML file with settings of "
+        f"`sat-ssvae train`, or one of: {', '.join(_packaged_arms())}",
+    )
+    command.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
+    add_overrides(command)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the experiment and print its summary."""
+    from ..convergence.experiment import compare
+    from ..convergence.settings import ClipSource, CompareConfig
+    from ..convergence.summary import summary_table
+    from ..distributed import default_device
+
+    path = options.config or packaged(f"compare_{options.preset}.yaml")
+    arms = options.vae or ([] if options.config else DEFAULT_ARMS)
+    config = load_config(CompareConfig, path, options.overrides, replace={"arms": _arms(arms)} if arms else {})
+    clips = ClipSource.of_user(options.data) if options.data else None
+    results = compare(config, options.output, default_device(), options.command_line, clips)
+    sys.stdout.write(f"{summary_table(results)}\n\nreport: {options.output / 'report' / 'report.html'}\n")
+
+
+def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME=CONFIG[:CHECKPOINT]` options as the configuration's `arms` section."""
+    arms: dict[str, dict[str, Any]] = {}
+    for specification in specifications:
+        name, equals, rest = specification.partition("=")
+        if not equals or not name or not rest or name in arms:
+            raise UserError(f"--vae {specification}: expected NAME=CONFIG[:CHECKPOINT] with a name of its own")
+        config, _, checkpoint = rest.partition(":")
+        path = packaged(f"arms/{config}.yaml") if config in _packaged_arms() else Path(config)
+        arms[name] = {"settings": read_yaml(path), "checkpoint": checkpoint or None}
+    return arms
+
+
+def _packaged_arms() -> list[str]:
+    return sorted(path.stem for path in packaged("arms").glob("*.yaml"))
