@@ -7,25 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sat_ssvae import SSVAE, SSVAEConfig, UserError
+from sat_ssvae import UserError
 from sat_ssvae.vae.layers import CausalConv3d, Downsample, RMSNorm, Stream, Upsample, repeat_first_frame
 
-
-def tiny(**changes):
-    sizes = {
-        "latent_channels": 4,
-        "base_channels": 4,
-        "channel_multipliers": (1, 2, 2),
-        "temporal_downsample": (False, True),
-        "num_res_blocks": 1,
-        "num_mid_blocks": 1,
-    }
-    torch.manual_seed(0)
-    return SSVAE(SSVAEConfig(**(sizes | changes))).eval()
-
-
-def video(frames, height=16, width=16, seed=0):
-    return torch.randn(1, 3, frames, height, width, generator=torch.Generator().manual_seed(seed))
+from .small_models import random_video, tiny_vae
 
 
 @settings(max_examples=12, deadline=None)
@@ -36,9 +21,9 @@ def video(frames, height=16, width=16, seed=0):
     st.integers(1, 3),
 )
 def test_any_depth_keeps_the_compression_it_declares(temporal, chunks, height, width):
-    vae = tiny(temporal_downsample=temporal, channel_multipliers=(1, 2, 2, 4)[: len(temporal) + 1])
+    vae = tiny_vae(temporal_downsample=temporal, channel_multipliers=(1, 2, 2, 4)[: len(temporal) + 1])
     frames = vae.temporal_factor * chunks + 1
-    x = video(frames, vae.spatial_factor * height, vae.spatial_factor * width)
+    x = random_video(frames, vae.spatial_factor * height, vae.spatial_factor * width)
     with torch.no_grad():
         latent = vae.encode(x).mode()
         assert latent.shape[2:] == vae.latent_size(*x.shape[2:]) == (chunks + 1, height, width)
@@ -46,8 +31,8 @@ def test_any_depth_keeps_the_compression_it_declares(temporal, chunks, height, w
 
 
 def test_frames_depend_on_no_later_frame():
-    vae = tiny()
-    x = video(9)
+    vae = tiny_vae()
+    x = random_video(9)
     changed = x.clone()
     changed[:, :, 5:] += 1
     with torch.no_grad():
@@ -60,8 +45,8 @@ def test_frames_depend_on_no_later_frame():
 
 
 def test_the_first_frame_of_a_video_is_encoded_as_an_image():
-    vae = tiny()
-    x = video(5)
+    vae = tiny_vae()
+    x = random_video(5)
     with torch.no_grad():
         torch.testing.assert_close(vae.encode(x).mean[:, :, :1], vae.encode(x[:, :, :1]).mean)
 
@@ -118,16 +103,16 @@ def test_rms_norm_bounds_the_norm_instead_of_adding_to_it():
 
 
 def test_convolutions_run_in_bfloat16_under_autocast():
-    vae = tiny()
+    vae = tiny_vae()
     seen = set()
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        half = vae.decode(vae.encode(video(5)).mean)
+        half = vae.decode(vae.encode(random_video(5)).mean)
     assert seen == {torch.bfloat16}
     with torch.no_grad():
-        full = vae.decode(vae.encode(video(5)).mean)
+        full = vae.decode(vae.encode(random_video(5)).mean)
     assert (half - full).std() < 0.05 * full.std()
 
 
@@ -143,7 +128,7 @@ def test_convolutions_run_in_bfloat16_under_autocast():
 )
 def test_sizes_that_do_not_fit_are_named_with_the_nearest_that_do(shape, message):
     with pytest.raises(UserError) as caught:
-        tiny().encode(torch.zeros(shape))
+        tiny_vae().encode(torch.zeros(shape))
     assert message in str(caught.value)
 
 
@@ -157,4 +142,4 @@ def test_sizes_that_do_not_fit_are_named_with_the_nearest_that_do(shape, message
 )
 def test_impossible_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        tiny(**changes)
+        tiny_vae(**changes)

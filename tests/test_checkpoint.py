@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sat_ssvae import SSVAE, SSVAEConfig, UserError
 from sat_ssvae.vae.checkpoint import infer_config, load_pretrained, save_pretrained
+from sat_ssvae.vae.statistics import LatentStats
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 
@@ -37,14 +38,35 @@ def test_a_published_file_loads_without_its_training_tensors(tmp_path, weights, 
 
 def test_round_trip_of_a_folder(tmp_path, weights):
     vae = load_pretrained(REFERENCE / "case_a.weights.safetensors")
-    save_pretrained(vae, tmp_path / "vae", torch.arange(8.0), torch.ones(8))
-    again = load_pretrained(tmp_path / "vae")
+    vae.latent_stats = LatentStats(torch.arange(8.0), torch.full((8,), 2.0))
+    vae.save_pretrained(tmp_path / "vae")
+    again = SSVAE.from_pretrained(tmp_path / "vae")
     assert again.config == vae.config
     x = torch.randn(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(vae.encode(x).mean, again.encode(x).mean)
-    statistics = json.loads((tmp_path / "vae" / "latent_stats.json").read_text())
-    assert statistics["mean"] == list(range(8))
+    assert torch.equal(again.latent_stats.mean, torch.arange(8.0)) and again.latent_stats.std.eq(2).all()
+
+    again.latent_stats = None  # the folder must not keep the statistics of what it held before
+    again.save_pretrained(tmp_path / "vae")
+    assert load_pretrained(tmp_path / "vae").latent_stats is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not readable as"),
+        ('{"mean": [1.0]}', "not readable as"),
+        ('{"mean": [1.0], "std": [1.0]}', "statistics of 1 channels, but the autoencoder has 8"),
+        ('{"mean": [0, 0], "std": [1]}', "one number a channel"),
+        ('{"mean": [0], "std": [-1]}', "no std negative"),
+    ],
+)
+def test_wrong_statistics_are_one_line(tmp_path, content, message):
+    save_pretrained(load_pretrained(REFERENCE / "case_a.weights.safetensors"), tmp_path)
+    (tmp_path / "latent_stats.json").write_text(content)
+    with pytest.raises(UserError, match="latent_stats.json.*" + message):
+        load_pretrained(tmp_path)
 
 
 def truncated(path, weights):

@@ -24,7 +24,7 @@ from sat_ssvae.convergence.dit_training import (
     save_dit,
     train_dit,
 )
-from sat_ssvae.convergence.latents import LatentSet, LatentStatistics
+from sat_ssvae.convergence.latents import LatentSet, LatentStats
 from sat_ssvae.convergence.text import CaptionStates
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.engine import OptimizerConfig
@@ -46,7 +46,7 @@ def latent_set(count=40, channels=4, seed=0):
     t, h, w = torch.meshgrid(torch.arange(2.0), torch.arange(4.0), torch.arange(4.0), indexing="ij")
     latents = 3 + vector * torch.cos(phase + 0.8 * h + 0.4 * w + t)
     keys = tuple(f"clip{i}@0" for i in range(count))
-    return LatentSet(latents, keys, ("",) * count, LatentStatistics.measure(latents))
+    return LatentSet(latents, keys, ("",) * count, LatentStats.measure(latents))
 
 
 def train(folder, cfg=None, latents=None, seed=0, **options):
@@ -219,7 +219,7 @@ def test_text_reaches_the_transformer(tmp_path):
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, (60,), generator=generator)
     latents = (2.0 * sign - 1)[:, None, None, None, None] + 0.1 * torch.randn(60, 4, 2, 4, 4, generator=generator)
-    data = LatentSet(latents, ("k",) * 60, ("",) * 60, LatentStatistics.measure(latents))
+    data = LatentSet(latents, ("k",) * 60, ("",) * 60, LatentStats.measure(latents))
     text = CaptionStates(torch.randn(2, 3, 8, generator=generator), sign, torch.zeros(3, 8))
     model = train(tmp_path, config(max_steps=60, ema_decay=0.9), data, text=text)
     x, t = torch.randn(16, 4, 2, 4, 4, generator=generator), torch.full((16,), 0.95)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.convergence.latents import LatentSet, LatentStatistics, encode_latents, weights_digest
+from sat_ssvae.convergence.latents import LatentSet, LatentStats, encode_latents, weights_digest
 from sat_ssvae.data.shards import Clip
 from sat_ssvae.errors import UserError
 from sat_ssvae.vae.autoencoder import SSVAE, SSVAEConfig
@@ -161,7 +161,7 @@ def test_heldout_latents_use_the_training_statistics(vae, tmp_path):
 def test_standardisation_and_its_inverse(channels, scale, offset, seed):
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(20, channels, 2, 3, 3, generator=generator) * scale + offset
-    statistics = LatentStatistics.measure(latents)
+    statistics = LatentStats.measure(latents)
     standard = statistics.standardize(latents)
     per_channel = standard.transpose(0, 1).flatten(1).double()
     assert per_channel.mean(dim=1).abs().max() < 1e-2 * max(1.0, abs(offset) / scale * 1e-2)
@@ -174,7 +174,7 @@ def test_standardisation_and_its_inverse(channels, scale, offset, seed):
 def test_a_constant_channel_becomes_zero_and_comes_back():
     latents = torch.randn(4, 2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     latents[:, 1] = 0.25
-    statistics = LatentStatistics.measure(latents)
+    statistics = LatentStats.measure(latents)
     standard = statistics.standardize(latents)
     assert not standard[:, 1].any()
     torch.testing.assert_close(statistics.unstandardize(standard), latents)

@@ -6,7 +6,7 @@ from torch import nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
-from sat_ssvae.convergence.latents import LatentSet, LatentStatistics
+from sat_ssvae.convergence.latents import LatentSet, LatentStats
 from sat_ssvae.convergence.scoring import (
     ScoringConfig,
     distance_floors,
@@ -60,7 +60,7 @@ def arm():
     clips = clips * torch.linspace(0.1, 1, 12).view(12, 1, 1, 1, 1)
     with torch.no_grad():
         latents = vae.encode(clips).mode()
-    heldout = LatentSet(latents, ("k",) * 12, ("",) * 12, LatentStatistics.measure(latents))
+    heldout = LatentSet(latents, ("k",) * 12, ("",) * 12, LatentStats.measure(latents))
     return measure_arm(vae, heldout, clips, {"colour": MeanColour()}, CONFIG)
 
 
@@ -104,12 +104,12 @@ def test_worse_predictions_score_worse(arm):
 def test_loss_floor_is_the_analytic_one(arm):
     latents = torch.randn(400, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     mixed = torch.einsum("ij,njthw->nithw", torch.tensor([[1.0, 0, 0], [0.9, 0.3, 0], [0.5, 0.5, 0.5]]), latents)
-    train = LatentSet(mixed, ("k",) * 400, ("",) * 400, LatentStatistics.measure(mixed))
+    train = LatentSet(mixed, ("k",) * 400, ("",) * 400, LatentStats.measure(mixed))
     fine = ScoringConfig(loss_levels=400)
     eigenvalues = latent_eigenvalues(train.standardize(mixed))
     assert gaussian_loss_floor(train, FlowMatching(), fine) == pytest.approx(mean_gaussian_floor(eigenvalues), rel=0.01)
     # White latents are all that v-prediction can know nothing about: a^2 l + s^2 = 1 for l = 1.
-    white = LatentSet(latents, ("k",) * 400, ("",) * 400, LatentStatistics.measure(latents))
+    white = LatentSet(latents, ("k",) * 400, ("",) * 400, LatentStats.measure(latents))
     assert gaussian_loss_floor(white, VPrediction(), fine) == pytest.approx(1.0, abs=0.02)
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..progress import progress_bar
+from ..vae.statistics import LatentStats
 
 if TYPE_CHECKING:
     from ..data.shards import Clip
@@ -36,38 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PART_CLIPS = 64  # clips per part: what an interruption can cost
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Mean and standard deviation per channel, each (c,) float32."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def measure(cls, latents: Tensor) -> "LatentStatistics":
-        """Statistics of latents N c t h w over everything but the channel (population standard deviation)."""
-        channels = latents.transpose(0, 1).flatten(1)
-        # Channel by channel, so that double precision does not need a second copy of all latents.
-        means = [channel.double().mean() for channel in channels]
-        stds = [channel.double().std(correction=0) for channel in channels]
-        return cls(torch.stack(means).float(), torch.stack(stds).float())
-
-    def standardize(self, latents: Tensor) -> Tensor:
-        """Mean 0 and standard deviation 1 per channel; latents b c t h w. A constant channel becomes 0."""
-        mean, std = self._columns(latents)
-        return (latents - mean) / std
-
-    def unstandardize(self, latents: Tensor) -> Tensor:
-        """Back to the autoencoder's latents; b c t h w."""
-        mean, std = self._columns(latents)
-        return latents * std + mean
-
-    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        floor = torch.finfo(torch.float32).tiny ** 0.5
-        mean, std = (value.to(like)[:, None, None, None] for value in (self.mean, self.std.clamp(min=floor)))
-        return mean, std
 
 
 @dataclass(frozen=True)
@@ -80,11 +49,11 @@ class LatentSet:
     """Where each latent comes from: the clip's key and start."""
     captions: tuple[str, ...]
     """The clips' captions, empty where a clip has none."""
-    statistics: LatentStatistics
+    statistics: LatentStats
     """Of these latents, or of the training latents if these are held out."""
 
     @classmethod
-    def load(cls, path: Path, statistics: LatentStatistics | None = None) -> "LatentSet":
+    def load(cls, path: Path, statistics: LatentStats | None = None) -> "LatentSet":
         """Read what `encode_latents` wrote; `statistics` default to those of the file itself.
 
         Raises:
@@ -94,7 +63,7 @@ class LatentSet:
         if not latents.isfinite().all():
             raise UserError(f"{path}: latents that are not finite; train the autoencoder again with a lower lr")
         keys, captions = (tuple(json.loads(header[name])) for name in ("keys", "captions"))
-        return cls(latents, keys, captions, statistics or LatentStatistics.measure(latents))
+        return cls(latents, keys, captions, statistics or LatentStats.measure(latents))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -116,11 +85,11 @@ class LatentSet:
         return len(self.latents)
 
     def standardize(self, latents: Tensor) -> Tensor:
-        """See `LatentStatistics.standardize`."""
+        """See `LatentStats.standardize`."""
         return self.statistics.standardize(latents)
 
     def unstandardize(self, latents: Tensor) -> Tensor:
-        """See `LatentStatistics.unstandardize`."""
+        """See `LatentStats.unstandardize`."""
         return self.statistics.unstandardize(latents)
 
 

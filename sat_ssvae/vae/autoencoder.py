@@ -9,6 +9,7 @@ The network is the one of "Delving into Latent Spectral Biasing of Video VAEs fo
 `spectral/masking.py` (LMR).
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -21,6 +22,8 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .layers import Stream
 from .posterior import Posterior
+from .statistics import LatentStats
+from .streaming import DecodeStream, EncodeStream
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -71,6 +74,8 @@ class SSVAE(nn.Module):
         self.encoder = Encoder(in_channels=config.in_channels, **sizes)
         self.decoder = Decoder(out_channels=config.in_channels, **sizes)
         self.mask_token = nn.Parameter(torch.randn(1, config.latent_channels, 1, 1, 1))
+        self.latent_stats: LatentStats | None = None
+        """Statistics of the latents on the training videos, where they are known; kept by `save_pretrained`."""
 
     @property
     def spatial_factor(self) -> int:
@@ -99,21 +104,82 @@ class SSVAE(nn.Module):
                 raise UserError(f"{name} {size}: SSVAE takes multiples of {space}; the nearest: {nearest}")
         return (num_frames - 1) // time + 1, height // space, width // space
 
-    def encode(self, x: Tensor) -> Posterior:
+    def encode(self, x: Tensor, chunk_frames: int | None = None) -> Posterior:
         """Posterior of a video `B C T H W` in [-1, 1]; its latents are `b c t h w`.
+
+        Args:
+            x: the video, T = 4k + 1 (see `latent_size`; `padding.py` makes other sizes fit).
+            chunk_frames: take this many frames at a time, for memory that does not grow with T; the result is the same.
 
         Raises:
             UserError: the shape does not fit the compression factors.
         """
-        self._check_channels("video", x, "B C T H W", self.config.in_channels)
+        self.check_video(x)
         self.latent_size(*x.shape[2:])
-        return Posterior.from_moments(self.encoder(x, Stream()))
+        if chunk_frames is None:
+            return Posterior.from_moments(self.encoder(x, Stream()))
+        stream = self.encode_stream()
+        return Posterior.cat([stream(chunk) for chunk in x.split(_at_least_one(chunk_frames), dim=2)])
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Video `B C T H W`, about [-1, 1] (not clamped), of latents `b c t h w`."""
+    def decode(self, z: Tensor, chunk_frames: int | None = None) -> Tensor:
+        """Video `B C T H W`, about [-1, 1] (not clamped), of latents `b c t h w`.
+
+        Args:
+            z: the latents.
+            chunk_frames: make at most this many frames at a time (but one latent frame's at least), for memory that
+                does not grow with t beyond the result; the result is the same.
+        """
+        self.check_latents(z)
+        if chunk_frames is None:
+            return self.decoder(z, Stream())
+        stream, done = self.decode_stream(), 0
+        video = None
+        for chunk in z.split(max(_at_least_one(chunk_frames) // self.temporal_factor, 1), dim=2):
+            frames = stream(chunk)
+            if video is None:
+                total = (z.shape[2] - 1) * self.temporal_factor + 1
+                video = frames.new_empty(*frames.shape[:2], total, *frames.shape[3:])
+            video[:, :, done : done + frames.shape[2]] = frames
+            done += frames.shape[2]
+        assert video is not None
+        return video
+
+    def encode_stream(self) -> EncodeStream:
+        """What encodes one video in chunks of any length, see `streaming.py`."""
+        return EncodeStream(self)
+
+    def decode_stream(self) -> DecodeStream:
+        """What decodes one video's latents in chunks of any length, see `streaming.py`."""
+        return DecodeStream(self)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "SSVAE":
+        """See `checkpoint.load_pretrained`."""
+        from .checkpoint import load_pretrained
+
+        return load_pretrained(path)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """See `checkpoint.save_pretrained`."""
+        from .checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def check_video(self, x: Tensor) -> None:
+        """Refuse what is no `B C T H W` of a height and width that the compression divides."""
+        self._check_channels("video", x, "B C T H W", self.config.in_channels)
+        self.latent_size(1, *x.shape[3:])
+
+    def check_latents(self, z: Tensor) -> None:
+        """Refuse what is no `b c t h w`."""
         self._check_channels("latents", z, "b c t h w", self.config.latent_channels)
-        return self.decoder(z, Stream())
 
     def _check_channels(self, what: str, x: Tensor, shape: str, channels: int) -> None:
         if x.ndim != 5 or x.shape[1] != channels:
             raise UserError(f"{what}: expected {shape} with {channels} channels, found {tuple(x.shape)}")
+
+
+def _at_least_one(chunk_frames: int) -> int:
+    if chunk_frames < 1:
+        raise UserError(f"chunk_frames {chunk_frames}: must be at least 1")
+    return chunk_frames

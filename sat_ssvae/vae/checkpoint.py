@@ -1,10 +1,9 @@
 """Reading and writing autoencoders.
 
     vae = load_pretrained("ssvae_ch48.pth")         # a published file, safetensors, or a folder written here
-    save_pretrained(vae, "my_vae", latent_mean=mean, latent_std=std)
+    save_pretrained(vae, "my_vae")
 
-A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where the per-channel statistics of
-the latents are known. Files without a configuration are read by inferring it from names and shapes.
+A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where `vae.latent_stats` is known. Files without a configuration are read by inferring it from names and shapes.
 """
 
 import json
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..config import parse_config
 from ..errors import UserError
 from .autoencoder import SSVAE, SSVAEConfig
+from .statistics import LatentStats
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +46,13 @@ def load_pretrained(path: str | Path) -> SSVAE:
     vae = SSVAE(config)
     _check_names_and_shapes(vae.state_dict(), weights, weights_path)
     vae.load_state_dict(weights)
+    if (path / STATISTICS_NAME).exists():
+        vae.latent_stats = read_stats(path / STATISTICS_NAME, config.latent_channels)
     return vae
 
 
-def save_pretrained(
-    vae: SSVAE,
-    folder: str | Path,
-    latent_mean: Tensor | None = None,
-    latent_std: Tensor | None = None,
-) -> None:
-    """Write `vae` and, where given, the mean and standard deviation of its latents' channels, shape (c,).
+def save_pretrained(vae: SSVAE, folder: str | Path) -> None:
+    """Write `vae` and, where it has them, the statistics of its latents.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
@@ -73,9 +70,33 @@ def save_pretrained(
         ) from None
     partial.replace(folder / WEIGHTS_NAME)
     _write_json(folder / CONFIG_NAME, vae.config.model_dump(mode="json"))
-    if latent_mean is not None and latent_std is not None:
-        statistics = {"mean": latent_mean.tolist(), "std": latent_std.tolist()}
-        _write_json(folder / STATISTICS_NAME, statistics)
+    if vae.latent_stats is None:
+        (folder / STATISTICS_NAME).unlink(missing_ok=True)  # of other weights that were here before
+    else:
+        write_stats(vae.latent_stats, folder)
+
+
+def write_stats(stats: LatentStats, folder: Path) -> None:
+    """Write latent_stats.json into an autoencoder's folder."""
+    _write_json(folder / STATISTICS_NAME, {"mean": stats.mean.tolist(), "std": stats.std.tolist()})
+
+
+def read_stats(path: Path, latent_channels: int) -> LatentStats:
+    """Statistics from a JSON file `{"mean": [...], "std": [...]}` with one number a channel.
+
+    Raises:
+        UserError: the file cannot be read or does not hold that.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        stats = LatentStats(*(torch.tensor(values[name], dtype=torch.float32) for name in ("mean", "std")))
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(
+            f'{path}: not readable as {{"mean": [...], "std": [...]}} ({error}); `sat-ssvae stats` writes it'
+        ) from None
+    if len(stats.mean) != latent_channels:
+        raise UserError(f"{path}: statistics of {len(stats.mean)} channels, but the autoencoder has {latent_channels}")
+    return stats
 
 
 def infer_config(weights: Mapping[str, Tensor], path: Path) -> SSVAEConfig:

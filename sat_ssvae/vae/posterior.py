@@ -1,5 +1,6 @@
 """The diagonal Gaussian that the encoder predicts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,14 @@ class Posterior:
         """Split the encoder's output `b 2c t h w` and bound the log-variance."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    @classmethod
+    def cat(cls, posteriors: Sequence["Posterior"]) -> "Posterior":
+        """One posterior of consecutive latent frames."""
+        return cls(
+            torch.cat([posterior.mean for posterior in posteriors], dim=2),
+            torch.cat([posterior.logvar for posterior in posteriors], dim=2),
+        )
 
     @property
     def std(self) -> Tensor:

@@ -1,7 +1,8 @@
-"""Per-channel statistics of latents, with which diffusion models see them: mean 0 and variance 1 in every channel."""
+"""Per-channel statistics of latents: diffusion models are given latents of mean 0 and variance 1 in every channel."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -9,34 +10,47 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Mean and standard deviation of each latent channel, float32, shape (c,)."""
+    """Mean and standard deviation of each latent channel, float32, shape (c,).
+
+    Raises:
+        UserError: the shapes differ, or a value is not a finite number (or a std negative).
+    """
 
     mean: Tensor
     std: Tensor
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
-            raise UserError(
-                f"latent statistics: mean and std need one number a channel, found {tuple(self.mean.shape)} and "
-                f"{tuple(self.std.shape)}"
-            )
-        if not (self.std > 0).all() or not self.mean.isfinite().all() or not self.std.isfinite().all():
-            raise UserError("latent statistics: every mean must be finite, every std positive")
+            shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
+            raise UserError(f"latent statistics: mean and std need one number a channel, found shapes {shapes}")
+        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
+            raise UserError("latent statistics: every number must be finite and no std negative")
+
+    @classmethod
+    def measure(cls, latents: Tensor) -> "LatentStats":
+        """Statistics of latents `N c t h w` over everything but the channel (population standard deviation)."""
+        channels = latents.transpose(0, 1).flatten(1)
+        # Channel by channel, so that double precision does not need a second copy of all latents.
+        means = [channel.double().mean() for channel in channels]
+        stds = [channel.double().std(correction=0) for channel in channels]
+        return cls(torch.stack(means).float(), torch.stack(stds).float())
 
     def standardize(self, z: Tensor) -> Tensor:
-        """(z - mean) / std per channel, for `b c t h w` in any float dtype, on any device."""
-        mean, std = self._like(z)
+        """(z - mean) / std per channel for latents `b c t h w`, in their dtype. A constant channel becomes 0."""
+        mean, std = self._columns(z)
         return (z - mean) / std
 
     def unstandardize(self, z: Tensor) -> Tensor:
-        """The inverse of `standardize`."""
-        mean, std = self._like(z)
+        """The inverse of `standardize`: back to the autoencoder's latents."""
+        mean, std = self._columns(z)
         return z * std + mean
 
-    def _like(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.ndim != 5 or z.shape[1] != len(self.mean):
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if like.ndim != 5 or like.shape[1] != len(self.mean):
+            shape = tuple(like.shape)
             raise UserError(
-                f"latents: expected b c t h w with {len(self.mean)} channels as the latent statistics have, found "
-                f"{tuple(z.shape)}"
+                f"latents: the statistics are those of b c t h w with {len(self.mean)} channels, found {shape}"
             )
-        return self.mean.to(z)[:, None, None, None], self.std.to(z)[:, None, None, None]
+        floor = torch.finfo(torch.float32).tiny ** 0.5
+        mean, std = (value.to(like)[:, None, None, None] for value in (self.mean, self.std.clamp(min=floor)))
+        return mean, std
