@@ -3,7 +3,8 @@
     vae = load_pretrained("ssvae_ch48.pth")         # a published file, safetensors, or a folder written here
     save_pretrained(vae, "my_vae")
 
-A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where `vae.latent_stats` is known. Files without a configuration are read by inferring it from names and shapes.
+A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where `vae.latent_stats` is known.
+Files without a configuration are read by inferring it from names and shapes.
 """
 
 import json
