@@ -79,7 +79,7 @@ def test_streams_on_one_model_do_not_see_each_other(vae):
             torch.testing.assert_close(Posterior.cat(parts).mean, vae.encode(video).mean, **CLOSE)
 
 
-def test_bfloat16_in_chunks_differs_no_more_than_bfloat16_does(vae):
+def test_bfloat16_in_chunks_is_as_near_to_the_exact_result_as_in_one_piece(vae):
     half = tiny_vae(**SIZES)
     half.load_state_dict(vae.state_dict())
     half.bfloat16()
@@ -88,7 +88,7 @@ def test_bfloat16_in_chunks_differs_no_more_than_bfloat16_does(vae):
         exact = vae.decode(z)
         whole, chunked = (half.decode(z.bfloat16(), chunk_frames=n).float() for n in (None, 4))
     rounding = (whole - exact).std()
-    assert (chunked - whole).std() <= rounding
+    assert (chunked - exact).std() < 1.25 * rounding
     assert rounding < 0.1 * exact.std()
 
 

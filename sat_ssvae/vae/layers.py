@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
+from .convolution import convolve, repeat_and_convolve, sum_taps
+
 
 class Stream:
     """What the blocks must remember between the chunks of one video. Owned by the caller, one per video."""
@@ -44,7 +46,24 @@ class Stream:
 
 def repeat_first_frame(x: Tensor, frames: int) -> Tensor:
     """Put `frames` copies of frame 0 in front of `x` (`B C T H W`)."""
-    return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], dim=2) if frames else x
+    # Not `expand`: concatenating that would fall back from the channels-last layout.
+    return torch.cat([x[:, :, :1]] * frames + [x], dim=2) if frames else x
+
+
+# Elementwise operations on a tensor that nothing else reads. Without a graph that would need it, they overwrite it:
+# what they cost is memory traffic.
+
+
+def _multiply(x: Tensor, factor: Tensor) -> Tensor:
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class RMSNorm(nn.Module):
@@ -60,7 +79,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
-        return x * (math.sqrt(x.shape[1]) / norm).to(x.dtype) * self.gamma.to(x.dtype)
+        return _multiply(x * (math.sqrt(x.shape[1]) / norm).to(x.dtype), self.gamma.to(x.dtype))
 
 
 class CausalConv3d(nn.Module):
@@ -71,16 +90,18 @@ class CausalConv3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        padding = (0, 1, 1) if stride == 1 else 0
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=padding)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride)
         self.stride = stride
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        x = (stream or Stream()).extend(self, x, frames=2, keep=3 - self.stride)
+        stream = stream or Stream()
+        image = stream.first and x.shape[2] == 1
+        before = stream.extend(self, x, frames=2, keep=3 - self.stride)
+        # An image sees three copies of itself.
+        x, weight = (x, sum_taps(self.conv.weight)) if image else (before, self.conv.weight)
         if self.stride == 2:
             x = F.pad(x, (0, 1, 0, 1))
-        # Channels-last is the faster layout. The input alone asks for it, because DeepSpeed needs plain weights.
-        return self.conv(x.contiguous(memory_format=torch.channels_last_3d))
+        return convolve(x, weight, self.conv.bias, self.stride, padding=1 if self.stride == 1 else 0)
 
 
 class ResidualBlock(nn.Module):
@@ -95,9 +116,9 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), stream)
-        h = self.conv2(F.silu(self.norm2(h)), stream)
-        return h + self.nin_shortcut(x)
+        h = self.conv1(_silu(self.norm1(x)), stream)
+        h = self.conv2(_silu(self.norm2(h)), stream)
+        return _add(h, self.nin_shortcut(x))
 
 
 class FrameAttention(nn.Module):
@@ -142,7 +163,7 @@ class Downsample(nn.Module):
         else:
             frames = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
             h = rearrange(self.conv(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
-        return h + self._shortcut(x, first=stream is None or stream.first)
+        return _add(h, self._shortcut(x, first=stream is None or stream.first))
 
     def _shortcut(self, x: Tensor, first: bool) -> Tensor:
         """Space(-time) to depth, then the mean over groups of consecutive channels."""
@@ -157,9 +178,6 @@ class Upsample(nn.Module):
     """Double height and width, and time if asked, by nearest repeat and a causal convolution, plus a shortcut.
 
     Time: `T` frames become `2T - 1`, frame 0 staying single (later chunks of a stream: `T` become `2T`).
-
-    The repeated frames are never built. A 3-tap convolution over values repeated twice sees two distinct values at
-    each output, so every output phase is a 2-tap convolution with summed weights: 27 taps become 12, or 8 with time.
     """
 
     def __init__(self, in_channels: int, out_channels: int, temporal: bool) -> None:
@@ -170,48 +188,17 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         stream = stream or Stream()
+        conv = self.conv.conv
+        assert conv.bias is not None
+        shortcut = _duplicate(x, self.out_channels, self.temporal)
         # What precedes the first output: causal padding of the doubled video is two frames, of the single one, one.
         before = 1 if self.temporal else 2
-        phases = _phase_convolution(stream.extend(self, x, before, keep=before), self.conv.conv, self.temporal)
-        shortcut = _duplicate(x, self.out_channels, self.temporal)
-        out = phases + shortcut
+        extended = stream.extend(self, x, before, keep=before)
+        if stream.first and x.shape[2] == 1:  # an image sees copies of itself
+            out = repeat_and_convolve(x, sum_taps(conv.weight), conv.bias, temporal=False)
+            return _add(out, shortcut[:, :, -1:])
+        out = _add(repeat_and_convolve(extended, conv.weight, conv.bias, self.temporal), shortcut)
         return out[:, :, 1:] if self.temporal and stream.first else out
-
-
-def _phase_convolution(x: Tensor, conv: nn.Conv3d, temporal: bool) -> Tensor:
-    """Nearest repeat by 2 in space (and time), then `conv`, computed phase by phase on the input that was not repeated.
-
-    Args:
-        x: `B C T H W` with one leading frame of history (two where time is kept).
-        conv: the 3x3x3 convolution, with bias.
-        temporal: whether time is doubled, too.
-
-    Returns:
-        `B C' 2(T-1) 2H 2W`, or `B C' (T-2) 2H 2W` where time is kept.
-    """
-    assert conv.bias is not None
-    height, width = x.shape[-2:]
-    weight = _phase_weights(conv.weight, temporal)
-    time = 2 if temporal else 1
-    # All phases as channels of one convolution. Phase p of row i sees rows i - 1 + p and i + p: output row i + p.
-    every = F.conv3d(x, weight.to(x.dtype), conv.bias.repeat(4 * time), padding=(0, 1, 1))
-    every = rearrange(every, "b (r p q c) t h w -> r p q b c t h w", r=time, p=2, q=2)
-    out = torch.stack([every[:, p, q, ..., p : p + height, q : q + width] for p in (0, 1) for q in (0, 1)])
-    return rearrange(out, "(p q) r b c t h w -> b c (t r) (h p) (w q)", p=2, q=2)
-
-
-def _phase_weights(weight: Tensor, temporal: bool) -> Tensor:
-    """Summed taps of every phase, `(phases C') C k 2 2` from `C' C 3 3 3`; k is 2 where time is doubled, else 3."""
-    # Taps are summed in float32: rounded once, like the weights of any other convolution.
-    weight = weight.float()
-    # Output 2i sees the repeated inputs (i-1, i, i), output 2i + 1 sees (i, i, i+1).
-    spatial = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # phase, tap of 2, tap of 3
-    # Frame 0 is single, so the pair made of frame i starts at 2i - 1, which sees (i-1, i-1, i); 2i sees (i-1, i, i).
-    causal = weight.new_tensor([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])
-    keep = torch.eye(3, dtype=weight.dtype, device=weight.device)[None]
-    with torch.autocast(weight.device.type, enabled=False):
-        time = causal if temporal else keep
-        return torch.einsum("oithw,rat,pbh,qcw->rpqoiabc", weight, time, spatial, spatial).flatten(0, 3)
 
 
 def _duplicate(x: Tensor, out_channels: int, temporal: bool) -> Tensor:
