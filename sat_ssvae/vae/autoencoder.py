@@ -20,7 +20,6 @@ from ..config import Config
 from ..errors import UserError
 from .decoder import Decoder
 from .encoder import Encoder
-from .layers import Stream
 from .posterior import Posterior
 from .statistics import LatentStats
 from .streaming import DecodeStream, EncodeStream
@@ -117,7 +116,7 @@ class SSVAE(nn.Module):
         self.check_video(x)
         self.latent_size(*x.shape[2:])
         if chunk_frames is None:
-            return Posterior.from_moments(self.encoder(x, Stream()))
+            return Posterior.from_moments(self.encoder(x))
         stream = self.encode_stream()
         return Posterior.cat([stream(chunk) for chunk in x.split(_at_least_one(chunk_frames), dim=2)])
 
@@ -131,7 +130,7 @@ class SSVAE(nn.Module):
         """
         self.check_latents(z)
         if chunk_frames is None:
-            return self.decoder(z, Stream())
+            return self.decoder(z)
         stream, done = self.decode_stream(), 0
         video = None
         for chunk in z.split(max(_at_least_one(chunk_frames) // self.temporal_factor, 1), dim=2):

@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .layers import CausalConv3d, ResidualBlock, Stream, Upsample, middle_blocks, output_layers
+from .layers import CausalConv3d, ResidualBlock, Stream, Upsample, middle_blocks, normalize_and_convolve, output_layers
 
 
 class DecoderLevel(nn.Module):
@@ -59,5 +59,5 @@ class Decoder(nn.Module):
             h = block(h, stream)
         for level in self.up:
             h = level(h, stream)
-        norm, activation, conv = self.out
-        return conv(activation(norm(h)), stream)
+        norm, _, conv = self.out
+        return normalize_and_convolve(norm, conv, h, stream)

@@ -24,9 +24,10 @@ from .convolution import convolve, repeat_and_convolve, sum_taps
 class Stream:
     """What the blocks must remember between the chunks of one video. Owned by the caller, one per video."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = False) -> None:
         self.first = True
         """Whether the chunk being processed is the first of its video; the owner clears it after that chunk."""
+        self._whole = whole  # the first chunk is the only one: nothing needs to be remembered
         self._history: dict[nn.Module, Tensor] = {}
 
     def extend(self, module: nn.Module, x: Tensor, frames: int, keep: int) -> Tensor:
@@ -38,10 +39,18 @@ class Stream:
             frames: number of leading frames that the very first output needs.
             keep: number of frames of history that the first output of a later chunk needs.
         """
-        before = repeat_first_frame(x, frames) if self.first else torch.cat([self._history[module], x], dim=2)
-        if keep:
-            self._history[module] = before[:, :, -keep:].clone()
-        return before
+        extended = repeat_first_frame(x, frames) if self.first else torch.cat([self._history[module], x], dim=2)
+        self._remember(module, extended, keep)
+        return extended
+
+    def fill(self, module: nn.Module, room: Tensor, frames: int) -> None:
+        """As `extend`, for `room` that has `frames` empty frames in front of the input, and needs as many later."""
+        room[:, :, :frames] = room[:, :, frames : frames + 1] if self.first else self._history[module]
+        self._remember(module, room, frames)
+
+    def _remember(self, module: nn.Module, x: Tensor, frames: int) -> None:
+        if frames and not self._whole:
+            self._history[module] = x[:, :, -frames:].clone()
 
 
 def repeat_first_frame(x: Tensor, frames: int) -> Tensor:
@@ -50,20 +59,9 @@ def repeat_first_frame(x: Tensor, frames: int) -> Tensor:
     return torch.cat([x[:, :, :1]] * frames + [x], dim=2) if frames else x
 
 
-# Elementwise operations on a tensor that nothing else reads. Without a graph that would need it, they overwrite it:
-# what they cost is memory traffic.
-
-
-def _multiply(x: Tensor, factor: Tensor) -> Tensor:
-    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
-
-
 def _add(x: Tensor, y: Tensor) -> Tensor:
+    """The sum; over x, which nothing else reads, where no graph needs it."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
-
-
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class RMSNorm(nn.Module):
@@ -78,8 +76,16 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self._scale(x) * self.gamma.to(x.dtype)
+
+    def write(self, x: Tensor, out: Tensor) -> Tensor:
+        """`forward` into the memory of `out`; without gradients."""
+        return torch.mul(x, self._scale(x), out=out).mul_(self.gamma)
+
+    @staticmethod
+    def _scale(x: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
-        return _multiply(x * (math.sqrt(x.shape[1]) / norm).to(x.dtype), self.gamma.to(x.dtype))
+        return (math.sqrt(x.shape[1]) / norm).to(x.dtype)
 
 
 class CausalConv3d(nn.Module):
@@ -94,7 +100,7 @@ class CausalConv3d(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        stream = stream or Stream()
+        stream = stream or Stream(whole=True)
         image = stream.first and x.shape[2] == 1
         before = stream.extend(self, x, frames=2, keep=3 - self.stride)
         # An image sees three copies of itself.
@@ -102,6 +108,20 @@ class CausalConv3d(nn.Module):
         if self.stride == 2:
             x = F.pad(x, (0, 1, 0, 1))
         return convolve(x, weight, self.conv.bias, self.stride, padding=1 if self.stride == 1 else 0)
+
+
+def normalize_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, stream: Stream | None) -> Tensor:
+    """norm, SiLU, conv (of stride 1)."""
+    stream = stream or Stream(whole=True)
+    image = stream.first and x.shape[2] == 1
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or image:
+        return conv(F.silu(norm(x)), stream)
+    # What these operations cost is memory traffic, so they work in the convolution's input, padding included.
+    b, c, t, h, w = x.shape
+    room = x.new_empty(b, t + 2, h, w, c).permute(0, 4, 1, 2, 3)
+    F.silu(norm.write(x, out=room[:, :, 2:]), inplace=True)
+    stream.fill(conv, room, 2)
+    return convolve(room, conv.conv.weight, conv.conv.bias, padding=1)
 
 
 class ResidualBlock(nn.Module):
@@ -116,8 +136,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        h = self.conv1(_silu(self.norm1(x)), stream)
-        h = self.conv2(_silu(self.norm2(h)), stream)
+        h = normalize_and_convolve(self.norm1, self.conv1, x, stream)
+        h = normalize_and_convolve(self.norm2, self.conv2, h, stream)
         return _add(h, self.nin_shortcut(x))
 
 
@@ -187,7 +207,7 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(in_channels, out_channels)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        stream = stream or Stream()
+        stream = stream or Stream(whole=True)
         conv = self.conv.conv
         assert conv.bias is not None
         shortcut = _duplicate(x, self.out_channels, self.temporal)
