@@ -94,6 +94,22 @@ def test_upsampling_equals_repeating_and_convolving(temporal):
     torch.testing.assert_close(layer(x), expected + shortcut, atol=1e-5, rtol=1e-5)
 
 
+def test_checkpointed_blocks_keep_less_and_give_the_same_gradients():
+    def kept_and_gradients(vae):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            loss = vae.decode(vae.encode(random_video(5)).mean).square().mean()
+        loss.backward()
+        return sum(kept), [p.grad for p in vae.parameters() if p.grad is not None]
+
+    plain, checkpointed = tiny_vae(), tiny_vae()
+    checkpointed.checkpoint_activations()
+    (many, expected), (few, gradients) = kept_and_gradients(plain), kept_and_gradients(checkpointed)
+    assert few < 0.6 * many
+    for gradient, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-7, rtol=1e-5)
+
+
 def test_rms_norm_bounds_the_norm_instead_of_adding_to_it():
     norm = RMSNorm(4)
     x = torch.full((1, 4, 1, 1, 1), 1e-9)

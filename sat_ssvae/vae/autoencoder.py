@@ -20,6 +20,7 @@ from ..config import Config
 from ..errors import UserError
 from .decoder import Decoder
 from .encoder import Encoder
+from .layers import ResidualBlock
 from .posterior import Posterior
 from .statistics import LatentStats
 from .streaming import DecodeStream, EncodeStream
@@ -163,6 +164,15 @@ class SSVAE(nn.Module):
         from .checkpoint import save_pretrained
 
         save_pretrained(self, folder)
+
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """In training, keep only each residual block's input and compute the block again in the backward pass.
+
+        Trades a third more computation for most of the activations' memory; gradients are the same.
+        """
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.checkpointed = enabled
 
     def check_video(self, x: Tensor) -> None:
         """Refuse what is no `B C T H W` of a height and width that the compression divides."""

@@ -5,7 +5,16 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .layers import CausalConv3d, ResidualBlock, Stream, Upsample, middle_blocks, normalize_and_convolve, output_layers
+from .layers import (
+    CausalConv3d,
+    ResidualBlock,
+    RMSNorm,
+    Stream,
+    Upsample,
+    middle_blocks,
+    normalize_and_convolve,
+    output_layers,
+)
 
 
 class DecoderLevel(nn.Module):
@@ -59,5 +68,5 @@ class Decoder(nn.Module):
             h = block(h, stream)
         for level in self.up:
             h = level(h, stream)
-        norm, _, conv = self.out
+        norm, conv = cast(RMSNorm, self.out[0]), cast(CausalConv3d, self.out[2])
         return normalize_and_convolve(norm, conv, h, stream)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .convolution import convolve, repeat_and_convolve, sum_taps
 
@@ -127,6 +128,9 @@ def normalize_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, stream:
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1x1 convolution when the width changes)."""
 
+    checkpointed = False
+    """Keep nothing but the input for the backward pass, and compute the block again there."""
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(in_channels)
@@ -136,6 +140,12 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        # A stream would be filled twice.
+        if self.checkpointed and torch.is_grad_enabled() and stream is None:
+            return checkpoint(self._forward, x, None, use_reentrant=False)
+        return self._forward(x, stream)
+
+    def _forward(self, x: Tensor, stream: Stream | None) -> Tensor:
         h = normalize_and_convolve(self.norm1, self.conv1, x, stream)
         h = normalize_and_convolve(self.norm2, self.conv2, h, stream)
         return _add(h, self.nin_shortcut(x))
