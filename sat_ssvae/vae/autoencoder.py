@@ -165,6 +165,17 @@ class SSVAE(nn.Module):
 
         save_pretrained(self, folder)
 
+    def channels_last(self) -> "SSVAE":
+        """Lay out the weights as the convolutions want them, in place: saves copying them in every call.
+
+        For inference; `from_pretrained` does it. DeepSpeed can only distribute weights that are plainly contiguous.
+        """
+        for parameter in self.parameters():
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            if parameter.ndim in formats:
+                parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+        return self
+
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """In training, keep only each residual block's input and compute the block again in the backward pass.
 

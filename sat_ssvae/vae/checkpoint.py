@@ -49,7 +49,7 @@ def load_pretrained(path: str | Path) -> SSVAE:
     vae.load_state_dict(weights)
     if (path / STATISTICS_NAME).exists():
         vae.latent_stats = read_stats(path / STATISTICS_NAME, config.latent_channels)
-    return vae
+    return vae.channels_last()
 
 
 def save_pretrained(vae: SSVAE, folder: str | Path) -> None:

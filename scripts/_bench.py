@@ -1,0 +1,124 @@
+"""What the benchmarks share: variants in turn, the published implementation as a yardstick, counted operations."""
+
+import importlib.util
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.vae.layers import CausalConv3d, FrameAttention, Upsample
+
+PUBLISHED_MODULE = "ssvae/modules/autoencoding/vae/dc_3dvae.py"
+
+
+Variants = dict[str, Callable[[], object]]
+
+
+def time_in_turn(variants: Variants, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every variant in every round; they take turns, so that what else the machine does hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:  # round 0 warms up
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median_ratio(times: list[float], reference: list[float]) -> float:
+    """Median over rounds of reference / times: how many times faster."""
+    return statistics.median(base / own for own, base in zip(times, reference, strict=True))
+
+
+def machine(device: torch.device) -> str:
+    """One line on what measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+class PublishedNetwork(nn.Module):
+    """Encoder and decoder of a checkout of the published code (github.com/zai-org/SSVAE), with the weights of `vae`."""
+
+    def __init__(self, checkout: Path, vae: SSVAE) -> None:
+        super().__init__()
+        module = _load(checkout / PUBLISHED_MODULE)
+        config: SSVAEConfig = vae.config
+        sizes = {
+            "double_z": True,
+            "norm": "rmsnorm",
+            "temporal_compress_times": vae.temporal_factor,
+            "z_channels": config.latent_channels,
+            "resolution": 256,
+            "in_channels": config.in_channels,
+            "out_ch": config.in_channels,
+            "ch": config.base_channels,
+            "ch_mult": list(config.channel_multipliers),
+            "num_res_blocks": config.num_res_blocks,
+            "num_mid_blocks": config.num_mid_blocks,
+            "attn_resolutions": [],
+            "dropout": 0.0,
+        }
+        levels = list(config.temporal_downsample)
+        self.encoder = module.Encoder3D(**sizes, temporal_upsample=levels)
+        self.decoder = module.Decoder3D(**sizes, temporal_upsample=levels[::-1])
+        weights = {name: value.contiguous() for name, value in vae.state_dict().items() if name != "mask_token"}
+        self.load_state_dict(weights)
+        self.latent_channels = config.latent_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction of `B C T H W` from the posterior mean."""
+        return self.decoder(self.encoder(x)[:, : self.latent_channels])
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("published_network", path)
+    if spec is None or spec.loader is None or not path.exists():
+        sys.exit(f"{path}: no such file; --published wants a checkout of github.com/zai-org/SSVAE")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def plain_flops(config: SSVAEConfig, shape: tuple[int, ...]) -> float:
+    """Operations (two a multiply-add) of encoding and decoding one video of `shape`, as the plain graph needs them.
+
+    Plain: 27 taps everywhere, upsampled frames repeated before their convolution. Norms and activations do not count.
+    """
+    total = 0.0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        positions = output.numel() // output.shape[1]
+        if isinstance(module, nn.Conv3d | nn.Conv2d):
+            weights = module.weight.numel()
+        elif isinstance(module, CausalConv3d):
+            weights = module.conv.weight.numel()
+        elif isinstance(module, Upsample):
+            weights = module.conv.conv.weight.numel()
+        else:  # attention: two products of every position with every other of its frame
+            weights = 2 * output.shape[1] * output.shape[-1] * output.shape[-2]
+        total += 2.0 * positions * weights
+
+    with torch.device("meta"):
+        vae = SSVAE(config)
+        for module in vae.modules():
+            if isinstance(module, nn.Conv3d | nn.Conv2d | CausalConv3d | Upsample | FrameAttention):
+                module.register_forward_hook(count)
+        vae.decode(vae.encode(torch.empty(shape)).mean)  # with a graph: every layer is called as a module
+    return total

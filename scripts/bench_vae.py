@@ -1,0 +1,125 @@
+"""Speed and memory of the autoencoder, in one run.
+
+    python scripts/bench_vae.py                                  # the published 48-channel model, 17 frames of 64x64
+    python scripts/bench_vae.py --published CHECKOUT             # beside github.com/zai-org/SSVAE (needs beartype)
+    python scripts/bench_vae.py --size 256 --rounds 3 --memory-size 256
+
+Weights are random: the time does not depend on them. The ratio is the median over rounds of each round's ratio. GFLOP/s
+are counted on the plain graph, whatever a variant really executes; the peak is that of one large convolution.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from _bench import PublishedNetwork, machine, median_ratio, plain_flops, time_in_turn
+
+from sat_ssvae import SSVAE
+from sat_ssvae.distributed import default_device
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def new_vae(dtype: torch.dtype, device: torch.device) -> SSVAE:
+    """The published sizes with seeded weights, laid out as `from_pretrained` does."""
+    torch.manual_seed(0)
+    return SSVAE().to(device, dtype).eval().channels_last()
+
+
+def speed(size: int, rounds: int, published: Path | None, device: torch.device) -> None:
+    """Encode and decode 17 frames: all variants in turn."""
+    shape = (1, 3, 17, size, size)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    variants: dict[str, Callable[[], torch.Tensor]] = {}
+    for precision, dtype in PRECISIONS.items():
+        vae, video = new_vae(dtype, device), x.to(dtype)
+        variants[f"this project, {precision}"] = lambda vae=vae, video=video: vae.decode(vae.encode(video).mode())
+        if published:
+            network = PublishedNetwork(published, vae).to(device, dtype).eval()
+            variants[f"published code, {precision}"] = lambda network=network, video=video: network(video)
+    with torch.no_grad():
+        times = time_in_turn(variants, rounds, device)
+        peaks = {precision: convolution_peak(dtype, device) for precision, dtype in PRECISIONS.items()}
+        reference = variants["published code, float32" if published else "this project, float32"]().float()
+        errors = {name: (run().float() - reference).abs().max().item() for name, run in variants.items()}
+    work = plain_flops(SSVAE().config, shape) / 1e9
+    base = "published code, float32" if published else "this project, float32"
+    print(f"encode + decode {shape}, {work:.0f} GFLOP, {rounds} rounds")
+    print("convolution peak, GFLOP/s: " + ", ".join(f"{peak:.0f} in {name}" for name, peak in peaks.items()))
+    row = "{:<28}{:>10}{:>14}{:>10}{:>9}{:>10}{:>10}".format
+    print("\n" + row("variant", "median s", "times faster", "GFLOP/s", "of peak", "frames/s", "error"))
+    for name, measured in times.items():
+        seconds, peak = statistics.median(measured), peaks[name.rpartition(" ")[2]]
+        rate = work / seconds
+        faster, fps = f"{median_ratio(measured, times[base]):.2f}x", f"{shape[2] / seconds:.1f}"
+        print(row(name, f"{seconds:.3f}", faster, f"{rate:.0f}", f"{rate / peak:.0%}", fps, f"{errors[name]:.1e}"))
+
+
+def convolution_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s of one large convolution of the kind that the autoencoder consists of."""
+    channels, frames, side = 256, 18, 32
+    x = torch.randn(1, channels, frames + 2, side, side, device=device, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last_3d)
+    seconds = time_in_turn({"conv": lambda: F.conv3d(x, weight, padding=(0, 1, 1))}, 7, device)["conv"]
+    return 2 * 27 * channels**2 * frames * side**2 / min(seconds) / 1e9
+
+
+def memory(size: int, chunk_frames: int, device: torch.device) -> None:
+    """Peak memory of decoding 17 and 161 frames, each in a process of its own, output not counted."""
+    print(f"\ndecoding {size}x{size} with chunk_frames={chunk_frames}, float32; peak beside weights and output")
+    peaks = {}
+    for frames in (17, 161):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks[frames] = pool.apply(peak_memory, (frames, size, chunk_frames, str(device)))
+        print(f"{frames:>6} frames {peaks[frames] / 2**20:>8.0f} MiB")
+    print(f"ratio        {peaks[161] / peaks[17]:>8.2f}")
+
+
+def peak_memory(frames: int, size: int, chunk_frames: int, device: str) -> float:
+    """Bytes at the peak of decoding, beyond what there was before and what the result takes."""
+    vae = new_vae(torch.float32, torch.device(device))
+    factor = vae.spatial_factor
+    z = torch.randn(1, vae.config.latent_channels, (frames - 1) // 4 + 1, size // factor, size // factor, device=device)
+    with torch.no_grad():
+        vae.decode(z[:, :, :1, :2, :2])  # libraries allocate their own on first use
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            video = vae.decode(z, chunk_frames=chunk_frames)
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            before = _resident("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (proc(5))
+            video = vae.decode(z, chunk_frames=chunk_frames)
+            peak = _resident("VmHWM")
+        return peak - before - video.numel() * video.element_size()
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="height and width (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each variant (default: %(default)s)")
+    parser.add_argument("--published", type=Path, metavar="CHECKOUT", help="also time a checkout of the published code")
+    parser.add_argument("--memory-size", type=int, default=128, help="the same, for the memory (default: %(default)s)")
+    parser.add_argument("--chunk-frames", type=int, default=8, help="for the memory (default: %(default)s)")
+    options = parser.parse_args()
+    device = default_device()
+    print(machine(device))
+    speed(options.size, options.rounds, options.published, device)
+    memory(options.memory_size, options.chunk_frames, device)
+
+
+if __name__ == "__main__":
+    main()
