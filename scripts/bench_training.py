@@ -1,25 +1,33 @@
-"""What the two regularisers cost: time of an autoencoder's training step with and without them, in one run.
+"""Time of an autoencoder's training step: what the two regularisers cost, and the published step as a yardstick.
 
     python scripts/bench_training.py                         # the published 48-channel model, 17 frames of 64x64
     python scripts/bench_training.py --preset small          # the comparison's model, seconds instead of minutes
+    python scripts/bench_training.py --published CHECKOUT    # beside github.com/zai-org/SSVAE (needs beartype)
 
 The variants take turns, step by step, so that whatever else the machine does hits them alike. The ratio is the median
-over rounds of each round's ratio to the plain step. No optimiser step: it is the same for all.
+over rounds of each round's ratio to the plain step. No optimiser step and no perceptual term: all have them alike.
+The published step is the published network under the loss and the gradient balance of its training: float32, whatever
+precision was asked for, and once more back through the decoder for the balance.
 """
 
 import argparse
-import platform
 import statistics
-import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
+from _bench import PublishedNetwork, machine, median_ratio, time_in_turn
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import load_config, packaged, read_yaml
 from sat_ssvae.distributed import default_device
+from sat_ssvae.spectral.correlation import correlation_loss, local_correlation
 from sat_ssvae.training.losses import Objective, ObjectiveConfig
+from sat_ssvae.vae.posterior import Posterior
 
 PLAIN = {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}
+FULL = "LCR + LMR (ssvae.yaml)"
 PRESETS = {"published": (SSVAEConfig(), (1, 3, 17, 64, 64)), "small": (None, (4, 3, 9, 64, 64))}
 
 
@@ -30,7 +38,7 @@ def variants(precision: str) -> dict[str, ObjectiveConfig]:
         "LMR (block)": PLAIN | {"lmr_mask_ratio": 0.25, "lmr": {"kind": "block"}},
         "LCR (fixed weight)": PLAIN | {"lcr_weight": 0.1, "lcr": {"weighting": "fixed"}},
         "LCR (gradient-balanced)": PLAIN | {"lcr_weight": 0.002},
-        "LCR + LMR (ssvae.yaml)": read_yaml(packaged("arms/ssvae.yaml")),
+        FULL: read_yaml(packaged("arms/ssvae.yaml")),
         "LCR + LMR (article.yaml)": read_yaml(packaged("arms/article.yaml")),
     }
     base = {"precision": precision, "reconstruction": {"perceptual_weight": 0.0}}
@@ -41,14 +49,22 @@ def variants(precision: str) -> dict[str, ObjectiveConfig]:
     return merged
 
 
-def step(objective: Objective, video: torch.Tensor, number: int) -> float:
-    """Seconds of one forward and backward pass."""
+def step(objective: Objective, video: torch.Tensor) -> None:
+    """One forward and backward pass."""
     objective.zero_grad()
-    start = time.perf_counter()
-    objective(video, torch.Generator().manual_seed(number)).total.backward()
-    if video.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    objective(video, torch.Generator().manual_seed(0)).total.backward()
+
+
+def published_step(network: PublishedNetwork, video: torch.Tensor) -> None:
+    """The same by the published network, balanced by two more backward passes as the published training does."""
+    network.zero_grad()
+    posterior = Posterior.from_moments(network.encoder(video))
+    error = (network.decoder(posterior.sample()) - video).abs().sum() / len(video)
+    correlation = correlation_loss(local_correlation(posterior.mean, window=(2, 2, 2)), threshold=0.75)
+    last = network.encoder.out[2].conv.weight
+    main, regulariser = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (error, correlation))
+    weight = (0.002 * main / (regulariser + 1e-4)).detach()
+    (error + 5e-4 * posterior.kl().mean() + weight * correlation).backward()
 
 
 def main() -> None:
@@ -57,6 +73,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="published")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant (default: %(default)s)")
+    parser.add_argument("--published", type=Path, metavar="CHECKOUT", help="also time a checkout of the published code")
     options = parser.parse_args()
 
     sizes, shape = PRESETS[options.preset]
@@ -69,21 +86,22 @@ def main() -> None:
     video = torch.rand(shape, device=device) * 2 - 1
     objectives = {name: Objective(vae, config).to(device) for name, config in variants(options.precision).items()}
 
-    for objective in objectives.values():  # warm up
-        step(objective, video, 0)
-    times: dict[str, list[float]] = {name: [] for name in objectives}
-    for number in range(options.rounds):
-        for name, objective in objectives.items():
-            times[name].append(step(objective, video, number))
+    steps: dict[str, Callable[[], object]] = {
+        name: partial(step, objective, video) for name, objective in objectives.items()
+    }
+    if options.published:
+        half = variants("bfloat16")[FULL]
+        steps[f"{FULL}, bfloat16"] = partial(step, Objective(vae, half).to(device), video)
+        steps["published step"] = partial(published_step, PublishedNetwork(options.published, vae).to(device), video)
+    times = time_in_turn(steps, options.rounds, device)
 
-    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     parameters = sum(parameter.numel() for parameter in vae.parameters()) / 1e6
     print(f"{parameters:.1f} M parameters, video {shape}, {options.precision}, {options.rounds} rounds")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads{gpu}, {platform.machine()}\n")
-    print(f"{'variant':<28}{'median s':>10}{'ratio to plain':>17}")
+    print(f"{machine(device)}\n")
+    print(f"{'variant':<36}{'median s':>10}{'time / plain':>15}")
     for name, measured in times.items():
-        ratios = [ours / plain for ours, plain in zip(measured, times["plain"], strict=True)]
-        print(f"{name:<28}{statistics.median(measured):>10.3f}{statistics.median(ratios):>17.3f}")
+        ratio = 1 / median_ratio(measured, times["plain"])
+        print(f"{name:<36}{statistics.median(measured):>10.3f}{ratio:>15.3f}")
 
 
 if __name__ == "__main__":
