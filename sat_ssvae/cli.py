@@ -6,13 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import compare, pack, train
+from .commands import compare, convert, pack, stats, train
 from .errors import UserError
 from .progress import setup_logging
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = (compare, train, pack)
+COMMANDS = (compare, train, pack, stats, convert)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 

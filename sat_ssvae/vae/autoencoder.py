@@ -24,6 +24,7 @@ from .layers import ResidualBlock
 from .posterior import Posterior
 from .statistics import LatentStats
 from .streaming import DecodeStream, EncodeStream
+from .tiling import blend_tiles
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -104,32 +105,44 @@ class SSVAE(nn.Module):
                 raise UserError(f"{name} {size}: SSVAE takes multiples of {space}; the nearest: {nearest}")
         return (num_frames - 1) // time + 1, height // space, width // space
 
-    def encode(self, x: Tensor, chunk_frames: int | None = None) -> Posterior:
+    def encode(self, x: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Posterior:
         """Posterior of a video `B C T H W` in [-1, 1]; its latents are `b c t h w`.
 
         Args:
             x: the video, T = 4k + 1 (see `latent_size`; `padding.py` makes other sizes fit).
             chunk_frames: take this many frames at a time, for memory that does not grow with T; the result is the same.
+            tile_size: take tiles of this many pixels a side, for memory that does not grow with H and W; the result is
+                approximate, see `tiling.py`.
 
         Raises:
             UserError: the shape does not fit the compression factors.
         """
         self.check_video(x)
         self.latent_size(*x.shape[2:])
+        if tile_size is not None:
+            return Posterior.from_moments(
+                blend_tiles(
+                    lambda tile: self.encode(tile, chunk_frames).moments(), x, *self._tile(tile_size, encode=True)
+                )
+            )
         if chunk_frames is None:
             return Posterior.from_moments(self.encoder(x))
         stream = self.encode_stream()
         return Posterior.cat([stream(chunk) for chunk in x.split(_at_least_one(chunk_frames), dim=2)])
 
-    def decode(self, z: Tensor, chunk_frames: int | None = None) -> Tensor:
+    def decode(self, z: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Tensor:
         """Video `B C T H W`, about [-1, 1] (not clamped), of latents `b c t h w`.
 
         Args:
             z: the latents.
             chunk_frames: make at most this many frames at a time (but one latent frame's at least), for memory that
                 does not grow with t beyond the result; the result is the same.
+            tile_size: make tiles of this many pixels a side, for memory that does not grow with H and W beyond the
+                result; the result is approximate, see `tiling.py`.
         """
         self.check_latents(z)
+        if tile_size is not None:
+            return blend_tiles(lambda tile: self.decode(tile, chunk_frames), z, *self._tile(tile_size, encode=False))
         if chunk_frames is None:
             return self.decoder(z)
         stream, done = self.decode_stream(), 0
@@ -193,6 +206,13 @@ class SSVAE(nn.Module):
     def check_latents(self, z: Tensor) -> None:
         """Refuse what is no `b c t h w`."""
         self._check_channels("latents", z, "b c t h w", self.config.latent_channels)
+
+    def _tile(self, pixels: int, encode: bool) -> tuple[int, int, int]:
+        """Side of a tile in latent positions; positions of the input and of the output per latent position."""
+        side, rest = divmod(pixels, self.spatial_factor)
+        if side < 1 or rest:
+            raise UserError(f"tile_size {pixels}: must be a multiple of {self.spatial_factor}")
+        return side, *((self.spatial_factor, 1) if encode else (1, self.spatial_factor))
 
     def _check_channels(self, what: str, x: Tensor, shape: str, channels: int) -> None:
         if x.ndim != 5 or x.shape[1] != channels:

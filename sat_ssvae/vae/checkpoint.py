@@ -13,7 +13,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -59,22 +59,32 @@ def save_pretrained(vae: SSVAE, folder: str | Path) -> None:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
-    partial = folder / f"{WEIGHTS_NAME}.partial"
-    try:
-        save_file(weights, partial, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{folder / WEIGHTS_NAME}: cannot be written ({error}); make room or choose another folder"
-        ) from None
-    partial.replace(folder / WEIGHTS_NAME)
+    save_weights(vae, folder / WEIGHTS_NAME, "safetensors")
     _write_json(folder / CONFIG_NAME, vae.config.model_dump(mode="json"))
     if vae.latent_stats is None:
         (folder / STATISTICS_NAME).unlink(missing_ok=True)  # of other weights that were here before
     else:
         write_stats(vae.latent_stats, folder)
+
+
+def save_weights(vae: SSVAE, path: Path, form: Literal["safetensors", "torch"]) -> None:
+    """Write the weights alone into one file; a torch file has them under `state_dict`, as published ones.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        if form == "torch":
+            torch.save({"state_dict": weights}, partial)
+        else:
+            save_file(weights, partial, metadata={"format": "pt"})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None
+    partial.replace(path)
 
 
 def write_stats(stats: LatentStats, folder: Path) -> None:

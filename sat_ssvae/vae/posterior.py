@@ -23,6 +23,10 @@ class Posterior:
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
 
+    def moments(self) -> Tensor:
+        """Mean and log-variance stacked on channels, `b 2c t h w`."""
+        return torch.cat([self.mean, self.logvar], dim=1)
+
     @classmethod
     def cat(cls, posteriors: Sequence["Posterior"]) -> "Posterior":
         """One posterior of consecutive latent frames."""

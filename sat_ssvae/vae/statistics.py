@@ -29,11 +29,9 @@ class LatentStats:
     @classmethod
     def measure(cls, latents: Tensor) -> "LatentStats":
         """Statistics of latents `N c t h w` over everything but the channel (population standard deviation)."""
-        channels = latents.transpose(0, 1).flatten(1)
-        # Channel by channel, so that double precision does not need a second copy of all latents.
-        means = [channel.double().mean() for channel in channels]
-        stds = [channel.double().std(correction=0) for channel in channels]
-        return cls(torch.stack(means).float(), torch.stack(stds).float())
+        meter = StatsMeter(latents.shape[1])
+        meter.add(latents)
+        return meter.result()
 
     def standardize(self, z: Tensor) -> Tensor:
         """(z - mean) / std per channel for latents `b c t h w`, in their dtype. A constant channel becomes 0."""
@@ -54,3 +52,40 @@ class LatentStats:
         floor = torch.finfo(torch.float32).tiny ** 0.5
         mean, std = (value.to(like)[:, None, None, None] for value in (self.mean, self.std.clamp(min=floor)))
         return mean, std
+
+
+class StatsMeter:
+    """Statistics of more latents than fit in memory, batch by batch, in double precision."""
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._mean = torch.zeros(channels, dtype=torch.float64)
+        self._squares = torch.zeros(channels, dtype=torch.float64)  # summed squares of deviations from the mean
+
+    def add(self, latents: Tensor) -> None:
+        """Take in latents `N c t h w`."""
+        if not latents.isfinite().all():
+            raise UserError(
+                "latents that are not finite: the autoencoder's weights are damaged, or its training diverged"
+            )
+        # Channel by channel, so that double precision does not need a second copy of all latents.
+        channels = [channel.double() for channel in latents.detach().transpose(0, 1).flatten(1).cpu()]
+        count = len(channels[0])
+        mean = torch.stack([channel.mean() for channel in channels])
+        squares = torch.stack([channel.var(correction=0) for channel in channels]) * count
+        # Chan, Golub and LeVeque (1979): combines two parts without the cancellation of summed squares.
+        total = self._count + count
+        shift = mean - self._mean
+        self._mean += shift * (count / total)
+        self._squares += squares + shift.square() * (self._count * count / total)
+        self._count = total
+
+    def result(self) -> LatentStats:
+        """Of all that was added.
+
+        Raises:
+            UserError: nothing was added.
+        """
+        if not self._count:
+            raise UserError("no clips to measure latents on; is the folder of videos empty, or are they too short?")
+        return LatentStats(self._mean.float(), (self._squares / self._count).sqrt().float())

@@ -1,0 +1,91 @@
+"""Statistics of latents: exact whatever the batches, stored beside the weights by `sat-ssvae stats`."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sat_ssvae import SSVAE, UserError
+from sat_ssvae.cli import main
+from sat_ssvae.data.shards import DataConfig, fixed_clips
+from sat_ssvae.vae.statistics import LatentStats, StatsMeter
+
+from .small_models import tiny_vae
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.floats(-1e4, 1e4), st.floats(1e-3, 1e3))
+def test_batches_give_the_statistics_of_all(sizes, offset, scale):
+    generator = torch.Generator().manual_seed(sum(sizes))
+    latents = offset + scale * torch.randn(sum(sizes), 3, 2, 3, 4, generator=generator)
+    meter = StatsMeter(3)
+    for batch in latents.split(sizes):
+        meter.add(batch)
+    stats = meter.result()
+    exact = latents.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(stats.mean, exact.mean(1).float(), rtol=1e-6, atol=1e-6 * scale)
+    torch.testing.assert_close(stats.std, exact.std(1, correction=0).float(), rtol=1e-5, atol=0)
+
+
+def test_standardised_latents_keep_dtype_and_shape_errors_are_one_line():
+    stats = LatentStats(torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5]))
+    z = torch.ones(1, 2, 1, 1, 1, dtype=torch.bfloat16)
+    assert stats.standardize(z).dtype == torch.bfloat16
+    assert stats.standardize(z).flatten().tolist() == [0.0, 6.0]
+    with pytest.raises(UserError, match="b c t h w with 2 channels, found"):
+        stats.standardize(torch.ones(1, 3, 1, 1, 1))
+
+
+def test_nothing_and_nan_are_refused():
+    with pytest.raises(UserError, match="no clips"):
+        StatsMeter(2).result()
+    with pytest.raises(UserError, match="not finite"):
+        StatsMeter(1).add(torch.full((1, 1, 1, 1, 1), torch.nan))
+
+
+def test_the_command_measures_and_stores(tmp_path, tiny_shards, capsys):
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    settings = ["resolution=32", "num_frames=5", "num_workers=0"]
+    arguments = ["stats", str(tmp_path / "vae"), "--data", str(tiny_shards), "--stride", "0.5", "--batch-size", "3"]
+    assert main([*arguments, *settings]) == 0
+    assert "in 4 channels" in capsys.readouterr().out
+    vae = SSVAE.from_pretrained(tmp_path / "vae")
+    clips = fixed_clips(DataConfig(path=str(tiny_shards), resolution=32, num_frames=5, num_workers=0), stride=0.5)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(clip.video[None]).mean for clip in clips])
+    expected = LatentStats.measure(latents)
+    torch.testing.assert_close(vae.latent_stats.mean, expected.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(vae.latent_stats.std, expected.std, atol=1e-5, rtol=1e-4)
+
+
+def test_statistics_of_a_file_have_no_place(tmp_path, capsys):
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(SystemExit):
+        main(["stats", str(tmp_path / "weights.pth"), "--data", "x"])
+    assert "sat-ssvae convert FILE FOLDER" in capsys.readouterr().err
+
+
+def test_converting_there_and_back(tmp_path, capsys):
+    vae = tiny_vae()
+    vae.save_pretrained(tmp_path / "a")
+    json_path = tmp_path / "stats.json"
+    json_path.write_text(json.dumps({"mean": [0, 1, 2, 3], "std": [1, 1, 2, 2]}))
+    for source, target in [("a", "b.pth"), ("b.pth", "c.safetensors"), ("c.safetensors", "d")]:
+        assert main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 0
+    assert main(["convert", str(tmp_path / "d"), str(tmp_path / "e"), "--latent-stats", str(json_path)]) == 0
+    again = SSVAE.from_pretrained(tmp_path / "e")
+    assert again.latent_stats.std.tolist() == [1, 1, 2, 2]
+    for name, value in vae.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert set(torch.load(tmp_path / "b.pth", weights_only=True)) == {"state_dict"}
+
+    for arguments, message in [
+        (["e", "f.pth"], "no place for the latent statistics"),
+        (["e", "f.onnx"], "name a folder, a .safetensors or a .pth"),
+        (["missing", "f"], "no such checkpoint"),
+    ]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["convert", str(tmp_path / arguments[0]), str(tmp_path / arguments[1])])
+        assert message in capsys.readouterr().err
