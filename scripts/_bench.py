@@ -5,7 +5,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +39,27 @@ def time_in_turn(variants: Variants, rounds: int, device: torch.device) -> dict[
 def median_ratio(times: list[float], reference: list[float]) -> float:
     """Median over rounds of reference / times: how many times faster."""
     return statistics.median(base / own for own, base in zip(times, reference, strict=True))
+
+
+@contextmanager
+def memory_peak(device: str) -> Iterator[Callable[[], float]]:
+    """Call what it gives after the block: bytes that were needed in the block, at the peak."""
+    peak = 0.0
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield lambda: peak
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew, see proc(5)
+        yield lambda: peak
+        peak = _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def machine(device: torch.device) -> str:

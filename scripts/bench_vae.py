@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _bench import PublishedNetwork, machine, median_ratio, plain_flops, time_in_turn
+from _bench import PublishedNetwork, machine, median_ratio, memory_peak, plain_flops, time_in_turn
 
 from sat_ssvae import SSVAE
 from sat_ssvae.distributed import default_device
@@ -88,22 +88,9 @@ def peak_memory(frames: int, size: int, chunk_frames: int, device: str) -> float
     z = torch.randn(1, vae.config.latent_channels, (frames - 1) // 4 + 1, size // factor, size // factor, device=device)
     with torch.no_grad():
         vae.decode(z[:, :, :1, :2, :2])  # libraries allocate their own on first use
-        if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        with memory_peak(device) as used:
             video = vae.decode(z, chunk_frames=chunk_frames)
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            before = _resident("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (proc(5))
-            video = vae.decode(z, chunk_frames=chunk_frames)
-            peak = _resident("VmHWM")
-        return peak - before - video.numel() * video.element_size()
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    return used() - video.numel() * video.element_size()
 
 
 def main() -> None:
