@@ -10,7 +10,6 @@ One safetensors file holds all latents; keys and captions are JSON in its header
 finished parts lie beside it in `NAME.parts`, so that an interrupted encoding goes on where it stopped.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -24,10 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..progress import progress_bar
+from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 
 if TYPE_CHECKING:
@@ -128,15 +128,6 @@ def encode_latents(
     _write(path, torch.cat([latents for latents, _ in loaded]), header | {"autoencoder": digest})
     shutil.rmtree(parts)
     return LatentSet.load(path)
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _encode_parts(

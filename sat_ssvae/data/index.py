@@ -80,6 +80,17 @@ class TarStore:
             raise VideoError("no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only")
         return suffix, self._read(*members[suffix])
 
+    def read(self, key: str, suffix: str) -> bytes:
+        """The bytes of KEY.suffix.
+
+        Raises:
+            VideoError: "not in the tar", "truncated".
+        """
+        member = self.members().get(key, {}).get(suffix)
+        if member is None:
+            raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}.{suffix}")
+        return self._read(*member)
+
     def caption(self, key: str) -> str:
         """The caption in KEY.json or KEY.txt; empty where there is none."""
         members = self.members().get(key, {})

@@ -146,6 +146,10 @@ class FixedClips(Sized, Iterable[Clip]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def __getitem__(self, part: slice) -> "FixedClips":
+        """Some of the clips, in their order."""
+        return FixedClips(self._reader, self._places[part], self._skips)
+
     def __iter__(self) -> Iterator[Clip]:
         skips = self._skips
         source = _FixedPlaces(self._reader, self._places)

@@ -7,6 +7,7 @@ A folder holds config.json (the sizes), model.safetensors, and latent_stats.json
 Files without a configuration are read by inferring it from names and shapes.
 """
 
+import hashlib
 import json
 import logging
 import pickle
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import parse_config
 from ..errors import UserError
@@ -108,6 +109,15 @@ def read_stats(path: Path, latent_channels: int) -> LatentStats:
     if len(stats.mean) != latent_channels:
         raise UserError(f"{path}: statistics of {len(stats.mean)} channels, but the autoencoder has {latent_channels}")
     return stats
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def infer_config(weights: Mapping[str, Tensor], path: Path) -> SSVAEConfig:

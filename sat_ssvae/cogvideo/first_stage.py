@@ -1,0 +1,254 @@
+"""SSVAE as the first stage of CogVideoX's SAT code (sgm's interface).
+
+    first_stage_config:
+      target: sat_ssvae.cogvideo.SSVAEFirstStage
+      params:
+        ckpt_path: ssvae            # a folder with latent_stats.json, or a checkpoint file and latent_mean, latent_std
+
+Latents leave `encode` with mean 0 and standard deviation 1 in every channel, so the model's `scale_factor` is 1.0.
+
+CogVideoX decodes a video in chunks: `decode(z, clear_fake_cp_cache=False)` keeps the temporal state for the next call,
+`clear_fake_cp_cache=True`, the default, ends the video. Here the chunks give exactly the frames of a whole decode.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ..config import Config, parse_config
+from ..errors import UserError
+from ..vae.autoencoder import SSVAE, SSVAEConfig
+from ..vae.posterior import Posterior
+from ..vae.statistics import LatentStats
+from ..vae.streaming import DecodeStream
+
+logger = logging.getLogger(__name__)
+
+STOCK_PARAMETERS = (
+    "cp_size",
+    "ignore_keys",
+    "loss_config",
+    "regularizer_config",
+    "encoder_config",
+    "decoder_config",
+)
+"""Parameters of the stock first stage that stay in a configuration when an overlay is merged over it; ignored.
+
+(Its `ckpt_path` is replaced by the overlay's.) SSVAE is not split over ranks: each decodes the whole video, whatever
+`cp_size` is.
+"""
+
+PATCH_MARKERS = {"sample_video.py": "spatial_factor", "diffusion_video.py": "first_latent"}
+"""What files of a CogVideoX checkout mention once `patches/` are applied, if they need any (see `check_patched`)."""
+
+
+class FirstStageConfig(Config):
+    """Parameters of `SSVAEFirstStage`."""
+
+    ckpt_path: Path | None = None
+    """A folder that training or `sat-ssvae convert` wrote, or a published .pth or .safetensors file."""
+    latent_mean: tuple[float, ...] | None = None
+    """Mean of each latent channel; default: the checkpoint folder's."""
+    latent_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Standard deviation of each latent channel; default: the checkpoint folder's."""
+    chunk_frames: Annotated[int, Field(gt=0)] | None = None
+    """Frames to encode or decode at a time, to save memory; None for as many as the caller gives."""
+    random_init: bool = False
+    """Untrained weights instead of a checkpoint, for tests. Latents are then left as they are by default."""
+    model: SSVAEConfig | None = None
+    """Sizes for `random_init`; a checkpoint brings its own."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FirstStageConfig":
+        if self.random_init and self.ckpt_path is not None:
+            raise ValueError("random_init: true and a ckpt_path; set ckpt_path: null for random weights")
+        if not self.random_init and self.ckpt_path is None:
+            raise ValueError("ckpt_path is missing; give the autoencoder's folder (or random_init: true for a test)")
+        if self.model is not None and not self.random_init:
+            raise ValueError("model belongs to random_init; a checkpoint brings its own sizes")
+        if (self.latent_mean is None) != (self.latent_std is None):
+            raise ValueError("latent_mean and latent_std belong together, give both or none")
+        return self
+
+
+class SSVAEFirstStage(nn.Module):
+    """First stage for `first_stage_config`; `FirstStageConfig` has the parameters.
+
+    Videos are `B 3 T H W` in [-1, 1], latents standardised `b c t h w`. Results have the input's dtype and the module's
+    device; the arithmetic is in the weights' dtype, the standardisation in float32.
+
+    Raises:
+        UserError: a parameter is unknown or wrong, no checkpoint, no latent statistics, an unpatched CogVideoX.
+    """
+
+    first_latent = 0
+    """Latent frame to decode from. The patched CogVideoX asks; its own autoencoder has a padding frame in front."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__()
+        check_patched()
+        self.config = config = _parse(params)
+        if config.ckpt_path is not None:
+            self.vae = SSVAE.from_pretrained(config.ckpt_path)
+        else:
+            self.vae = SSVAE(config.model)
+        self.stats = _statistics(config, self.vae)
+        self._decoding: DecodeStream | None = None
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position; the patched sample_video.py asks."""
+        return self.vae.spatial_factor
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network before the latents."""
+        return self.vae.encoder
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The network after the latents (CogVideoX v1.0 looks at its type)."""
+        return self.vae.decoder
+
+    def get_last_layer(self) -> Tensor:
+        """Weight of the decoder's last layer."""
+        return self.vae.decoder.last_layer
+
+    def encode(
+        self,
+        x: Tensor,
+        return_reg_log: bool = False,
+        unregularized: bool = False,
+        *,
+        input_cp: bool = False,
+        output_cp: bool = False,
+        use_cp: bool = True,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Standardised latents `b c t h w`, of the posterior's mean, for a video `B 3 T H W` in [-1, 1], T = 4k + 1.
+
+        Args:
+            x: the video.
+            return_reg_log: return (latents, {"kl_loss": KL to N(0, I), summed over elements, mean over the batch}).
+            unregularized: return (moments `b 2c t h w`, not standardised, {}) instead.
+            input_cp: must be False, as in CogVideoX's calls: the video is not split over ranks.
+            output_cp: must be False, as `input_cp`.
+            use_cp: ignored, there is nothing to split.
+
+        Raises:
+            UserError: the size does not fit the autoencoder; the nearest that do are named.
+        """
+        _refuse_split(input_cp, output_cp)
+        posterior = self.vae.encode(x.to(self._dtype), self.config.chunk_frames)
+        if unregularized:
+            return torch.cat([posterior.mean, posterior.logvar], dim=1).to(x.dtype), {}
+        z = self.stats.standardize(posterior.mode().float()).to(x.dtype)
+        return (z, _regularization_log(posterior)) if return_reg_log else z
+
+    def decode(
+        self,
+        z: Tensor,
+        clear_fake_cp_cache: bool = True,
+        *,
+        use_cp: bool | None = None,
+        input_cp: bool = False,
+        output_cp: bool = False,
+        split_kernel_size: int = 1,
+    ) -> Tensor:
+        """Frames `B 3 T H W`, about [-1, 1], of standardised latents `b c t h w`, the next ones of the video begun.
+
+        A video's first chunk of t latent frames gives 4 (t - 1) + 1 frames, later ones 4 t.
+
+        Args:
+            z: latents.
+            clear_fake_cp_cache: this is the video's last chunk.
+            use_cp: True, which CogVideoX 1.5 passes with the first chunk alone, starts a video even if an earlier one
+                was not finished.
+            input_cp: must be False, see `encode`.
+            output_cp: must be False, see `encode`.
+            split_kernel_size: ignored, it says how v1.0 splits over ranks.
+        """
+        _refuse_split(input_cp, output_cp)
+        stream = self._decoding if self._decoding is not None and not use_cp else self.vae.decode_stream()
+        self._decoding = None  # an exception below ends the video
+        latents = self.stats.unstandardize(z.float()).to(self._dtype)
+        video = torch.cat([stream(chunk) for chunk in latents.split(self._latents_at_a_time(z), dim=2)], dim=2)
+        if not clear_fake_cp_cache:
+            self._decoding = stream
+        return video.to(z.dtype)
+
+    def forward(self, x: Tensor, **decode_options: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(Latents, reconstruction, regularisation log) of a video, as sgm's autoencoders return them."""
+        z, log = self.encode(x, return_reg_log=True)
+        return z, self.decode(z, **decode_options), log
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.vae.mask_token.dtype
+
+    def _latents_at_a_time(self, z: Tensor) -> int:
+        if self.config.chunk_frames is None:
+            return max(z.shape[2], 1)
+        return max(self.config.chunk_frames // self.vae.temporal_factor, 1)
+
+
+def check_patched() -> None:
+    """Refuse to run in a CogVideoX checkout whose files assume its own autoencoder; elsewhere do nothing.
+
+    Raises:
+        UserError: patches are missing, for example after `git pull` or `git checkout`.
+    """
+    module = sys.modules.get("diffusion_video")
+    if module is None or module.__file__ is None:
+        return
+    folder = Path(module.__file__).resolve().parent
+    for name, marker in PATCH_MARKERS.items():
+        text = (folder / name).read_text(encoding="utf-8")
+        needed = name == "sample_video.py" or "fake_cp_size" in text  # v1.0 decodes in sample_video.py
+        if needed and marker not in text:
+            raise UserError(
+                f"{folder / name} is not patched for SSVAE; run: bash scripts/install_into_cogvideo.sh {folder.parent}"
+            )
+
+
+def _parse(params: Mapping[str, Any]) -> FirstStageConfig:
+    """Split off stock parameters; what a YAML file gave may be OmegaConf's."""
+    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(params)), resolve=True)
+    stock = [name for name in STOCK_PARAMETERS if name in plain]
+    if stock:
+        logger.info("parameters of the stock first stage, without effect here: %s", ", ".join(stock))
+    own = {name: value for name, value in plain.items() if name not in stock}
+    return parse_config(FirstStageConfig, own, source="first_stage_config.params")
+
+
+def _statistics(config: FirstStageConfig, vae: SSVAE) -> LatentStats:
+    channels = vae.config.latent_channels
+    if config.latent_mean is not None and config.latent_std is not None:
+        stats = LatentStats(torch.tensor(config.latent_mean), torch.tensor(config.latent_std))
+    elif vae.latent_stats is not None:
+        stats = vae.latent_stats
+    elif config.random_init:
+        stats = LatentStats(torch.zeros(channels), torch.ones(channels))
+    else:
+        raise UserError(
+            f"{config.ckpt_path}: no latent statistics beside the weights; measure them with `sat-ssvae stats`, "
+            "or give latent_mean and latent_std"
+        )
+    if len(stats.mean) != channels:
+        raise UserError(f"latent_mean: {len(stats.mean)} numbers, but the autoencoder has {channels} latent channels")
+    return stats
+
+
+def _regularization_log(posterior: Posterior) -> dict[str, Tensor]:
+    return {"kl_loss": posterior.kl().mean()}
+
+
+def _refuse_split(input_cp: bool, output_cp: bool) -> None:
+    if input_cp or output_cp:
+        raise UserError("input_cp, output_cp: SSVAE takes and returns whole videos, not parts of ranks; leave them out")

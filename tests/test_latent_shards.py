@@ -1,0 +1,128 @@
+"""Latent shards of real video files: resuming, several ranks, and what the data set gives to train_video.py."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sat_ssvae import UserError
+from sat_ssvae.cli import main
+from sat_ssvae.cogvideo import LatentDataset, SSVAEFirstStage
+from sat_ssvae.cogvideo.latent_shards import EncodeConfig, encode_shards
+from sat_ssvae.data.shards import DataConfig, fixed_clips
+from sat_ssvae.vae.statistics import LatentStats
+
+from .small_models import tiny_vae
+
+CPU = torch.device("cpu")
+STOCK = {"video_size": [480, 720], "fps": 8, "max_num_frames": 49, "skip_frms_num": 3.0}
+
+
+def with_statistics():
+    vae = tiny_vae()
+    vae.latent_stats = LatentStats(torch.arange(4.0), torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    return vae
+
+
+def settings(path, **changes):
+    data = DataConfig(path=str(path), num_frames=5, fps=8, resolution=(16, 24), num_workers=0)
+    return EncodeConfig(data=data, **({"clips_per_shard": 3, "batch_size": 2} | changes))
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoded")
+    count = encode_shards(with_statistics(), settings(tiny_shards), folder, CPU)
+    return folder, count
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+@torch.no_grad()
+def test_the_dataset_gives_what_the_first_stage_encodes(encoded, tiny_shards, tmp_path):
+    folder, count = encoded
+    dataset = LatentDataset.create_dataset_function(str(folder), args=None, **STOCK)
+    clips = list(fixed_clips(settings(tiny_shards).data, stride=5 / 8))
+    assert len(dataset) == len(clips) == count > 6
+    vae = with_statistics()
+    vae.save_pretrained(tmp_path)
+    stage = SSVAEFirstStage(ckpt_path=tmp_path)
+    for item, clip in zip(dataset, clips, strict=True):
+        assert item["mp4"].dtype == torch.float32
+        torch.testing.assert_close(item["mp4"], stage.encode(clip.video[None])[0], rtol=2e-3, atol=2e-3)
+        assert (item["txt"], item["num_frames"], item["fps"]) == (clip.caption, 5, 8)
+    assert {item["txt"] for item in dataset} == {"", "coloured bars"}
+
+
+def test_batches_are_those_that_latent_input_reads(encoded):
+    batch = next(iter(DataLoader(LatentDataset(encoded[0]), batch_size=2)))
+    assert batch["mp4"].shape == (2, 4, 3, 4, 6)  # B c t h w
+    assert batch["num_frames"].tolist() == [5, 5]
+    assert batch["fps"].shape == (2,)
+
+
+def test_an_interrupted_run_goes_on(encoded, tiny_shards, tmp_path):
+    shutil.copytree(encoded[0], tmp_path / "again")
+    tars = sorted((tmp_path / "again").glob("*.tar"))
+    tars[1].rename(tars[1].with_name(f"{tars[1].name}.partial"))
+    times = {path: path.stat().st_mtime_ns for path in tars if path.exists()}
+    assert (
+        encode_shards(with_statistics(), settings(tiny_shards, chunk_frames=4), tmp_path / "again", CPU) == encoded[1]
+    )
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert contents(tmp_path / "again").keys() == contents(encoded[0]).keys()
+
+
+def test_other_settings_or_weights_need_another_folder(encoded, tiny_shards):
+    with pytest.raises(UserError, match="choose an empty folder"):
+        encode_shards(with_statistics(), settings(tiny_shards, stride=0.25), encoded[0], CPU)
+    other = with_statistics()
+    other.mask_token.data += 1
+    with pytest.raises(UserError, match="choose an empty folder"):
+        encode_shards(other, settings(tiny_shards), encoded[0], CPU)
+
+
+def test_unusable_input_is_one_line(encoded, tiny_shards, tmp_path):
+    with pytest.raises(UserError, match="sat-ssvae stats"):
+        encode_shards(tiny_vae(), settings(tiny_shards), tmp_path, CPU)
+    with pytest.raises(UserError, match="sat-ssvae encode"):
+        LatentDataset(tmp_path)
+    with pytest.raises(UserError, match="takes no stride"):
+        LatentDataset.create_dataset_function(str(encoded[0]), args=None, stride=1)
+    shutil.copytree(encoded[0], tmp_path / "cut")
+    tar = sorted((tmp_path / "cut").glob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[:700])
+    with pytest.raises(UserError, match="delete"):
+        [LatentDataset(tmp_path / "cut")[index] for index in range(3)]
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_same_shards_as_one(encoded, tiny_shards, tmp_path):
+    with_statistics().save_pretrained(tmp_path / "vae")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    overrides = [
+        "data.num_frames=5",
+        "data.resolution=[16,24]",
+        "data.num_workers=0",
+        "clips_per_shard=3",
+        "batch_size=2",
+    ]
+    command = [*launch, "-m", "sat_ssvae.cli", "encode", tmp_path / "vae", tiny_shards, tmp_path / "out", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out'}: {encoded[1]} clips\n"
+    assert contents(tmp_path / "out") == contents(encoded[0])
+
+
+def test_settings_of_the_command_are_checked(tiny_shards, tmp_path, capsys):
+    with_statistics().save_pretrained(tmp_path / "vae")
+    with pytest.raises(SystemExit):
+        main(["encode", str(tmp_path / "vae"), str(tiny_shards), str(tmp_path / "out"), "data.num_frame=5"])
+    assert "did you mean `num_frames`?" in capsys.readouterr().err
