@@ -1,0 +1,121 @@
+"""SSVAE among SAT's models.
+
+save_sat(vae, "ssvae_sat")                # what `sat-ssvae convert IN ssvae_sat --to sat` does
+
+register()                                # SAT's model_registry knows SSVAEFirstStage from here on
+from sat.model import AutoModel
+first_stage, args = AutoModel.from_pretrained("ssvae_sat")
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..vae.autoencoder import SSVAE
+from .first_stage import SSVAEFirstStage
+
+MODEL_CLASS = "SSVAEFirstStage"
+"""Name in SAT's registry, and `model_class` in a folder's model_config.json."""
+
+_TRITON_MODULE = "sat.model.position_embedding.triton_rotary_embeddings"
+_ITERATION = "1"
+
+
+class SATFirstStage(SSVAEFirstStage):
+    """`SSVAEFirstStage` built the way SAT builds its models, from the arguments in model_config.json."""
+
+    def __init__(self, args: argparse.Namespace, params_dtype: torch.dtype = torch.float32, **params: Any) -> None:
+        """Build from `args.first_stage`, updated by `params`; SAT loads the weights afterwards."""
+        super().__init__(**{**args.first_stage, **params})
+        _start_model_parallel()
+        self.to(params_dtype)
+
+    @classmethod
+    def get_args(cls, **values: Any) -> argparse.Namespace:
+        """SAT's defaults: what AutoModel fills in beside the folder's own."""
+        return argparse.Namespace(**values)
+
+    def disable_untrainable_params(self) -> None:
+        """SAT asks before training; a first stage is frozen by its owner."""
+
+
+def register() -> None:
+    """Make SAT's model_registry know SSVAEFirstStage. Call it before `AutoModel.from_pretrained`.
+
+    Raises:
+        UserError: SAT, or a package that its import needs, is not installed.
+    """
+    import_sat().model_registry.register(MODEL_CLASS)(SATFirstStage)
+
+
+def import_sat() -> ModuleType:
+    """SAT's registry module, also on a machine without triton.
+
+    SAT imports a triton kernel for rotary embeddings that only some of its language models use. Where triton is
+    missing, the module of that kernel is replaced by an empty one before SAT's import.
+
+    Raises:
+        UserError: SAT, or a package that its import needs, is not installed.
+    """
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed, which SAT imports, insists on it
+    if importlib.util.find_spec("triton") is None and _TRITON_MODULE not in sys.modules:
+        stand_in = ModuleType(_TRITON_MODULE)
+        stand_in.FastRotaryEmbedding = None  # type: ignore[attr-defined]
+        sys.modules[_TRITON_MODULE] = stand_in
+    try:
+        return importlib.import_module("sat.model.registry")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"SAT needs {error.name}, which is not installed; run: pip install 'sat-ssvae[cogvideo]'"
+        ) from None
+
+
+def _start_model_parallel() -> None:
+    """What the constructor of SAT's own models does: SAT asks for this process's rank when it loads weights."""
+    from sat.arguments import initialize_distributed
+
+    cuda = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    launch = argparse.Namespace(
+        distributed_backend="nccl" if cuda else "gloo",
+        device=local_rank if cuda else "cpu",
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=local_rank,
+        model_parallel_size=1,
+        deepspeed=False,
+    )
+    initialize_distributed(launch)
+
+
+def save_sat(vae: SSVAE, folder: str | Path) -> None:
+    """Write `vae`, and its latent statistics, as a folder that SAT's AutoModel reads.
+
+    Raises:
+        UserError: the autoencoder has no latent statistics.
+    """
+    if vae.latent_stats is None:
+        raise UserError("SAT's form needs latent statistics, the autoencoder has none; measure them: sat-ssvae stats")
+    folder = Path(folder)
+    weights = folder / _ITERATION / "mp_rank_00_model_states.pt"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    first_stage = {
+        "random_init": True,  # SAT loads the weights after the model is built
+        "model": vae.config.model_dump(mode="json"),
+        "latent_mean": vae.latent_stats.mean.tolist(),
+        "latent_std": vae.latent_stats.std.tolist(),
+    }
+    module = {f"vae.{name}": value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
+    torch.save({"module": module}, weights)
+    config = {"model_class": MODEL_CLASS, "model_parallel_size": 1, "first_stage": first_stage}
+    (folder / "model_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (folder / "latest").write_text(f"{_ITERATION}\n", encoding="utf-8")

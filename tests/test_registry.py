@@ -1,0 +1,93 @@
+"""SAT's own AutoModel loads what `save_sat` writes; each test is a process, since SAT keeps global state."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sat_ssvae import UserError
+from sat_ssvae.cogvideo import SSVAEFirstStage
+from sat_ssvae.cogvideo.registry import save_sat
+from sat_ssvae.vae.statistics import LatentStats
+
+from .small_models import random_video, tiny_vae
+
+LOAD = """
+import sys, torch, importlib.util
+from sat_ssvae.cogvideo import SSVAEFirstStage
+from sat_ssvae.cogvideo.registry import register
+register()
+state = torch.get_rng_state()
+from sat.model import AutoModel
+from sat.model.registry import model_registry
+assert issubclass(model_registry.get("SSVAEFirstStage"), SSVAEFirstStage)
+assert ("triton" in sys.modules) == (importlib.util.find_spec("triton") is not None)
+first_stage, args = AutoModel.from_pretrained(sys.argv[1])
+assert isinstance(first_stage, SSVAEFirstStage)
+assert args.first_stage["latent_mean"] == [0.0, 1.0, 2.0, 3.0]
+x = torch.load(sys.argv[2])
+with torch.no_grad():
+    z = first_stage.encode(x)
+    torch.save((z, first_stage.decode(z)), sys.argv[3])
+"""
+
+
+def run(code, *arguments, **environment):
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, *map(str, arguments)]
+    variables = {**os.environ, "DS_ACCELERATOR": "cpu", **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def vae():
+    vae = tiny_vae()
+    vae.latent_stats = LatentStats(torch.arange(4.0), torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    return vae
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_automodel_returns_the_first_stage_with_its_args(vae, tmp_path):
+    save_sat(vae, tmp_path / "sat")
+    vae.save_pretrained(tmp_path / "folder")
+    torch.save(random_video(5), tmp_path / "video.pt")
+    done = run(LOAD, tmp_path / "sat", tmp_path / "video.pt", tmp_path / "out.pt")
+    assert done.returncode == 0, done.stderr
+    stage = SSVAEFirstStage(ckpt_path=tmp_path / "folder")
+    z, video = torch.load(tmp_path / "out.pt")
+    assert torch.equal(z, stage.encode(random_video(5)))
+    assert torch.equal(video, stage.decode(z))
+
+
+def test_a_folder_of_sat_holds_all_tensors_and_the_class(vae, tmp_path):
+    save_sat(vae, tmp_path)
+    assert json.loads((tmp_path / "model_config.json").read_text())["model_class"] == "SSVAEFirstStage"
+    weights = torch.load(tmp_path / (tmp_path / "latest").read_text().strip() / "mp_rank_00_model_states.pt")["module"]
+    assert {name.removeprefix("vae.") for name in weights} == set(vae.state_dict())
+
+
+def test_an_autoencoder_without_statistics_is_refused(vae, tmp_path):
+    vae.latent_stats = None
+    with pytest.raises(UserError, match="no latent statistics"):
+        save_sat(vae, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_package_that_sat_needs_is_named(tmp_path):
+    code = """
+import sys
+sys.modules["scipy"] = None  # what Python does for a package that is not there
+from sat_ssvae.cogvideo.registry import register
+from sat_ssvae import UserError
+try:
+    register()
+except UserError as error:
+    assert "SAT needs scipy" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
