@@ -6,13 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import compare, convert, pack, stats, train
+from .commands import cogvideo, compare, convert, encode, pack, stats, train
 from .errors import UserError
 from .progress import setup_logging
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = (compare, train, pack, stats, convert)
+COMMANDS = (compare, train, pack, stats, convert, encode, cogvideo)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -22,9 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # key=value settings may stand anywhere, argparse takes positional arguments in one place only.
-    if unknown := [argument for argument in rest if argument.startswith("-") or "=" not in argument]:
+    takes_settings = hasattr(options, "overrides")
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text or not takes_settings]
+    if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.overrides += rest
+    if takes_settings:
+        options.overrides += rest
     setup_logging(options.verbose)
     options.command_line = shlex.join(["sat-ssvae", *(sys.argv[1:] if arguments is None else arguments)])
     try:

@@ -1,0 +1,103 @@
+"""Transformers of CogVideoX made for other latents: which of their tensors fit, and a copy without those that do not.
+
+A transformer for 16 channels has another first and last layer than one for 48. CogVideoX's fine-tuning starts missing
+tensors afresh but stops at wrong ones, so `adapt` leaves these out.
+"""
+
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+WEIGHTS_NAME = "mp_rank_00_model_states.pt"
+
+Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""(tensor's name, shape found, shape needed)."""
+
+
+@dataclass(frozen=True)
+class TransformerSizes:
+    """What the shapes of a transformer's first and last layer and of its position table follow from."""
+
+    hidden: int
+    in_channels: int
+    out_channels: int
+    patch: tuple[int, int, int]
+    """(time, height, width)."""
+    flat_patch: bool
+    """Whether patches are flattened for a linear layer (main) or read by a 2-D convolution (v1.0)."""
+    positions: int
+    """Text and video positions of the table."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by the end of the tensor's name."""
+        volume = math.prod(self.patch)
+        flat = (self.hidden, self.in_channels * volume)
+        return {
+            "patch_embed.proj.weight": flat if self.flat_patch else (self.hidden, self.in_channels, *self.patch[1:]),
+            "final_layer.linear.weight": (volume * self.out_channels, self.hidden),
+            "final_layer.linear.bias": (volume * self.out_channels,),
+            "pos_embed.pos_embedding": (1, self.positions, self.hidden),
+        }
+
+    def misfits(self, weights: Mapping[str, Tensor]) -> list[Misfit]:
+        """Tensors of a checkpoint with another shape than these sizes need."""
+        expected = self.shapes()
+        found = [
+            (name, tuple(value.shape), shape)
+            for name, value in weights.items()
+            for ending, shape in expected.items()
+            if name.endswith(f".{ending}")
+        ]
+        return [misfit for misfit in found if misfit[1] != misfit[2]]
+
+
+def read_transformer(folder: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint folder as SAT writes it; they stay on disk until they are used.
+
+    Raises:
+        UserError: the folder is missing, or holds no readable checkpoint.
+    """
+    return _read(folder)["module"]
+
+
+def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
+    """Write a copy of a checkpoint folder to `output`, without the tensors that do not fit, which are returned.
+
+    Raises:
+        UserError: `folder` holds no readable checkpoint, or `output` exists.
+    """
+    if output.exists():
+        raise UserError(f"{output}: exists already; choose another folder, or delete it")
+    checkpoint = _read(folder)
+    misfits = sizes.misfits(checkpoint["module"])
+    left_out = {name for name, _, _ in misfits}
+    module = {name: value for name, value in checkpoint["module"].items() if name not in left_out}
+    (output / "1").mkdir(parents=True)
+    torch.save({"module": module}, output / "1" / WEIGHTS_NAME)
+    (output / "latest").write_text("1\n", encoding="utf-8")
+    return misfits
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        iteration = (folder / "latest").read_text(encoding="utf-8").strip()
+        path = folder / iteration / WEIGHTS_NAME
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: no such file; a transformer's folder holds `latest`, 1/{WEIGHTS_NAME}"
+        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder}: not a readable checkpoint of SAT ({reason})") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("module"), dict):
+        raise UserError(f"{path}: not a checkpoint of SAT, which holds its tensors under `module`")
+    return checkpoint

@@ -1,0 +1,295 @@
+"""The overlays over configurations with the stock files' numbers, and every number put wrong once."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+
+from sat_ssvae import SSVAE, SSVAEConfig, UserError
+from sat_ssvae.cli import main
+from sat_ssvae.cogvideo.check import Settings, check, merge
+from sat_ssvae.cogvideo.latent_shards import LatentInfo
+from sat_ssvae.cogvideo.transformer import adapt, read_transformer
+from sat_ssvae.vae.statistics import LatentStats
+
+from .test_project import ROOT
+
+OVERLAYS = ROOT / "cogvideo_configs"
+NETWORK = "model.network_config.params"
+POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
+SFT = {"args": {"mode": "finetune"}, "data": {"target": "data_video.SFTDataset"}}
+
+
+def network(**params):
+    return {"params": {"hidden_size": 64, "time_compressed_rate": 4, "num_frames": 49, **params}}
+
+
+def stock_v1(**model):
+    """The numbers of cogvideox_2b.yaml and sft.yaml that have to do with latents."""
+    positions = {"text_length": 226, "height_interpolation": 1.875, "width_interpolation": 1.875}
+    modules = {"pos_embed_config": {"target": "dit_video_concat.Basic3DPositionEmbeddingMixin", "params": positions}}
+    sizes = {"latent_width": 90, "latent_height": 60, "patch_size": 2, "in_channels": 16, "out_channels": 16}
+    stage = {"target": "vae_modules.autoencoder.VideoAutoencoderInferenceWrapper", "params": {"cp_size": 1}}
+    values = {
+        "model": {
+            "scale_factor": 1.15258426,
+            "network_config": network(modules=modules, **sizes),
+            "first_stage_config": stage,
+            **model,
+        }
+    }
+    return (
+        values
+        | copy.deepcopy(SFT)
+        | {"data": SFT["data"] | {"params": {"video_size": [480, 720], "max_num_frames": 49}}}
+    )
+
+
+def stock_main(**model):
+    """Those of cogvideox1.5_5b.yaml."""
+    values = stock_v1(latent_input=True, **model)
+    params = values["model"]["network_config"]["params"]
+    params |= {"num_frames": 81, "latent_width": 300, "latent_height": 300, "patch_size": [2, 2, 2]}
+    target = "dit_video_concat.Rotary3DPositionEmbeddingMixin"
+    params["modules"] = {"pos_embed_config": {"target": target, "params": {"text_length": 224}}}
+    return values
+
+
+STOCKS = {
+    "cogvideox_2b_5b": stock_v1(),
+    "cogvideox_5b_i2v": stock_v1(noised_image_input=True),
+    "cogvideox1.5_5b": stock_main(),
+    "cogvideox1.5_5b_i2v": stock_main(noised_image_input=True),
+}
+STOCKS["cogvideox1.5_5b_i2v"]["model"]["latent_input"] = False
+INFERENCE = {
+    "v1.0": {"args": {"mode": "inference", "latent_channels": 16, "sampling_num_frames": 13}},
+    "main": {
+        "args": {
+            "mode": "inference",
+            "latent_channels": 16,
+            "sampling_num_frames": 22,
+            "sampling_image_size": [768, 1360],
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """48 channels at 4x16x16, as narrow as can be."""
+    config = SSVAEConfig(base_channels=1, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, num_mid_blocks=1)
+    vae = SSVAE(config)
+    vae.latent_stats = LatentStats(torch.zeros(48), torch.ones(48))
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def configuration(vae, tmp_path):
+    """(name, changes..., sampling) -> the stock numbers, the overlay, and dotted changes, merged from files."""
+
+    def build(name, changes=None, sampling=False, more=()):
+        era = "main" if "1.5" in name else "v1.0"
+        layers = [STOCKS[name], *([INFERENCE[era]] if sampling else [])]
+        own = {"model.first_stage_config.params.ckpt_path": str(vae)} | (changes or {})
+        files = []
+        for number, values in enumerate([*layers, nested(own)]):
+            files.append(tmp_path / f"{number}.yaml")
+            files[-1].write_text(yaml.safe_dump(values))
+        files[-1:-1] = [OVERLAYS / f"{overlay}.yaml" for overlay in (name, *more)]
+        return files
+
+    return build
+
+
+def nested(dotted):
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    values = {}
+    for key, value in dotted.items():
+        *parents, last = key.split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return values
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("name", STOCKS)
+def test_the_overlays_fit(configuration, name, sampling):
+    assert check(merge(configuration(name, sampling=sampling))) == []
+
+
+def latents(folder, frames, height, width, mean=0.0):
+    """A folder that says of itself what `sat-ssvae encode` would."""
+    values = {"fingerprint": "x", "shape": (48, (frames - 1) // 4 + 1, height // 16, width // 16), "fps": 8}
+    statistics = {"latent_mean": [mean] * 48, "latent_std": [1.0] * 48}
+    folder.mkdir()
+    (folder / "latents.json").write_text(LatentInfo(num_frames=frames, **values, **statistics).model_dump_json())
+    return {"args.train_data": [str(folder)]}
+
+
+def test_encoded_latents_fit_or_are_named(configuration, tmp_path):
+    def keys(name, changes):
+        return [finding.key for finding in check(merge(configuration(name, changes, more=["latents"])))]
+
+    assert keys("cogvideox_2b_5b", latents(tmp_path / "a", 49, 480, 720)) == []
+    assert keys("cogvideox1.5_5b", latents(tmp_path / "b", 85, 768, 1360)) == []
+    assert keys("cogvideox1.5_5b", latents(tmp_path / "c", 81, 768, 1360)) == ["args.train_data's frames"]
+    assert keys("cogvideox_2b_5b", latents(tmp_path / "d", 49, 480, 736)) == [f"{NETWORK}.latent_width"]
+    assert keys("cogvideox_2b_5b", latents(tmp_path / "e", 49, 480, 720, mean=1.0)) == ["args.train_data"]
+    assert keys("cogvideox_2b_5b", {}) == ["args.train_data"]  # the overlay's folder is not there
+
+
+def test_the_lora_overlay_fits(configuration):
+    frozen = {"model.not_trainable_prefixes": ["all"]}
+    (finding,) = check(merge(configuration("cogvideox_2b_5b", frozen)))
+    assert finding.key == "model.not_trainable_prefixes"
+    files = configuration("cogvideox_2b_5b", more=["cogvideox_lora"])
+    assert check(merge(files)) == []
+    assert "all" not in merge(files)["model"]["not_trainable_prefixes"]
+
+
+def test_every_overlay_is_checked_here():
+    checked = {*STOCKS, "cogvideox_lora", "latents", "copied"}
+    assert {path.stem for path in OVERLAYS.glob("*.yaml")} == checked
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "wrong", "right", "sampling"),
+    [
+        ("cogvideox_2b_5b", "model.scale_factor", 0.7, "1.0", False),
+        ("cogvideox_2b_5b", f"{NETWORK}.in_channels", 16, "48", False),
+        ("cogvideox_5b_i2v", f"{NETWORK}.in_channels", 48, "96", False),
+        ("cogvideox_2b_5b", f"{NETWORK}.out_channels", 96, "48", False),
+        ("cogvideox_2b_5b", f"{NETWORK}.time_compressed_rate", 8, "4", False),
+        ("cogvideox_2b_5b", "args.latent_channels", 16, "48", True),
+        ("cogvideox_2b_5b", f"{NETWORK}.latent_width", 90, "45", False),
+        ("cogvideox_2b_5b", f"{NETWORK}.latent_height", 60, "30", True),
+        ("cogvideox1.5_5b", f"{NETWORK}.latent_width", 80, "at least 85", False),
+        ("cogvideox_2b_5b", f"{POSITIONS}.height_interpolation", 1.0, "1.875", False),
+        ("cogvideox_2b_5b", "data.params.video_size", [482, 720], "[480, 720]", False),
+        ("cogvideox1.5_5b", "args.sampling_image_size", [768, 1352], "[768, 1344]", True),
+        ("cogvideox_2b_5b", "data.params.max_num_frames", 48, "49", False),
+        ("cogvideox1.5_5b", "data.params.max_num_frames", 81, "85", False),
+        ("cogvideox_2b_5b", f"{NETWORK}.num_frames", 33, "at least 49", False),
+        ("cogvideox1.5_5b", "args.sampling_num_frames", 21, "20", True),
+        ("cogvideox1.5_5b", "args.sampling_num_frames", 42, "at most 22", True),
+        ("cogvideox_2b_5b", "args.sampling_num_frames", 12, "11", True),
+        ("cogvideox_2b_5b", "args.sampling_num_frames", 1, "3", True),
+        ("cogvideox1.5_5b", "model.latent_input", True, "False", False),
+        ("cogvideox1.5_5b_i2v", "data.target", "x.LatentDataset", "data_video.SFTDataset", False),
+        ("cogvideox_2b_5b", "args.load", "/nowhere", "a transformer's folder, or null to start afresh", False),
+    ],
+)
+def test_a_wrong_number_is_named_with_the_right_one(configuration, name, key, wrong, right, sampling):
+    findings = check(merge(configuration(name, {key: wrong}, sampling)))
+    assert [(finding.key, finding.found, finding.expected) for finding in findings] == [(key, wrong, right)]
+    assert "\n" not in str(findings[0])
+
+
+def test_a_patch_that_does_not_divide_the_grid_is_named(configuration):
+    findings = check(merge(configuration("cogvideox_2b_5b", {f"{NETWORK}.patch_size": 2})))
+    assert findings[0].key == "data.params.video_size"
+    assert findings[0].expected == "[480, 704]"
+
+
+def test_configurations_of_the_other_era_are_told_apart(configuration):
+    findings = check(merge(configuration("cogvideox_2b_5b")), era="main")
+    assert [(finding.key, finding.expected) for finding in findings] == [
+        (f"{NETWORK}.patch_size", "[1, 1, 1]"),
+        (f"{POSITIONS}.height_interpolation", f"under {NETWORK}"),
+    ]
+    assert check(merge(configuration("cogvideox1.5_5b")), era="v1.0")[0].key == f"{NETWORK}.patch_size"
+
+
+@pytest.fixture
+def transformer(tmp_path):
+    """A stock transformer's first and last layer, its table of positions, and a layer between."""
+    hidden, prefix = 64, "model.diffusion_model.mixins."
+    module = {
+        f"{prefix}patch_embed.proj.weight": torch.randn(hidden, 16, 2, 2),
+        f"{prefix}patch_embed.text_proj.weight": torch.randn(hidden, 8),
+        f"{prefix}final_layer.linear.weight": torch.randn(64, hidden),
+        f"{prefix}final_layer.linear.bias": torch.randn(64),
+        f"{prefix}pos_embed.pos_embedding": torch.randn(1, 226 + 13 * 30 * 45, hidden),
+    }
+    folder = tmp_path / "transformer"
+    (folder / "1").mkdir(parents=True)
+    (folder / "latest").write_text("1")
+    torch.save({"module": module}, folder / "1" / "mp_rank_00_model_states.pt")
+    return folder
+
+
+def test_a_stock_transformer_is_named_and_adapted(configuration, transformer, tmp_path):
+    files = configuration("cogvideox_2b_5b", {"args.load": str(transformer)})
+    (finding,) = check(merge(files))
+    assert finding.key == "args.load"
+    assert "(64, 16, 2, 2) instead of (64, 48, 1, 1); sat-ssvae cogvideo adapt" in finding.reason
+    adapted = tmp_path / "adapted"
+    left_out = adapt(transformer, adapted, Settings(merge(files)).transformer())
+    assert {name.split(".")[-2] for name, _, _ in left_out} == {"proj", "linear"}
+    kept, before = read_transformer(adapted), read_transformer(transformer)
+    assert len(kept) == 2  # text_proj and the positions
+    assert all(torch.equal(kept[name], before[name]) for name in kept)
+    assert check(merge(configuration("cogvideox_2b_5b", {"args.load": str(adapted)}))) == []
+    with pytest.raises(UserError, match="exists already"):
+        adapt(transformer, adapted, Settings(merge(files)).transformer())
+
+
+def test_the_patches_of_main_are_flat(configuration):
+    shapes = Settings(merge(configuration("cogvideox1.5_5b"))).transformer().shapes()
+    assert shapes["patch_embed.proj.weight"] == (64, 96)
+    assert shapes["final_layer.linear.weight"] == (96, 64)
+
+
+def test_the_command_prints_what_does_not_fit(configuration, capsys):
+    files = [str(file) for file in configuration("cogvideox_2b_5b", {"model.scale_factor": 0.7})]
+    with pytest.raises(SystemExit) as ended:
+        main(["cogvideo", "check", "--base", *files])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("model.scale_factor is 0.7, must be 1.0: ")
+    assert "error: 1 of the settings" in printed.err
+    assert main(["cogvideo", "check", "--base", *map(str, configuration("cogvideox_2b_5b"))]) == 0
+    assert "everything fits" in capsys.readouterr().out
+
+
+def test_the_adapt_command(configuration, transformer, tmp_path, capsys):
+    files = map(str, configuration("cogvideox_2b_5b"))
+    assert main(["cogvideo", "adapt", str(transformer), str(tmp_path / "out"), "--base", *files]) == 0
+    assert "left out model.diffusion_model.mixins.patch_embed.proj.weight: (64, 16, 2, 2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["/nowhere.yaml"], "/nowhere.yaml: no such configuration file"),
+        (["{broken"], "not readable YAML"),
+        (["model: {}"], "give an overlay of cogvideo_configs/"),
+    ],
+)
+def test_unusable_configurations_are_one_line(files, message, tmp_path):
+    paths = []
+    for number, text in enumerate(files):
+        paths.append(text if text.startswith("/") else tmp_path / f"{number}.yaml")
+        if not text.startswith("/"):
+            paths[-1].write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        check(merge(paths))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_transformers_are_one_line(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "latest").write_text("1")
+    path = tmp_path / "1" / "mp_rank_00_model_states.pt"
+    path.write_bytes(b"PK damaged")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        read_transformer(tmp_path)
+    torch.save({"weights": {}}, path)
+    with pytest.raises(UserError, match="under `module`"):
+        read_transformer(tmp_path)
