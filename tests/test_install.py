@@ -97,13 +97,13 @@ def test_lines_that_moved_are_found(checkout):
 
 
 def test_an_unknown_version_is_left_alone_and_told_how(checkout):
+    (_, (old, *_), (new, *_)) = hunks(patches_of(checkout)[-1])[0]
     path = checkout / "sat/sample_video.py"
-    path.write_text(path.read_text().replace("args.latent_channels", "args.channels"))
+    path.write_text(path.read_text().replace(old, f"{old}  # edited"))
     before = contents(checkout)
     done = install(checkout, "--copy")
     assert done.returncode == 1
     assert contents(checkout) == before
-    (_, (old, *_), (new, *_)) = hunks(patches_of(checkout)[-1])[0]
     assert f"replace  {old}" in done.stderr
     assert f"by       {new}" in done.stderr
     assert "nothing was changed" in done.stderr.splitlines()[-1]

@@ -79,13 +79,13 @@ def test_an_autoencoder_without_statistics_is_refused(vae, tmp_path):
 def test_a_package_that_sat_needs_is_named(tmp_path):
     code = """
 import sys
-sys.modules["scipy"] = None  # what Python does for a package that is not there
+sys.modules["wandb"] = None  # what Python does for a package that is not there
 from sat_ssvae.cogvideo.registry import register
 from sat_ssvae import UserError
 try:
     register()
 except UserError as error:
-    assert "SAT needs scipy" in str(error), error
+    assert "SAT needs wandb" in str(error), error
 else:
     raise SystemExit("no error")
 """
