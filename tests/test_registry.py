@@ -71,7 +71,7 @@ def test_a_folder_of_sat_holds_all_tensors_and_the_class(vae, tmp_path):
 
 def test_an_autoencoder_without_statistics_is_refused(vae, tmp_path):
     vae.latent_stats = None
-    with pytest.raises(UserError, match="no latent statistics"):
+    with pytest.raises(UserError, match="needs latent statistics"):
         save_sat(vae, tmp_path)
 
 
