@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast, get_args
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError
 
@@ -34,6 +34,14 @@ class Config(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+
+def added_field(default: Any, **constraints: Any) -> Any:
+    """A field that came to a configuration later: left out of dumps while it has its default.
+
+    So a run that does not use it keeps its fingerprint and its folder.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default, **constraints)
 
 
 def load_config(

@@ -1,6 +1,7 @@
 """The training loop, on real shards: what it writes, exact continuation, bad losses, wrong configurations."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -53,6 +54,10 @@ def configured(shards, **changes):
 def rows(folder):
     with (folder / "train.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def details(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_lowers_the_loss_and_writes_a_model_that_loads(tiny_shards, tmp_path):
@@ -151,12 +156,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_shards, tmp_path, monkeypat
     saved = []
     original = trainer.save_checkpoint
 
-    def fail_at_the_second(engine, folder, step, state):
+    def fail_at_the_second(engine, folder, step, state, **options):
         if saved:
             (folder / "step_4.partial").mkdir()
             raise OSError(28, "No space left on device")
         saved.append(step)
-        original(engine, folder, step, state)
+        original(engine, folder, step, state, **options)
 
     monkeypatch.setattr(trainer, "save_checkpoint", fail_at_the_second)
     with pytest.raises(OSError, match="No space left"):
@@ -170,8 +175,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_shards, tmp_path, monkeypat
 def test_bad_losses_are_skipped_and_end_the_run_with_advice(tiny_shards, tmp_path, monkeypatch):
     original = trainer.Objective.forward
 
-    def not_a_number(self, video, generator):
-        losses = original(self, video, generator)
+    def not_a_number(self, video, generator, *critic):
+        losses = original(self, video, generator, *critic)
         return losses._replace(total=losses.total * float("nan"))
 
     monkeypatch.setattr(trainer.Objective, "forward", not_a_number)
@@ -179,19 +184,61 @@ def test_bad_losses_are_skipped_and_end_the_run_with_advice(tiny_shards, tmp_pat
         train(configured(tiny_shards, max_steps=50), tmp_path, CPU)
 
 
-def test_one_bad_loss_leaves_the_weights_and_goes_on(tiny_shards, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_one_bad_loss_leaves_the_weights_and_goes_on(tiny_shards, tmp_path, monkeypatch, caplog, zero_stage):
     original = trainer.Objective.forward
     calls = []
 
-    def sometimes(self, video, generator):
-        losses = original(self, video, generator)
+    def sometimes(self, video, generator, *critic):
+        losses = original(self, video, generator, *critic)
         calls.append(1)
         return losses._replace(total=losses.total * float("nan")) if len(calls) == 3 else losses
 
     monkeypatch.setattr(trainer.Objective, "forward", sometimes)
-    finished = train(configured(tiny_shards), tmp_path, CPU)
-    assert "step 3 skipped" in caplog.text
+    changes = {"max_steps": 4, "checkpoint_every": 9, "optimizer": {"zero_stage": zero_stage}}
+    finished = train(configured(tiny_shards, **changes), tmp_path, CPU)
+    assert "step 3 skipped: the loss is infinite or NaN" in caplog.text
     assert all(value.isfinite().all() for value in load_file(finished / "model.safetensors").values())
+    listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [skip["cause"] for skip in listed] == ["infinite or NaN loss"] * 2
+    assert details(tmp_path)[-1]["skipped_steps"] == 1
+
+
+class Overflow(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_step_with_a_bad_gradient_changes_nothing(tiny_shards, tmp_path, monkeypatch, zero_stage):
+    """The weights and the optimiser go on as if the step had not been there: as in a run that began one step later."""
+    original = trainer.Objective.forward
+    weights = []
+
+    def overflowing(self, video, generator, *critic):
+        weights.append({name: value.clone() for name, value in self.vae.state_dict().items()})
+        losses = original(self, video, generator, *critic)
+        return losses._replace(total=Overflow.apply(losses.total)) if len(weights) in (1, 3) else losses
+
+    monkeypatch.setattr(trainer.Objective, "forward", overflowing)
+    optimizer = {"zero_stage": zero_stage, "warmup_steps": 2}
+    train(configured(tiny_shards, max_steps=5, checkpoint_every=9, optimizer=optimizer), tmp_path, CPU)
+    changed = [
+        any(not torch.equal(one[name], other[name]) for name in one) for one, other in itertools.pairwise(weights)
+    ]
+    assert changed == [False, True, False, True]
+    rates = [float(row["lr"]) for row in rows(tmp_path)]  # a row shows the rate of the step to come
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 2e-3 / 3, 1e-3, 7.5e-4])
+    assert [line["skipped_steps"] for line in details(tmp_path)] == [1, 1, 2, 2, 2]
+    causes = [json.loads(line)["cause"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert set(causes) == {"infinite or NaN gradient"}
 
 
 @pytest.mark.parametrize(

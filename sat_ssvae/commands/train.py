@@ -16,6 +16,9 @@ def add(commands: Any) -> None:
     command.add_argument("--config", type=Path, required=True, help="YAML file, or the name of a packaged one")
     command.add_argument("--name", required=True, help="the run's name: its folder in --output")
     command.add_argument("--output", type=Path, default=Path("runs"), help="folder (default: %(default)s)")
+    # The published article writes these two like that; they are key=value settings as well.
+    command.add_argument("--resume_from", "--resume-from", metavar="PATH", help="weights of an earlier stage")
+    command.add_argument("--freeze_encoder", "--freeze-encoder", metavar="True", help="train the decoder alone")
     add_overrides(command)
 
 
@@ -24,7 +27,9 @@ def run(options: argparse.Namespace) -> None:
     from ..distributed import default_device, initialize, rank
     from ..training.trainer import TrainConfig, train
 
-    config = load_config(TrainConfig, find_config(options.config), options.overrides)
+    flags = {name: getattr(options, name) for name in ("resume_from", "freeze_encoder")}
+    overrides = [*options.overrides, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
+    config = load_config(TrainConfig, find_config(options.config), overrides)
     device = default_device()
     initialize(device)
     folder = train(config, options.output / options.name, device)

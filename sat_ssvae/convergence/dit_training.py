@@ -24,12 +24,13 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .. import distributed
 from ..config import Config, fingerprint, load_config
 from ..errors import UserError
 from ..progress import progress_bar
+from ..training.average import warmed_up_average
 from ..training.engine import OptimizerConfig, build_engine, load_checkpoint, save_checkpoint
 from .diffusion import DiffusionProcess, FlowMatching
 from .dit import DiT, DiTConfig, build_dit
@@ -185,7 +186,7 @@ class _Training:
         model_config = config.model(self.shape, *(text.states.shape[1:] if text is not None else ()))
         module = build_dit(model_config, seed)
         # Before the engine wraps the module: its hooks are not to be copied.
-        self.average = AveragedModel(module, device, multi_avg_fn=_warmed_up_average(config.ema_decay))
+        self.average = AveragedModel(module, device, multi_avg_fn=warmed_up_average(config.ema_decay))
         self.average.requires_grad_(False).eval()
         self.engine = build_engine(
             module,
@@ -338,19 +339,6 @@ def load_dit(folder: Path) -> DiT:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a transformer that dit.yaml describes ({reason}); train it again") from None
     return model.eval()
-
-
-def _warmed_up_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average over about a tenth of the steps so far, until `decay` limits it.
-
-    The initial weights would otherwise stay in it for 1 / (1 - decay) steps, most of a short training.
-    """
-
-    def update(averaged: Any, current: Any, num_averaged: Any) -> None:
-        count = float(num_averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, num_averaged)
-
-    return update
 
 
 def _identity(config: DiTTrainConfig, seed: int, data: Tensor) -> str:

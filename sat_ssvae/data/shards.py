@@ -12,6 +12,7 @@ cannot be read is replaced by the next one of the same rank.
 
 import hashlib
 import logging
+import signal
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -185,10 +186,22 @@ def fixed_clips(
 
 
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
-    # A generator of its own: without one, DataLoader draws a seed from the global generator.
     return iter(
-        DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers, generator=torch.Generator())
+        DataLoader(
+            source,
+            batch_size=None,
+            sampler=indices,
+            num_workers=num_workers,
+            # One of its own: without it, DataLoader draws a seed from the global generator.
+            generator=torch.Generator(),
+            worker_init_fn=_ignore_sigterm,
+        )
     )
+
+
+def _ignore_sigterm(_worker: int) -> None:
+    """Whoever ends a process group means the trainer, which saves first and then ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _open(config: DataConfig, skips: SkipLog) -> "_ClipReader":

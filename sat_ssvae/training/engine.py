@@ -7,8 +7,9 @@ engine.step()
 
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,44 +95,116 @@ def lr_multiplier(config: OptimizerConfig, max_steps: int) -> Callable[[int], fl
     return multiplier
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write `folder/step_N` (weights, optimiser, schedule and `state`), then drop the older ones.
+def save_checkpoint(
+    engine: Any,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    others: Mapping[str, Any] | None = None,
+    keep: int = 1,
+    milestone_every: int = 0,
+) -> None:
+    """Write `folder/step_N` (weights, optimiser, schedule and `state`), then drop old ones.
 
-    It is written under another name and renamed when complete: a killed process or a full disk leaves the previous
-    checkpoint in place.
+    It is written under another name, flushed to the disk and renamed when complete: a killed process, a dead machine or
+    a full disk leaves the previous checkpoint in place.
+
+    Args:
+        engine: what to save.
+        folder: the run's folder of checkpoints.
+        step: its number.
+        state: whatever else is needed to continue.
+        others: further engines by name, saved in subfolders.
+        keep: newest checkpoints that stay.
+        milestone_every: checkpoints at multiples of it stay, too; 0 for none.
 
     Raises:
         UserError: it cannot be written.
     """
-    partial, complete = f"step_{step}.partial", folder / f"step_{step}"
+    partial, complete = folder / f"step_{step}.partial", folder / f"step_{step}"
     if distributed.rank() == 0:
-        shutil.rmtree(folder / partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     distributed.barrier()
     try:
-        engine.save_checkpoint(str(folder), tag=partial, client_state={**state, "step": step}, save_latest=False)
+        engine.save_checkpoint(str(folder), tag=partial.name, client_state={**state, "step": step}, save_latest=False)
+        for name, other in (others or {}).items():
+            other.save_checkpoint(str(partial), tag=name, save_latest=False)
+        _sync(*partial.rglob("*"), partial)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(
-            f"{folder / partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
+            f"{partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
             "the same command again, it continues from the last complete one"
         ) from error
     distributed.barrier()
     if distributed.rank() == 0:
         shutil.rmtree(complete, ignore_errors=True)
-        (folder / partial).replace(complete)
-        for other in folder.glob("step_*"):
-            if other != complete:
-                shutil.rmtree(other)
+        partial.replace(complete)
+        _sync(folder)
+        _drop_old(folder, step, keep, milestone_every)
     distributed.barrier()
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the weights alone as a torch file of plain tensors; what was there before stays until it is complete.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        torch.save({name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, partial)
+        _sync(partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); make room") from error
+
+
+def _sync(*paths: Path) -> None:
+    """Have files and folders on the disk, so that a machine that dies does not lose them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _drop_old(folder: Path, newest: int, keep: int, milestone_every: int) -> None:
+    """Delete what was not completed and all but the `keep` newest checkpoints and the milestones."""
+    for leftover in folder.glob("step_*.partial"):
+        shutil.rmtree(leftover)
+    steps = sorted(step for step in complete_steps(folder) if step <= newest)
+    for step in steps[:-keep]:
+        if not milestone_every or step % milestone_every:
+            shutil.rmtree(folder / f"step_{step}")
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of which `folder` holds a whole checkpoint."""
+    names = [path.name.removeprefix("step_") for path in folder.glob("step_*")]
+    return [int(name) for name in names if name.isdigit()]
 
 
 def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """Restore the newest complete checkpoint; returns its state, with the `step` it was made at, or None."""
-    complete = [path for path in folder.glob("step_*") if path.suffix != ".partial"]
-    if not complete:
+    steps = complete_steps(folder)
+    if not steps:
         return None
-    newest = max(complete, key=lambda path: int(path.name.removeprefix("step_")))
-    path, state = engine.load_checkpoint(str(folder), tag=newest.name)
-    if path is None:
-        raise RuntimeError(f"{newest}: DeepSpeed could not load its own checkpoint")
+    newest = folder / f"step_{max(steps)}"
+    state = _load(engine, folder, newest.name)
     logger.info("continuing from %s", newest)
+    return state
+
+
+def load_other(engine: Any, folder: Path, step: int, name: str) -> None:
+    """Restore one of the `others` of `save_checkpoint`."""
+    _load(engine, folder / f"step_{step}", name)
+
+
+def _load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
+    path, state = engine.load_checkpoint(str(folder), tag=tag)
+    if path is None:
+        raise RuntimeError(f"{folder / tag}: DeepSpeed could not load its own checkpoint")
     return dict(state)

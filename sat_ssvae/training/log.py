@@ -1,6 +1,8 @@
-"""A CSV of declared columns that survives interruptions: every curve is drawn from it."""
+"""Logs that survive interruptions: a CSV of declared columns, from which every curve is drawn, and lines of JSON."""
 
 import csv
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +33,14 @@ class MetricsLog:
             return
         kept = [row for row in self._read() if int(row["step"]) <= start]
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", newline="", encoding="utf-8")
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+        partial.replace(path)
+        self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it."""
@@ -63,3 +69,34 @@ class MetricsLog:
                 raise UserError(f"{self.path}: has other columns than this version writes; delete or move it")
             # A killed process may leave half a line at the end.
             return [row for row in reader if None not in row.values() and row["step"].isdigit()]
+
+
+class JsonLog:
+    """Append lines of JSON that begin with a step; what is not finite becomes null. Otherwise as `MetricsLog`."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._file = None
+        if distributed.rank() != 0:
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A killed process may leave half a line at the end.
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= start]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line and flush it."""
+        if self._file is not None:
+            plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step, **plain}) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> "JsonLog":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,6 +1,6 @@
 """The autoencoder's training objective.
 
-    total = reconstruction + kl_weight * KL + lcr_weight * relu(threshold - R)
+    total = reconstruction + kl_weight * KL + lcr_weight * relu(threshold - R) [+ weight * adversarial]
 
 Reconstruction is an L1 or squared error plus a perceptual distance, through LMR's masked latents; KL and LCR look at
 the posterior itself. Convolutions may run in bf16; every term is computed in float32.
@@ -20,7 +20,13 @@ from ..spectral.masking import MaskKind, apply_mask, draw_mask, draw_ratios
 from ..vae.autoencoder import SSVAE
 from ..vae.layers import repeat_first_frame
 from ..vae.posterior import Posterior
+from .discriminator import Discriminator, Precision, autocast, generator_loss
 from .perceptual import PerceptualName, build_perceptual
+
+LCR_LIMIT = 1e8
+"""Largest ratio of gradient norms (published)."""
+ADVERSARIAL_LIMIT = 1e4
+"""Likewise for the adversarial term, as in VQGAN."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Window = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -80,8 +86,9 @@ class ObjectiveConfig(Config):
     """How local correlation is measured and weighted."""
     lmr: LMRConfig = LMRConfig()
     """What is masked."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the convolutions; weights, losses and regularisers stay in float32."""
+    precision: Precision = "float32"
+    """Precision of the convolutions; weights, losses and regularisers stay in float32. float16 scales the loss by a
+    power of two that follows what the gradients bear."""
 
     @model_validator(mode="after")
     def _probabilities_sum_to_one(self) -> "ObjectiveConfig":
@@ -95,7 +102,8 @@ class Losses(NamedTuple):
     """Scalars in float32; all but `total` are detached, for the log."""
 
     total: Tensor
-    """Minimise this. A gradient-balanced LCR term is in it unweighted: its weight is applied in the backward pass."""
+    """Minimise this. Gradient-balanced terms (LCR, adversarial) are in it unweighted: their weight is applied in the
+    backward pass."""
     nll: Tensor
     """The weighted reconstruction term as it enters the total."""
     error: Tensor
@@ -108,17 +116,20 @@ class Losses(NamedTuple):
     """relu(threshold - R), unweighted."""
     correlation: Tensor
     """R, the mean local correlation of the posterior mean."""
+    adversarial: Tensor
+    """Minus the mean logit that the discriminators give the reconstruction, unweighted; 0 without them."""
 
 
 class GradientBalance(torch.autograd.Function):
     """Weigh a regulariser by the ratio of gradient norms, within the one backward pass that training makes anyway.
 
-    Both arguments are the same tensor's two uses: `main` leads to the reconstruction term, `regularised` to the
-    regulariser. By the time that backward gets here, the gradient of each with respect to the moments is known, so
-    their gradients at the weight of the convolution that made the moments cost two small convolutions, and no second
-    pass through the decoder. The regulariser's gradient continues multiplied by
+    Both results are one tensor's two uses: `main` leads to the reconstruction term, `regularised` to the regulariser
+    (LCR at the encoder's last convolution, the discriminators at the decoder's). By the time that backward gets here,
+    the gradient of each with respect to that tensor is known, so their gradients at the weight of the causal
+    convolution that made it out of `features` cost two small convolutions, and no second backward pass. The
+    regulariser's gradient continues multiplied by
 
-        w = weight * min(|g_main| / (|g_regularised| + 1e-4), 1e8)
+        w = weight * min(|g_main| / (|g_regularised| + 1e-4), limit)
 
     which is a constant for the derivative (published; VQGAN's adaptive weight, arXiv 2012.09841, eq. 7). `w` is
     written into `applied` for the log.
@@ -127,22 +138,25 @@ class GradientBalance(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: D102
         ctx: Any,
-        moments: Tensor,
+        output: Tensor,
         features: Tensor,
         weight_shape: torch.Size,
         weight: float,
         applied: Tensor,
+        limit: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(features)
-        ctx.weight_shape, ctx.weight, ctx.applied = weight_shape, weight, applied
-        return moments.view_as(moments), moments.view_as(moments)
+        ctx.weight_shape, ctx.weight, ctx.applied, ctx.limit = weight_shape, weight, applied, limit
+        return output.view_as(output), output.view_as(output)
 
     @staticmethod
     def backward(  # noqa: D102
         ctx: Any, main: Tensor, regularised: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
+    ) -> tuple[Tensor, None, None, None, None, None]:
         (features,) = ctx.saved_tensors
         inputs = repeat_first_frame(features, 2)
+        if inputs.dtype == torch.float16:  # a sum over all positions, which float16 does not hold
+            inputs = inputs.float()
 
         def norm(gradient: Tensor) -> Tensor:
             at_weight = torch.nn.grad.conv3d_weight(
@@ -151,9 +165,9 @@ class GradientBalance(torch.autograd.Function):
             return at_weight.float().norm()
 
         norms = distributed.mean_over_ranks(torch.stack([norm(main), norm(regularised)]))
-        applied = ctx.weight * (norms[0] / (norms[1] + 1e-4)).clamp_max(1e8)
+        applied = ctx.weight * (norms[0] / (norms[1] + 1e-4)).clamp_max(ctx.limit)
         ctx.applied.copy_(applied)
-        return main + applied * regularised, None, None, None, None
+        return main + applied * regularised, None, None, None, None, None
 
 
 class Objective(nn.Module):
@@ -171,22 +185,40 @@ class Objective(nn.Module):
         self.applied_lcr_weight: Tensor
         self.register_buffer("applied_lcr_weight", torch.tensor(config.lcr_weight), persistent=False)
         """Weight that LCR had in the last backward pass; it differs from `lcr_weight` when gradient-balanced."""
+        self.applied_adversarial_weight: Tensor
+        self.register_buffer("applied_adversarial_weight", torch.tensor(0.0), persistent=False)
+        """Weight that the adversarial term had in the last backward pass."""
+        self.reconstruction: Tensor | None = None
+        """The last reconstruction, detached float32 `B C T H W`, where discriminators were given."""
 
-    def forward(self, video: Tensor, generator: torch.Generator) -> Losses:
+    def forward(
+        self,
+        video: Tensor,
+        generator: torch.Generator,
+        critic: Discriminator | None = None,
+        adversarial_weight: float = 0.0,
+    ) -> Losses:
         """Losses of a batch of videos `B C T H W` in [-1, 1].
 
         Args:
             video: the batch.
             generator: a CPU generator, for the posterior sample and the masks; seed it with rank and step.
+            critic: the discriminators, whose judgement then is part of the total.
+            adversarial_weight: of that part, see `AdversarialConfig.weight`.
         """
         with self._autocast(video):
             for_decoder, for_lcr, for_kl = self._encode(video)
             posterior = Posterior.from_moments(for_decoder)
             eps = torch.randn(posterior.mean.shape, generator=generator).to(video.device)
             latents = self._mask(posterior.mean + posterior.std * eps, generator)
-            reconstruction = self.vae.decode(latents)
+            if critic is None:
+                reconstruction, adversarial = self.vae.decode(latents), video.new_zeros(())
+            else:
+                reconstruction, for_critic = self._decode_twice(latents, adversarial_weight)
+                adversarial = generator_loss(critic(for_critic))
+                self.reconstruction = for_critic.detach().float()
         with torch.autocast(video.device.type, enabled=False):
-            return self._losses(video, reconstruction.float(), for_lcr, for_kl)
+            return self._losses(video, reconstruction.float(), for_lcr, for_kl, adversarial)
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The posterior's moments for the reconstruction, for LCR, and for KL: equal in value, `b 2c t h w` float32.
@@ -200,9 +232,23 @@ class Objective(nn.Module):
             return moments, moments, moments
         shape = encoder.moments.conv.weight.shape
         branches = GradientBalance.apply(
-            moments, features.detach(), shape, self.config.lcr_weight, self.applied_lcr_weight
+            moments, features.detach(), shape, self.config.lcr_weight, self.applied_lcr_weight, LCR_LIMIT
         )
         return *branches, moments
+
+    def _decode_twice(self, latents: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """The reconstruction for the reconstruction term and for the discriminators: see `GradientBalance`."""
+        last = self.vae.decoder.out[2]
+        features: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0].detach()))
+        with hook:
+            reconstruction = self.vae.decode(latents)
+        shape = self.vae.decoder.last_layer.shape
+        applied = self.applied_adversarial_weight
+        for_error, for_critic = GradientBalance.apply(
+            reconstruction, features[0], shape, weight, applied, ADVERSARIAL_LIMIT
+        )
+        return for_error, for_critic
 
     def _mask(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         """LMR: hide a part of each sample's latents."""
@@ -231,6 +277,7 @@ class Objective(nn.Module):
         reconstruction: Tensor,
         for_lcr: Tensor,
         for_kl: Tensor,
+        adversarial: Tensor,
     ) -> Losses:
         config = self.config
         mean_nll, error, perceptual = self._reconstruction_terms(video, reconstruction)
@@ -245,6 +292,8 @@ class Objective(nn.Module):
         if lcr is not None and config.lcr_weight:
             balanced = config.lcr.weighting == "gradient"
             total = total + (lcr if balanced else config.lcr_weight * lcr)
+        if adversarial.requires_grad:
+            total = total + adversarial
         nothing = video.new_zeros(())
         mean_correlation = correlation.mean
         return Losses(
@@ -255,11 +304,11 @@ class Objective(nn.Module):
             kl=kl.detach(),
             lcr=nothing if lcr is None else lcr.detach(),
             correlation=nothing if mean_correlation is None else mean_correlation.detach(),
+            adversarial=adversarial.detach(),
         )
 
     def _autocast(self, video: Tensor) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(video.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(video.device, self.config.precision)
 
 
 def _frames(video: Tensor) -> Tensor:

@@ -2,83 +2,42 @@
 
     sat-ssvae train --config ssvae_demo.yaml --name my_vae data.path=shards/train lcr_weight=0.05
 
-A run is a folder: config.json, train.csv (one row a logged step), checkpoints/ while it runs, vae/ (see
-`vae/checkpoint.py`) when it is done. Started again, it continues where it was and takes the same steps that it
-would have taken without the interruption: batches, posterior samples and masks are functions of seed, rank and step.
+A run is a folder: config.json, train.csv (one row a logged step), metrics.jsonl (the same and timings), checkpoints/
+while it runs, latest.pth (the weights alone, for a next stage), vae/ (see `vae/checkpoint.py`) when it is done. Started
+again, it continues where it was and takes the same steps that it would have taken without the interruption: batches,
+posterior samples and masks are functions of seed, rank and step.
 """
 
 import json
 import logging
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from torch.optim.swa_utils import AveragedModel
 
 from .. import distributed
-from ..data.shards import DataConfig, training_batches
-from ..data.skips import SkipLog
+from ..data.shards import Batch, training_batches
+from ..data.skips import Skip, SkipLog
 from ..errors import UserError
 from ..progress import progress_bar
-from ..vae.autoencoder import SSVAE, SSVAEConfig
-from ..vae.checkpoint import save_pretrained
-from .engine import OptimizerConfig, build_engine, load_checkpoint, save_checkpoint
-from .log import MetricsLog
-from .losses import Losses, Objective, ObjectiveConfig
+from ..vae.autoencoder import SSVAE
+from ..vae.checkpoint import load_pretrained, save_pretrained
+from .average import warmed_up_average
+from .discriminator import Discriminator, critic_loss
+from .engine import build_engine, complete_steps, load_checkpoint, load_other, save_checkpoint, save_weights
+from .log import JsonLog, MetricsLog
+from .losses import Losses, Objective
+from .settings import TrainConfig
+from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 
 logger = logging.getLogger(__name__)
 
-MAX_SKIPPED_STEPS = 10
-"""Steps in a row without a finite loss after which training stops."""
-
-
-class TrainConfig(ObjectiveConfig):
-    """One run of `sat-ssvae train`: the objective's settings and these."""
-
-    batch_size: int = Field(default=8, gt=0)
-    """Videos per step and process."""
-    lr: float = Field(default=1e-4, gt=0)
-    """Peak learning rate."""
-    max_steps: int = Field(default=150_000, gt=0)
-    """Optimiser steps."""
-    model: SSVAEConfig = SSVAEConfig()
-    """Sizes of the network; `channels` at the top level is short for `model.latent_channels`."""
-    data: DataConfig
-    """The clips; `resolution` at the top level is short for `data.resolution`."""
-
-    optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1000)
-    """AdamW and DeepSpeed; its learning rate is `lr` above."""
-    seed: int = Field(default=0, ge=0)
-    """Initial weights, order of the clips, posterior samples and masks."""
-    log_every: int = Field(default=50, gt=0)
-    """Steps between rows of train.csv."""
-    checkpoint_every: int = Field(default=1000, gt=0)
-    """Steps between checkpoints."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_short_names(cls, values: Any) -> Any:
-        """Put `channels` and `resolution` where they belong."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        places = {
-            "channels": ("model", "latent_channels"),
-            "resolution": ("data", "resolution"),
-        }
-        for short, (section, name) in places.items():
-            if short in values:
-                value, inner = values.pop(short), dict(values.get(section) or {})
-                if inner.setdefault(name, value) != value:
-                    raise ValueError(f"`{short}` and `{section}.{name}` differ; give one of them")
-                values[section] = inner
-        return values
-
-    @model_validator(mode="after")
-    def _values_fit(self) -> "TrainConfig":
-        if "lr" in self.optimizer.model_fields_set and self.optimizer.lr != self.lr:
-            raise ValueError("`lr` and `optimizer.lr` differ; give `lr` alone")
-        return self
+TERMINATED = 143
+"""Exit status after SIGTERM, as shells have it."""
+LATEST = "latest.pth"
 
 
 def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
@@ -90,90 +49,288 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         device: where to train; with a launcher, this rank's device.
 
     Raises:
-        UserError: unusable data, a folder that holds another run, or a loss that stays infinite or NaN.
+        UserError: unusable data or weights, a folder that holds another run, or a loss that stays infinite or NaN.
+        SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    finished = output / "vae"
     _claim_folder(config, output)
     if (output / "done").exists():
         logger.info("%s is finished", output)
-        return finished
-    torch.manual_seed(config.seed)
-    objective = Objective(SSVAE(config.model), config)
-    optimizer = config.optimizer.model_copy(update={"lr": config.lr})
-    engine = build_engine(
-        objective, optimizer, max_steps=config.max_steps, micro_batch_size=config.batch_size, device=device
-    )
-    state = load_checkpoint(engine, output / "checkpoints") or {"step": 0}
-    _run(config, engine, output, int(state["step"]), device)
-    if distributed.rank() == 0:
-        save_pretrained(objective.vae, finished)
-        (output / "done").touch()
-    distributed.barrier()
-    return finished
+    else:
+        _Training(config, output, device).run()
+    return output / "vae"
 
 
-def _run(config: TrainConfig, engine: Any, output: Path, start: int, device: torch.device) -> None:
-    rank, world = distributed.rank(), distributed.world_size()
-    accumulation = config.optimizer.accumulation_steps
-    skips = SkipLog(output / "skipped.jsonl")
-    batches = training_batches(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=rank,
-        world_size=world,
-        start_batch=start * accumulation,
-        skips=skips,
-    )
-    log = MetricsLog(output / "train.csv", ["step", "lr", *Losses._fields, "lcr_weight"], start)
-    bar = progress_bar(config.max_steps, f"training {output.name}", "step", initial=start)
-    skipped_in_a_row = 0
-    engine.train()
-    with bar, log:
-        for step in range(start, config.max_steps):
-            finite = True
-            for micro in range(accumulation):
-                video = next(batches).video.to(device)
-                generator = torch.Generator().manual_seed(_step_seed(config.seed, rank, step, micro))
-                losses = engine(video, generator)
-                finite = finite and not distributed.any_rank(not bool(losses.total.isfinite()), device)
-                if finite:
-                    engine.backward(losses.total)
-                    engine.step()
-            skipped_in_a_row = 0 if finite else _count_skip(engine, skipped_in_a_row, step)
-            if (step + 1) % config.log_every == 0 or step + 1 == config.max_steps:
-                row = _log_row(engine, losses)
-                log.write(step + 1, row)
-                bar.set_postfix(loss=f"{row['total']:.4g}", error=f"{row['error']:.4f}")
-            bar.update()
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.max_steps:
-                save_checkpoint(engine, output / "checkpoints", step + 1, {})
+class _Training:
+    """One run: the engines, what goes with them into a checkpoint, and where it is."""
 
-
-def _log_row(engine: Any, losses: Losses) -> dict[str, float]:
-    """Means over ranks, LCR entering the total with the weight that it really had."""
-    objective: Objective = engine.module
-    weight = objective.applied_lcr_weight
-    config = objective.config
-    total = losses.total.detach()
-    if config.lcr_weight and config.lcr.weighting == "gradient":
-        total = total + (weight - 1) * losses.lcr
-    values = torch.stack([total, *losses[1:], weight])
-    values = distributed.mean_over_ranks(values)
-    names = [*Losses._fields, "lcr_weight"]
-    return {"lr": engine.get_lr()[0], **dict(zip(names, values.tolist(), strict=True))}
-
-
-def _count_skip(engine: Any, in_a_row: int, step: int) -> int:
-    """Note a step that was not taken because a loss was not finite on some rank; stop after too many."""
-    engine.zero_grad()
-    logger.warning("step %d skipped: the loss is infinite or NaN", step + 1)
-    if in_a_row + 1 >= MAX_SKIPPED_STEPS:
-        raise UserError(
-            f"{MAX_SKIPPED_STEPS} steps in a row without a finite loss, the last one {step + 1}: lower lr (to 5e-5) "
-            "and batch_size (to 4), set optimizer.clip_norm=1, and look for broken or black samples in the data"
+    def __init__(self, config: TrainConfig, output: Path, device: torch.device) -> None:
+        self.config, self.output, self.device = config, output, device
+        torch.manual_seed(config.seed)
+        vae = _initial_autoencoder(config, output)
+        # LCR has nothing to act on in a frozen encoder.
+        objective_config = config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config
+        self.objective = Objective(vae, objective_config)
+        # Before the engine wraps the module: its hooks are not to be copied.
+        average_of = warmed_up_average(config.ema_decay)
+        self.average = AveragedModel(vae, device, multi_avg_fn=average_of) if config.ema_decay else None
+        self.engine = build_engine(
+            self.objective,
+            config.optimizer.model_copy(update={"lr": config.lr}),
+            max_steps=config.max_steps,
+            micro_batch_size=config.batch_size,
+            device=device,
         )
-    return in_a_row + 1
+        self.critic: Any = None
+        self.loss_scale = LossScale(config.precision == "float16")
+        self.skipped = self.skipped_in_a_row = 0
+        self.step = self._resume()
+
+    @property
+    def vae(self) -> SSVAE:
+        """The autoencoder that the run hands over: the averaged weights where there is an average."""
+        vae = self.objective.vae if self.average is None else self.average.module
+        assert isinstance(vae, SSVAE)
+        return vae
+
+    def run(self) -> None:
+        config = self.config
+        skips = SkipLog(self.output / "skipped.jsonl")
+        batches = training_batches(
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            start_batch=self.step * config.optimizer.accumulation_steps,
+            skips=skips,
+        )
+        log = MetricsLog(self.output / "train.csv", ["step", "lr", *_loss_names(config), "lcr_weight"], self.step)
+        details = JsonLog(self.output / "metrics.jsonl", self.step)
+        bar = progress_bar(config.max_steps, f"training {self.output.name}", "step", initial=self.step)
+        self.engine.train()
+        with bar, log, details, StopRequest() as stop:
+            timer = _Timer(batches)
+            while self.step < config.max_steps:
+                losses, verdict, extra = self._step(timer, skips, stop)
+                self.step += 1
+                if self.step % config.log_every == 0 or self.step == config.max_steps:
+                    row = self._log_row(losses)
+                    log.write(self.step, row)
+                    details.write(self.step, {**row, **extra, **timer.lap(), "skipped_steps": self.skipped})
+                    bar.set_postfix(loss=f"{row['total']:.4g}", error=f"{row['error']:.4f}")
+                bar.update()
+                due = self.step % config.checkpoint_every == 0
+                if (due or verdict.stop) and self.step < config.max_steps:
+                    self._save()
+                if verdict.stop and self.step < config.max_steps:
+                    logger.info("SIGTERM: saved step %d; the same command continues from there", self.step)
+                    raise SystemExit(TERMINATED)
+        self._finish()
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def _step(
+        self, batches: Iterator[Batch], skips: SkipLog, stop: StopRequest
+    ) -> tuple[Losses, Verdict, dict[str, float]]:
+        """One optimiser step, or none on any rank if a loss or gradient is infinite or NaN on one of them."""
+        config, step = self.config, self.step
+        self._prepare_critic(step)
+        bad: list[str] = []
+        keys: list[str] = []
+        accumulation = config.optimizer.accumulation_steps
+        for micro in range(accumulation):
+            batch = next(batches)
+            for engine in self._engines():
+                engine.set_gradient_accumulation_boundary(micro == accumulation - 1)
+            losses, critic_total = self._backward(batch.video.to(self.device), step, micro)
+            finite = bool(losses.total.isfinite()) and (critic_total is None or bool(critic_total.isfinite()))
+            bad += [] if finite else batch.keys
+            keys += batch.keys
+        norms = []
+        for engine in self._engines():
+            self.loss_scale.unscale(engine)
+            norms.append(gradient_norm(engine))
+        bad_gradient = not all(bool(norm.isfinite()) for norm in norms)
+        verdict = vote(bad_loss=bool(bad), bad_gradient=bad_gradient, stop=stop.requested, device=self.device)
+        overflow = self.loss_scale.update(verdict)
+        if verdict.finite:
+            self._take_step()
+        else:
+            for engine in self._engines():
+                discard_gradients(engine)
+            if not overflow:
+                self._count_skip(verdict, bad or ([] if verdict.bad_loss else keys), skips)
+        norm = self.engine.get_global_grad_norm() if self.engine.zero_optimization() else norms[0]
+        details = {"gradient_norm": float(norm), "loss_scale": self.loss_scale.scale}
+        if critic_total is not None:
+            weight = float(self.objective.applied_adversarial_weight)
+            details |= {"critic": float(critic_total), "adversarial_weight": weight}
+        return losses, verdict, details
+
+    def _backward(self, video: torch.Tensor, step: int, micro: int) -> tuple[Losses, torch.Tensor | None]:
+        """Gradients of a micro-batch; the discriminators' loss where they take part."""
+        scale = self.loss_scale.scale
+        generator = torch.Generator().manual_seed(_step_seed(self.config.seed, distributed.rank(), step, micro))
+        if self.critic is None:
+            losses: Losses = self.engine(video, generator)
+            self.engine.backward(losses.total * scale if scale != 1 else losses.total)
+            return losses, None
+        # Through its module, not its engine: DeepSpeed would expect a backward pass of the discriminators' own.
+        critic: Discriminator = self.critic.module
+        critic.requires_grad_(False)
+        losses = self.engine(video, generator, critic, self.config.adversarial.weight)
+        critic.requires_grad_(True)
+        self.engine.backward(losses.total * scale)
+        assert self.objective.reconstruction is not None
+        total = critic_loss(critic(video), critic(self.objective.reconstruction))
+        self.critic.backward(total * scale)
+        return losses, total.detach()
+
+    def _take_step(self) -> None:
+        for engine in self._engines():
+            engine.step()
+        if self.average is not None:
+            self.average.update_parameters(self.objective.vae)
+        self.skipped_in_a_row = 0
+
+    def _count_skip(self, verdict: Verdict, keys: list[str], skips: SkipLog) -> None:
+        """Note a step that no rank took and the samples that may be why; stop after too many in a row."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        what = "loss" if verdict.bad_loss else "gradient"
+        for key in keys:
+            skips.filtered(Skip(key, f"infinite or NaN {what}", f"in the batch of step {self.step + 1}"))
+        logger.warning("step %d skipped: the %s is infinite or NaN", self.step + 1, what)
+        if self.skipped_in_a_row >= self.config.max_skipped_steps:
+            raise UserError(
+                f"{self.skipped_in_a_row} steps in a row without a finite {what}, the last one {self.step + 1}: lower "
+                "lr (to 5e-5) and batch_size (to 4), set optimizer.clip_norm=1, and drop broken or black samples "
+                f"(those of the skipped steps are listed in {skips.path}; data.drop_black, data.drop_frozen find more)"
+            )
+
+    # --- discriminators -----------------------------------------------------------------------------------------------
+
+    def _engines(self) -> list[Any]:
+        return [self.engine] if self.critic is None else [self.engine, self.critic]
+
+    def _prepare_critic(self, step: int) -> None:
+        """Build the discriminators when the first step comes that uses them."""
+        config, adversarial = self.config, self.config.adversarial
+        if self.critic is not None or not adversarial.active_at(step):
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_step_seed(config.seed, 0, 0, -1))
+            critic = Discriminator(adversarial, config.precision)
+        optimizer = {"lr": adversarial.lr or config.lr, "betas": adversarial.betas}
+        self.critic = build_engine(
+            critic,
+            config.optimizer.model_copy(update=optimizer),
+            max_steps=config.max_steps - adversarial.start_step + 1,
+            micro_batch_size=config.batch_size,
+            device=self.device,
+        )
+
+    # --- checkpoints and logs -----------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "skipped": [self.skipped, self.skipped_in_a_row],
+            "loss_scale": self.loss_scale.state(),
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        save_checkpoint(
+            self.engine,
+            self.output / "checkpoints",
+            self.step,
+            state,
+            others={"critic": self.critic} if self.critic is not None else {},
+            keep=self.config.keep_checkpoints,
+            milestone_every=self.config.milestone_every,
+        )
+        if distributed.rank() == 0:
+            save_weights(self.vae, self.output / LATEST)
+
+    def _resume(self) -> int:
+        """Restore the newest checkpoint, if there is one; returns the steps done."""
+        folder = self.output / "checkpoints"
+        state = load_checkpoint(self.engine, folder)
+        if state is None:
+            return 0
+        step = int(state["step"])
+        self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))
+        if "loss_scale" in state:
+            self.loss_scale.restore(state["loss_scale"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self._prepare_critic(step - 1)
+        if self.critic is not None:
+            load_other(self.critic, folder, step, "critic")
+        return step
+
+    def _finish(self) -> None:
+        if distributed.rank() == 0:
+            save_weights(self.vae, self.output / LATEST)
+            save_pretrained(self.vae, self.output / "vae")
+            (self.output / "done").touch()
+        distributed.barrier()
+
+    def _log_row(self, losses: Losses) -> dict[str, float]:
+        """Means over ranks, gradient-balanced terms entering the total with the weight that they really had."""
+        objective, config = self.objective, self.objective.config
+        weight = objective.applied_lcr_weight
+        total = losses.total.detach()
+        if config.lcr_weight and config.lcr.weighting == "gradient":
+            total = total + (weight - 1) * losses.lcr
+        if self.critic is not None:
+            total = total + (objective.applied_adversarial_weight - 1) * losses.adversarial
+        named = losses._replace(total=total)._asdict()
+        names = [*_loss_names(self.config), "lcr_weight"]
+        values = torch.stack([*(named[name] for name in names[:-1]), weight])
+        values = distributed.mean_over_ranks(values)
+        return {"lr": self.engine.get_lr()[0], **dict(zip(names, values.tolist(), strict=True))}
+
+
+class _Timer(Iterator[Batch]):
+    """Hands on batches and notes how long they let the loop wait."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
+
+    def __next__(self) -> Batch:
+        begin = time.monotonic()
+        batch = next(self._batches)
+        self._waited += time.monotonic() - begin
+        self._count += 1
+        return batch
+
+    def lap(self) -> dict[str, float]:
+        """Seconds a batch since the last call, and the share of them that was spent waiting for it."""
+        seconds = time.monotonic() - self._begin
+        lap = {"batch_seconds": seconds / max(self._count, 1), "data_share": self._waited / seconds}
+        self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
+        return lap
+
+
+def _loss_names(config: TrainConfig) -> list[str]:
+    """The losses that the run has."""
+    return [name for name in Losses._fields if name != "adversarial" or config.adversarial.weight]
+
+
+def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
+    """A new one, or `resume_from`'s weights; parameters that are not to be trained are frozen."""
+    vae = SSVAE(config.model)
+    if config.resume_from is not None and not complete_steps(output / "checkpoints"):
+        loaded = load_pretrained(config.resume_from)
+        if loaded.config != config.model:
+            differing = [name for name, value in loaded.config if getattr(config.model, name) != value]
+            values = ", ".join(f"model.{name}={getattr(loaded.config, name)}" for name in differing)
+            raise UserError(f"{config.resume_from}: another architecture than configured; set {values}")
+        vae.load_state_dict(loaded.state_dict())
+        logger.info("starting from the weights of %s", config.resume_from)
+    vae.encoder.requires_grad_(not config.freeze_encoder)
+    return vae
 
 
 def _step_seed(seed: int, rank: int, step: int, micro: int) -> int:
@@ -195,4 +352,6 @@ def _claim_folder(config: TrainConfig, output: Path) -> None:
             raise UserError(f"{output} holds a run with another configuration; choose another name or delete it")
     else:
         output.mkdir(parents=True, exist_ok=True)
-        path.write_text(wanted, encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(wanted, encoding="utf-8")
+        partial.replace(path)

@@ -1,0 +1,83 @@
+"""The configuration of one run of `sat-ssvae train`."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ..config import added_field
+from ..data.shards import DataConfig
+from ..vae.autoencoder import SSVAEConfig
+from .discriminator import AdversarialConfig
+from .engine import OptimizerConfig
+from .losses import ObjectiveConfig
+
+
+class TrainConfig(ObjectiveConfig):
+    """One run of `sat-ssvae train`: the objective's settings and these."""
+
+    batch_size: int = Field(default=8, gt=0)
+    """Videos per step and process."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    max_steps: int = Field(default=150_000, gt=0)
+    """Optimiser steps."""
+    model: SSVAEConfig = SSVAEConfig()
+    """Sizes of the network; `channels` at the top level is short for `model.latent_channels`."""
+    data: DataConfig
+    """The clips; `resolution` at the top level is short for `data.resolution`."""
+    resume_from: str | None = added_field(None)
+    """Weights to start from: the `latest.pth` or `vae` of an earlier stage, or a published file. An interrupted run
+    continues from its own checkpoint instead."""
+    freeze_encoder: bool = added_field(False)
+    """Train the decoder and the mask token only. KL and LCR, which act on the encoder, then have no effect."""
+
+    adversarial: AdversarialConfig = added_field(AdversarialConfig())
+    """The discriminator; its weight 0 (the default) turns it off."""
+    optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1000)
+    """AdamW and DeepSpeed; its learning rate is `lr` above."""
+    ema_decay: float = added_field(0.0, ge=0, lt=1)
+    """Decay a step of a moving average of the weights, which is then what the run hands over; 0 turns it off."""
+    seed: int = Field(default=0, ge=0)
+    """Initial weights, order of the clips, posterior samples and masks."""
+
+    log_every: int = Field(default=50, gt=0)
+    """Steps between rows of train.csv."""
+    checkpoint_every: int = Field(default=1000, gt=0)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = added_field(1, gt=0)
+    """Newest checkpoints that are kept."""
+    milestone_every: int = added_field(0, ge=0)
+    """Checkpoints at multiples of this step are kept for ever; 0 keeps none."""
+    max_skipped_steps: int = added_field(10, gt=0)
+    """Steps in a row without a finite loss and gradient after which training stops."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_short_names(cls, values: Any) -> Any:
+        """Put `channels` and `resolution` where they belong."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        places = {
+            "channels": ("model", "latent_channels"),
+            "resolution": ("data", "resolution"),
+        }
+        for short, (section, name) in places.items():
+            if short in values:
+                value, inner = values.pop(short), dict(values.get(section) or {})
+                if inner.setdefault(name, value) != value:
+                    raise ValueError(f"`{short}` and `{section}.{name}` differ; give one of them")
+                values[section] = inner
+        return values
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> "TrainConfig":
+        if "lr" in self.optimizer.model_fields_set and self.optimizer.lr != self.lr:
+            raise ValueError("`lr` and `optimizer.lr` differ; give `lr` alone")
+        smallest = min(self.data.size)
+        if self.adversarial.weight and smallest < self.adversarial.min_size:
+            raise ValueError(
+                f"adversarial.num_layers = {self.adversarial.num_layers} needs a resolution of at least "
+                f"{self.adversarial.min_size}, found {smallest}"
+            )
+        return self

@@ -1,0 +1,88 @@
+"""Two ranks: they skip together, they hold the same weights, ZeRO's stages agree."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from .ranks import run_ranks
+from .test_stages import ADVERSARIAL
+from .test_trainer import details, rows, settings
+
+SCRIPT = """
+import json, sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from sat_ssvae import distributed
+from sat_ssvae.config import parse_config
+from sat_ssvae.training import trainer
+from sat_ssvae.training.trainer import TrainConfig, train
+
+CPU = torch.device("cpu")
+distributed.initialize(CPU)
+rank, (runs, folder) = distributed.rank(), sys.argv[1:]
+original = trainer.Objective.forward
+
+class Overflow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+for name, settings in json.loads(runs).items():
+    calls = []
+
+    def one_rank_fails(self, video, generator, *critic):
+        calls.append(1)
+        losses = original(self, video, generator, *critic)
+        total = losses.total
+        if name.startswith("bad") and len(calls) == 2 and rank == 1:
+            total = total * float("nan")
+        if name.startswith("bad") and len(calls) == 4 and rank == 0:
+            total = Overflow.apply(total)
+        return losses._replace(total=total)
+
+    trainer.Objective.forward = one_rank_fails
+    training = trainer._Training
+    instances = []
+    trainer._Training = lambda *arguments: instances.append(training(*arguments)) or instances[-1]
+    train(parse_config(TrainConfig, settings), Path(folder) / name, CPU)
+    trainer._Training = training
+    mine = torch.cat([value.detach().flatten() for value in instances[0].objective.vae.state_dict().values()])
+    others = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(others, mine)
+    assert torch.equal(others[0], others[1]), name
+    assert len(calls) == settings["max_steps"], (name, len(calls))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_agree_and_skip_together(tiny_shards, tmp_path):
+    runs = {}
+    for stage in (0, 1, 2):
+        optimizer = {"warmup_steps": 0, "schedule": "constant", "zero_stage": stage, "clip_norm": 10.0}
+        changes = {"max_steps": 5, "checkpoint_every": 3, "optimizer": optimizer, "batch_size": 1}
+        runs[f"bad{stage}"] = settings(tiny_shards, **changes)
+        runs[f"half{stage}"] = settings(tiny_shards, **{**changes, "precision": "float16", "max_steps": 12})
+        runs[f"gan{stage}"] = settings(
+            tiny_shards, **changes, adversarial=ADVERSARIAL, precision="bfloat16", freeze_encoder=True, ema_decay=0.9
+        )
+    run_ranks(SCRIPT, [json.dumps(runs), str(tmp_path)], tmp_path / "log")
+
+    for stage in (0, 1, 2):
+        folder = tmp_path / f"bad{stage}"
+        assert [line["skipped_steps"] for line in details(folder)] == [0, 1, 1, 2, 2]
+        listed = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+        of_loss = [skip for skip in listed if skip["cause"] == "infinite or NaN loss"]
+        of_gradient = [skip for skip in listed if skip["cause"] == "infinite or NaN gradient"]
+        # The rank whose loss is not finite is known; a gradient is found bad after it was summed over the ranks.
+        assert len(of_loss) == 1 and len(of_gradient) == 2
+        expected, actual = (load_file(tmp_path / f"bad{s}" / "vae" / "model.safetensors") for s in (0, stage))
+        assert all((expected[name] - actual[name]).norm() <= 0.02 * expected[name].norm() for name in expected)
+        half = details(tmp_path / f"half{stage}")
+        assert half[-1]["skipped_steps"] == 0 and half[-1]["loss_scale"] < 2**16
+        assert float(rows(tmp_path / f"gan{stage}")[-1]["adversarial"]) != 0
+    norms = [details(tmp_path / f"bad{stage}")[0]["gradient_norm"] for stage in (0, 1, 2)]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
