@@ -12,6 +12,7 @@ from sat_ssvae.convergence.results import ComparisonResults
 from sat_ssvae.convergence.settings import ClipSource, CompareConfig
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.trainer import TrainConfig
+from sat_ssvae.vae.autoencoder import SSVAEConfig
 
 CPU = torch.device("cpu")
 ARMS = {"stock": {"settings": {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}}, "ssvae": {"settings": {}}}
@@ -118,8 +119,29 @@ def test_every_preset_and_packaged_arm_is_valid():
             data = {"path": "x", **config.clips.model_dump(include={"num_frames", "fps", "resolution"})}
             training = parse_config(TrainConfig, {**config.vae, **arm.settings, "data": data}, source=name)
             assert training.max_steps == config.vae.get("max_steps", TrainConfig.model_fields["max_steps"].default)
-    for name in ("ch48_256p", "article_256p"):
-        assert load_config(TrainConfig, packaged(f"{name}.yaml"), ["data.path=x"]).model.latent_channels == 48
+    stages = {"ch48_LCR_LMR_256p": 150_000, "ch48_LCR_LMR_512p": 50_000, "ch48_LCR_LMR_1080p": 30_000}
+    stages |= {"published_256p": 150_000, "published_512p": 50_000, "ch48_LCR_LMR_256p_low_data": 150_000}
+    for name, steps in stages.items():
+        first = "256p" in name
+        given = ["data.path=x"] if first else ["data.path=x", "resume_from=runs/stage1/latest.pth"]
+        config = load_config(TrainConfig, packaged(f"{name}.yaml"), given)
+        assert config.model == SSVAEConfig() and config.max_steps == steps and config.freeze_encoder != first
+        for size in config.data.sizes:
+            assert size[0] % 16 == size[1] % 16 == 0
+
+
+def test_settings_that_came_later_leave_the_fingerprints_of_runs_without_them(tmp_path):
+    """The keys of a training in a comparison as they were when its results were published."""
+    config = load_config(CompareConfig, packaged("compare_smoke.yaml"), replace={"arms": {"a": {}, "b": {}}})
+    data = {"path": "x", "part": "all", "num_frames": 5}
+    dump = parse_config(TrainConfig, {**config.vae, "data": data}).model_dump(mode="json")
+    assert set(dump) == {
+        "lcr_weight", "lmr_mask_ratio", "reconstruction", "lcr", "lmr", "precision", "batch_size", "lr", "max_steps",
+        "model", "data", "optimizer", "seed", "log_every", "checkpoint_every",
+    }  # fmt: skip
+    assert set(dump["data"]) == {
+        "path", "num_frames", "fps", "resolution", "filters", "part", "shuffle_shards", "num_workers",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -132,7 +154,11 @@ def test_every_preset_and_packaged_arm_is_valid():
         (["compare", "transformer.widht=3"], "unknown key `transformer.widht`, did you mean `width`?"),
         (["compare", "seeds"], "expected key=value"),
         (["compare", "--vae", "a=stock", "--vae", "b=stock:gone.pth", "--data", "."], "arm b: no checkpoint gone.pth"),
-        (["train", "--config", "ch48_256p", "--name", "x"], "`data.path` must be given, for example data.path=..."),
+        (
+            ["train", "--config", "ch48_LCR_LMR_256p", "--name", "x"],
+            "`data.path` must be given, for example data.path=...",
+        ),
+        (["train", "--config", "published_512p", "--name", "x", "data.path=x"], "`resume_from` must be given"),
         (["train", "--config", "nothing.yaml", "--name", "x"], "nothing.yaml: no such configuration file"),
         (["pack", "nothing.mp4", "--output", "out"], "nothing.mp4"),
     ],

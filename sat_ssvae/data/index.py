@@ -11,12 +11,14 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from ..errors import UserError
+from .remote import Remote, ShardCache, find_remote, is_remote
+from .settings import AnyOf, Filters
 from .skips import Skip, printable
 from .video_io import IMAGE_SUFFIXES, MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, VideoError, open_image, probe
 
@@ -27,7 +29,6 @@ _TAR_BLOCK = 512
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
 Record = dict[str, Any]
-Ranges = Mapping[str, tuple[float | None, float | None]]
 OnSkip = Callable[[Skip], None]
 
 
@@ -55,6 +56,7 @@ class TarStore:
     """A tar whose members are read at random through an index of offsets, built at the first read."""
 
     path: Path
+    remote: Remote | None = None
     _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
 
     @property
@@ -106,13 +108,17 @@ class TarStore:
         """For each key, suffix -> (offset, size)."""
         if self._members is None:
             try:
-                self._members = _index_tar(self.path)
+                with self._open() as file:
+                    self._members = _index_tar(file, self.path)
             except (tarfile.TarError, OSError, ValueError) as error:
                 raise VideoError("unreadable tar", f"{self.path} ({error})") from None
         return self._members
 
+    def _open(self) -> IO[bytes]:
+        return self.path.open("rb", buffering=0) if self.remote is None else self.remote.open()
+
     def _read(self, offset: int, size: int) -> bytes:
-        with self.path.open("rb", buffering=0) as file:
+        with self._open() as file:
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
@@ -155,8 +161,8 @@ def media_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def find_stores(paths: str | Sequence[str], on_skip: OnSkip) -> list[Store]:
-    """The tars and folders that `paths` name: tars, folders of tars, brace patterns, folders of videos.
+def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache) -> list[Store]:
+    """The tars and folders that `paths` name: tars, addresses of tars, folders of tars or videos, brace patterns.
 
     Raises:
         UserError: nothing there, or nothing of these kinds.
@@ -164,6 +170,10 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip) -> list[Store]:
     patterns = [paths] if isinstance(paths, str) else list(paths)
     stores: list[Store] = []
     for place in [url for pattern in patterns for url in expand_urls(pattern)]:
+        if is_remote(place):
+            local = find_remote(place, cache)
+            stores.append(TarStore(local, Remote(place, cache, local)))
+            continue
         path = Path(place).expanduser()
         if path.is_dir():
             stores += _stores_in(path, on_skip)
@@ -194,11 +204,11 @@ def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
     return [FolderStore(folder)]
 
 
-def list_samples(stores: Sequence[Store], ranges: Ranges, on_skip: OnSkip) -> Iterator[Sample]:
-    """Every sample of the stores whose meta fields lie in `ranges`, in a fixed order."""
+def list_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip) -> Iterator[Sample]:
+    """Every sample of the stores whose meta fields pass the filters, in a fixed order."""
     for number, store in enumerate(stores):
         records = complete(store, read_records(store, on_skip), on_skip)
-        for record in in_ranges(records, ranges, store.name, on_skip):
+        for record in passing(records, filters, store.name, on_skip):
             yield Sample(
                 store=number,
                 key=record["key"],
@@ -275,26 +285,35 @@ def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterat
         yield {**record, **found}
 
 
-def in_ranges(
+def passing(
     records: Iterable[Record],
-    ranges: Ranges,
+    filters: Filters,
     store: str,
     on_skip: OnSkip,
 ) -> Iterator[Record]:
-    """Stage: records whose fields lie in the (lowest, highest) ranges, ends included; None is open."""
+    """Stage: records whose fields lie in the (lowest, highest) ranges, ends included, or are one of the values."""
     for record in records:
-        for name, (lowest, highest) in ranges.items():
-            value = record.get(name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
-                problem = f"no {name}"
-            elif (lowest is not None and value < lowest) or (highest is not None and value > highest):
-                problem = f"{name} out of range"
-            else:
-                continue
-            on_skip(Skip(printable(f"{store}/{record['key']}"), problem, repr(value)))
-            break
+        for name, wanted in filters.items():
+            problem = _problem(name, record.get(name), wanted)
+            if problem is not None:
+                on_skip(Skip(printable(f"{store}/{record['key']}"), problem, repr(record.get(name))))
+                break
         else:
             yield record
+
+
+def _problem(name: str, value: Any, wanted: tuple[float | None, float | None] | AnyOf) -> str | None:
+    """Why a field does not pass its filter; None when it does. 0, false and "" are values like any other."""
+    if isinstance(wanted, AnyOf):
+        if value is None:
+            return f"no {name}"
+        found = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in wanted.any_of)
+        return None if found else f"{name} not wanted"
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+        return f"no {name}"
+    lowest, highest = wanted
+    outside = (lowest is not None and value < lowest) or (highest is not None and value > highest)
+    return f"{name} out of range" if outside else None
 
 
 def _plausible(value: object, limit: float) -> bool:
@@ -319,18 +338,17 @@ def _whole_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise
 
 
-def _index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Offsets of the members by key and suffix, as WebDataset splits names; a repeated name counts once."""
     index: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in _whole_members(tar):
             end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
             key, suffix = base_plus_ext(member.name)
             if member.isreg() and not member.issparse() and key is not None:
                 index.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(_TAR_BLOCK).strip(b"\0") or file.tell() < end + _TAR_BLOCK:
-            logger.warning("%s: damaged or cut off after %d samples", path, len(index))
+    file.seek(end)
+    if file.read(_TAR_BLOCK).strip(b"\0") or file.tell() < end + _TAR_BLOCK:
+        logger.warning("%s: damaged or cut off after %d samples", path, len(index))
     return index

@@ -15,17 +15,20 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import Config
+from ..assets import cache_dir
 from ..errors import UserError
 from .index import Sample, Store, find_stores, list_samples
+from .mixture import Mixture
+from .remote import ShardCache
+from .settings import DataConfig, nearest_bucket
 from .skips import Skip, SkipLog
 from .video_io import IMAGE_SUFFIXES, VideoError, read_clip, read_image, to_unit_range
 
@@ -33,51 +36,6 @@ logger = logging.getLogger(__name__)
 
 _ENDLESS = 1 << 62
 _MAX_ATTEMPTS = 100
-
-
-class DataConfig(Config):
-    """Which clips to read, and how."""
-
-    path: str | tuple[str, ...]
-    """A folder of .tar shards or of videos, a .tar, a pattern (a-{000..099}.tar), or a list of these."""
-    num_frames: int = Field(default=17, ge=1)
-    """Frames in a clip, 4k + 1; 1 reads images and single frames."""
-    fps: float = Field(default=8.0, gt=0, le=240)
-    """Frames per second of a clip; videos slower than this are left out."""
-    resolution: int | tuple[int, int] = 256
-    """Pixels, one number or [height, width]; frames are scaled to cover it and cropped at the centre."""
-    filters: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Meta field: [lowest, highest], null for an open end. Samples outside or without it are left out."""
-    part: Literal["all", "train", "heldout"] = "all"
-    """All samples, or by a hash of their names nine tenths to train with, or the tenth that is held out."""
-    shuffle_shards: int = Field(default=64, gt=0)
-    """Shards whose samples are shuffled among each other; fewer read the disk more in order."""
-    num_workers: int = Field(default=1, ge=0)
-    """Processes that decode; 0 decodes in the calling one."""
-
-    @field_validator("num_frames")
-    @classmethod
-    def _causal_frames(cls, value: int) -> int:
-        if value % 4 != 1:
-            raise ValueError(f"must be 4k + 1, for example {value // 4 * 4 + 1}")
-        return value
-
-    @field_validator("resolution")
-    @classmethod
-    def _positive(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        if min((value,) if isinstance(value, int) else value) <= 0:
-            raise ValueError("must be positive")
-        return value
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
-
-    @property
-    def span(self) -> float:
-        """Seconds from a clip's first frame to its last."""
-        return (self.num_frames - 1) / self.fps
 
 
 @dataclass(frozen=True)
@@ -115,7 +73,7 @@ def training_batches(
 
     Args:
         config: where the samples lie and what a clip is.
-        batch_size: clips in a batch of one rank.
+        batch_size: clips in a batch of one rank, where the source has no batch size of its own.
         seed: decides order and clip positions; the same on all ranks.
         rank: number of this process.
         world_size: number of processes.
@@ -125,16 +83,23 @@ def training_batches(
     Raises:
         UserError: nothing usable at `config.path`, or too many samples that cannot be read.
     """
-    skips = skips if skips is not None else SkipLog()
-    reader = _open(config, skips)
-    source = _TrainingBatches(reader, batch_size, seed, rank, world_size)
+    skips = skips if skips is not None else SkipLog(max_share=config.max_skip_share)
+    streams: list[_TrainingBatches] = []
+    weights: list[float] = []
+    for part, weight, size in config.streams():
+        readers = _open(part, skips)
+        total = sum(len(reader.samples) for reader in readers)
+        weights += [weight * len(reader.samples) / total for reader in readers]
+        streams += [_TrainingBatches(reader, size or batch_size, seed, rank, world_size) for reader in readers]
+    source = streams[0] if len(streams) == 1 else _MixedBatches(streams, Mixture(weights, seed))
     for loaded in _loader(source, range(start_batch, _ENDLESS), config.num_workers):
         for skip in loaded.skips:
             skips.failed(skip)
         skips.succeeded(len(loaded.keys))
         skips.check()
-        if len(loaded.keys) < batch_size:
-            raise UserError(f"{config.path}: {_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})")
+        if not loaded.complete:
+            place = f"{config.path}: " if config.path else ""
+            raise UserError(f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})")
         yield Batch(to_unit_range(loaded.video), loaded.keys, loaded.captions)
 
 
@@ -177,8 +142,10 @@ def fixed_clips(
     Raises:
         UserError: nothing usable at `config.path`; while iterating, too many samples that cannot be read.
     """
-    skips = skips if skips is not None else SkipLog()
-    reader = _open(config, skips)
+    if config.sources or config.buckets:
+        raise UserError("fixed clips come from one source and have one size: give `path` and `resolution` alone")
+    skips = skips if skips is not None else SkipLog(max_share=config.max_skip_share)
+    (reader,) = _open(config, skips)
     places = [place for number in range(len(reader.samples)) for place in reader.starts(number, stride)]
     if limit is not None and limit < len(places):
         places = [places[index * len(places) // limit] for index in range(limit)]
@@ -204,8 +171,10 @@ def _ignore_sigterm(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _open(config: DataConfig, skips: SkipLog) -> "_ClipReader":
-    stores = find_stores(config.path, skips.filtered)
+def _open(config: DataConfig, skips: SkipLog) -> list["_ClipReader"]:
+    """A reader for each size that has samples."""
+    folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
+    stores = find_stores(config.path, skips.filtered, ShardCache(folder, int(config.cache_gib * 2**30)))
     samples = []
     for sample in list_samples(stores, config.filters, skips.filtered):
         problem = _unsuitable(sample, config)
@@ -218,7 +187,14 @@ def _open(config: DataConfig, skips: SkipLog) -> "_ClipReader":
         raise UserError(f"{config.path}: no usable sample ({skips.summary() or 'empty'})")
     if skips.counts:
         logger.warning("%s: %d samples, left out: %s", config.path, len(samples), skips.summary())
-    return _ClipReader(config, stores, samples)
+    by_size: dict[tuple[int, int], list[Sample]] = {size: [] for size in config.sizes}
+    for sample in samples:
+        by_size[nearest_bucket(sample.height, sample.width, config.sizes)].append(sample)
+    return [
+        _ClipReader(config.model_copy(update={"resolution": size}), stores, some)
+        for size, some in by_size.items()
+        if some
+    ]
 
 
 def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
@@ -237,7 +213,7 @@ def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
 
 def _unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
     """Why a sample cannot give a clip as configured: cause and detail; None when it can."""
-    height, width = config.size
+    height, width = nearest_bucket(sample.height, sample.width, config.sizes)
     if sample.height < height or sample.width < width:
         return "too small", f"{sample.height}x{sample.width}, wanted at least {height}x{width}"
     if config.num_frames == 1:
@@ -272,6 +248,7 @@ class _LoadedBatch:
     keys: list[str]
     captions: list[str]
     skips: list[Skip]
+    complete: bool
 
 
 @dataclass
@@ -304,11 +281,24 @@ class _ClipReader:
                 video = read_image(source, size=config.size)
             else:
                 video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
+            if (problem := _worthless(video, config)) is not None:
+                return Skip(sample.name, *problem)
             return _LoadedClip(video, sample.name, sample.caption or store.caption(sample.key), start)
         except VideoError as error:
             return Skip(sample.name, error.cause, str(error))
         except OSError as error:
             return Skip(sample.name, "unreadable file", str(error))
+
+
+def _worthless(video: Tensor, config: DataConfig) -> tuple[str, str] | None:
+    """Why a clip, uint8 `C T H W`, teaches nothing: cause and detail; None when it does."""
+    if config.drop_black and (brightest := float(video.float().mean((0, 2, 3)).max()) / 255) < config.drop_black:
+        return "black", f"no frame is brighter than {brightest:.4f}"
+    if config.drop_frozen and video.shape[1] > 1:
+        change = float(video.float().diff(dim=1).abs().mean()) / 255
+        if change < config.drop_frozen:
+            return "frozen", f"frames differ by {change:.5f}"
+    return None
 
 
 class _TrainingBatches(Dataset[_LoadedBatch]):
@@ -333,7 +323,8 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
                 break
             clips.append(clip)
         video = torch.stack([clip.video for clip in clips]) if clips else torch.empty(0)
-        return _LoadedBatch(video, [clip.key for clip in clips], [clip.caption for clip in clips], skips)
+        keys, captions = [clip.key for clip in clips], [clip.caption for clip in clips]
+        return _LoadedBatch(video, keys, captions, skips, complete=len(clips) == self.batch_size)
 
     def _first_readable(self, turn: int, skips: list[Skip]) -> _LoadedClip | None:
         for attempt in range(_MAX_ATTEMPTS):
@@ -355,6 +346,18 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
             self._orders = {past: order for past, order in self._orders.items() if past == epoch - 1}
             self._orders[epoch] = epoch_order(self.shard_sizes, self.seed, epoch, self.reader.config.shuffle_shards)
         return epoch, int(self._orders[epoch][position])
+
+
+class _MixedBatches(Dataset[_LoadedBatch]):
+    """Batch number -> batch of one of several streams."""
+
+    def __init__(self, streams: Sequence[_TrainingBatches], mixture: Mixture) -> None:
+        self.streams = streams
+        self.mixture = mixture
+
+    def __getitem__(self, batch: int) -> _LoadedBatch:
+        stream, number = self.mixture(batch)
+        return self.streams[stream][number]
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:

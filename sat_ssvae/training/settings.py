@@ -74,7 +74,7 @@ class TrainConfig(ObjectiveConfig):
     def _values_fit(self) -> "TrainConfig":
         if "lr" in self.optimizer.model_fields_set and self.optimizer.lr != self.lr:
             raise ValueError("`lr` and `optimizer.lr` differ; give `lr` alone")
-        smallest = min(self.data.size)
+        smallest = min(min(size) for stream in self.data.streams() for size in stream.config.sizes)
         if self.adversarial.weight and smallest < self.adversarial.min_size:
             raise ValueError(
                 f"adversarial.num_layers = {self.adversarial.num_layers} needs a resolution of at least "

@@ -94,7 +94,7 @@ class _Training:
 
     def run(self) -> None:
         config = self.config
-        skips = SkipLog(self.output / "skipped.jsonl")
+        skips = SkipLog(self.output / "skipped.jsonl", max_share=config.data.max_skip_share)
         batches = training_batches(
             config.data,
             batch_size=config.batch_size,
@@ -321,6 +321,9 @@ def _loss_names(config: TrainConfig) -> list[str]:
 def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
     """A new one, or `resume_from`'s weights; parameters that are not to be trained are frozen."""
     vae = SSVAE(config.model)
+    for data in (stream.config for stream in config.data.streams()):
+        for size in data.sizes:
+            vae.latent_size(data.num_frames, *size)  # raises where a size does not fit
     if config.resume_from is not None and not complete_steps(output / "checkpoints"):
         loaded = load_pretrained(config.resume_from)
         if loaded.config != config.model:

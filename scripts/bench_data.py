@@ -1,0 +1,105 @@
+"""How close the loader comes to what decoding alone would allow, and how long training waits for it.
+
+    python scripts/bench_data.py SHARDS --workers 2 --rounds 5 [--run runs/my_vae] [num_frames=17 resolution=256 ...]
+
+Limit: that many processes which decode clips and do nothing else. Loader: as many worker processes behind the
+training loop's iterator. Measured in turn, median of the rounds' ratios. Waiting: the mean `data_share` of a run's
+metrics.jsonl.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sat_ssvae.config import load_config
+from sat_ssvae.data.settings import DataConfig
+from sat_ssvae.data.shards import Batch, training_batches
+
+WARM_UP = 2  # batches a worker, before the clock starts
+
+
+def batches(config: DataConfig, options: argparse.Namespace, workers: int, **place: int) -> Iterator[Batch]:
+    """The training loop's iterator."""
+    return training_batches(
+        config.model_copy(update={"num_workers": workers}), batch_size=options.batch_size, seed=0, **place
+    )
+
+
+def decode(config: DataConfig, options: argparse.Namespace, rank: int, ready: Any, done: Any) -> None:
+    """One process that only decodes."""
+    torch.set_num_threads(1)
+    stream = batches(config, options, 0, rank=rank, world_size=options.workers)
+    for _ in itertools.islice(stream, WARM_UP):
+        pass
+    ready.wait()
+    for _ in itertools.islice(stream, options.batches // options.workers):
+        pass
+    done.wait()
+
+
+def limit(config: DataConfig, options: argparse.Namespace) -> float:
+    """Clips a second of processes that only decode."""
+    context = multiprocessing.get_context("fork")
+    ready, done = (context.Barrier(options.workers + 1) for _ in range(2))
+    processes = [
+        context.Process(target=decode, args=(config, options, rank, ready, done)) for rank in range(options.workers)
+    ]
+    for process in processes:
+        process.start()
+    ready.wait()
+    begin = time.monotonic()
+    done.wait()
+    seconds = time.monotonic() - begin
+    for process in processes:
+        process.join()
+    return options.batches // options.workers * options.workers * options.batch_size / seconds
+
+
+def loader(config: DataConfig, options: argparse.Namespace) -> float:
+    """Clips a second that the training loop would get if it did nothing else."""
+    stream = batches(config, options, options.workers)
+    for _ in itertools.islice(stream, WARM_UP * options.workers):
+        pass
+    begin = time.monotonic()
+    for _ in itertools.islice(stream, options.batches):
+        pass
+    return options.batches * options.batch_size / (time.monotonic() - begin)
+
+
+def waiting_share(run: Path) -> float:
+    """Share of a run's time in which it waited for data, its first logged row (start-up) left out."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return statistics.mean(json.loads(line)["data_share"] for line in lines[1:])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", help="shards, as in data.path")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=32, help="in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--run", type=Path, help="folder of a training run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of `data`")
+    options = parser.parse_args()
+    config = load_config(DataConfig, None, [f"path={options.path}", *options.overrides])
+    pairs = [(limit(config, options), loader(config, options)) for _ in range(options.rounds)]
+    ratio = statistics.median(reached / possible for possible, reached in pairs)
+    print(f"decoding alone  {statistics.median(possible for possible, _ in pairs):8.1f} clips/s")
+    print(f"loader          {statistics.median(reached for _, reached in pairs):8.1f} clips/s")
+    print(f"ratio           {ratio:8.2f}  (median of {options.rounds} rounds, {options.workers} processes)")
+    if options.run:
+        print(f"waiting         {waiting_share(options.run):8.1%} of a step in {options.run}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Several sources, sizes and addresses: images beside videos, buckets, servers, pipes, worthless clips."""
+
+import functools
+import http.server
+import itertools
+import threading
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+import torch
+from PIL import Image
+
+from sat_ssvae.cli import main
+from sat_ssvae.config import parse_config
+from sat_ssvae.data import remote
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.settings import DataConfig, nearest_bucket
+from sat_ssvae.data.shards import fixed_clips, training_batches
+from sat_ssvae.data.skips import SkipLog
+from sat_ssvae.data.video_io import write_video
+from sat_ssvae.errors import UserError
+
+from .shard_files import meta, small, write_tar
+
+
+def configured(**values):
+    return parse_config(DataConfig, {"num_frames": 5, "fps": 8, "resolution": 32, "num_workers": 0, **values})
+
+
+def take(count, config, **options):
+    return list(itertools.islice(training_batches(config, batch_size=2, seed=0, **options), count))
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(folder / f"{number}.png")
+    pack(folder, tmp_path / "image_shards", PackConfig(workers=1))
+    return tmp_path / "image_shards"
+
+
+def test_images_and_videos_one_to_seven_in_step_on_all_ranks(tiny_shards, images):
+    config = configured(
+        sources=[
+            {"path": str(tiny_shards), "weight": 7},
+            {"path": str(images), "weight": 1, "num_frames": 1, "batch_size": 3},
+        ]
+    )
+    ranks = [take(24, config, rank=rank, world_size=2) for rank in range(2)]
+    shapes = [[tuple(batch.video.shape) for batch in rank] for rank in ranks]
+    assert shapes[0] == shapes[1] and set(shapes[0]) == {(2, 3, 5, 32, 32), (3, 3, 1, 32, 32)}
+    assert all(not set(a.keys) & set(b.keys) for a, b in zip(*ranks, strict=True) if len(a.keys) == 2)
+    continued = take(10, config, rank=1, world_size=2, start_batch=14)
+    assert all(torch.equal(a.video, b.video) for a, b in zip(continued, ranks[1][14:], strict=True))
+
+
+def test_buckets_keep_the_shape_of_a_sample(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, (height, width) in {"wide": (48, 96), "tall": (96, 48), "square": (64, 64)}.items():
+        write_video(folder / f"{name}.mp4", torch.rand(3, 24, height, width) * 2 - 1, fps=24)
+    config = configured(path=str(folder), buckets=[[32, 64], [64, 32], [48, 48]])
+    sizes = {}
+    for batch in take(30, config):
+        assert len(set(batch.keys)) == 1  # of a size there is one sample
+        sizes[batch.keys[0].split("/")[1]] = tuple(batch.video.shape[-2:])
+    assert sizes == {"wide.mp4": (32, 64), "tall.mp4": (64, 32), "square.mp4": (48, 48)}
+    with pytest.raises(UserError, match="have one size"):
+        fixed_clips(config, stride=1)
+
+
+def test_nearest_bucket():
+    sizes = ((256, 448), (448, 256), (320, 320), (512, 896))
+    assert nearest_bucket(720, 1280, sizes) == (512, 896)
+    assert nearest_bucket(300, 500, sizes) == (256, 448)
+    assert nearest_bucket(1280, 720, sizes) == (448, 256)
+    assert nearest_bucket(100, 100, sizes) == (320, 320)  # left out later, as too small
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({"language": {"any_of": ["en", "de"]}}, ["a", "b"]),
+        ({"watermark": {"any_of": [False]}}, ["a"]),
+        ({"score": [0, 0]}, ["b"]),
+        ({"score": {"any_of": [0, 3]}}, ["a", "b"]),
+        ({"score": [1, None], "language": {"any_of": ["en"]}}, ["a"]),
+    ],
+)
+def test_filters_on_any_field(tmp_path, tiny_video, filters, kept):
+    records = [
+        meta("a", language="en", watermark=False, score=3),
+        meta("b", language="de", watermark=True, score=0),
+        meta("c", language="fr", watermark=0, score=-1),
+        meta("d", language=None),
+    ]
+    tar = write_tar(tmp_path / "a.tar", [(f"{name}.mp4", tiny_video) for name in "abcd"], records)
+    skips = SkipLog()
+    keys = [clip.key for clip in fixed_clips(configured(path=str(tar), filters=filters), stride=100, skips=skips)]
+    assert keys == [f"a/{name}" for name in kept]
+    assert sum(skips.counts.values()) == 4 - len(kept)
+
+
+def test_black_and_frozen_clips_are_counted_skips(tmp_path, tiny_videos):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "moving.mp4").write_bytes((tiny_videos / "bars0.mp4").read_bytes())
+    write_video(folder / "black.mp4", torch.full((3, 36, 64, 80), -1.0), fps=24)
+    write_video(folder / "frozen.mp4", torch.rand(3, 1, 64, 80).mul(2).sub(1).expand(3, 36, 64, 80), fps=24)
+    config = configured(path=str(folder), drop_black=0.02, drop_frozen=0.002, max_skip_share=0.9)
+    skips = SkipLog(max_share=0.9)
+    assert [clip.key for clip in fixed_clips(config, stride=100, skips=skips)] == ["in/moving.mp4"]
+    assert skips.counts == {"black": 1, "frozen": 1}
+    assert {key for batch in take(5, config) for key in batch.keys} == {"in/moving.mp4"}
+    with pytest.raises(UserError, match=r"clips could not be read \(.* (black|frozen)"):
+        take(60, configured(path=str(folder), drop_black=0.02, drop_frozen=0.002))
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    requests: ClassVar[Counter[str]] = Counter()
+    failures = 0
+
+    def do_GET(self):
+        type(self).requests[self.path.split("?")[0]] += 1
+        if self.path.startswith("/clips-000001.tar") and type(self).failures:
+            type(self).failures -= 1
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tiny_shards, monkeypatch):
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    Server.requests, Server.failures = Counter(), 0
+    handler = functools.partial(Server, directory=str(tiny_shards))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def clips_of(config, **options):
+    return list(fixed_clips(config, stride=100, **options))
+
+
+def test_shards_of_a_server_are_fetched_once(tiny_shards, server, tmp_path):
+    Server.failures = 2
+    url = server + "/clips-{000000..000002}.tar?token=1"
+    config = configured(path=url, cache=str(tmp_path / "cache"))
+    fetched, local = clips_of(config), clips_of(small(tiny_shards))
+    assert [clip.key.split("/")[1] for clip in fetched] == [clip.key.split("/")[1] for clip in local]
+    assert all(torch.equal(a.video, b.video) for a, b in zip(fetched, local, strict=True))
+    before = dict(Server.requests)
+    assert before["/clips-000000.tar"] == 1 and before["/clips-000001.tar"] == 3
+    clips_of(config)
+    assert dict(Server.requests) == before
+
+
+def test_a_small_cache_makes_room_and_fetches_again(server, tmp_path):
+    cache = tmp_path / "cache"
+    config = configured(path=server + "/clips-{000000..000002}.tar", cache=str(cache), cache_gib=1e-9)
+    assert len(clips_of(config)) == len(clips_of(config)) == 5
+    assert len(list(cache.glob("*.tar"))) == 1 and Server.requests["/clips-000000.tar"] == 2
+
+
+def test_a_pipe_is_a_command_that_prints_the_shard(tiny_shards, tmp_path):
+    path = f"pipe:cat {tiny_shards}/clips-{{000000..000001}}.tar"
+    assert len(clips_of(configured(path=path, cache=str(tmp_path)))) == 4
+
+
+def test_what_cannot_be_fetched_is_one_line_or_a_skip(server, tmp_path):
+    cache = str(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"unreachable: .*404.*check the address"):
+        clips_of(configured(path=f"{server}/gone.tar", cache=cache))
+    with pytest.raises(UserError, match="expected the address of a"):
+        clips_of(configured(path=f"{server}/clips", cache=cache))
+    Server.failures = 99  # its meta file comes, the tar does not
+    skips = SkipLog(max_share=1)
+    assert len(clips_of(configured(path=server + "/clips-{000000..000001}.tar", cache=cache), skips=skips)) == 2
+    assert skips.counts == {"unreachable": 2}
+
+
+def test_wrong_sources_are_named():
+    for wrong, message in (
+        ({}, "give either `path` or `sources`"),
+        ({"path": "x", "sources": [{"path": "y"}]}, "give either `path` or `sources`"),
+        ({"sources": [{"path": "y", "num_frames": 16}]}, "must be 4k . 1"),
+        ({"sources": [{"path": "y", "wieght": 1}]}, "did you mean `weight`"),
+        ({"path": "x", "filters": {"a": {"any_of": []}}}, "filters"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse_config(DataConfig, wrong)
+
+
+def test_check_data_reports_everything(tmp_path, tiny_video, capsys):
+    members = [
+        ("good.mp4", tiny_video),
+        ("broken.mp4", tiny_video[:700]),
+        ("empty.mp4", b""),
+        ("short.mp4", tiny_video),
+    ]
+    records = [meta(name.split(".")[0]) for name, _ in members[:3]] + [meta("short", duration=0.1)]
+    tar = write_tar(tmp_path / "a.tar", members, records)
+    arguments = ["check-data", str(tar), "--output", str(tmp_path), "num_frames=5", "resolution=32", "num_workers=0"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "2 clips of 1 samples can be used, 0 samples have a caption" in out
+    for cause in ("not a video", "empty file", "too short"):
+        assert f"1 left out: {cause}" in out or f"2 left out: {cause}" in out
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
