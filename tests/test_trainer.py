@@ -4,10 +4,8 @@ import csv
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -88,48 +86,6 @@ def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(tin
     assert (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(UserError, match="holds a run with another configuration"):
         train(configured(tiny_shards, max_steps=2), tmp_path, CPU)
-
-
-SCRIPT = """
-import json, sys, torch
-from pathlib import Path
-from sat_ssvae.config import parse_config
-from sat_ssvae.training.trainer import TrainConfig, train
-train(parse_config(TrainConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"))
-"""
-
-
-def start(shards, folder, **changes):
-    arguments = [sys.executable, "-c", SCRIPT, json.dumps(settings(shards, **changes)), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with folder.with_suffix(".log").open("w") as log:
-        return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-@pytest.mark.slow
-def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tiny_shards, tmp_path):
-    changes = {"max_steps": 24, "checkpoint_every": 3}
-    whole = start(tiny_shards, tmp_path / "whole", **changes)
-    assert whole.wait(timeout=180) == 0, (tmp_path / "whole.log").read_text()
-    cut, kills = tmp_path / "cut", 0
-    for round_ in range(12):
-        process = start(tiny_shards, cut, **changes)
-        logged = len(rows(cut)) if (cut / "train.csv").exists() else 0
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if kills < 4 and (cut / "train.csv").exists() and len(rows(cut)) > min(logged, 20) + round_ % 3:
-                os.killpg(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.01)
-        if process.wait(timeout=60) == 0:
-            break
-    assert kills >= 3
-    assert (cut / "done").exists()
-    expected = load_file(tmp_path / "whole" / "vae" / "model.safetensors")
-    for name, value in load_file(cut / "vae" / "model.safetensors").items():
-        assert torch.equal(value, expected[name]), name
-    assert rows(cut) == rows(tmp_path / "whole")
 
 
 LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
