@@ -128,6 +128,10 @@ def test_every_preset_and_packaged_arm_is_valid():
         assert config.model == SSVAEConfig() and config.max_steps == steps and config.freeze_encoder != first
         for size in config.data.sizes:
             assert size[0] % 16 == size[1] % 16 == 0
+    places = ["data.path=x", "monitor.path=y"]
+    first_stage = load_config(TrainConfig, packaged("tiny_48p.yaml"), places)
+    second_stage = load_config(TrainConfig, packaged("tiny_96p.yaml"), [*places, "resume_from=z"])
+    assert second_stage.model == first_stage.model and second_stage.freeze_encoder
 
 
 def test_settings_that_came_later_leave_the_fingerprints_of_runs_without_them(tmp_path):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .. import distributed
 from ..errors import UserError
@@ -87,16 +88,26 @@ class JsonLog:
         partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:
         """Append one line and flush it."""
         if self._file is not None:
-            plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            plain = {name: _finite(value) for name, value in values.items()}
             self._file.write(json.dumps({"step": step, **plain}) + "\n")
             self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> "JsonLog":
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.close()
+
+
+def _finite(value: float | list[float]) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return value if math.isfinite(value) else None

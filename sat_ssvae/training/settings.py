@@ -10,6 +10,7 @@ from ..vae.autoencoder import SSVAEConfig
 from .discriminator import AdversarialConfig
 from .engine import OptimizerConfig
 from .losses import ObjectiveConfig
+from .monitor import MonitorConfig
 
 
 class TrainConfig(ObjectiveConfig):
@@ -40,6 +41,8 @@ class TrainConfig(ObjectiveConfig):
     seed: int = Field(default=0, ge=0)
     """Initial weights, order of the clips, posterior samples and masks."""
 
+    checkpoint_activations: bool = added_field(False)
+    """Keep less for the backward pass and compute it again: memory for a third more time."""
     log_every: int = Field(default=50, gt=0)
     """Steps between rows of train.csv."""
     checkpoint_every: int = Field(default=1000, gt=0)
@@ -50,6 +53,9 @@ class TrainConfig(ObjectiveConfig):
     """Checkpoints at multiples of this step are kept for ever; 0 keeps none."""
     max_skipped_steps: int = added_field(10, gt=0)
     """Steps in a row without a finite loss and gradient after which training stops."""
+
+    monitor: MonitorConfig = added_field(MonitorConfig())
+    """What is looked at while training."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +80,8 @@ class TrainConfig(ObjectiveConfig):
     def _values_fit(self) -> "TrainConfig":
         if "lr" in self.optimizer.model_fields_set and self.optimizer.lr != self.lr:
             raise ValueError("`lr` and `optimizer.lr` differ; give `lr` alone")
+        if self.monitor.every and not self.monitor.path and self.data.part != "train":
+            raise ValueError("monitor.path must name held-out clips, or data.part=train set a tenth of them aside")
         smallest = min(min(size) for stream in self.data.streams() for size in stream.config.sizes)
         if self.adversarial.weight and smallest < self.adversarial.min_size:
             raise ValueError(

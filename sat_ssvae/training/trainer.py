@@ -8,6 +8,7 @@ again, it continues where it was and takes the same steps that it would have tak
 posterior samples and masks are functions of seed, rank and step.
 """
 
+import contextlib
 import json
 import logging
 import time
@@ -30,6 +31,7 @@ from .discriminator import Discriminator, critic_loss
 from .engine import build_engine, complete_steps, load_checkpoint, load_other, save_checkpoint, save_weights
 from .log import JsonLog, MetricsLog
 from .losses import Losses, Objective
+from .monitor import Monitor
 from .settings import TrainConfig
 from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 
@@ -108,7 +110,11 @@ class _Training:
         details = JsonLog(self.output / "metrics.jsonl", self.step)
         bar = progress_bar(config.max_steps, f"training {self.output.name}", "step", initial=self.step)
         self.engine.train()
-        with bar, log, details, StopRequest() as stop:
+        with contextlib.ExitStack() as opened:
+            for resource in (bar, log, details):
+                opened.enter_context(resource)
+            stop = opened.enter_context(StopRequest())
+            monitor = self._monitor(opened)
             timer = _Timer(batches)
             while self.step < config.max_steps:
                 losses, verdict, extra = self._step(timer, skips, stop)
@@ -116,9 +122,14 @@ class _Training:
                 if self.step % config.log_every == 0 or self.step == config.max_steps:
                     row = self._log_row(losses)
                     log.write(self.step, row)
-                    details.write(self.step, {**row, **extra, **timer.lap(), "skipped_steps": self.skipped})
+                    measured = {**row, **extra, **timer.lap(), "skipped_steps": self.skipped}
+                    details.write(self.step, measured)
+                    if monitor is not None:
+                        monitor.scalars(self.step, measured)
                     bar.set_postfix(loss=f"{row['total']:.4g}", error=f"{row['error']:.4f}")
                 bar.update()
+                if monitor is not None and config.monitor.every and self.step % config.monitor.every == 0:
+                    monitor.look(self.step, self.vae)
                 due = self.step % config.checkpoint_every == 0
                 if (due or verdict.stop) and self.step < config.max_steps:
                     self._save()
@@ -126,6 +137,15 @@ class _Training:
                     logger.info("SIGTERM: saved step %d; the same command continues from there", self.step)
                     raise SystemExit(TERMINATED)
         self._finish()
+
+    def _monitor(self, opened: contextlib.ExitStack) -> Monitor | None:
+        """The first rank's, if it has anything to look at."""
+        config = self.config
+        if distributed.rank() != 0 or not (config.monitor.every or config.monitor.tensorboard):
+            return None
+        monitor = Monitor(config.monitor, config.data, self.output, config.precision, self.device, self.step)
+        opened.callback(monitor.close)
+        return monitor
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -333,6 +353,7 @@ def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
         vae.load_state_dict(loaded.state_dict())
         logger.info("starting from the weights of %s", config.resume_from)
     vae.encoder.requires_grad_(not config.freeze_encoder)
+    vae.checkpoint_activations(config.checkpoint_activations)
     return vae
 
 

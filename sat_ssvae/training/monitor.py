@@ -1,0 +1,164 @@
+"""A training seen from outside: held-out clips beside their reconstructions, scores and spectra, TensorBoard.
+
+Nothing here draws a random number or changes a weight, so a run takes the same steps with and without it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from ..config import Config
+from ..data.settings import DataConfig
+from ..data.shards import fixed_clips
+from ..data.skips import SkipLog
+from ..data.video_io import to_uint8, write_video
+from ..errors import UserError
+from ..spectral.correlation import local_correlation
+from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
+from ..vae.autoencoder import SSVAE
+from .discriminator import Precision, autocast
+from .log import JsonLog
+
+SHOWN_FRAMES = 4
+"""Frames of a clip in the grid of pictures, evenly spaced."""
+
+
+class MonitorConfig(Config):
+    """What is looked at while training."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between looks at held-out clips; 0 takes none."""
+    path: str | tuple[str, ...] = ()
+    """Held-out shards or videos; empty: the tenth that `data.part=train` leaves out."""
+    clips: int = Field(default=4, gt=0)
+    """Held-out clips, always the same ones."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to tensorboard/ in the run's folder."""
+
+
+class Monitor:
+    """For the first rank. Writes looks.jsonl, looks/step_N.png and looks/step_N.mp4, and events for TensorBoard.
+
+    Args:
+        config: what is looked at.
+        data: the training clips; held-out ones have their frames, rate and first size.
+        output: the run's folder.
+        precision: in which reconstructions are computed.
+        device: where.
+        start: steps that were taken before; what was written beyond them is dropped.
+
+    Raises:
+        UserError: no held-out clips, or a package is missing.
+    """
+
+    def __init__(
+        self,
+        config: MonitorConfig,
+        data: DataConfig,
+        output: Path,
+        precision: Precision,
+        device: torch.device,
+        start: int,
+    ) -> None:
+        self.config, self.output, self.precision = config, output, precision
+        self._log = JsonLog(output / "looks.jsonl", start) if config.every else None
+        self._events = _event_writer(output / "tensorboard", start) if config.tensorboard else None
+        self.fps = data.fps
+        self.video = _heldout(config, data).to(device) if config.every else None
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a training step, for TensorBoard."""
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"train/{name}", value, step)
+
+    @torch.no_grad()
+    def look(self, step: int, vae: SSVAE) -> None:
+        """Reconstruct the held-out clips from their posterior means, without masks, and write how it went.
+
+        Raises:
+            UserError: the files cannot be written.
+        """
+        if self.video is None or self._log is None:
+            return
+        training = vae.training
+        vae.eval()
+        with autocast(self.video.device, self.precision):
+            latents = torch.cat([vae.encode(clip[None]).mode() for clip in self.video]).float()
+            rebuilt = torch.cat([vae.decode(latent[None]) for latent in latents]).float()
+        vae.train(training)
+        scores = _scores(self.video, rebuilt) | _latent_scores(latents)
+        spectra = {
+            "dct_amplitude": dct_amplitude(latents).tolist(),
+            "explained_variance": cumulative_explained_variance(channel_eigenvalues(latents)).tolist(),
+        }
+        self._log.write(step, {**scores, **spectra})
+        self._show(step, rebuilt)
+        if self._events is not None:
+            for name, value in scores.items():
+                self._events.add_scalar(f"heldout/{name}", value, step)
+
+    def _show(self, step: int, rebuilt: Tensor) -> None:
+        """Originals above their reconstructions, moving, and some frames of them side by side."""
+        assert self.video is not None
+        pairs = torch.cat([_side_by_side(self.video), _side_by_side(rebuilt)], dim=2).cpu()  # C T 2H NW
+        folder = self.output / "looks"
+        frames = torch.linspace(0, pairs.shape[1] - 1, min(SHOWN_FRAMES, pairs.shape[1])).round().long()
+        grid = to_uint8(torch.cat(list(pairs[:, frames].unbind(1)), dim=1))
+        try:
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(folder / f"step_{step}.png")
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error}); make room") from None
+        write_video(folder / f"step_{step}.mp4", pairs, self.fps)
+        if self._events is not None:
+            self._events.add_image("heldout/reconstructions", grid.numpy(), step)
+
+    def close(self) -> None:
+        """Have everything on the disk."""
+        for log in (self._log, self._events):
+            if log is not None:
+                log.close()
+
+
+def _side_by_side(video: Tensor) -> Tensor:
+    """`B C T H W` to `C T H BW`."""
+    return torch.cat(list(video), dim=-1)
+
+
+def _heldout(config: MonitorConfig, data: DataConfig) -> Tensor:
+    """The clips, `B C T H W` in [-1, 1]."""
+    first = data.streams()[0].config
+    place = {"path": config.path, "part": "all"} if config.path else {"part": "heldout"}
+    fixed = first.model_copy(update={"resolution": first.sizes[0], "buckets": (), "num_workers": 0, **place})
+    clips = fixed_clips(fixed, stride=fixed.span + 1 / fixed.fps, limit=config.clips, skips=SkipLog(max_share=1))
+    videos = [clip.video for clip in clips]
+    if not videos:
+        raise UserError(f"{fixed.path}: no held-out clip can be read")
+    return torch.stack(videos)
+
+
+def _scores(video: Tensor, rebuilt: Tensor) -> dict[str, float]:
+    try:
+        from ..evaluation.metrics import psnr, ssim
+    except ImportError as error:
+        raise UserError(f"monitor.every needs `pip install sat-ssvae[compare]` ({error})") from None
+    return {"psnr": float(psnr(rebuilt, video).mean()), "ssim": float(ssim(rebuilt, video).mean())}
+
+
+def _latent_scores(latents: Tensor) -> dict[str, float]:
+    correlation = local_correlation(latents).mean
+    return {} if correlation is None else {"local_correlation": float(correlation)}
+
+
+def _event_writer(folder: Path, start: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(f"monitor.tensorboard needs `pip install tensorboardX` ({error})") from None
+    return SummaryWriter(str(folder), purge_step=start + 1)
