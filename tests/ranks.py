@@ -37,7 +37,7 @@ def run_ranks(code, arguments, log, world_size=2):
     processes = start_ranks(code, arguments, log, world_size)
     try:
         for process in processes:
-            assert process.wait(timeout=1800) == 0, log.read_text()
+            assert process.wait(timeout=560) == 0, log.read_text()
     finally:
         for process in processes:
             process.kill()

@@ -110,6 +110,8 @@ class TarStore:
             try:
                 with self._open() as file:
                     self._members = _index_tar(file, self.path)
+            except VideoError:
+                raise
             except (tarfile.TarError, OSError, ValueError) as error:
                 raise VideoError("unreadable tar", f"{self.path} ({error})") from None
         return self._members
