@@ -3,7 +3,7 @@
     python scripts/estimate_memory.py [--frames 17] [--batch-size 1] [--ranks 8] [--checkpointed]
 
 Weights, gradients and Adam's moments are counted (float32, divided over the ranks as ZeRO does). Activations are
-measured: the forward pass runs in bf16 on the meta device, which computes shapes and nothing else, and what it keeps
+measured: the forward pass runs in bf16 on fake tensors, which compute shapes and nothing else, and what it keeps
 for the backward pass is added up. Not in it: the perceptual network, discriminators, buffers of the communication, and
 what a convolution needs while it runs.
 """
@@ -12,8 +12,10 @@ import argparse
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.vae.layers import ResidualBlock
 
 GIB = 2**30
 SIZES = {"256 px": (256, 256), "512 px": (512, 512), "1080p": (1072, 1920)}
@@ -30,11 +32,23 @@ def kept_bytes(vae: SSVAE, video: Tensor, frozen_encoder: bool) -> int:
             kept[storage] = tensor  # holding it, so that its storage is not used again
         return tensor
 
+    # What is computed again keeps its input, which no hook of autograd sees.
+    hooks = [
+        block.register_forward_pre_hook(
+            lambda _block, inputs: kept.__setitem__(inputs[0].untyped_storage()._cdata, inputs[0])
+        )
+        for block in vae.modules()
+        if isinstance(block, ResidualBlock) and block.checkpointed
+    ]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.set_grad_enabled(not frozen_encoder):
+        if frozen_encoder:  # its activations are not kept
+            size = (video.shape[0], vae.config.latent_channels, *vae.latent_size(*video.shape[2:]))
+            latents = video.new_empty(size)
+        else:
             latents = vae.encode(video).mode()
-        output = vae.decode(latents)
-    assert output.requires_grad
+        vae.decode(latents)
+    for hook in hooks:
+        hook.remove()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -51,22 +65,28 @@ def state_bytes(module: nn.Module, stage: int, ranks: int, frozen_encoder: bool)
 
 
 def main() -> None:
-    """Print the table."""
+    """Read the options and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--checkpointed", action="store_true", help="with checkpoint_activations=true")
     options = parser.parse_args()
-    with torch.device("meta"):
-        vae = SSVAE(SSVAEConfig()).bfloat16()
+    with FakeTensorMode():
+        report(options)
+
+
+def report(options: argparse.Namespace) -> None:
+    """The table."""
+    torch.set_default_dtype(torch.bfloat16)  # fake weights cannot be converted afterwards
+    vae = SSVAE(SSVAEConfig())
     vae.checkpoint_activations(options.checkpointed)
     print(f"GiB a GPU, {options.ranks} GPUs, {options.batch_size} x {options.frames} frames each")
     print("| size | encoder | activations | ZeRO 0 | ZeRO 1 | ZeRO 2 |\n|---|---|---|---|---|---|")
     for name, (height, width) in SIZES.items():
         for frozen in (False, True):
             shape = (options.batch_size, 3, options.frames, height, width)
-            video = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+            video = torch.empty(shape, dtype=torch.bfloat16)
             activations = kept_bytes(vae, video, frozen)
             totals = [activations + state_bytes(vae, stage, options.ranks, frozen) for stage in (0, 1, 2)]
             cells = " | ".join(f"{total / GIB:.1f}" for total in (activations, *totals))
