@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sat_ssvae"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+EXTRAS = ("compare", "reward")  # of users; a module of the package needs at most one of them
 OPTIONAL_IMPORTS = {"lpips"}  # used where the user has it: its own requirements would bring another torch
 
 IMPORT_EVERY_MODULE = """
@@ -133,7 +134,7 @@ def undeclared(paths: list[Path], providers: dict[str, set[str]], *extras: str) 
 
 
 def test_everything_imported_is_declared(providers):
-    assert undeclared(MODULES, providers, "compare") == set()
+    assert undeclared(MODULES, providers, *EXTRAS) == set()
 
 
 def test_users_of_the_autoencoder_need_no_extra(providers):
@@ -143,7 +144,7 @@ def test_users_of_the_autoencoder_need_no_extra(providers):
 
 
 def test_declared_extras_do_not_pull_a_second_torch():
-    assert not {"torchvision", "torchaudio", "triton"} & declared("compare", "test", "dev")
+    assert not {"torchvision", "torchaudio", "triton"} & declared(*EXTRAS, "test", "dev")
 
 
 def pins() -> list[Requirement]:
@@ -161,7 +162,7 @@ def test_constraints_cover_each_declared_package_once_for_each_python(python):
     environment = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux"}
     valid = [pin.name.lower() for pin in pins() if pin.marker is None or pin.marker.evaluate(environment)]
     assert len(valid) == len(set(valid))
-    assert declared("compare", "test", "dev") <= set(valid)
+    assert declared(*EXTRAS, "test", "dev") <= set(valid)
 
 
 def test_installed_versions_are_the_pinned_ones():

@@ -1,0 +1,175 @@
+"""What UnifiedReward is asked about a video, and how its answer is read; `reward_client.py` sends it.
+
+    messages = chat_messages(video_frames(path, VERSIONS[2]), "a dog runs along a beach", VERSIONS[2].instruction)
+    scores = parse_answer(answer, VERSIONS[2])       # {"alignment": 2.4, "physics": 3.1, "style": 2.9}
+
+UnifiedReward (Wang et al., arXiv 2503.05236, models CodeGoat24/UnifiedReward*) is a vision-language model that vLLM or
+SGLang serve behind the OpenAI chat API. Version 2 rates three axes from 1 to 5, version 1 five dimensions from 1 to 4
+and a final score from 1 to 10. The instructions here are worded for this package after the published answer format.
+How the SSVAE paper rescaled its UnifiedReward of 26 to 48 is not known: no score from here compares with it.
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from ..data.video_io import encode_jpeg, nearest_frames, open_video, probe, upright_rgb
+from ..errors import UserError
+
+CAPTION_FIELD = "{caption}"
+
+
+class UnparsableAnswer(ValueError):
+    """The model's answer holds no complete set of ratings."""
+
+
+@dataclass(frozen=True)
+class RewardVersion:
+    """One generation of UnifiedReward models: what it sees, what it is asked, what it answers."""
+
+    number: int
+    axes: Mapping[str, str]
+    """Name of each rated axis in our tables -> the words in front of `(1-5): 2.4` in the answer."""
+    scale: tuple[int, int]
+    """Lowest and highest rating of an axis."""
+    num_frames: int
+    """Frames of a video, evenly spaced from first to last."""
+    frame_size: tuple[int, int] | None
+    """(height, width) that frames are scaled to; None sends them as they are."""
+    instruction: str
+    """Text after the frames, with `{caption}` where the caption belongs."""
+
+
+_V1_AXES = {
+    "visual_quality": "Visual Quality",
+    "temporal_consistency": "Temporal Consistency",
+    "dynamic_degree": "Dynamic Degree",
+    "text_alignment": "Text-to-Video Alignment",
+    "factual_consistency": "Factual Consistency",
+}
+_V2_AXES = {"alignment": "Alignment", "physics": "Physics", "style": "Style"}
+
+_V1_INSTRUCTION = """\
+The images above are frames, in order, of one video that a model generated from a caption. Rate the video.
+
+Give each of these five dimensions a rating from 1 (bad) to 4 (perfect):
+- Visual Quality: sharpness, resolution, brightness and colour of the frames.
+- Temporal Consistency: objects and background stay the same from frame to frame.
+- Dynamic Degree: how much moves, where the caption asks for motion.
+- Text-to-Video Alignment: the video shows what the caption says.
+- Factual Consistency: the video agrees with common sense and facts.
+Then give the whole video a final score from 1 to 10.
+
+Answer in these lines, with a number after each colon, and nothing else:
+Visual Quality (1-4):
+Temporal Consistency (1-4):
+Dynamic Degree (1-4):
+Text-to-Video Alignment (1-4):
+Factual Consistency (1-4):
+Final Score:
+
+Text Caption: {caption}"""
+
+_V2_INSTRUCTION = """\
+The images above are frames, in order, of one video that a model generated from a caption. Rate the video.
+
+Give each of these three axes a rating from 1 to 5, decimals allowed:
+- Alignment: objects, actions, scene and details of the video are those of the caption.
+- Physics: motion, contacts, gravity and materials behave as in the world.
+- Style: the video looks good; clear frames, coherent colours, the style that the caption asks for.
+
+Answer in these lines, with a number after each colon, and nothing else:
+Alignment Score (1-5):
+Physics Score (1-5):
+Style Score (1-5):
+
+Text Caption: {caption}"""
+
+VERSIONS: Mapping[int, RewardVersion] = MappingProxyType(
+    {
+        1: RewardVersion(1, _V1_AXES, (1, 4), 8, (512, 512), _V1_INSTRUCTION),
+        2: RewardVersion(2, _V2_AXES, (1, 5), 16, None, _V2_INSTRUCTION),
+    }
+)
+
+
+def video_frames(path: Path, version: RewardVersion) -> list[bytes]:
+    """The frames that this version is shown, first and last of the video included, as JPEG files.
+
+    A video with fewer frames shows some of them several times.
+
+    Raises:
+        VideoError: the file cannot be read to its end.
+    """
+    info = probe(path)
+    last, parts = (info.frames - 1) / info.fps, max(version.num_frames - 1, 1)
+    scaler = VideoReformatter()
+    with open_video(path) as (container, stream):
+        times = [last * part / parts for part in range(version.num_frames)]
+        pictures = nearest_frames(container, stream, times, path)
+        size = version.frame_size or (info.height, info.width)
+        return [encode_jpeg(Image.fromarray(upright_rgb(picture, size, scaler))) for picture in pictures]
+
+
+def chat_messages(frames: Sequence[bytes], caption: str, instruction: str) -> list[dict[str, Any]]:
+    """The `messages` of a chat request: JPEG frames as base64 data URLs, then the instruction with the caption."""
+    images = [
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(frame).decode()}"}}
+        for frame in frames
+    ]
+    text = {"type": "text", "text": instruction.replace(CAPTION_FIELD, caption)}
+    return [{"role": "user", "content": [*images, text]}]
+
+
+def parse_answer(answer: str, version: RewardVersion) -> dict[str, float]:
+    """The ratings in an answer by axis, and version 1's `final` where it is there.
+
+    A line such as `**Alignment Score (1-5):** 2.40` is understood, whatever stands around it. Of an axis that is
+    rated several times (a model that thinks aloud) the last rating counts.
+
+    Raises:
+        UnparsableAnswer: an axis has no rating, or one outside of its scale.
+    """
+    low, high = version.scale
+    scores = {}
+    for axis, words in version.axes.items():
+        rating = _last_number(rf"{re.escape(words)}(?:\s+Score)?\W*?(?:\({low}\s*[-–]\s*{high}\))?", answer)
+        if rating is None or not low <= rating <= high:
+            raise UnparsableAnswer(f"no rating from {low} to {high} for {words}")
+        scores[axis] = rating
+    final = _last_number("Final Score", answer)
+    if version.number == 1 and final is not None and 1 <= final <= 10:
+        scores["final"] = final
+    return scores
+
+
+def overall(scores: Mapping[str, float], version: RewardVersion) -> float:
+    """Mean of the axes' ratings (version 1's final score, the less reliable part, is left out)."""
+    return sum(scores[axis] for axis in version.axes) / len(version.axes)
+
+
+def read_instruction(path: Path) -> str:
+    """An instruction of the user's own, for example the one that a model card prints.
+
+    Raises:
+        UserError: not a readable text, or without `{caption}`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable instruction ({error})") from None
+    if CAPTION_FIELD not in text:
+        raise UserError(f"{path}: the instruction needs {CAPTION_FIELD} where the caption belongs")
+    return text
+
+
+def _last_number(words: str, answer: str) -> float | None:
+    found = re.findall(rf"{words}\W*?:[\s*_]*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
+    return float(found[-1]) if found else None

@@ -1,0 +1,256 @@
+"""The reward client against a real server process over HTTP."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sat_ssvae.cli import main
+from sat_ssvae.config import load_config, parse_config
+from sat_ssvae.data.video_io import write_video
+from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.reward import RewardConfig, Scored, list_videos, paired_differences, score_videos, summarize
+from sat_ssvae.evaluation.unified_reward import VERSIONS
+
+from .chat_server import serve
+
+ROOT = Path(__file__).parents[1]
+DOWN = "http://127.0.0.1:9"  # the discard port, on which nothing listens
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running):
+    running.plan([])
+    return running
+
+
+def gray_videos(folder, levels):
+    folder.mkdir(exist_ok=True)
+    for number, level in enumerate(levels):
+        write_video(folder / f"clip{number}.mp4", torch.full((3, 5, 32, 32), float(level)), fps=8)
+        (folder / f"clip{number}.txt").write_text(f"gray number {number}\n")
+    return folder
+
+
+@pytest.fixture
+def videos(tmp_path):
+    return gray_videos(tmp_path / "videos", [-0.6, -0.3, 0.0, 0.3, 0.6])
+
+
+def config(server, **values):
+    return parse_config(RewardConfig, {"url": server.url, "timeout": 60, "pause": 0.01, "retries": 2} | values)
+
+
+def score(folder, config):
+    return score_videos(list_videos(folder, None), folder / "out.jsonl", config)
+
+
+def ratings(scored):
+    return [record.scores["style"] for record in scored.records]
+
+
+def expected(levels):
+    return pytest.approx([3 + 2 * level for level in levels], abs=0.05)  # 1 + 4 * (level + 1) / 2
+
+
+def test_scores_are_those_of_the_frames_and_prompts_that_were_sent(server, videos):
+    scored = score(videos, config(server))
+    assert ratings(scored) == expected([-0.6, -0.3, 0.0, 0.3, 0.6])
+    assert [record.video for record in scored.records] == [f"clip{number}" for number in range(5)]
+    requests = sorted(server.requests, key=lambda request: request["text"])
+    for number, request in enumerate(requests):
+        assert request["path"] == "/v1/chat/completions" and request["temperature"] == 0
+        assert request["sizes"] == [[32, 32]] * 16 and request["text"].endswith(f"Text Caption: gray number {number}")
+    summary = summarize(scored, config(server))
+    assert summary.videos == 5 and summary.unparsable == [] and summary.failed == {}
+    assert list(summary.scores) == ["overall", "alignment", "physics", "style"]
+    assert summary.scores["overall"].low < summary.scores["overall"].mean < summary.scores["overall"].high
+
+
+def test_version_1(server, videos):
+    scored = score(videos, config(server, version=1))
+    assert {len(request["sizes"]) for request in server.requests} == {8}
+    assert [record.scores["final"] for record in scored.records] == pytest.approx([2.8, 4.15, 5.5, 6.85, 8.2], abs=0.1)
+    assert list(summarize(scored, config(server, version=1)).scores) == ["overall", *VERSIONS[1].axes, "final"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batch_size_is_the_number_of_requests_in_flight(server, videos, batch_size):
+    score(videos, config(server, batch_size=batch_size))
+    assert max(request["active"] for request in server.requests) == batch_size
+
+
+def test_only_what_has_no_answer_yet_is_asked(server, videos):
+    first = score(videos, config(server))
+    server.plan([])
+    assert score(videos, config(server)) == first and server.requests == []
+    (videos / "clip1.txt").write_text("another prompt")
+    write_video(videos / "clip2.mp4", torch.zeros(3, 9, 32, 32), fps=8)
+    score(videos, config(server))
+    assert sorted(request["text"].rpartition(": ")[2] for request in server.requests) == [
+        "another prompt",
+        "gray number 2",
+    ]
+    lines = (videos / "out.jsonl").read_text()
+    (videos / "out.jsonl").write_text(lines[:-10])  # killed in the middle of the last line
+    server.plan([])
+    score(videos, config(server))
+    assert len(server.requests) == 1
+
+
+SLOW = pytest.param("slow", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("fate", ["429", "500", "503", "drop", SLOW])
+def test_passing_trouble_is_waited_out(server, videos, fate):
+    server.plan([fate, "ok", fate])
+    started = time.monotonic()
+    scored = score(videos, config(server, timeout=2 if fate == "slow" else 60))
+    assert scored.failures == {} and len(scored.records) == 5
+    assert len(server.requests) == 7
+    assert fate != "429" or time.monotonic() - started >= 1  # Retry-After
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"),
+    [
+        ("429", "HTTP 429 Too Many Requests: the server's own words"),
+        ("500", "HTTP 500 Internal Server Error: the server's own words"),
+        pytest.param("slow", "no answer within 2 s", marks=pytest.mark.slow),
+        ("drop", "connection lost"),
+    ],
+)
+def test_lasting_trouble_fails_one_video_and_keeps_the_others(server, videos, fate, reason):
+    settings = config(server, batch_size=1, timeout=2 if fate == "slow" else 60)
+    server.plan(["ok", *[fate] * 3, "ok", "ok", "ok"])
+    scored = score(videos, settings)
+    assert list(scored.failures) == ["clip1"] and scored.failures["clip1"].startswith(reason)
+    assert [record.video for record in scored.records] == ["clip0", "clip2", "clip3", "clip4"]
+    server.plan([])
+    assert len(score(videos, settings).records) == 5 and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"), [("nonsense", "no chat completion"), ("empty", "no chat"), ("400", "HTTP 400")]
+)
+def test_what_repetition_does_not_mend_is_not_repeated(server, videos, fate, reason):
+    server.plan([fate])
+    scored = score(videos, config(server, batch_size=1))
+    assert scored.failures["clip0"].startswith(reason)
+    assert len(server.requests) == 5
+
+
+def test_answers_without_ratings_are_counted_and_listed_and_not_asked_again(server, videos):
+    settings = config(server, batch_size=1)
+    server.plan(["ok", "chatter"])
+    scored = score(videos, settings)
+    summary = summarize(scored, settings)
+    assert summary.unparsable == ["clip1"] and summary.videos == 4
+    assert scored.records[1].answer == "A fine video, I like it."
+    server.plan([])
+    assert score(videos, settings) == scored and server.requests == []
+
+
+def test_a_run_of_failures_ends_the_run_and_keeps_what_there_is(server, videos):
+    server.plan(["ok", "ok", *["500"] * 20])
+    settings = config(server, batch_size=1, retries=0, max_failures=2)
+    with pytest.raises(UserError, match=r"2 requests in a row failed, at last: HTTP 500.*out.jsonl.*goes on"):
+        score(videos, settings)
+    assert len((videos / "out.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_server_that_is_down(videos):
+    with pytest.raises(UserError, match=f"{DOWN}: no server there; start it, or give its address with url="):
+        score(videos, parse_config(RewardConfig, {"url": DOWN, "retries": 1, "pause": 0}))
+
+
+def test_an_unknown_model_name_ends_the_run_at_once(server, videos):
+    with pytest.raises(UserError, match="model Other: HTTP 404 Not Found: The model `Other` does not exist"):
+        score(videos, config(server, model="Other", batch_size=1))
+    assert len(server.requests) == 1
+
+
+def test_a_broken_video_is_listed_and_the_others_are_scored(server, videos):
+    (videos / "clip1.mp4").write_bytes(b"broken")
+    scored = score(videos, config(server))
+    assert list(scored.failures) == ["clip1"] and "not a video" in scored.failures["clip1"]
+    assert len(scored.records) == 4
+
+
+def test_two_folders_are_compared_pair_by_pair(server, videos, tmp_path):
+    brighter = gray_videos(tmp_path / "brighter", [-0.5, -0.2, 0.1, 0.4])
+    settings = config(server)
+    first, second = score(videos, settings), score(brighter, settings)
+    difference = paired_differences(first, second, settings)["overall"]
+    assert difference.count == 4 and difference.mean == pytest.approx(0.2, abs=0.03)
+    assert difference.high - difference.low < 0.05  # although the videos differ far more than the pairs
+    (brighter / "clip0.txt").write_text("another prompt")
+    with pytest.raises(UserError, match="clip0: its prompt differs"):
+        paired_differences(first, score(brighter, settings), settings)
+    with pytest.raises(UserError, match="share no rated video"):
+        paired_differences(first, Scored(), settings)
+
+
+def test_prompts_from_json(videos, tmp_path):
+    table = tmp_path / "prompts.json"
+    prompts = {f"clip{number}": f"prompt {number}" for number in range(4)} | {"clip4.mp4": "prompt 4"}
+    table.write_text(json.dumps(prompts))
+    assert [video.prompt for video in list_videos(videos, table)] == [f"prompt {number}" for number in range(5)]
+    table.write_text("{}")
+    with pytest.raises(UserError, match=r"clip0.mp4: no prompt for this video; add it to .*prompts.json"):
+        list_videos(videos, table)
+    for text, message in (("[1]", "expected one JSON object"), ("{", "not a readable JSON")):
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            list_videos(videos, table)
+
+
+def test_folders_that_hold_nothing_to_score(videos, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        list_videos(tmp_path / "nowhere", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no video in it"):
+        list_videos(tmp_path / "empty", None)
+    (videos / "clip2.txt").unlink()
+    with pytest.raises(UserError, match=r"clip2.mp4: no prompt .* write it to .*clip2.txt or give --prompts"):
+        list_videos(videos, None)
+
+
+@pytest.mark.parametrize("setting", ["url=localhost:80", "version=3", "batch_size=0", "timeout=0", "model_name=x"])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(UserError, match=setting.partition("=")[0]):
+        load_config(RewardConfig, None, [setting])
+
+
+def test_the_command_prints_scores_and_difference(server, videos, tmp_path, capsys):
+    brighter = gray_videos(tmp_path / "brighter", [-0.5, -0.2, 0.1, 0.4, 0.7])
+    settings = [f"url={server.url}", "retries=0"]
+    assert main(["reward", "--video_dir", str(brighter), "--against", str(videos), *settings]) == 0
+    output = capsys.readouterr().out
+    assert f"{brighter}: 5 videos, UnifiedReward 2" in output and f"{brighter} minus {videos}, 5 pairs" in output
+    summary = json.loads((videos / "unified_reward_v2.json").read_text())
+    assert summary["videos"] == 5 and summary["scores"]["style"]["count"] == 5
+    assert len((videos / "unified_reward_v2.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_the_articles_script(server, videos):
+    def run(*arguments):
+        script = [sys.executable, str(ROOT / "scripts" / "eval_unified_reward.py")]
+        command = [*script, "--video_dir", str(videos), "--batch_size", "4", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(f"url={server.url}")
+    assert done.returncode == 0 and "5 videos" in done.stdout
+    done = run(f"url={DOWN}", "version=1", "retries=0")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {DOWN}: no server there")

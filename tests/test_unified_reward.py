@@ -1,0 +1,122 @@
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sat_ssvae.data.video_io import VideoError, write_video
+from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.unified_reward import (
+    VERSIONS,
+    UnparsableAnswer,
+    chat_messages,
+    overall,
+    parse_answer,
+    read_instruction,
+    video_frames,
+)
+
+V1, V2 = VERSIONS[1], VERSIONS[2]
+LINES_V1 = [f"{words} (1-4): 3" for words in V1.axes.values()]
+
+
+def levels(frames):
+    return [round(sum(Image.open(io.BytesIO(frame)).getpixel((5, 5))) / 3) for frame in frames]
+
+
+def test_frames_run_evenly_from_the_first_to_the_last(tmp_path):
+    ramp = torch.linspace(-0.9, 0.9, 46).view(1, 46, 1, 1).expand(3, 46, 32, 48)
+    write_video(tmp_path / "ramp.mp4", ramp, fps=24)
+    frames = video_frames(tmp_path / "ramp.mp4", V2)
+    assert len(frames) == 16
+    assert {Image.open(io.BytesIO(frame)).size for frame in frames} == {(48, 32)}
+    every_third = [(ramp[0, 3 * k, 0, 0].item() + 1) * 127.5 for k in range(16)]
+    assert levels(frames) == pytest.approx(every_third, abs=3)
+    old = video_frames(tmp_path / "ramp.mp4", V1)
+    assert len(old) == 8 and {Image.open(io.BytesIO(frame)).size for frame in old} == {(512, 512)}
+
+
+def test_a_video_shorter_than_the_number_of_frames_repeats_some(tmp_path):
+    write_video(tmp_path / "short.mp4", torch.linspace(-0.9, 0.9, 3).view(1, 3, 1, 1).expand(3, 3, 32, 32), fps=8)
+    shown = levels(video_frames(tmp_path / "short.mp4", V2))
+    assert len(shown) == 16 and shown == sorted(shown) and len({round(level, -1) for level in shown}) == 3
+
+
+def test_a_broken_video_is_a_video_error(tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match="not a video"):
+        video_frames(tmp_path / "broken.mp4", V2)
+
+
+def test_messages_hold_the_frames_then_the_text_that_ends_with_the_caption():
+    (message,) = chat_messages([b"one", b"two"], "a dog {runs}", V2.instruction)
+    *images, text = message["content"]
+    assert message["role"] == "user"
+    assert [image["image_url"]["url"] for image in images] == [f"data:image/jpeg;base64,{d}" for d in ("b25l", "dHdv")]
+    assert text["text"].endswith("Text Caption: a dog {runs}")
+
+
+@pytest.mark.parametrize("version", [V1, V2], ids=["v1", "v2"])
+def test_the_instruction_names_every_axis_as_the_parser_expects_it(version):
+    """Whoever fills in the lines that the instruction asks for is understood."""
+    filled = "\n".join(f"{line} 2.5" if line.endswith(":") else line for line in version.instruction.splitlines())
+    assert set(version.axes) <= set(parse_answer(filled, version))
+    with pytest.raises(UnparsableAnswer):
+        parse_answer(version.instruction, version)
+
+
+@given(st.lists(st.decimals(1, 5, places=4), min_size=3, max_size=3), st.sampled_from(["{}", "**{}**", "- {}\n"]))
+def test_ratings_are_found_in_any_order_and_dress(ratings, dress):
+    lines = [f"{name} Score (1-5): {value}" for name, value in zip(V2.axes.values(), ratings, strict=True)]
+    scores = parse_answer("I see a video.\n" + "\n".join(dress.format(line) for line in reversed(lines)), V2)
+    assert scores == dict(zip(V2.axes, map(float, ratings), strict=True))
+    assert overall(scores, V2) == pytest.approx(sum(map(float, ratings)) / 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "scores"),
+    [
+        ("**Alignment Score (1-5):** 2.4036\n**Physics Score (1-5):** 3\n**Style Score (1-5):** 4.5", (2.4036, 3, 4.5)),
+        ("alignment: 1/5, physics: 2/5, style: 3/5", (1, 2, 3)),
+        ("Alignment Score (1–5): 1\nPhysics Score (1-5): 2\nStyle Score (1-5): 3\nStyle Score (1-5): 5", (1, 2, 5)),
+    ],
+)
+def test_answers_of_version_2(answer, scores):
+    assert tuple(parse_answer(answer, V2).values()) == scores
+
+
+def test_answers_of_version_1():
+    scores = parse_answer("\n".join([*LINES_V1, "Final Score: 7.25"]), V1)
+    assert scores == dict.fromkeys(V1.axes, 3.0) | {"final": 7.25}
+    assert overall(scores, V1) == 3  # the final score is not part of it
+    assert parse_answer("\n".join([*LINES_V1, "Final Score: good"]), V1) == dict.fromkeys(V1.axes, 3.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "What a lovely video!",
+        "Alignment Score (1-5): 3\nPhysics Score (1-5): 3",
+        "Alignment Score (1-5): 3\nPhysics Score (1-5): nan\nStyle Score (1-5): 3",
+        "Alignment Score (1-5): 3\nPhysics Score (1-5): 0.5\nStyle Score (1-5): 3",
+        "Alignment Score (1-5): 3\nPhysics Score (1-5): 50\nStyle Score (1-5): 3",
+        "Alignment Score (1-5): 3\nPhysics Score (1-5): -3\nStyle Score (1-5): 3",
+    ],
+)
+def test_incomplete_answers_and_ratings_off_the_scale_are_refused(answer):
+    with pytest.raises(UnparsableAnswer):
+        parse_answer(answer, V2)
+
+
+def test_an_instruction_of_the_users_own(tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("Rate it.\nText Caption: {caption}")
+    assert read_instruction(own).startswith("Rate it.")
+    own.write_text("Rate it.")
+    with pytest.raises(UserError, match=r"needs \{caption\}"):
+        read_instruction(own)
+    with pytest.raises(UserError, match="not a readable instruction"):
+        read_instruction(tmp_path / "none.txt")
