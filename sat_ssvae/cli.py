@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "interrupted; the same command continues where it stopped\n")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __package__.partition(".")[0]:
+            raise
+        hint = "an extra of sat-ssvae brings it: pip install 'sat-ssvae[compare,diffusers,reward]'"
+        parser.exit(2, f"error: the package {error.name} is not installed; {hint}\n")
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise

@@ -106,6 +106,9 @@ def test_only_what_has_no_answer_yet_is_asked(server, videos):
     server.plan([])
     score(videos, config(server))
     assert len(server.requests) == 1
+    server.plan([])
+    score(videos, config(server))
+    assert server.requests == []
 
 
 SLOW = pytest.param("slow", marks=pytest.mark.slow)
@@ -226,7 +229,10 @@ def test_folders_that_hold_nothing_to_score(videos, tmp_path):
         list_videos(videos, None)
 
 
-@pytest.mark.parametrize("setting", ["url=localhost:80", "version=3", "batch_size=0", "timeout=0", "model_name=x"])
+@pytest.mark.parametrize(
+    "setting",
+    ["url=localhost:80", "url=http://", "url=http://a:b", "version=3", "batch_size=0", "timeout=0", "model_name=x"],
+)
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):
         load_config(RewardConfig, None, [setting])
@@ -241,6 +247,15 @@ def test_the_command_prints_scores_and_difference(server, videos, tmp_path, caps
     summary = json.loads((videos / "unified_reward_v2.json").read_text())
     assert summary["videos"] == 5 and summary["scores"]["style"]["count"] == 5
     assert len((videos / "unified_reward_v2.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_package_that_is_not_installed_is_named(videos, monkeypatch, capsys):
+    for name in ("reward", "reward_client"):
+        monkeypatch.delitem(sys.modules, f"sat_ssvae.evaluation.{name}")
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(SystemExit):
+        main(["reward", "--video_dir", str(videos)])
+    assert capsys.readouterr().err.startswith("error: the package httpx2 is not installed; an extra of sat-ssvae")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
-from ..errors import UserError
 from ._options import add_overrides
 
 if TYPE_CHECKING:
@@ -34,10 +33,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score one folder or two, write the answers and the summary into them, print the summary."""
-    try:
-        from ..evaluation.reward import RewardConfig, list_videos, paired_differences, score_videos
-    except ModuleNotFoundError as error:
-        raise UserError(f"`{error.name}` is not installed: pip install 'sat-ssvae[reward]'") from None
+    from ..evaluation.reward import RewardConfig, list_videos, paired_differences, score_videos
+
     config = load_config(RewardConfig, None, [f"batch_size={options.batch_size}", *options.overrides])
     folders = [options.video_dir] + ([options.against] if options.against else [])
     videos = {folder: list_videos(folder, options.prompts) for folder in folders}

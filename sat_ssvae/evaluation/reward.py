@@ -25,6 +25,7 @@ from ..data.video_io import VIDEO_SUFFIXES, VideoError
 from ..errors import UserError
 from ..progress import progress_bar
 from .intervals import MeanInterval, mean_interval
+from .journal import append, read_journal
 from .reward_client import ChatClient, RequestFailed, ServerConfig
 from .unified_reward import (
     VERSIONS,
@@ -130,7 +131,7 @@ def score_videos(videos: Sequence[Video], output: Path, config: RewardConfig) ->
     """
     version = VERSIONS[config.version]
     instruction = read_instruction(config.instruction) if config.instruction else version.instruction
-    known = read_records(output)
+    known = {record.key: record for record in read_journal(output, Record)}
     keys = {video: _key(video, instruction, version, config.model) for video in videos}
     missing = [video for video in videos if keys[video] not in known]
     failures: dict[str, str] = {}
@@ -158,19 +159,9 @@ def score_videos(videos: Sequence[Video], output: Path, config: RewardConfig) ->
             else:
                 in_a_row = 0
                 known[record.key] = record
-                _append(output, record)
+                append(output, record)
             bar.update()
     return Scored([known[keys[video]] for video in videos if keys[video] in known], failures)
-
-
-def read_records(path: Path) -> dict[str, Record]:
-    """The records of a result file by key; a line that a killed process left half-written is passed over."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    try:
-        records = [Record(**json.loads(line)) for line in lines if line.endswith("}\n")]
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: not a result file of `sat-ssvae reward`; choose another --output") from None
-    return {record.key: record for record in records}
 
 
 def summarize(scored: Scored, config: RewardConfig) -> Summary:
@@ -242,12 +233,6 @@ def _scores(answer: str, version: RewardVersion) -> dict[str, float]:
 def _key(video: Video, instruction: str, version: RewardVersion, model: str) -> str:
     content = hashlib.sha256(video.path.read_bytes()).hexdigest()
     return fingerprint(video.name, content, video.prompt, instruction, version.number, model)
-
-
-def _append(output: Path, record: Record) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(vars(record), ensure_ascii=False) + "\n")
 
 
 def _read_prompts(path: Path) -> dict[str, str]:

@@ -47,8 +47,12 @@ class ServerConfig(Config):
     @field_validator("url")
     @classmethod
     def _http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
+        try:
+            url = httpx2.URL(value)
+        except httpx2.InvalidURL as error:
+            raise ValueError(str(error)) from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("expected the address of a server, for example http://localhost:8080")
         return value.rstrip("/").removesuffix("/v1")
 
 

@@ -1,0 +1,43 @@
+"""Results that are kept one by one as they come, so that an interrupted run goes on where it was.
+
+known = read_journal(path, Record)
+append(path, record)      # a dataclass of plain values, one JSON line
+"""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
+
+
+def read_journal(path: Path, kind: type[R]) -> list[R]:
+    """The records in their order, none where there is no file; a line that a killed process left half is cut off.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    try:
+        return [kind(**json.loads(line)) for line in data[:whole].splitlines()]
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: holds something else than results of this command; move it away") from None
+
+
+def append(path: Path, record: "DataclassInstance") -> None:
+    """Add a record as one line, which is on its way to the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
