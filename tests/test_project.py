@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sat_ssvae"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-EXTRAS = ("compare", "reward")  # of users; a module of the package needs at most one of them
+EXTRAS = ("compare", "diffusers", "reward")  # of users; a module of the package needs at most one of them
 OPTIONAL_IMPORTS = {"lpips"}  # used where the user has it: its own requirements would bring another torch
 
 IMPORT_EVERY_MODULE = """

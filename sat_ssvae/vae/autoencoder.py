@@ -22,6 +22,7 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .layers import ResidualBlock
 from .posterior import Posterior
+from .sizes import latent_size
 from .statistics import LatentStats
 from .streaming import DecodeStream, EncodeStream
 from .tiling import blend_tiles
@@ -79,6 +80,11 @@ class SSVAE(nn.Module):
         """Statistics of the latents on the training videos, where they are known; kept by `save_pretrained`."""
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.config.latent_channels
+
+    @property
     def spatial_factor(self) -> int:
         """Pixels per latent position, in height and in width."""
         return 2 ** len(self.config.temporal_downsample)
@@ -88,22 +94,18 @@ class SSVAE(nn.Module):
         """Frames per latent frame; frame 0 has a latent frame of its own."""
         return 2 ** sum(self.config.temporal_downsample)
 
+    @property
+    def frame_step(self) -> int:
+        """A video has T = frame_step k + 1 frames."""
+        return self.temporal_factor
+
     def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent (t, h, w) of a video of this size.
 
         Raises:
             UserError: the size does not fit; the message names the nearest that do.
         """
-        time, space = self.temporal_factor, self.spatial_factor
-        if num_frames < 1 or (num_frames - 1) % time:
-            below = max(num_frames - 1, 0) // time * time + 1
-            raise UserError(f"{num_frames} frames: SSVAE takes {time}k + 1; the nearest are {below} and {below + time}")
-        for name, size in (("height", height), ("width", width)):
-            if size < space or size % space:
-                options = sorted({max(size // space, 1) * space, -(-size // space) * space})
-                nearest = " and ".join(map(str, options))
-                raise UserError(f"{name} {size}: SSVAE takes multiples of {space}; the nearest: {nearest}")
-        return (num_frames - 1) // time + 1, height // space, width // space
+        return latent_size((num_frames, height, width), self.temporal_factor, self.spatial_factor, "SSVAE")
 
     def encode(self, x: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Posterior:
         """Posterior of a video `B C T H W` in [-1, 1]; its latents are `b c t h w`.

@@ -1,0 +1,5 @@
+"""SSVAE in the pipelines of the diffusers library, which the extra `diffusers` installs."""
+
+from .autoencoder import AutoencoderSSVAE
+
+__all__ = ["AutoencoderSSVAE"]
