@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
+from .h264 import UNSPECIFIED, add_h264_stream, default_matrix, even_frame, to_yuv420p
 
 MAX_PIXELS = 1 << 26
 MAX_SECONDS = 24 * 3600.0
@@ -43,7 +44,6 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gi
 # MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
 _COUNT_FROM_START = "mpeg"
 _USUAL_FPS = 25.0  # where a file does not tell
-_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrix coefficients, ITU-T H.273 table 4
 
 
 class VideoError(UserError):
@@ -198,25 +198,11 @@ def encode_h264(pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyfram
     scaler = VideoReformatter()
     with av.open(file, "w", format="mp4") as container:
         stream: VideoStream | None = None
-        for index, frame in enumerate(map(_even_frame, pictures)):
-            if stream is None:
-                # x264's macroblock tree gives other bytes now and then, even in one thread
-                options = {"crf": str(crf), "preset": "fast", "mbtree": "0"}
-                stream = container.add_stream("libx264", rate=rate, options=options)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                stream.codec_context.thread_count = 1
-                stream.codec_context.max_b_frames = 0
-                stream.codec_context.gop_size = max(1, round(keyframe_interval * fps))
-                stream.codec_context.colorspace = _default_matrix(frame.height)
-                stream.codec_context.color_range = 1
-            yuv = scaler.reformat(
-                frame,
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709 if _default_matrix(frame.height) == _BT709 else Colorspace.ITU601,
-                dst_color_range=1,
-                interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
-                threads=1,
+        for index, frame in enumerate(map(even_frame, pictures)):
+            stream = stream or add_h264_stream(
+                container, rate, frame.height, frame.width, crf=crf, keyframe_interval=keyframe_interval
             )
+            yuv = to_yuv420p(frame, scaler)
             yuv.pts, yuv.time_base = index, 1 / rate
             container.mux(stream.encode(yuv))
         if stream is None:
@@ -258,6 +244,34 @@ def nearest_frames(
         target = next(wanted, None)
 
 
+def read_frames(source: Path | bytes) -> Iterator["TimedFrame"]:
+    """Every frame of a video in its own size and at its own time, decoded one by one.
+
+    A frame of another size than the first is scaled to it. Frames without a time get one by the average rate.
+
+    Raises:
+        VideoError: the file is not a video, or breaks off with an error.
+    """
+    scaler = VideoReformatter()
+    with open_video(source) as (container, stream):
+        step = 1 / (stream.average_rate or Fraction(_USUAL_FPS))
+        first: VideoFrame | None = None
+        for index, frame in enumerate(_decode(container, stream)):
+            first = first or frame
+            shape = _displayed(stream, first)
+            time = index * step
+            if frame.pts is not None and first.pts is not None and frame.time_base is not None:
+                time = (frame.pts - first.pts) * frame.time_base
+            yield TimedFrame(upright_rgb(Picture(frame, shape), shape[:2], scaler), time)
+
+
+class TimedFrame(NamedTuple):
+    """uint8 RGB `H W C`, and seconds since the video's first frame."""
+
+    picture: np.ndarray
+    time: Fraction
+
+
 class Shape(NamedTuple):
     """Size as displayed, and the counter-clockwise quarter turns that make a stored frame upright."""
 
@@ -288,8 +302,8 @@ def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> 
 def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
     """Scale a frame to the displayed (height, width) `size`, turned upright: uint8 RGB, shape `H W C`."""
     frame, turns = picture.frame, picture.shape.turns
-    if frame.colorspace == _UNSPECIFIED:
-        frame.colorspace = _default_matrix(frame.height)
+    if frame.colorspace == UNSPECIFIED:
+        frame.colorspace = default_matrix(frame.height)
     height, width = size[::-1] if turns % 2 else size
     flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     rgb = scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
@@ -361,17 +375,6 @@ def _displayed(stream: VideoStream, frame: VideoFrame) -> Shape:
     height, width = frame.height, max(1, round(frame.width * aspect))
     turns = round(frame.rotation / 90) % 4
     return Shape(width, height, turns) if turns % 2 else Shape(height, width, turns)
-
-
-def _even_frame(picture: np.ndarray) -> VideoFrame:
-    height, width, _ = picture.shape
-    padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return VideoFrame.from_ndarray(padded.astype(np.uint8, copy=False), "rgb24")
-
-
-def _default_matrix(height: int) -> int:
-    """Players take untagged HD for BT.709, anything smaller for BT.601; so do we, and tag what we write."""
-    return _BT709 if height >= 720 else _BT601
 
 
 def _check_file(source: Path | bytes) -> None:

@@ -1,0 +1,93 @@
+"""`sat-ssvae reconstruct`: videos through an autoencoder and back, with scores."""
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import find_config, load_config, parse_config, read_yaml
+from ..errors import UserError
+from ._options import add_overrides
+from ._table import aligned
+
+if TYPE_CHECKING:
+    from ..evaluation.autoencoders import VideoAutoencoder
+    from ..evaluation.reconstruct import ReconstructConfig, ReconstructionReport
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    command = commands.add_parser("reconstruct", help="videos through an autoencoder and back, with scores")
+    command.set_defaults(run=run)
+    command.add_argument("--input", type=Path, required=True, help="a video, a folder of videos, or shards")
+    command.add_argument("--output", type=Path, required=True, help="folder for the reconstructions and the scores")
+    command.add_argument(
+        "--checkpoint", "--vae", required=True, metavar="VAE", help="an SSVAE's path, or KIND:PATH_OR_ID, see README"
+    )
+    command.add_argument(
+        "--config", type=Path, help="training configuration whose network sizes the checkpoint must have"
+    )
+    command.add_argument("--side_by_side", action="store_true", help="also write original and reconstruction in one")
+    command.add_argument("--error_map", action="store_true", help="also write four times the absolute difference")
+    add_overrides(command)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Reconstruct; write scores.csv and scores.json; print them as a table."""
+    from ..distributed import default_device
+    from ..evaluation.autoencoders import open_autoencoder
+    from ..evaluation.reconstruct import ReconstructConfig, reconstruct
+
+    flags = [f"{name}=true" for name in ("side_by_side", "error_map") if getattr(options, name)]
+    config = load_config(ReconstructConfig, None, [*flags, *options.overrides])
+    vae = open_autoencoder(options.checkpoint)
+    if options.config:
+        _check_sizes(find_config(options.config), vae)
+    report = reconstruct(vae, options.input, options.output, config, default_device())
+    rows = _rows(report)
+    with (options.output / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    document = {
+        "autoencoder": options.checkpoint,
+        "measured": _measured(config),
+        "total": report.totals(),
+        "videos": [asdict(clip) for clip in report.clips],
+        "skipped": [asdict(skip) for skip in report.skipped],
+    }
+    (options.output / "scores.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{aligned(rows)}{_measured(config)}\n")
+    for skip in report.skipped:
+        sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
+
+
+def _measured(config: "ReconstructConfig") -> str:
+    perceptual = "" if config.perceptual == "none" else f", perceptual distance {config.perceptual}"
+    return (
+        f"Means over frames, total over videos; RGB at the videos' own size and frame rate; PSNR in dB, SSIM (Gaussian "
+        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time"
+    )
+
+
+def _rows(report: "ReconstructionReport") -> list[list[str]]:
+    names = list(report.totals())
+    rows = [["video", "frames", "height", "width", "fps", *names]]
+    for clip in report.clips:
+        about = [clip.name, str(clip.frames), str(clip.height), str(clip.width), f"{clip.fps:g}"]
+        rows.append(about + [f"{clip.scores[name]:.4f}" for name in names])
+    frames = str(sum(clip.frames for clip in report.clips))
+    return [*rows, ["total", frames, "", "", "", *(f"{value:.4f}" for value in report.totals().values())]]
+
+
+def _check_sizes(path: Path, vae: "VideoAutoencoder") -> None:
+    """Refuse a checkpoint of another network than the configuration's; nothing else of it matters here."""
+    from ..vae.autoencoder import SSVAE, SSVAEConfig
+
+    values = read_yaml(path)
+    model = {"latent_channels": values["channels"]} if "channels" in values else {}
+    wanted = parse_config(SSVAEConfig, model | dict(values.get("model") or {}), source=str(path))
+    found = vae.config if isinstance(vae, SSVAE) else None
+    if wanted != found:
+        raise UserError(f"{path}: describes another network than the checkpoint's ({wanted} instead of {found})")

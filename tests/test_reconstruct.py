@@ -1,0 +1,161 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from sat_ssvae.cli import main
+from sat_ssvae.config import parse_config
+from sat_ssvae.data.video_io import probe, read_clip, read_frames, to_unit_range, write_video
+from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.metrics import reconstruction_scores
+from sat_ssvae.evaluation.reconstruct import ReconstructConfig, list_items, reconstruct
+
+from . import foreign_models
+from .small_models import tiny_vae
+from .test_roundtrip import whole
+from .test_video_write import video_with_sound
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def config(**values):
+    return parse_config(ReconstructConfig, {"perceptual": "none", "chunk_frames": 7} | values)
+
+
+def waves(path, frames, height=32, width=40, fps=24):
+    """A video of moving gray waves."""
+    time, y, x = torch.arange(frames).view(-1, 1, 1) / fps, torch.arange(height).view(-1, 1), torch.arange(width)
+    write_video(path, 0.3 * torch.sin(0.12 * (x + 2 * y) + 5 * time).expand(3, -1, -1, -1), fps)
+    return path
+
+
+@pytest.fixture
+def two_videos(tmp_path):
+    """A folder with a video of 10 frames and one of 13 a folder deeper."""
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    waves(tmp_path / "in" / "bars0.mp4", 10)
+    waves(tmp_path / "in" / "deeper" / "bars1.mp4", 13)
+    return tmp_path / "in"
+
+
+def pictures_of(path):
+    return np.stack([frame.picture for frame in read_frames(path)]).astype(int)
+
+
+@torch.no_grad()
+def test_scores_and_pictures_are_those_of_the_whole_video(tmp_path):
+    source, vae, output = waves(tmp_path / "in.mp4", 15, 38, 44), tiny_vae(), tmp_path / "out"
+    vae.decoder.last_layer.mul_(0.05)  # smooth pictures, which compression hardly changes
+    report = reconstruct(vae, source, output, config(side_by_side=True, error_map=True), CPU)
+    (clip,) = report.clips
+    assert (clip.name, clip.frames, clip.height, clip.width, clip.fps) == ("in", 15, 38, 44, 24)
+    video = to_unit_range(read_clip(source, start=0, num_frames=15, fps=24, size=(38, 44)))[None]
+    expected = {name: float(value) for name, value in reconstruction_scores(whole(vae, video), video).items()}
+    assert clip.scores == pytest.approx(expected, rel=1e-4) and report.totals() == clip.scores
+    assert probe(output / "in.mp4") == probe(source)
+    before, alone = pictures_of(source), pictures_of(output / "in.mp4")
+    beside, error = pictures_of(output / "in.side_by_side.mp4"), pictures_of(output / "in.error_map.mp4")
+    assert beside.shape == (15, 38, 88, 3)
+    assert abs(beside[:, :, :44] - before).mean() < 4 and abs(beside[:, :, 44:] - alone).mean() < 4
+    assert abs(error - np.minimum(4 * abs(before - alone), 255)).mean() < 8
+
+
+def test_the_number_of_frames_at_once_does_not_matter(tmp_path):
+    source = waves(tmp_path / "in.mp4", 12)
+    scores = [reconstruct(tiny_vae(), source, tmp_path / str(n), config(chunk_frames=n), CPU).totals() for n in (5, 12)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_sound_and_odd_sizes(tmp_path):
+    source = video_with_sound(tmp_path / "source.mp4", "aac")
+    reconstruct(tiny_vae(), source, tmp_path / "out", config(), CPU)
+    with av.open(str(tmp_path / "out" / "source.mp4")) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
+        assert container.streams.video[0].average_rate == 25
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 45000
+
+
+def test_folders_and_shards_and_what_is_none(two_videos, tiny_shards, tmp_path):
+    assert [item.name for item in list_items(two_videos, [])] == ["bars0", "deeper/bars1"]
+    skipped = []
+    (two_videos / "picture.png").write_text("no matter what")
+    (tmp_path / "in" / "broken.mp4").write_bytes(b"broken")
+    report = reconstruct(tiny_vae(), tmp_path / "in", tmp_path / "out", config(), CPU)
+    assert [clip.name for clip in report.clips] == ["bars0", "deeper/bars1"]
+    assert {skip.source: skip.cause for skip in report.skipped} == {"broken": "not a video", "picture.png": "an image"}
+    assert (tmp_path / "out" / "deeper" / "bars1.mp4").is_file() and not (tmp_path / "out" / "broken.mp4").exists()
+    items = list(list_items(tiny_shards, skipped))
+    assert len(items) == 5 and all(isinstance(item.source, bytes) for item in items) and skipped == []
+
+
+def test_what_is_done_is_not_done_again(two_videos, tmp_path):
+    folder, output = two_videos, tmp_path / "out"
+    first = reconstruct(tiny_vae(), folder, output, config(), CPU)
+    written = (output / "bars0.mp4").stat().st_mtime_ns
+    journal = output / "reconstruction.jsonl"
+    assert reconstruct(tiny_vae(), folder, output, config(), CPU) == first
+    assert (output / "bars0.mp4").stat().st_mtime_ns == written and len(journal.read_text().splitlines()) == 2
+    (output / "deeper" / "bars1.mp4").unlink()
+    journal.write_text(journal.read_text() + '{"name": "half')
+    assert reconstruct(tiny_vae(), folder, output, config(), CPU) == first
+    assert (output / "bars0.mp4").stat().st_mtime_ns == written
+    other = tiny_vae()
+    torch.nn.init.zeros_(other.decoder.last_layer)
+    assert reconstruct(other, folder, output, config(), CPU) != first
+    assert (output / "bars0.mp4").stat().st_mtime_ns > written
+    written = (output / "bars0.mp4").stat().st_mtime_ns
+    assert reconstruct(tiny_vae(), folder, output, config(), CPU) == first
+    assert (output / "bars0.mp4").stat().st_mtime_ns > written  # the other's pictures were there
+    journal.write_text("[1]\n")
+    with pytest.raises(UserError, match="something else than results"):
+        reconstruct(tiny_vae(), folder, output, config(), CPU)
+
+
+def test_mistakes(two_videos, tmp_path):
+    with pytest.raises(UserError, match="choose another --output"):
+        reconstruct(tiny_vae(), two_videos, two_videos / "out", config(), CPU)
+    with pytest.raises(UserError, match="does not exist"):
+        reconstruct(tiny_vae(), tmp_path / "nowhere", tmp_path / "out", config(), CPU)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"neither \.tar shards nor videos"):
+        reconstruct(tiny_vae(), tmp_path / "empty", tmp_path / "out", config(), CPU)
+    (tmp_path / "empty" / "broken.mp4").write_bytes(b"broken")
+    with pytest.raises(UserError, match="nothing was reconstructed; broken: not a video"):
+        reconstruct(tiny_vae(), tmp_path / "empty", tmp_path / "out", config(), CPU)
+
+
+def test_the_command(two_videos, tmp_path, capsys):
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    places = ["--input", str(two_videos), "--output", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "vae")]
+    assert main(["reconstruct", *places, "--side_by_side", "perceptual=none"]) == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[0].split() == ["video", "frames", "height", "width", "fps", "psnr", "ssim"]
+    assert "posterior mean, 17 frames at a time" in output
+    rows = list(csv.reader((tmp_path / "out" / "scores.csv").read_text().splitlines()))
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [row[0] for row in rows] == ["video", "bars0", "deeper/bars1", "total"]
+    assert float(rows[-1][5]) == pytest.approx(document["total"]["psnr"], abs=1e-3)
+    sizes = tmp_path / "sizes.yaml"
+    sizes.write_text("channels: 8\n")
+    with pytest.raises(SystemExit):
+        main(["reconstruct", *places, "--config", str(sizes)])
+    assert "describes another network" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_articles_script_with_another_autoencoder(two_videos, tmp_path):
+    foreign_models.wan21().save_pretrained(tmp_path / "wan")
+    script = [sys.executable, str(ROOT / "scripts" / "reconstruction.py")]
+    places = ["--input", str(two_videos / "bars0.mp4"), "--output", str(tmp_path / "out")]
+    command = [*script, *places, "--checkpoint", f"wan2.1:{tmp_path / 'wan'}", "perceptual=none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "out" / "bars0.mp4").is_file()
+    done = subprocess.run([*command[:-2], "wan3:x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: wan3:x: expected the path")

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sat_ssvae.evaluation.autoencoders import DiffusersAutoencoder, FrameAutoencoder
+from sat_ssvae.evaluation.roundtrip import round_trip
+from sat_ssvae.vae.padding import crop_to, pad_to_valid
+
+from . import foreign_models
+from .small_models import random_video, tiny_vae
+
+
+def whole(vae, video):
+    return crop_to(vae.decode(vae.encode(pad_to_valid(video, vae)).mode()), video)
+
+
+@settings(max_examples=15)
+@given(
+    frames=st.integers(1, 12),
+    height=st.integers(9, 17),
+    width=st.integers(8, 16),
+    chunk=st.integers(1, 13),
+    temporal=st.sampled_from([(False, True), (True, True), (False, False)]),
+)
+@torch.no_grad()
+def test_ssvae_in_chunks_is_ssvae_in_one_piece(frames, height, width, chunk, temporal):
+    vae, video = tiny_vae(temporal_downsample=temporal), random_video(frames, height, width)
+    parts = list(round_trip(vae, video.split(chunk, dim=2)))
+    assert all(part.shape[2] for part in parts)
+    torch.testing.assert_close(torch.cat(parts, 2), whole(vae, video), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_frame_by_frame_chunks_do_not_matter():
+    vae, video = FrameAutoencoder(foreign_models.modelscope()).eval(), random_video(5, 20, 30)
+    torch.testing.assert_close(torch.cat(list(round_trip(vae, video.split(2, dim=2))), 2), whole(vae, video))
+
+
+@pytest.mark.parametrize("build", [foreign_models.cogvideox, foreign_models.wan22])
+@torch.no_grad()
+def test_others_start_anew_with_each_chunk(build):
+    vae, video = DiffusersAutoencoder(build()).eval(), random_video(8, 20, 30)
+    parts = list(round_trip(vae, video.split(5, dim=2)))
+    assert [part.shape for part in parts] == [(1, 3, 5, 20, 30), (1, 3, 3, 20, 30)]
+    for part, chunk in zip(parts, video.split(5, dim=2), strict=True):
+        torch.testing.assert_close(part, whole(vae, chunk))
