@@ -6,13 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import check_data, cogvideo, compare, convert, encode, pack, reconstruct, reward, stats, train
+from .commands import check_data, cogvideo, compare, convert, encode, pack, reconstruct, reward, spectrum, stats, train
 from .errors import UserError
 from .progress import setup_logging
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = (compare, train, pack, stats, convert, encode, cogvideo, check_data, reward, reconstruct)
+COMMANDS = (compare, train, pack, stats, convert, encode, cogvideo, check_data, reward, reconstruct, spectrum)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 

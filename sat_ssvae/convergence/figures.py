@@ -5,9 +5,9 @@ Colours are Okabe and Ito's; every arm also has its own marker, so that nothing 
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -45,6 +45,30 @@ _LOG_FROM = 8
 """An axis becomes logarithmic when its largest value is this many times its smallest."""
 
 
+class Spectrum(Protocol):
+    """What is drawn of an autoencoder's latents."""
+
+    @property
+    def name(self) -> str:
+        """Of the autoencoder."""
+
+    @property
+    def dct_amplitude(self) -> Sequence[float]:
+        """In zigzag order, relative to the DC's."""
+
+    @property
+    def explained_variance(self) -> Sequence[float]:
+        """Cumulative, by number of components."""
+
+
+class Spectra(Protocol):
+    """Several autoencoders that are drawn together; the results of a comparison are one."""
+
+    @property
+    def arms(self) -> Sequence[Spectrum]:
+        """The autoencoders; the first is the baseline."""
+
+
 class Arm(NamedTuple):
     """How one arm is drawn."""
 
@@ -53,7 +77,7 @@ class Arm(NamedTuple):
     marker: str
 
 
-def arms_of(results: ComparisonResults) -> list[Arm]:
+def arms_of(results: Spectra) -> list[Arm]:
     """Colour and marker by position: the baseline is always blue circles."""
     return [
         Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(results.arms)
@@ -92,7 +116,7 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
         return png(figure)
 
 
-def amplitude_figure(results: ComparisonResults) -> bytes:
+def amplitude_figure(results: Spectra) -> bytes:
     """Mean absolute DCT coefficient over the DC's, in zigzag order of spatio-temporal frequency."""
     with _axes(5.2, 3.5) as (figure, axes):
         axes.set_title("Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies")
@@ -107,7 +131,7 @@ def amplitude_figure(results: ComparisonResults) -> bytes:
         return png(figure)
 
 
-def variance_figure(results: ComparisonResults) -> bytes:
+def variance_figure(results: Spectra) -> bytes:
     """Share of the channels' variance that the largest components explain."""
     with _axes(5.2, 3.5) as (figure, axes):
         axes.set_title("Channel spectrum of the latents\nhigher: few modes carry the signal")
@@ -121,6 +145,20 @@ def variance_figure(results: ComparisonResults) -> bytes:
         axes.set_ylabel("explained variance")
         axes.grid(axis="y")
         axes.legend(loc="lower right", fontsize=9)
+        return png(figure)
+
+
+def robustness_figure(results: Spectra, psnr: Sequence[Mapping[float, float]], title: str, label: str) -> bytes:
+    """PSNR (dB) of each arm against the strength of a disturbance; `psnr` has the arms' order."""
+    with _axes(5.2, 3.5) as (figure, axes):
+        axes.set_title(title)
+        for one, scores in zip(arms_of(results), psnr, strict=True):
+            style: Any = {"color": one.colour, "marker": one.marker, "mec": "white", "lw": 1.8}
+            axes.plot(list(scores), list(scores.values()), label=one.name, **style)
+        axes.set_xlabel(label)
+        axes.set_ylabel("PSNR to the clip, dB")
+        axes.grid(axis="y")
+        axes.legend(loc="upper right", fontsize=9)
         return png(figure)
 
 

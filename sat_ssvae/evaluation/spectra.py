@@ -1,0 +1,157 @@
+"""What an autoencoder's latents look like to a diffusion model, and how its decoder takes disturbed ones.
+
+    clips = load_clips(config)
+    measured = [measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items()]
+
+Latents are posterior means as the encoder gives them; the Gaussian floor is that of latents standardised per channel.
+Everything is measured on the same clips, so that autoencoders differ in their latents and in nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..config import Config
+from ..data.shards import DataConfig, fixed_clips
+from ..errors import UserError
+from ..progress import progress_bar
+from ..spectral.correlation import local_correlation
+from ..spectral.spectrum import (
+    channel_eigenvalues,
+    cumulative_explained_variance,
+    dct_amplitude,
+    latent_eigenvalues,
+    low_frequency_share,
+    mean_gaussian_floor,
+    modes_for,
+)
+from ..vae.statistics import LatentStats
+from .autoencoders import VideoAutoencoder
+from .metrics import psnr
+
+
+class SpectraConfig(Config):
+    """On which clips latents are measured, and how they are disturbed."""
+
+    data: DataConfig
+    """The clips; `num_frames` and `resolution` must fit all autoencoders."""
+    stride: float = Field(default=1.0, gt=0)
+    """Seconds between the starts of two clips of a video."""
+    max_clips: int = Field(default=64, ge=2)
+    """At most so many clips, spread over all videos."""
+    disturbed_clips: int = Field(default=16, gt=0)
+    """Clips that are decoded from disturbed latents."""
+    noise_levels: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
+    """Noise added to latents, in standard deviations of each channel."""
+    dropped_shares: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
+    """Share of the channels that are set to their mean."""
+    batch_size: int = Field(default=4, gt=0)
+    """Clips that are encoded or decoded together."""
+    seed: int = Field(default=0, ge=0)
+    """Of the disturbances."""
+
+
+@dataclass(frozen=True)
+class LatentSpectra:
+    """One autoencoder. `explained_variance` by number of channel modes; PSNR in dB by strength of the disturbance."""
+
+    name: str
+    latent_shape: tuple[int, int, int, int]
+    dct_amplitude: tuple[float, ...]
+    low_frequency_share: float
+    explained_variance: tuple[float, ...]
+    modes_for_90_percent: int
+    local_correlation: float | None
+    gaussian_floor: float
+    psnr_by_noise: dict[float, float]
+    psnr_by_dropped: dict[float, float]
+
+
+def load_clips(config: SpectraConfig) -> Tensor:
+    """The clips, N C T H W in [-1, 1].
+
+    Raises:
+        UserError: fewer than two usable clips.
+    """
+    clips = [clip.video for clip in fixed_clips(config.data, stride=config.stride, limit=config.max_clips)]
+    if len(clips) < 2:
+        raise UserError(f"{config.data.path}: {len(clips)} clip; spectra need at least 2, give more or longer videos")
+    return torch.stack(clips)
+
+
+@torch.no_grad()
+def measure_latents(
+    name: str, vae: VideoAutoencoder, clips: Tensor, config: SpectraConfig, device: torch.device
+) -> LatentSpectra:
+    """Encode the clips `N C T H W` and measure their latents; decode some of them disturbed.
+
+    Raises:
+        UserError: the clips' size does not fit the autoencoder.
+    """
+    vae = vae.to(device).eval()
+    parts = progress_bar(clips.split(config.batch_size), f"encoding with {name}", "batch")
+    latents = torch.cat([vae.encode(part.to(device)).mode().float().cpu() for part in parts])
+    stats = LatentStats.measure(latents)
+    eigenvalues = channel_eigenvalues(latents)
+    correlation = local_correlation(latents).mean
+    c, t, h, w = latents.shape[1:]
+    noise, dropped = _disturbed_psnr(name, vae, clips, latents, stats, config, device)
+    return LatentSpectra(
+        name=name,
+        latent_shape=(c, t, h, w),
+        dct_amplitude=tuple(dct_amplitude(latents).tolist()),
+        low_frequency_share=low_frequency_share(latents),
+        explained_variance=tuple(cumulative_explained_variance(eigenvalues).tolist()),
+        modes_for_90_percent=modes_for(eigenvalues),
+        local_correlation=None if correlation is None else float(correlation),
+        gaussian_floor=mean_gaussian_floor(latent_eigenvalues(stats.standardize(latents))),
+        psnr_by_noise=noise,
+        psnr_by_dropped=dropped,
+    )
+
+
+def add_noise(z: Tensor, stats: LatentStats, level: float, generator: torch.Generator) -> Tensor:
+    """Latents `b c t h w` plus Gaussian noise of `level` standard deviations of each channel."""
+    noise = torch.randn(z.shape, generator=generator)
+    return z + level * stats.std.view(-1, 1, 1, 1) * noise
+
+
+def drop_channels(z: Tensor, stats: LatentStats, share: float, generator: torch.Generator) -> Tensor:
+    """Latents `b c t h w` of which, in each sample, `share` of the channels (rounded) are set to their mean."""
+    order = torch.rand(z.shape[:2], generator=generator).argsort(1)
+    dropped = order < round(share * z.shape[1])
+    return torch.where(dropped[:, :, None, None, None], stats.mean.view(-1, 1, 1, 1), z)
+
+
+def _disturbed_psnr(
+    name: str,
+    vae: VideoAutoencoder,
+    clips: Tensor,
+    latents: Tensor,
+    stats: LatentStats,
+    config: SpectraConfig,
+    device: torch.device,
+) -> tuple[dict[float, float], dict[float, float]]:
+    """PSNR to the clips by noise level and by share of dropped channels; every strength draws the same numbers."""
+    chosen = torch.linspace(0, len(clips) - 1, min(config.disturbed_clips, len(clips))).long()
+    clips, latents = clips[chosen], latents[chosen]
+
+    def score(disturbed: Tensor) -> float:
+        parts = zip(disturbed.split(config.batch_size), clips.split(config.batch_size), strict=True)
+        return float(torch.cat([psnr(vae.decode(z.to(device)).cpu(), clip) for z, clip in parts]).mean())
+
+    disturbances: list[tuple[Callable[[Tensor, LatentStats, float, torch.Generator], Tensor], float]]
+    disturbances = [(add_noise, level) for level in config.noise_levels]
+    disturbances += [(drop_channels, share) for share in config.dropped_shares]
+    results = [
+        score(disturb(latents, stats, strength, torch.Generator().manual_seed(config.seed)))
+        for disturb, strength in progress_bar(disturbances, f"disturbing latents of {name}", "strength")
+    ]
+    count = len(config.noise_levels)
+    return (
+        dict(zip(config.noise_levels, results[:count], strict=True)),
+        dict(zip(config.dropped_shares, results[count:], strict=True)),
+    )
