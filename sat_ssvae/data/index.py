@@ -163,16 +163,18 @@ def media_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache) -> list[Store]:
+def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache | None = None) -> list[Store]:
     """The tars and folders that `paths` name: tars, addresses of tars, folders of tars or videos, brace patterns.
 
     Raises:
-        UserError: nothing there, or nothing of these kinds.
+        UserError: nothing there, or nothing of these kinds; an address, but no `cache` to fetch its shard into.
     """
     patterns = [paths] if isinstance(paths, str) else list(paths)
     stores: list[Store] = []
     for place in [url for pattern in patterns for url in expand_urls(pattern)]:
         if is_remote(place):
+            if cache is None:
+                raise UserError(f"{place}: give a local file or folder here, fetch the shard first")
             local = find_remote(place, cache)
             stores.append(TarStore(local, Remote(place, cache, local)))
             continue
