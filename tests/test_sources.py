@@ -77,6 +77,7 @@ def test_nearest_bucket():
     assert nearest_bucket(300, 500, sizes) == (256, 448)
     assert nearest_bucket(1280, 720, sizes) == (448, 256)
     assert nearest_bucket(100, 100, sizes) == (320, 320)  # left out later, as too small
+    assert nearest_bucket(0, 0, sizes) == (320, 320)
 
 
 @pytest.mark.parametrize(

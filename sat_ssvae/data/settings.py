@@ -147,6 +147,7 @@ def nearest_bucket(height: int, width: int, sizes: tuple[Size, ...]) -> Size:
     covered = [size for size in sizes if height >= size[0] and width >= size[1]] or list(sizes)
 
     def distance(size: Size) -> float:
-        return round(abs(math.log(size[0] * width / (size[1] * height))), 6)
+        # A meta file may say 0 pixels, which is left out as too small.
+        return round(abs(math.log(size[0] * max(width, 1) / (size[1] * max(height, 1)))), 6)
 
     return min(covered, key=lambda size: (distance(size), -size[0] * size[1]))
