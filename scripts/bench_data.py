@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", type=Path, help="folder of a training run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of `data`")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     config = load_config(DataConfig, None, [f"path={options.path}", *options.overrides])
     pairs = [(limit(config, options), loader(config, options)) for _ in range(options.rounds)]
     ratio = statistics.median(reached / possible for possible, reached in pairs)
