@@ -237,8 +237,8 @@ def _statistics(config: FirstStageConfig, vae: SSVAE) -> LatentStats:
         stats = LatentStats(torch.zeros(channels), torch.ones(channels))
     else:
         raise UserError(
-            f"{config.ckpt_path}: no latent statistics beside the weights; measure them with `sat-ssvae stats`, "
-            "or give latent_mean and latent_std"
+            f"{config.ckpt_path}: no latent statistics beside the weights; run: sat-ssvae stats {config.ckpt_path} "
+            "--data VIDEOS (or give latent_mean and latent_std)"
         )
     if len(stats.mean) != channels:
         raise UserError(f"latent_mean: {len(stats.mean)} numbers, but the autoencoder has {channels} latent channels")

@@ -13,7 +13,7 @@ FORMS = ("folder", "safetensors", "torch", "sat")
 def add(commands: Any) -> None:
     """Add the command's parser."""
     command = commands.add_parser("convert", help="convert a checkpoint: published .pth, .safetensors, folder, SAT")
-    command.set_defaults(run=run, overrides=[])
+    command.set_defaults(run=run)
     command.add_argument("input", type=Path, help="a published file, a .safetensors, or a folder written here")
     command.add_argument("output", type=Path, help="a file (.safetensors, .pth, .pt, .ckpt) or a folder")
     command.add_argument("--to", choices=FORMS, help="form of the output (default: as its name says)")
