@@ -158,6 +158,10 @@ def test_last_layer_and_networks_are_the_autoencoders(stage):
     assert (stage.spatial_factor, stage.first_latent) == (SPACE, 0)
 
 
+def test_weights_are_laid_out_as_deepspeed_needs_them(stage):
+    assert all(parameter.is_contiguous() for parameter in stage.parameters())
+
+
 @torch.no_grad()
 def test_an_image_is_one_latent_frame(stage):
     assert stage.encode(random_video(1)).shape == (1, 4, 1, 4, 4)

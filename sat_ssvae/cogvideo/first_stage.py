@@ -99,6 +99,8 @@ class SSVAEFirstStage(nn.Module):
             self.vae = SSVAE.from_pretrained(config.ckpt_path)
         else:
             self.vae = SSVAE(config.model)
+        for parameter in self.vae.parameters():  # DeepSpeed distributes frozen weights, too: plainly contiguous ones
+            parameter.data = parameter.data.contiguous()
         self.stats = _statistics(config, self.vae)
         self._decoding: DecodeStream | None = None
 
