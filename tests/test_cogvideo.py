@@ -25,7 +25,7 @@ from sat_ssvae.vae.statistics import LatentStats
 
 from .test_project import ROOT
 
-COGVIDEO = os.environ.get("SAT_SSVAE_COGVIDEO")
+COGVIDEO = os.environ.get("SAT_SSVAE_COGVIDEO") or None
 PYTHON = os.environ.get("SAT_SSVAE_COGVIDEO_PYTHON", sys.executable)
 REVISIONS = {"v1.0": "v1.0", "main": "e519ece"}
 OVERLAYS = ROOT / "cogvideo_configs"
@@ -127,8 +127,6 @@ def tiny(world, name, **model):
             "patch_embed_config": {"params": {"text_hidden_size": 32}},
         },
     }
-    if name.endswith("i2v") and main:
-        network["ofs_embed_dim"] = 64
     sampler = {"num_steps": 3, "verbose": False, "guider_config": {"params": {"num_steps": 3}}}
     return {
         "args": {"distributed_backend": "gloo", "bf16": False},
