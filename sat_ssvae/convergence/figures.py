@@ -158,7 +158,7 @@ def robustness_figure(results: Spectra, psnr: Sequence[Mapping[float, float]], t
         axes.set_xlabel(label)
         axes.set_ylabel("PSNR to the clip, dB")
         axes.grid(axis="y")
-        axes.legend(loc="upper right", fontsize=9)
+        axes.legend(loc="best", fontsize=9)
         return png(figure)
 
 

@@ -8,14 +8,11 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import UserError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-R = TypeVar("R", bound="DataclassInstance")
+R = TypeVar("R")
 
 
 def read_journal(path: Path, kind: type[R]) -> list[R]:
@@ -36,8 +33,8 @@ def read_journal(path: Path, kind: type[R]) -> list[R]:
         raise UserError(f"{path}: holds something else than results of this command; move it away") from None
 
 
-def append(path: Path, record: "DataclassInstance") -> None:
-    """Add a record as one line, which is on its way to the disk when this returns."""
+def append(path: Path, record: Any) -> None:
+    """Add a record, an instance of a dataclass, as one line, which is on its way to the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
