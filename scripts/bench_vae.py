@@ -10,6 +10,7 @@ are counted on the plain graph, whatever a variant really executes; the peak is 
 
 import argparse
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,8 @@ def convolution_peak(dtype: torch.dtype, device: torch.device) -> float:
 def memory(size: int, chunk_frames: int, device: torch.device) -> None:
     """Peak memory of decoding 17 and 161 frames, each in a process of its own, output not counted."""
     print(f"\ndecoding {size}x{size} with chunk_frames={chunk_frames}, float32; peak beside weights and output")
+    # glibc would keep freed blocks of up to 32 MiB and fragment them: without that, the peak is what lives.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     peaks = {}
     for frames in (17, 161):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
