@@ -100,4 +100,7 @@ def read_skips(path: Path) -> list[dict[str, Any]]:
 def _known_skips(path: Path | None) -> set[tuple[str, str]]:
     if path is None:
         return set()
+    if path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # ends the line that a killed process left half-written
     return {(skip["source"], skip["cause"]) for skip in read_skips(path)}
