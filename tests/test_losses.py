@@ -15,6 +15,7 @@ from sat_ssvae.training.losses import (
     ObjectiveConfig,
     ReconstructionConfig,
 )
+from sat_ssvae.vae.layers import CausalConv3d, Downsample, Upsample
 from sat_ssvae.vae.posterior import Posterior
 
 SIZES = SSVAEConfig(
@@ -143,7 +144,7 @@ def test_bfloat16_is_in_the_convolutions_and_float32_in_the_losses():
     module = objective(precision="bfloat16", lcr_weight=0.1)
     seen = set()
     for part in module.modules():
-        if isinstance(part, nn.Conv3d):
+        if isinstance(part, CausalConv3d | Upsample | Downsample):
             part.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
     losses, gradients = run(module)
     full, _ = run(objective(lcr_weight=0.1))

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -167,7 +168,9 @@ def test_constraints_cover_each_declared_package_once_for_each_python(python):
 
 def test_installed_versions_are_the_pinned_ones():
     applicable = [pin for pin in pins() if pin.marker is None or pin.marker.evaluate()]
-    installed = {found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()}
+    # Not all of sys.path: setuptools puts copies of its own on it.
+    found = importlib.metadata.distributions(path=[sysconfig.get_paths()["purelib"]])
+    installed = {package.name.lower().replace("_", "-"): package.version for package in found}
     wrong = {
         pin.name: installed[pin.name]
         for pin in applicable
