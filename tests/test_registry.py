@@ -57,7 +57,7 @@ def test_automodel_returns_the_first_stage_with_its_args(vae, tmp_path):
     done = run(LOAD, tmp_path / "sat", tmp_path / "video.pt", tmp_path / "out.pt")
     assert done.returncode == 0, done.stderr
     stage = SSVAEFirstStage(ckpt_path=tmp_path / "folder")
-    z, video = torch.load(tmp_path / "out.pt")
+    z, video = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(z, stage.encode(random_video(5)))
     assert torch.equal(video, stage.decode(z))
 
@@ -65,7 +65,8 @@ def test_automodel_returns_the_first_stage_with_its_args(vae, tmp_path):
 def test_a_folder_of_sat_holds_all_tensors_and_the_class(vae, tmp_path):
     save_sat(vae, tmp_path)
     assert json.loads((tmp_path / "model_config.json").read_text())["model_class"] == "SSVAEFirstStage"
-    weights = torch.load(tmp_path / (tmp_path / "latest").read_text().strip() / "mp_rank_00_model_states.pt")["module"]
+    file = tmp_path / (tmp_path / "latest").read_text().strip() / "mp_rank_00_model_states.pt"
+    weights = torch.load(file, weights_only=True)["module"]
     assert {name.removeprefix("vae.") for name in weights} == set(vae.state_dict())
 
 
