@@ -53,8 +53,7 @@ def repeat_and_convolve(x: Tensor, weight: Tensor, bias: Tensor, temporal: bool)
     every = convolve(x, _phase_weights(weight, temporal).to(x.dtype), bias.repeat(4 * time), padding=1)
     every = rearrange(every, "b (r p q c) t h w -> r p q b c t h w", r=time, p=2, q=2)
     out = torch.stack([every[:, p, q, ..., p : p + height, q : q + width] for p in (0, 1) for q in (0, 1)])
-    out = rearrange(out, "(p q) r b c t h w -> b t r h p w q c", p=2, q=2)
-    return rearrange(out, "b t r h p w q c -> b c (t r) (h p) (w q)")
+    return rearrange(out, "(p q) r b c t h w -> b c (t r) (h p) (w q)", p=2, q=2)
 
 
 def _phase_weights(weight: Tensor, temporal: bool) -> Tensor:
