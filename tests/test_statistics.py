@@ -80,8 +80,14 @@ def test_converting_there_and_back(tmp_path, capsys):
         assert torch.equal(again.state_dict()[name], value)
     assert set(torch.load(tmp_path / "b.pth", weights_only=True)) == {"state_dict"}
 
+    # A file of weights has no place for statistics: they lie beside it, and find back.
+    assert main(["convert", str(tmp_path / "e"), str(tmp_path / "f.pth")]) == 0
+    beside = str(tmp_path / "f.latent_stats.json")
+    assert beside in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "f.pth"), str(tmp_path / "g"), "--latent-stats", beside]) == 0
+    assert torch.equal(SSVAE.from_pretrained(tmp_path / "g").latent_stats.mean, again.latent_stats.mean)
+
     for arguments, message in [
-        (["e", "f.pth"], "no place for the latent statistics"),
         (["e", "f.onnx"], "name a folder, a .safetensors or a .pth"),
         (["missing", "f"], "no such checkpoint"),
     ]:

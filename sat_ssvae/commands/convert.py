@@ -24,16 +24,12 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, check, write; print where the result lies."""
-    from ..vae.checkpoint import load_pretrained, read_stats, save_weights
+    from ..vae.checkpoint import load_pretrained, read_stats, save_weights, write_stats
 
     form = options.to or _form_of(options.output)
     vae = load_pretrained(options.input)
     if options.latent_stats:
         vae.latent_stats = read_stats(options.latent_stats, vae.config.latent_channels)
-    if form in ("safetensors", "torch") and vae.latent_stats is not None:
-        raise UserError(
-            f"{options.output}: one file has no place for the latent statistics; give a folder as the output"
-        )
     if form == "sat":
         from ..cogvideo.registry import save_sat
 
@@ -42,6 +38,10 @@ def run(options: argparse.Namespace) -> None:
         vae.save_pretrained(options.output)
     else:
         save_weights(vae, options.output, "torch" if form == "torch" else "safetensors")
+        if vae.latent_stats is not None:  # a file of weights has no place for them
+            beside = options.output.with_suffix(".latent_stats.json")
+            write_stats(vae.latent_stats, beside)
+            sys.stdout.write(f"{beside}: its latent statistics, for `sat-ssvae convert ... --latent-stats`\n")
     sys.stdout.write(f"{options.output}: {form}, {sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters\n")
 
 

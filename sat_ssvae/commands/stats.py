@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     from ..distributed import default_device
     from ..errors import UserError
     from ..progress import progress_bar
-    from ..vae.checkpoint import load_pretrained, write_stats
+    from ..vae.checkpoint import STATISTICS_NAME, load_pretrained, write_stats
     from ..vae.statistics import StatsMeter
 
     if not options.checkpoint.is_dir():
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         if batch:
             meter.add(vae.encode(torch.stack(batch).to(device)).mean)
     stats = meter.result()
-    write_stats(stats, options.checkpoint)
+    write_stats(stats, options.checkpoint / STATISTICS_NAME)
     sys.stdout.write(
         f"{options.checkpoint}: means {stats.mean.min():.3f} to {stats.mean.max():.3f}, "
         f"standard deviations {stats.std.min():.3f} to {stats.std.max():.3f} in {len(stats.mean)} channels\n"

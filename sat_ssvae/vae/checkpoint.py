@@ -65,7 +65,7 @@ def save_pretrained(vae: SSVAE, folder: str | Path) -> None:
     if vae.latent_stats is None:
         (folder / STATISTICS_NAME).unlink(missing_ok=True)  # of other weights that were here before
     else:
-        write_stats(vae.latent_stats, folder)
+        write_stats(vae.latent_stats, folder / STATISTICS_NAME)
 
 
 def save_weights(vae: SSVAE, path: Path, form: Literal["safetensors", "torch"]) -> None:
@@ -88,9 +88,9 @@ def save_weights(vae: SSVAE, path: Path, form: Literal["safetensors", "torch"]) 
     partial.replace(path)
 
 
-def write_stats(stats: LatentStats, folder: Path) -> None:
-    """Write latent_stats.json into an autoencoder's folder."""
-    _write_json(folder / STATISTICS_NAME, {"mean": stats.mean.tolist(), "std": stats.std.tolist()})
+def write_stats(stats: LatentStats, path: Path) -> None:
+    """Write the JSON file that `read_stats` reads."""
+    _write_json(path, {"mean": stats.mean.tolist(), "std": stats.std.tolist()})
 
 
 def read_stats(path: Path, latent_channels: int) -> LatentStats:
