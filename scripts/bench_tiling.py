@@ -26,7 +26,7 @@ FRAMES = 5
 
 def reconstruct(checkpoint: Path, x: torch.Tensor, tile_size: int | None, device: str) -> tuple[torch.Tensor, float]:
     """Reconstruction and the peak of memory, in bytes, beside weights and result."""
-    vae = SSVAE.from_pretrained(checkpoint).to(device).eval()
+    vae = SSVAE.from_pretrained(checkpoint).to(device).for_inference()
     with torch.no_grad(), memory_peak(device) as used:
         z = vae.encode(x.to(device), tile_size=tile_size).mode()
         y = vae.decode(z, tile_size=tile_size)

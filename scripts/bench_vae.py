@@ -28,7 +28,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def new_vae(dtype: torch.dtype, device: torch.device) -> SSVAE:
     """The published sizes with seeded weights, laid out as `from_pretrained` does."""
     torch.manual_seed(0)
-    return SSVAE().to(device, dtype).eval().channels_last()
+    return SSVAE().to(device, dtype).for_inference()
 
 
 def speed(size: int, rounds: int, published: Path | None, device: torch.device) -> None:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.vae.convolution import convolve, repeat_and_convolve, sum_taps
+from sat_ssvae.vae import convolution
+from sat_ssvae.vae.convolution import Kernel, convolve, repeat_and_convolve, sum_taps
 
 from .small_models import random_video, tiny_vae
 
@@ -21,23 +22,45 @@ def case(channels, frames, height, width, *, taps=(3, 3, 3), batch=1, out_channe
 
 
 @pytest.fixture
-def multiplications(monkeypatch):
-    """Counts the 2-D convolutions that F(2, 3) consists of."""
+def minimal_filterings(monkeypatch):
+    """Counts the convolutions that were computed by F(2, 3)."""
     calls = []
-    plain = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *arguments, **options: calls.append(1) or plain(*arguments, **options))
+    minimal_filtering = convolution._minimal_filtering
+    monkeypatch.setattr(convolution, "_minimal_filtering", lambda *args: calls.append(1) or minimal_filtering(*args))
     return calls
 
 
 @pytest.mark.parametrize("frames", [4, 5, 10, 11])  # even and odd numbers of outputs
 @pytest.mark.parametrize(("taps", "batch"), [((3, 3, 3), 1), ((3, 3, 3), 2), ((3, 2, 2), 1)])
-def test_minimal_filtering_in_time_equals_the_plain_convolution(multiplications, frames, taps, batch):
+def test_minimal_filtering_in_time_equals_the_plain_convolution(minimal_filterings, frames, taps, batch):
     side = 33
     x, weight, bias = case(128, frames, side, side, taps=taps, batch=batch, out_channels=130)
     with torch.no_grad():
-        fast = convolve(x, weight, bias, padding=1)
-        assert len(multiplications) == 4, "this size should take F(2, 3)"
+        fast = convolve(x, Kernel(weight), bias, padding=1)
+        assert len(minimal_filterings) == 1, "this size should take F(2, 3)"
         torch.testing.assert_close(fast, F.conv3d(x, weight, bias, padding=(0, 1, 1)), **CLOSE)
+
+
+@pytest.mark.parametrize(("frames", "computed"), [(5, True), (6, False)])
+def test_a_still_start_spares_taps_in_time(monkeypatch, frames, computed):
+    x, weight, bias = case(128, frames, 33, 33)
+    x[:, :, :2] = x[:, :, 2:3]
+    summed = []
+    sum_of = convolution.sum_taps
+    monkeypatch.setattr(convolution, "sum_taps", lambda kernel: summed.append(1) or sum_of(kernel))
+    with torch.no_grad():
+        fast = convolve(x, Kernel(weight), bias, padding=1, starts_still=True)
+        torch.testing.assert_close(fast, F.conv3d(x, weight, bias, padding=(0, 1, 1)), **CLOSE)
+    assert bool(summed) == computed  # an even number of outputs consists of pairs alone
+
+
+def test_blocks_of_minimal_filtering_join(monkeypatch, minimal_filterings):
+    x, weight, bias = case(64, 13, 24, 20)
+    monkeypatch.setattr(convolution, "_MINIMAL_BLOCK", 64 * 24 * 20 * 2)
+    with torch.no_grad():
+        fast = convolve(x, Kernel(weight), bias, padding=1)
+        torch.testing.assert_close(fast, F.conv3d(x, weight, bias, padding=(0, 1, 1)), **CLOSE)
+    assert len(minimal_filterings) == 1
 
 
 @settings(max_examples=25)
@@ -48,7 +71,7 @@ def test_small_convolutions_equal_the_plain_one_and_have_its_gradients(channels,
     x.requires_grad_()
     weight.requires_grad_()
     padding = 1 if stride == 1 else 0
-    ours = convolve(x, weight, bias, stride, padding)
+    ours = convolve(x, Kernel(weight), bias, stride, padding)
     plain = F.conv3d(x, weight, bias, stride=stride, padding=(0, padding, padding))
     torch.testing.assert_close(ours, plain, **CLOSE)
     for gradient, expected in zip(
@@ -63,27 +86,27 @@ def test_one_summed_tap_does_on_equal_frames_what_three_do():
     x, weight, bias = case(4, 1, 6, 5)
     copies = x.expand(-1, -1, 3, -1, -1)
     expected = F.conv3d(copies, weight, bias, padding=(0, 1, 1))
-    torch.testing.assert_close(convolve(x, sum_taps(weight), bias, padding=1), expected, **CLOSE)
+    torch.testing.assert_close(convolve(x, sum_taps(Kernel(weight)), bias, padding=1), expected, **CLOSE)
 
 
-def test_upsampling_of_a_size_for_minimal_filtering_equals_repeating(multiplications):
+def test_upsampling_of_a_size_for_minimal_filtering_equals_repeating(minimal_filterings):
     x, weight, bias = case(128, 6, 24, 24)
     with torch.no_grad():
-        fast = repeat_and_convolve(x, weight, bias, temporal=False)
-        assert len(multiplications) == 4
+        fast = repeat_and_convolve(x, Kernel(weight), bias, temporal=False)
+        assert len(minimal_filterings) == 1
         repeated = F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
         torch.testing.assert_close(fast, F.conv3d(repeated, weight, bias, padding=(0, 1, 1)), **CLOSE)
 
 
-def test_chunks_equal_the_whole_where_only_the_whole_takes_minimal_filtering(multiplications):
+def test_chunks_equal_the_whole_where_only_the_whole_takes_minimal_filtering(minimal_filterings):
     vae = tiny_vae(base_channels=128, channel_multipliers=(1, 1), temporal_downsample=(True,))
     x = random_video(5, 24, 32)
     with torch.no_grad():
         whole = vae.encode(x)
-        assert multiplications
-        multiplications.clear()
+        assert minimal_filterings
+        minimal_filterings.clear()
         chunked = vae.encode(x, chunk_frames=1)
-        assert not multiplications
+        assert not minimal_filterings
         torch.testing.assert_close(chunked.mean, whole.mean, atol=1e-5, rtol=0)
         video = vae.decode(whole.mean)
         torch.testing.assert_close(vae.decode(whole.mean, chunk_frames=1), video, atol=1e-5, rtol=0)

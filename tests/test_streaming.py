@@ -14,15 +14,15 @@ SIZES = {"temporal_downsample": (True, False, True), "channel_multipliers": (1, 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
 
-@pytest.fixture(scope="module")
-def vae():
+@pytest.fixture(scope="module", params=["as built", "for inference"])
+def vae(request):
     """4x8x8, with attention in both halves (its projection starts at zero, so it is set)."""
     vae = tiny_vae(**SIZES)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if ".proj." in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    return vae
+    return vae.for_inference() if request.param == "for inference" else vae
 
 
 def partitions(total):

@@ -99,6 +99,7 @@ class SSVAEFirstStage(nn.Module):
             self.vae = SSVAE.from_pretrained(config.ckpt_path)
         else:
             self.vae = SSVAE(config.model)
+        self.vae.for_inference()
         for parameter in self.vae.parameters():  # DeepSpeed distributes frozen weights, too: plainly contiguous ones
             parameter.data = parameter.data.contiguous()
         self.stats = _statistics(config, self.vae)

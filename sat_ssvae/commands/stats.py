@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.checkpoint.is_dir():
         raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
     device = default_device()
-    vae = load_pretrained(options.checkpoint).to(device).eval()
+    vae = load_pretrained(options.checkpoint).to(device).for_inference()
     config = load_config(DataConfig, None, options.overrides, replace={"path": options.data})
     clips = fixed_clips(config, stride=options.stride, limit=options.limit)
     meter = StatsMeter(vae.config.latent_channels)

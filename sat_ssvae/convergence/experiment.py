@@ -142,11 +142,11 @@ class _Comparison:
     def _autoencoder(self, name: str) -> SSVAE:
         checkpoint = self.config.arms[name].checkpoint
         if checkpoint is not None:
-            return load_pretrained(checkpoint).to(self.device).eval()
+            return load_pretrained(checkpoint).to(self.device).for_inference()
         folder = self._folder("vae", name, self._training_identity(name))
         with self.minutes(f"autoencoder {name}"):
             finished = train(self.trainings[name], folder, self.device)
-        return load_pretrained(finished).to(self.device).eval()
+        return load_pretrained(finished).to(self.device).for_inference()
 
     def _heldout_clips(self) -> Tensor:
         videos = [clip.video for clip in self._clips("heldout")]

@@ -177,7 +177,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     """
     kind, colon, place = specification.partition(":")
     if not colon or Path(specification).exists():
-        return load_pretrained(specification).eval()
+        return load_pretrained(specification).for_inference()
     if kind not in KINDS or not place:
         known = ", ".join(KINDS)
         raise UserError(f"{specification}: expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of {known}")

@@ -20,7 +20,7 @@ from ..config import Config
 from ..errors import UserError
 from .decoder import Decoder
 from .encoder import Encoder
-from .layers import ResidualBlock
+from .layers import CausalConv3d, ResidualBlock
 from .posterior import Posterior
 from .sizes import latent_size
 from .statistics import LatentStats
@@ -180,15 +180,21 @@ class SSVAE(nn.Module):
 
         save_pretrained(self, folder)
 
-    def channels_last(self) -> "SSVAE":
-        """Lay out the weights as the convolutions want them, in place: saves copying them in every call.
+    def for_inference(self) -> "SSVAE":
+        """Prepare for being used and not trained, in place: evaluation mode, frozen weights, in their fastest layout.
 
-        For inference; `from_pretrained` does it. DeepSpeed can only distribute weights that are plainly contiguous.
+        What convolutions make of their weights, copies in oneDNN's layout on a CPU above all, is kept from its first
+        use on, in one to two times the weights' memory. The less there is to compute, the more it saves: the published
+        model is 5 times faster for one 64x64 image, 1.4 times for 17 frames of it, 1.06 times for 9 frames of 256x256.
         """
+        self.eval().requires_grad_(False)
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         for parameter in self.parameters():
-            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             if parameter.ndim in formats:
                 parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+        for module in self.modules():
+            if isinstance(module, CausalConv3d):
+                module.keeps_kernel = True
         return self
 
     def checkpoint_activations(self, enabled: bool = True) -> None:

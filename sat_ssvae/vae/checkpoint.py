@@ -38,6 +38,8 @@ TRAINING_PREFIX = "loss."
 def load_pretrained(path: str | Path) -> SSVAE:
     """Build the autoencoder that a folder, a safetensors file or a torch file holds; on the CPU, in float32.
 
+    To use it and not to train it, see `SSVAE.for_inference`.
+
     Raises:
         UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
     """
@@ -50,7 +52,7 @@ def load_pretrained(path: str | Path) -> SSVAE:
     vae.load_state_dict(weights)
     if (path / STATISTICS_NAME).exists():
         vae.latent_stats = read_stats(path / STATISTICS_NAME, config.latent_channels)
-    return vae.channels_last()
+    return vae
 
 
 def save_pretrained(vae: SSVAE, folder: str | Path) -> None:

@@ -19,7 +19,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .convolution import convolve, repeat_and_convolve, sum_taps
+from .convolution import Kernel, convolve, repeat_and_convolve, sum_taps
 
 
 class Stream:
@@ -95,20 +95,36 @@ class CausalConv3d(nn.Module):
     In space the border is zeros: one on each side at stride 1, one on the far side alone at stride 2.
     """
 
+    keeps_kernel = False
+    """Whether what is derived from the weight is kept between calls that need no gradients."""
+
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride)
         self.stride = stride
+        self._kernel: Kernel | None = None
+
+    def kernel(self) -> Kernel:
+        """The weight as `convolve` takes it."""
+        weight = self.conv.weight
+        if not self.keeps_kernel or weight.requires_grad or torch.is_grad_enabled():
+            return Kernel(weight)
+        if torch.is_autocast_enabled(weight.device.type):  # the weight is not used as it is
+            return Kernel(weight)
+        if self._kernel is None or not self._kernel.is_current(weight):
+            self._kernel = Kernel(weight, kept=True)
+        return self._kernel
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         stream = stream or Stream(whole=True)
         image = stream.first and x.shape[2] == 1
         before = stream.extend(self, x, frames=2, keep=3 - self.stride)
         # An image sees three copies of itself.
-        x, weight = (x, sum_taps(self.conv.weight)) if image else (before, self.conv.weight)
+        x, kernel = (x, sum_taps(self.kernel())) if image else (before, self.kernel())
         if self.stride == 2:
             x = F.pad(x, (0, 1, 0, 1))
-        return convolve(x, weight, self.conv.bias, self.stride, padding=1 if self.stride == 1 else 0)
+        padding = 1 if self.stride == 1 else 0
+        return convolve(x, kernel, self.conv.bias, self.stride, padding, starts_still=stream.first and not image)
 
 
 def normalize_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, stream: Stream | None) -> Tensor:
@@ -122,7 +138,7 @@ def normalize_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, stream:
     room = x.new_empty(b, t + 2, h, w, c).permute(0, 4, 1, 2, 3)
     F.silu(norm.write(x, out=room[:, :, 2:]), inplace=True)
     stream.fill(conv, room, 2)
-    return convolve(room, conv.conv.weight, conv.conv.bias, padding=1)
+    return convolve(room, conv.kernel(), conv.conv.bias, padding=1, starts_still=stream.first)
 
 
 class ResidualBlock(nn.Module):
@@ -218,16 +234,16 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         stream = stream or Stream(whole=True)
-        conv = self.conv.conv
-        assert conv.bias is not None
+        kernel, bias = self.conv.kernel(), self.conv.conv.bias
+        assert bias is not None
         shortcut = _duplicate(x, self.out_channels, self.temporal)
         # What precedes the first output: causal padding of the doubled video is two frames, of the single one, one.
         before = 1 if self.temporal else 2
         extended = stream.extend(self, x, before, keep=before)
         if stream.first and x.shape[2] == 1:  # an image sees copies of itself
-            out = repeat_and_convolve(x, sum_taps(conv.weight), conv.bias, temporal=False)
+            out = repeat_and_convolve(x, sum_taps(kernel), bias, temporal=False)
             return _add(out, shortcut[:, :, -1:])
-        out = _add(repeat_and_convolve(extended, conv.weight, conv.bias, self.temporal), shortcut)
+        out = _add(repeat_and_convolve(extended, kernel, bias, self.temporal, starts_still=stream.first), shortcut)
         return out[:, :, 1:] if self.temporal and stream.first else out
 
 
