@@ -106,3 +106,17 @@ def test_copies_work_and_the_file_is_the_same(tmp_path):
         vae.save_pretrained(tmp_path / name)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "prepared")]
     assert files[0] == files[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prepared", [False, True])
+def test_torch_compile_gives_the_same(prepared):
+    """Traced as a compiler sees it, without compiling machine code, which would need a C++ compiler here."""
+    vae = twins()[prepared]
+    x = random_video(5)
+    expected = round_trip(vae, x)
+    torch._dynamo.reset()
+    encode, decode = (torch.compile(part, backend="aot_eager", fullgraph=True) for part in (vae.encoder, vae.decoder))
+    with torch.no_grad():
+        z = encode(x)[:, : vae.latent_channels]
+        torch.testing.assert_close(decode(z), expected, **CLOSE)

@@ -106,7 +106,9 @@ def _convolve(
 
 
 def _onednn_computes(x: Tensor) -> bool:
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+    if torch.compiler.is_compiling() or x.device.type != "cpu":  # a compiler chooses by itself
+        return False
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -109,8 +109,8 @@ class CausalConv3d(nn.Module):
         weight = self.conv.weight
         if not self.keeps_kernel or weight.requires_grad or torch.is_grad_enabled():
             return Kernel(weight)
-        if torch.is_autocast_enabled(weight.device.type):  # the weight is not used as it is
-            return Kernel(weight)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type):
+            return Kernel(weight)  # autocast uses another weight, and a compiler remembers what it needs
         if self._kernel is None or not self._kernel.is_current(weight):
             self._kernel = Kernel(weight, kept=True)
         return self._kernel
@@ -131,7 +131,7 @@ def normalize_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, stream:
     """norm, SiLU, conv (of stride 1)."""
     stream = stream or Stream(whole=True)
     image = stream.first and x.shape[2] == 1
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or image:
+    if image or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return conv(F.silu(norm(x)), stream)
     # What these operations cost is memory traffic, so they work in the convolution's input, padding included.
     b, c, t, h, w = x.shape
