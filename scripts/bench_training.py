@@ -6,18 +6,22 @@
 
 The variants take turns, step by step, so that whatever else the machine does hits them alike. The ratio is the median
 over rounds of each round's ratio to the plain step. No optimiser step and no perceptual term: all have them alike.
+The last table has what `checkpoint_activations` costs and saves; the memory is what a step needs at its peak beside
+weights and gradients, each in a process of its own.
 The published step is the published network under the loss and the gradient balance of its training: float32, whatever
 precision was asked for, and once more back through the decoder for the balance.
 """
 
 import argparse
+import multiprocessing
+import os
 import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from _bench import PublishedNetwork, machine, median_ratio, time_in_turn
+from _bench import PublishedNetwork, machine, median_ratio, memory_peak, time_in_turn
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import load_config, packaged, read_yaml
@@ -49,8 +53,9 @@ def variants(precision: str) -> dict[str, ObjectiveConfig]:
     return merged
 
 
-def step(objective: Objective, video: torch.Tensor) -> None:
+def step(objective: Objective, video: torch.Tensor, checkpointed: bool = False) -> None:
     """One forward and backward pass."""
+    objective.vae.checkpoint_activations(checkpointed)
     objective.zero_grad()
     objective(video, torch.Generator().manual_seed(0)).total.backward()
 
@@ -67,8 +72,39 @@ def published_step(network: PublishedNetwork, video: torch.Tensor) -> None:
     (error + 5e-4 * posterior.kl().mean() + weight * correlation).backward()
 
 
+def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], checkpointed: bool, device: str) -> float:
+    """Bytes that a step of the full objective needs at its peak, beside weights and gradients."""
+    vae = SSVAE(sizes).to(device)
+    vae.checkpoint_activations(checkpointed)
+    objective = Objective(vae, variants("float32")[FULL]).to(device)
+    video = torch.rand(shape, device=device) * 2 - 1
+    generator = torch.Generator()
+    objective(video[..., :32, :32], generator).total.backward()  # makes the gradients
+    with memory_peak(device) as used:
+        objective(video, generator).total.backward()
+    return used()
+
+
+def checkpointing(vae: SSVAE, video: torch.Tensor, rounds: int) -> None:
+    """Time and memory of a step that keeps all activations, and of one that keeps the blocks' inputs alone."""
+    # glibc would keep freed blocks of up to 32 MiB and fragment them: without that, the peak is what lives.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    objective = Objective(vae, variants("float32")[FULL]).to(video.device)
+    steps: dict[str, Callable[[], object]] = {
+        str(on): partial(step, objective, video, checkpointed=on) for on in (False, True)
+    }
+    times = time_in_turn(steps, rounds, video.device)
+    print(f"\n{'checkpoint_activations, float32':<36}{'median s':>10}{'time / without':>15}{'peak MiB':>10}")
+    for on in (False, True):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(peak_memory, (vae.config, tuple(video.shape), on, str(video.device)))
+        measured = times[str(on)]
+        ratio = 1 / median_ratio(measured, times["False"])
+        print(f"{str(on).lower():<36}{statistics.median(measured):>10.3f}{ratio:>15.3f}{peak / 2**20:>10.0f}")
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="published")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
@@ -102,6 +138,7 @@ def main() -> None:
     for name, measured in times.items():
         ratio = 1 / median_ratio(measured, times["plain"])
         print(f"{name:<36}{statistics.median(measured):>10.3f}{ratio:>15.3f}")
+    checkpointing(vae, video, options.rounds)
 
 
 if __name__ == "__main__":
