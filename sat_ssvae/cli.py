@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sat-ssvae", description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="also show debug messages")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # of `deepspeed`, which sets LOCAL_RANK, too
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)

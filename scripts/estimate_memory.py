@@ -52,7 +52,7 @@ def kept_bytes(vae: SSVAE, video: Tensor, frozen_encoder: bool) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def state_bytes(module: nn.Module, stage: int, ranks: int, frozen_encoder: bool) -> float:
+def state_bytes(module: nn.Module, stage: int, ranks: int, frozen_encoder: bool, half_copies: bool = True) -> float:
     """Bytes of weights (float32, and bf16 copies for the convolutions), gradients and Adam's two moments on one GPU."""
     everything = sum(parameter.numel() for parameter in module.parameters())
     frozen = sum(p.numel() for name, p in module.named_parameters() if frozen_encoder and name.startswith("encoder."))
@@ -61,7 +61,7 @@ def state_bytes(module: nn.Module, stage: int, ranks: int, frozen_encoder: bool)
     copies = 0 if stage == 0 else 4 * trained / ranks
     gradients = 4 * trained / (ranks if stage == 2 else 1)
     moments = 8 * trained / (ranks if stage else 1)
-    return 6 * everything + copies + gradients + moments
+    return (6 if half_copies else 4) * everything + copies + gradients + moments
 
 
 def main() -> None:

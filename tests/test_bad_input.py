@@ -54,6 +54,8 @@ def broken_media(video, folder):
     yield "empty", "mp4", b""
     yield "audio", "mp4", audio_only(folder / "audio.mp4").read_bytes()
     yield "text", "mp4", b"no video\n" * 100
+    write_video(folder / "one.mp4", torch.zeros(3, 1, 32, 48), fps=24)
+    yield "one frame", "mp4", (folder / "one.mp4").read_bytes()
     yield "tar", "mp4", tar_of([("b.mp4", video)])
     for turns in (1, 2, 3):
         yield f"rotated{turns}", "mp4", with_rotation(video, turns)
@@ -117,6 +119,8 @@ def broken_shards(video):
         "[" * 3000,
         "NaN",
         good[:-4],
+        b'{"key": "\xff\xfe"}',  # no UTF-8
+        '{"key": "b", "duration": ' + "9" * 5000 + "}",
     ):
         yield f"meta {line[:9]!r}", plain, [line, good]
     for field in ("duration", "fps", "width", "height"):
@@ -154,8 +158,8 @@ def test_broken_shards(video, tmp_path):
         (case / "in").mkdir(parents=True)
         (case / "in" / "s.tar").write_bytes(tar)
         if meta is not None:
-            lines = "".join(f"{line}\n" for line in meta)
-            (case / "in" / "s.meta.jsonl").write_text(lines, encoding="utf-8", errors="surrogatepass")
+            lines = [line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass") for line in meta]
+            (case / "in" / "s.meta.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
         before = files_below(tmp_path)
         clips, _, _ = read(case / "in", case / "skipped.jsonl")
         usable[name] = {clip.key for clip in clips}

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.spectral.correlation import correlation_loss, local_correlation
+from sat_ssvae.training import losses as losses_module
 from sat_ssvae.training.losses import (
     LCRConfig,
     LMRConfig,
@@ -15,7 +17,6 @@ from sat_ssvae.training.losses import (
     ObjectiveConfig,
     ReconstructionConfig,
 )
-from sat_ssvae.vae.layers import CausalConv3d, Downsample, Upsample
 from sat_ssvae.vae.posterior import Posterior
 
 SIZES = SSVAEConfig(
@@ -140,17 +141,41 @@ def test_equal_generators_give_equal_losses_and_leave_the_global_generator_alone
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_bfloat16_is_in_the_convolutions_and_float32_in_the_losses():
-    module = objective(precision="bfloat16", lcr_weight=0.1)
-    seen = set()
-    for part in module.modules():
-        if isinstance(part, CausalConv3d | Upsample | Downsample):
-            part.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-    losses, gradients = run(module)
-    full, _ = run(objective(lcr_weight=0.1))
-    assert seen == {torch.bfloat16}
+class ConvolutionTypes(TorchDispatchMode):
+    """Notes the types that convolutions really get, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution" in function.__name__:
+            self.seen |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_in_the_convolutions_and_float32_in_the_losses(monkeypatch, precision):
+    regularised, compared = [], []
+    correlation, kl = losses_module.local_correlation, Posterior.kl
+    terms = Objective._reconstruction_terms
+    monkeypatch.setattr(
+        losses_module, "local_correlation", lambda x, *a: regularised.append(x.dtype) or correlation(x, *a)
+    )
+    monkeypatch.setattr(Posterior, "kl", lambda self: regularised.append(self.mean.dtype) or kl(self))
+    monkeypatch.setattr(Objective, "_reconstruction_terms", lambda self, *a: compared.extend(a) or terms(self, *a))
+    scale = 2.0**-10 if precision == "float16" else 1.0
+    # Not gradient-balanced: the balance takes float16's gradient norms in float32, a sum that float16 does not hold.
+    lcr = LCRConfig(weighting="fixed")
+    module = objective(precision=precision, lcr_weight=0.1, lcr=lcr)
+    with ConvolutionTypes() as convolutions:
+        losses = module(video(), torch.Generator().manual_seed(0))
+        (losses.total * scale).backward()
+    assert convolutions.seen == {getattr(torch, precision)}
+    assert regularised == [torch.float32] * 2 and {x.dtype for x in compared} == {torch.float32}
     assert {value.dtype for value in losses} == {torch.float32}
-    assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {torch.float32}
+    full, _ = run(objective(lcr_weight=0.1, lcr=lcr))
     assert losses.total.item() == pytest.approx(full.total.item(), rel=0.02)
 
 

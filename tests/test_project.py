@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sat_ssvae"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 EXTRAS = ("compare", "diffusers", "reward")  # of users; a module of the package needs at most one of them
-OPTIONAL_IMPORTS = {"lpips"}  # used where the user has it: its own requirements would bring another torch
+# Used where the user has them: lpips' own requirements would bring another torch, and wandb is a matter of taste.
+OPTIONAL_IMPORTS = {"lpips", "wandb"}
 
 IMPORT_EVERY_MODULE = """
 import importlib, pathlib, pkgutil, sys

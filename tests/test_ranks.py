@@ -5,9 +5,13 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from sat_ssvae.config import parse_config
+from sat_ssvae.errors import UserError
+from sat_ssvae.training.trainer import TrainConfig, train
+
 from .ranks import run_ranks
 from .test_stages import ADVERSARIAL
-from .test_trainer import details, rows, settings
+from .test_trainer import CPU, details, rows, settings
 
 SCRIPT = """
 import json, sys, torch
@@ -15,6 +19,7 @@ import torch.distributed as dist
 from pathlib import Path
 from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
+from sat_ssvae.errors import UserError
 from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import TrainConfig, train
 
@@ -55,6 +60,20 @@ for name, settings in json.loads(runs).items():
     dist.all_gather(others, mine)
     assert torch.equal(others[0], others[1]), name
     assert len(calls) == settings["max_steps"], (name, len(calls))
+    objective = instances[0].objective
+    mine = torch.stack([objective.applied_lcr_weight, objective.applied_adversarial_weight])
+    dist.all_gather(others := [torch.empty_like(mine) for _ in range(2)], mine)
+    assert torch.equal(others[0], others[1]) and (not name.startswith("gan") or mine[1] > 0), (name, others)
+
+if rank == 0:
+    (Path(folder) / "bad0" / "done").unlink()
+place = Path(folder) / ("bad0" if rank == 0 else "elsewhere")
+try:
+    train(parse_config(TrainConfig, json.loads(runs)["bad0"]), place, CPU)
+except UserError as error:
+    assert "not all hosts see the same checkpoints" in str(error), error
+else:
+    raise AssertionError("it trained on")
 """
 
 
@@ -86,3 +105,7 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path):
         assert float(rows(tmp_path / f"gan{stage}")[-1]["adversarial"]) != 0
     norms = [details(tmp_path / f"bad{stage}")[0]["gradient_norm"] for stage in (0, 1, 2)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+    (tmp_path / "bad1" / "done").unlink()
+    with pytest.raises(UserError, match=r"2 processes saved it, .* continue with 2 processes instead of 1"):
+        train(parse_config(TrainConfig, runs["bad1"]), tmp_path / "bad1", CPU)

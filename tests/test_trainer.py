@@ -79,6 +79,23 @@ def test_the_perceptual_distance_is_part_of_the_loss(tiny_shards, tmp_path):
     assert not any(name.startswith("perceptual") for name in weights)
 
 
+def test_a_row_is_the_mean_over_micro_batches(tiny_shards, tmp_path, monkeypatch):
+    original = trainer.Objective.forward
+    seen = []
+
+    def noting(self, video, generator, *critic):
+        seen.append(original(self, video, generator, *critic))
+        return seen[-1]
+
+    monkeypatch.setattr(trainer.Objective, "forward", noting)
+    optimizer = {"accumulation_steps": 2}
+    train(configured(tiny_shards, max_steps=2, batch_size=1, optimizer=optimizer, lcr_weight=0.0), tmp_path, CPU)
+    for row, pair in zip(rows(tmp_path), zip(seen[::2], seen[1::2], strict=True), strict=True):
+        assert pair[0].error != pair[1].error
+        for name in ("total", "error", "kl", "correlation"):
+            assert float(row[name]) == pytest.approx(sum(getattr(one, name).item() for one in pair) / 2, rel=1e-6)
+
+
 def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(tiny_shards, tmp_path):
     train(configured(tiny_shards, max_steps=1), tmp_path, CPU)
     written = (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns

@@ -24,6 +24,9 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
+BUCKET = 25_000_000
+"""Gradients that ZeRO sums over the ranks at a time. DeepSpeed's own number takes 2 GB of memory an engine."""
+
 
 class OptimizerConfig(Config):
     """AdamW, its schedule, and what DeepSpeed does around it."""
@@ -66,7 +69,7 @@ def build_engine(
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
@@ -127,7 +130,8 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     distributed.barrier()
     try:
-        engine.save_checkpoint(str(folder), tag=partial.name, client_state={**state, "step": step}, save_latest=False)
+        place = {"step": step, "world_size": distributed.world_size()}
+        engine.save_checkpoint(str(folder), tag=partial.name, client_state={**state, **place}, save_latest=False)
         for name, other in (others or {}).items():
             other.save_checkpoint(str(partial), tag=name, save_latest=False)
         _sync(*partial.rglob("*"), partial)
@@ -188,12 +192,30 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
-    """Restore the newest complete checkpoint; returns its state, with the `step` it was made at, or None."""
-    steps = complete_steps(folder)
-    if not steps:
+    """Restore the newest complete checkpoint; returns its state, with the `step` it was made at, or None.
+
+    Raises:
+        UserError: the ranks do not see the same checkpoints, or it was saved by another number of them.
+    """
+    step = max(complete_steps(folder), default=0)
+    seen = torch.tensor(float(step), dtype=torch.float64, device=engine.device)
+    if distributed.any_rank(float(distributed.mean_over_ranks(seen)) != step, engine.device):
+        raise UserError(
+            f"{folder}: not all hosts see the same checkpoints; put the run on a file system that they share"
+        )
+    if not step:
         return None
-    newest = folder / f"step_{max(steps)}"
+    newest = folder / f"step_{step}"
+    ranks = distributed.world_size()
+    shares = len(list(newest.glob("*zero_pp_rank_*_optim_states.pt")))
+    if shares not in (0, ranks):
+        raise UserError(
+            f"{newest}: {shares} processes saved it, each its share of the optimiser (zero_stage above 0); "
+            f"continue with {shares} processes instead of {ranks}"
+        )
     state = _load(engine, folder, newest.name)
+    if state.get("world_size", ranks) != ranks:
+        logger.warning("%d processes instead of %d: other batches than before", ranks, state["world_size"])
     logger.info("continuing from %s", newest)
     return state
 

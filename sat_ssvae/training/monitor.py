@@ -1,4 +1,4 @@
-"""A training seen from outside: held-out clips beside their reconstructions, scores and spectra, TensorBoard.
+"""A training seen from outside: held-out clips beside their reconstructions, scores and spectra, boards to watch.
 
 Nothing here draws a random number or changes a weight, so a run takes the same steps with and without it.
 """
@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Config
+from ..config import Config, added_field
 from ..data.settings import DataConfig
 from ..data.shards import fixed_clips
 from ..data.skips import SkipLog
@@ -21,6 +22,7 @@ from ..errors import UserError
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
 from ..vae.autoencoder import SSVAE
+from .boards import Board, Pictures, TensorBoard, WeightsAndBiases
 from .discriminator import Precision, autocast
 from .log import JsonLog
 
@@ -39,10 +41,17 @@ class MonitorConfig(Config):
     """Held-out clips, always the same ones."""
     tensorboard: bool = False
     """Write event files for TensorBoard to tensorboard/ in the run's folder."""
+    wandb_project: str | None = added_field(None, min_length=1)
+    """Project of Weights & Biases to log to, where `wandb` is installed; WANDB_MODE and its like mean what they do."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.every or self.tensorboard or self.wandb_project)
 
 
 class Monitor:
-    """For the first rank. Writes looks.jsonl, looks/step_N.png and looks/step_N.mp4, and events for TensorBoard.
+    """For the first rank. Writes looks.jsonl, looks/step_N.png and looks/step_N.mp4, and tells the boards.
 
     Args:
         config: what is looked at.
@@ -51,6 +60,7 @@ class Monitor:
         precision: in which reconstructions are computed.
         device: where.
         start: steps that were taken before; what was written beyond them is dropped.
+        settings: the run's configuration, for boards that show it.
 
     Raises:
         UserError: no held-out clips, or a package is missing.
@@ -64,18 +74,21 @@ class Monitor:
         precision: Precision,
         device: torch.device,
         start: int,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.output, self.precision = config, output, precision
         self._log = JsonLog(output / "looks.jsonl", start) if config.every else None
-        self._events = _event_writer(output / "tensorboard", start) if config.tensorboard else None
         self.fps = data.fps
         self.video = _heldout(config, data).to(device) if config.every else None
+        self._boards: list[Board] = []
+        if config.tensorboard:
+            self._boards.append(TensorBoard(output / "tensorboard", start))
+        if config.wandb_project:
+            self._boards.append(WeightsAndBiases(output, config.wandb_project, settings or {}))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a training step, for TensorBoard."""
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"train/{name}", value, step)
+        """Numbers of a training step, for the boards."""
+        self._tell(step, "train", values)
 
     @torch.no_grad()
     def look(self, step: int, vae: SSVAE) -> None:
@@ -98,10 +111,14 @@ class Monitor:
             "explained_variance": cumulative_explained_variance(channel_eigenvalues(latents)).tolist(),
         }
         self._log.write(step, {**scores, **spectra})
+        self._tell(step, "heldout", scores)
+        for name, curve in spectra.items():
+            self._tell(step, name, _points(curve))
         self._show(step, rebuilt)
-        if self._events is not None:
-            for name, value in scores.items():
-                self._events.add_scalar(f"heldout/{name}", value, step)
+
+    def _tell(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        for board in self._boards:
+            board.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def _show(self, step: int, rebuilt: Tensor) -> None:
         """Originals above their reconstructions, moving, and some frames of them side by side."""
@@ -109,21 +126,24 @@ class Monitor:
         pairs = torch.cat([_side_by_side(self.video), _side_by_side(rebuilt)], dim=2).cpu()  # C T 2H NW
         folder = self.output / "looks"
         frames = torch.linspace(0, pairs.shape[1] - 1, min(SHOWN_FRAMES, pairs.shape[1])).round().long()
-        grid = to_uint8(torch.cat(list(pairs[:, frames].unbind(1)), dim=1))
+        moving = to_uint8(pairs).permute(1, 2, 3, 0).numpy()  # T 2H NW C
+        grid = np.concatenate(moving[frames.numpy()])
+        video = folder / f"step_{step}.mp4"
         try:
             folder.mkdir(exist_ok=True)
-            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(folder / f"step_{step}.png")
+            Image.fromarray(grid).save(folder / f"step_{step}.png")
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error}); make room") from None
-        write_video(folder / f"step_{step}.mp4", pairs, self.fps)
-        if self._events is not None:
-            self._events.add_image("heldout/reconstructions", grid.numpy(), step)
+        write_video(video, pairs, self.fps)
+        for board in self._boards:
+            board.pictures(step, Pictures(grid, moving, video, self.fps))
 
     def close(self) -> None:
         """Have everything on the disk."""
-        for log in (self._log, self._events):
-            if log is not None:
-                log.close()
+        if self._log is not None:
+            self._log.close()
+        for board in self._boards:
+            board.close()
 
 
 def _side_by_side(video: Tensor) -> Tensor:
@@ -156,9 +176,6 @@ def _latent_scores(latents: Tensor) -> dict[str, float]:
     return {} if correlation is None else {"local_correlation": float(correlation)}
 
 
-def _event_writer(folder: Path, start: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError(f"monitor.tensorboard needs `pip install tensorboardX` ({error})") from None
-    return SummaryWriter(str(folder), purge_step=start + 1)
+def _points(curve: list[float]) -> dict[str, float]:
+    """A spectrum as numbers to follow: its value at 1, 2, 4, 8, ..., counted from 1 with the largest first."""
+    return {f"{2**power:04d}": curve[2**power - 1] for power in range(len(curve).bit_length())}

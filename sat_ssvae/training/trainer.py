@@ -55,7 +55,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     _claim_folder(config, output)
-    if (output / "done").exists():
+    if distributed.any_rank((output / "done").exists(), device):
         logger.info("%s is finished", output)
     else:
         _Training(config, output, device).run()
@@ -117,10 +117,10 @@ class _Training:
             monitor = self._monitor(opened)
             timer = _Timer(batches)
             while self.step < config.max_steps:
-                losses, verdict, extra = self._step(timer, skips, stop)
+                terms, verdict, extra = self._step(timer, skips, stop)
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.max_steps:
-                    row = self._log_row(losses)
+                    row = self._log_row(terms)
                     log.write(self.step, row)
                     measured = {**row, **extra, **timer.lap(), "skipped_steps": self.skipped}
                     details.write(self.step, measured)
@@ -136,14 +136,15 @@ class _Training:
                 if verdict.stop and self.step < config.max_steps:
                     logger.info("SIGTERM: saved step %d; the same command continues from there", self.step)
                     raise SystemExit(TERMINATED)
-        self._finish()
+            self._finish()  # before a board waits for its server
 
     def _monitor(self, opened: contextlib.ExitStack) -> Monitor | None:
         """The first rank's, if it has anything to look at."""
         config = self.config
-        if distributed.rank() != 0 or not (config.monitor.every or config.monitor.tensorboard):
+        if distributed.rank() != 0 or not config.monitor.active:
             return None
-        monitor = Monitor(config.monitor, config.data, self.output, config.precision, self.device, self.step)
+        place = self.output, config.precision, self.device, self.step
+        monitor = Monitor(config.monitor, config.data, *place, config.model_dump(mode="json"))
         opened.callback(monitor.close)
         return monitor
 
@@ -151,12 +152,17 @@ class _Training:
 
     def _step(
         self, batches: Iterator[Batch], skips: SkipLog, stop: StopRequest
-    ) -> tuple[Losses, Verdict, dict[str, float]]:
-        """One optimiser step, or none on any rank if a loss or gradient is infinite or NaN on one of them."""
+    ) -> tuple[torch.Tensor, Verdict, dict[str, float]]:
+        """One optimiser step, or none on any rank if a loss or gradient is infinite or NaN on one of them.
+
+        Returns:
+            The means of `_terms` over the micro-batches, the verdict, and what else is worth a line in the log.
+        """
         config, step = self.config, self.step
         self._prepare_critic(step)
         bad: list[str] = []
         keys: list[str] = []
+        terms: list[torch.Tensor] = []
         accumulation = config.optimizer.accumulation_steps
         for micro in range(accumulation):
             batch = next(batches)
@@ -166,6 +172,7 @@ class _Training:
             finite = bool(losses.total.isfinite()) and (critic_total is None or bool(critic_total.isfinite()))
             bad += [] if finite else batch.keys
             keys += batch.keys
+            terms.append(self._terms(losses))
         norms = []
         for engine in self._engines():
             self.loss_scale.unscale(engine)
@@ -185,7 +192,7 @@ class _Training:
         if critic_total is not None:
             weight = float(self.objective.applied_adversarial_weight)
             details |= {"critic": float(critic_total), "adversarial_weight": weight}
-        return losses, verdict, details
+        return torch.stack(terms).mean(0), verdict, details
 
     def _backward(self, video: torch.Tensor, step: int, micro: int) -> tuple[Losses, torch.Tensor | None]:
         """Gradients of a micro-batch; the discriminators' loss where they take part."""
@@ -295,8 +302,11 @@ class _Training:
             (self.output / "done").touch()
         distributed.barrier()
 
-    def _log_row(self, losses: Losses) -> dict[str, float]:
-        """Means over ranks, gradient-balanced terms entering the total with the weight that they really had."""
+    def _terms(self, losses: Losses) -> torch.Tensor:
+        """This rank's numbers for the log, one micro-batch's: the losses that the run has, and LCR's weight.
+
+        Gradient-balanced terms enter the total with the weight that they really had.
+        """
         objective, config = self.objective, self.objective.config
         weight = objective.applied_lcr_weight
         total = losses.total.detach()
@@ -305,10 +315,13 @@ class _Training:
         if self.critic is not None:
             total = total + (objective.applied_adversarial_weight - 1) * losses.adversarial
         named = losses._replace(total=total)._asdict()
-        names = [*_loss_names(self.config), "lcr_weight"]
-        values = torch.stack([*(named[name] for name in names[:-1]), weight])
-        values = distributed.mean_over_ranks(values)
-        return {"lr": self.engine.get_lr()[0], **dict(zip(names, values.tolist(), strict=True))}
+        return torch.stack([*(named[name] for name in _loss_names(self.config)), weight])
+
+    def _log_row(self, terms: torch.Tensor) -> dict[str, float]:
+        """Means of `_terms` over the ranks, and the learning rate of the step to come."""
+        values = distributed.mean_over_ranks(terms).tolist()
+        named = zip([*_loss_names(self.config), "lcr_weight"], values, strict=True)
+        return {"lr": self.engine.get_lr()[0], **dict(named)}
 
 
 class _Timer(Iterator[Batch]):
