@@ -4,8 +4,8 @@
 
 Weights, gradients and Adam's moments are counted (float32, divided over the ranks as ZeRO does). Activations are
 measured: the forward pass runs in bf16 on fake tensors, which compute shapes and nothing else, and what it keeps
-for the backward pass is added up. Not in it: the perceptual network, discriminators, buffers of the communication, and
-what a convolution needs while it runs.
+for the backward pass is added up. Not in it: the perceptual network, discriminators, buffers of
+the network's library, and what a convolution needs while it runs.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.training.engine import BUCKET
 from sat_ssvae.vae.layers import ResidualBlock
 
 GIB = 2**30
@@ -57,8 +58,9 @@ def state_bytes(module: nn.Module, stage: int, ranks: int, frozen_encoder: bool,
     everything = sum(parameter.numel() for parameter in module.parameters())
     frozen = sum(p.numel() for name, p in module.named_parameters() if frozen_encoder and name.startswith("encoder."))
     trained = everything - frozen
-    # ZeRO keeps its own float32 copy of the share that it steps; plain AdamW steps the weights themselves.
-    copies = 0 if stage == 0 else 4 * trained / ranks
+    # ZeRO keeps its own float32 copy of the share that it steps, and a buffer to sum gradients in; plain AdamW steps
+    # the weights themselves.
+    copies = 0 if stage == 0 else 4 * trained / ranks + 4 * min(BUCKET, trained)
     gradients = 4 * trained / (ranks if stage == 2 else 1)
     moments = 8 * trained / (ranks if stage else 1)
     return (6 if half_copies else 4) * everything + copies + gradients + moments

@@ -1,6 +1,9 @@
 """Two ranks: they skip together, they hold the same weights, ZeRO's stages agree."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -9,7 +12,7 @@ from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.trainer import TrainConfig, train
 
-from .ranks import run_ranks
+from .ranks import free_port, run_ranks
 from .test_stages import ADVERSARIAL
 from .test_trainer import CPU, details, rows, settings
 
@@ -109,3 +112,36 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path):
     (tmp_path / "bad1" / "done").unlink()
     with pytest.raises(UserError, match=r"2 processes saved it, .* continue with 2 processes instead of 1"):
         train(parse_config(TrainConfig, runs["bad1"]), tmp_path / "bad1", CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_both_launchers_start_the_command_as_two_ranks(tiny_shards, tmp_path, launcher):
+    """DeepSpeed's reads a hostfile, and gives each rank an option in front of the command's own."""
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(settings(tiny_shards, max_steps=2, batch_size=1, optimizer={"zero_stage": 1})))
+    place = {
+        "deepspeed": [
+            "deepspeed.launcher.runner",
+            "--hostfile",
+            str(tmp_path / "hosts"),
+            "--no_ssh",
+            "--node_rank",
+            "0",
+        ],
+        "torchrun": ["torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"],
+    }[launcher]
+    place += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command = [*place, "--module", "sat_ssvae.cli", "train", "--config", str(config), "--name", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--output", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("autoencoder: ") == 1 and (tmp_path / "run" / "done").exists()

@@ -10,6 +10,7 @@ import io
 import logging
 import secrets
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -150,25 +151,25 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
         init_timeout=CONNECT_SECONDS,
         finish_timeout=CONNECT_SECONDS,
     )
-    options = {
-        "project": project,
-        "name": output.name,
-        "id": _kept_id(output / ID_FILE),
-        "resume": "allow",
-        "dir": str(output),
-        "config": dict(settings),
-        "settings": quiet,
-    }
-    mode = wandb.setup(quiet).settings.mode
-    if mode in ("online", "run"):
+    begin = partial(
+        wandb.init,
+        project=project,
+        name=output.name,
+        id=_kept_id(output / ID_FILE),
+        resume="allow",
+        dir=str(output),
+        config=dict(settings),
+        settings=quiet,
+    )
+    if wandb.setup(quiet).settings.mode in ("online", "run"):
         try:
-            mode = "online" if wandb.login(prompt=False) else "offline"  # it would wait for somebody to type a key
-            run = wandb.init(mode=mode, **options)
+            # It would wait for somebody to type a key.
+            run = begin(mode="online" if wandb.login(prompt=False) else "offline")
         except wandb.Error as error:
             logger.warning("Weights & Biases does not answer, logging offline (%s)", _one_line(error))
-            run = wandb.init(mode="offline", **options)
+            run = begin(mode="offline")
     else:
-        run = wandb.init(**options)
+        run = begin()
     run.define_metric("*", step_metric="step")
     logger.info("Weights & Biases: %s", run.url or f"offline, `wandb sync {Path(run.dir).parent}` uploads it")
     return run

@@ -65,15 +65,16 @@ def build_engine(
     distributed.initialize(device)
     import deepspeed
 
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    bucket = min(BUCKET, sum(parameter.numel() for parameter in trainable))
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=module.to(device),
