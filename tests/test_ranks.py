@@ -81,7 +81,7 @@ else:
 
 
 @pytest.mark.slow
-def test_ranks_agree_and_skip_together(tiny_shards, tmp_path):
+def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
     runs = {}
     for stage in (0, 1, 2):
         optimizer = {"warmup_steps": 0, "schedule": "constant", "zero_stage": stage, "clip_norm": 10.0}
@@ -106,12 +106,22 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path):
         half = details(tmp_path / f"half{stage}")
         assert half[-1]["skipped_steps"] == 0 and half[-1]["loss_scale"] < 2**16
         assert float(rows(tmp_path / f"gan{stage}")[-1]["adversarial"]) != 0
+    frozen = [load_file(tmp_path / f"gan{stage}" / "vae" / "model.safetensors") for stage in (0, 1, 2)]
+    for weights in frozen[1:]:  # averages included, the encoder is what it was; equal seeds began alike
+        same = {name for name, value in weights.items() if value.equal(frozen[0][name])}
+        assert {name for name in weights if name.startswith("encoder.")} == {
+            n for n in same if n.startswith("encoder.")
+        }
     norms = [details(tmp_path / f"bad{stage}")[0]["gradient_norm"] for stage in (0, 1, 2)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
     (tmp_path / "bad1" / "done").unlink()
     with pytest.raises(UserError, match=r"2 processes saved it, .* continue with 2 processes instead of 1"):
         train(parse_config(TrainConfig, runs["bad1"]), tmp_path / "bad1", CPU)
+    # Without ZeRO each rank has everything, so any number of them goes on.
+    train(parse_config(TrainConfig, runs["bad0"]), tmp_path / "bad0", CPU)
+    assert "1 processes instead of 2: other batches than before" in caplog.text
+    assert (tmp_path / "bad0" / "done").exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sat_ssvae.data import video_io
 from sat_ssvae.data.video_io import (
     VideoError,
     probe,
@@ -67,6 +68,21 @@ def test_frames_are_the_nearest_in_time(counted, start, fps, num_frames):
     assume(times[-1] <= last and all(abs(time * rate % 1 - 0.5) > 0.05 for time in times))
     clip = read_clip(path, start=start, num_frames=num_frames, fps=fps, size=(32, 32))
     assert frame_numbers(clip) == [round(time * rate) for time in times]
+
+
+def test_a_clip_is_sought_and_nothing_after_it_decoded(tmp_path, monkeypatch):
+    """Ten seconds with a key frame in each: what lies between two key frames at most, and the clip."""
+    write_video(tmp_path / "long.mp4", torch.zeros(3, 240, 32, 32), fps=24)
+    decoded = []
+    original = video_io._decode
+    monkeypatch.setattr(
+        video_io, "_decode", lambda *place: (decoded.append(frame.pts) or frame for frame in original(*place))
+    )
+    read_clip(tmp_path / "long.mp4", start=8.5, num_frames=5, fps=24, size=(32, 32))
+    assert 5 <= len(decoded) <= 24 + 5 + 1
+    decoded.clear()
+    read_clip(tmp_path / "long.mp4", start=0, num_frames=5, fps=24, size=(32, 32))
+    assert 5 <= len(decoded) <= 5 + 1
 
 
 def test_a_source_may_be_bytes(counted):
