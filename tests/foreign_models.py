@@ -74,3 +74,34 @@ def ltx():
         encoder_causal=True,
         decoder_causal=False,
     )
+
+
+class SmallI3D(torch.nn.Module):
+    """Called as FVD's I3D; 8 features a clip of 224x224 pixels, a map of features for larger ones, as I3D does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Conv3d(3, 8, (2, 8, 8), stride=(2, 8, 8)), torch.nn.Tanh())
+
+    def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
+        if rescale or resize or not return_features:
+            raise RuntimeError("only used for features of clips that are scaled already")
+        maps = torch.nn.functional.avg_pool3d(self.net(x), (x.shape[2] // 2, 28, 28))
+        return maps.flatten(1) if x.shape[4] == 224 else maps
+
+
+def small_i3d(path):
+    """A TorchScript file of it."""
+    torch.manual_seed(0)
+    torch.jit.save(torch.jit.script(SmallI3D()), path)
+    return path
+
+
+KINDS = {"cogvideox": cogvideox, "wan2.1": wan21, "wan2.2": wan22, "modelscope": modelscope, "diffusers": hunyuan}
+
+
+def save_all(home):
+    """Each kind's model as diffusers saves it, in a folder of the kind's name; Wan 2.1's inside a pipeline's folder."""
+    for kind, build in KINDS.items():
+        build().save_pretrained(home / kind / "vae" if kind == "wan2.1" else home / kind)
+    return home

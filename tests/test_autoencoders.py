@@ -19,25 +19,14 @@ from sat_ssvae.vae.statistics import LatentStats
 from . import foreign_models
 from .small_models import random_video, tiny_vae
 
-KINDS = {
-    "cogvideox": foreign_models.cogvideox,
-    "wan2.1": foreign_models.wan21,
-    "wan2.2": foreign_models.wan22,
-    "modelscope": foreign_models.modelscope,
-    "diffusers": foreign_models.hunyuan,
-}
+KINDS = foreign_models.KINDS
 FACTORS = {"cogvideox": (4, 8), "wan2.1": (4, 8), "wan2.2": (4, 16), "modelscope": (1, 8), "diffusers": (4, 8)}
 """In time and in space."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Each kind's model as diffusers saves it; Wan 2.1's inside a pipeline's folder."""
-    home = tmp_path_factory.mktemp("models")
-    for kind, build in KINDS.items():
-        folder = home / kind / "vae" if kind == "wan2.1" else home / kind
-        build().save_pretrained(folder)
-    return home
+    return foreign_models.save_all(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,13 +8,16 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.video_io import probe, read_clip, read_frames, to_unit_range, write_video
 from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.frechet import I3D, ClipCollector, frechet_distance
+from sat_ssvae.evaluation.items import list_items
 from sat_ssvae.evaluation.metrics import reconstruction_scores
-from sat_ssvae.evaluation.reconstruct import ReconstructConfig, list_items, reconstruct
+from sat_ssvae.evaluation.reconstruct import ReconstructConfig, reconstruct
 
 from . import foreign_models
 from .small_models import tiny_vae
@@ -127,7 +130,7 @@ def test_mistakes(two_videos, tmp_path):
     with pytest.raises(UserError, match=r"neither \.tar shards nor videos"):
         reconstruct(tiny_vae(), tmp_path / "empty", tmp_path / "out", config(), CPU)
     (tmp_path / "empty" / "broken.mp4").write_bytes(b"broken")
-    with pytest.raises(UserError, match="nothing was reconstructed; broken: not a video"):
+    with pytest.raises(UserError, match="no video could be used; broken: not a video"):
         reconstruct(tiny_vae(), tmp_path / "empty", tmp_path / "out", config(), CPU)
 
 
@@ -147,6 +150,66 @@ def test_the_command(two_videos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["reconstruct", *places, "--config", str(sizes)])
     assert "describes another network" in capsys.readouterr().err
+
+
+def test_rfvd_with_the_users_network(two_videos, tmp_path, capsys):
+    waves(two_videos / "longer.mp4", 34)
+    network = foreign_models.small_i3d(tmp_path / "i3d_torchscript.pt")
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    places = ["--input", str(two_videos), "--output", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "vae")]
+    command = ["reconstruct", *places, "perceptual=none", f"i3d={network}", "fvd_frames=10"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    rfvd = json.loads((tmp_path / "out" / "scores.json").read_text())["rfvd"]
+    features = [load_file(path) for path in sorted((tmp_path / "out").rglob("*.i3d.safetensors"))]
+    assert [len(f["own"]) for f in features] == [1, 1, 3] and (rfvd["clips"], rfvd["dimension"]) == (5, 8)
+    own, originals = (torch.cat([f[name] for f in features]) for name in ("own", "original"))
+    assert rfvd["distance"] == pytest.approx(frechet_distance(own, originals)) and rfvd["distance"] > 1e-3
+    assert rfvd["backbone"] == "i3d_torchscript.pt" and len(rfvd["sha256"]) == 64
+    assert first.splitlines()[0].split()[-1] == "rfvd" and f"{rfvd['distance']:.4f}" in first.splitlines()[4]
+    assert f"5 clips of 10 frames scaled to 224x224, i3d_torchscript.pt (sha256 {rfvd['sha256']})" in first
+    assert "warning: rFVD of 5 clips, no more than the features' 8 dimensions: biased upwards" in first
+    written = (tmp_path / "out" / "longer.mp4").stat().st_mtime_ns
+    assert main(command) == 0 and capsys.readouterr().out == first
+    assert (tmp_path / "out" / "longer.mp4").stat().st_mtime_ns == written
+    assert main([*command, "fvd_frames=30"]) == 0
+    assert "warning: rFVD needs 2 clips of 30 frames at least, these videos have 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, "i3d=gone.pt"])
+    assert "gone.pt: not a TorchScript file of I3D" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_videos_pixels(tmp_path):
+    source, vae = waves(tmp_path / "in.mp4", 24), tiny_vae()
+    network = foreign_models.small_i3d(tmp_path / "i3d.pt")
+    report = reconstruct(vae, source, tmp_path / "out", config(i3d=str(network), fvd_frames=11), CPU)
+    assert report.rfvd.clips == 2
+    video = to_unit_range(read_clip(source, start=0, num_frames=24, fps=24, size=(32, 40)))[None]
+    collected = {}
+    for name, pixels in (("original", video), ("own", whole(vae, video))):
+        collector = ClipCollector(I3D(network, CPU), 11)
+        collector.add(pixels)
+        collected[name] = collector.features()
+    kept = load_file(tmp_path / "out" / "in.i3d.safetensors")
+    torch.testing.assert_close(kept, collected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    """Ten times the frames, 120 MiB of pixels more in float32, need hardly more memory."""
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    peaks = []
+    for frames in (64, 640):
+        source = waves(tmp_path / f"{frames}.mp4", frames, 96, 192)
+        output = tmp_path / f"out{frames}"
+        places = ["--input", str(source), "--output", str(output), "--checkpoint", str(tmp_path / "vae")]
+        # The process says itself: what its parent is told includes the parent's own peak, from before the exec.
+        command = f"main({['reconstruct', *places, 'perceptual=none']}); print(open('/proc/self/status').read())"
+        script = [sys.executable, "-c", f"from sat_ssvae.cli import main; {command}"]
+        done = subprocess.run(script, capture_output=True, text=True, check=True)
+        peaks.append(next(int(line.split()[1]) / 1024 for line in done.stdout.splitlines() if "VmHWM" in line))
+    assert peaks[1] < peaks[0] + 60
 
 
 @pytest.mark.slow

@@ -52,22 +52,34 @@ def run(options: argparse.Namespace) -> None:
         csv.writer(file).writerows(rows)
     document = {
         "autoencoder": options.checkpoint,
-        "measured": _measured(config),
+        "measured": _measured(config, report),
         "total": report.totals(),
+        **({} if report.rfvd is None else {"rfvd": {**asdict(report.rfvd), "warning": report.rfvd.warning}}),
         "videos": [asdict(clip) for clip in report.clips],
         "skipped": [asdict(skip) for skip in report.skipped],
     }
     (options.output / "scores.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{aligned(rows)}{_measured(config)}\n")
+    sys.stdout.write(f"{aligned(rows)}{_measured(config, report)}\n")
+    if report.rfvd is not None and report.rfvd.warning:
+        sys.stdout.write(f"warning: {report.rfvd.warning}\n")
     for skip in report.skipped:
         sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
 
 
-def _measured(config: "ReconstructConfig") -> str:
+def _measured(config: "ReconstructConfig", report: "ReconstructionReport") -> str:
     perceptual = "" if config.perceptual == "none" else f", perceptual distance {config.perceptual}"
     return (
         f"Means over frames, total over videos; RGB at the videos' own size and frame rate; PSNR in dB, SSIM (Gaussian "
-        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time"
+        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time{_fvd(report)}"
+    )
+
+
+def _fvd(report: "ReconstructionReport") -> str:
+    if (rfvd := report.rfvd) is None:
+        return ""
+    return (
+        f"; rFVD between originals and reconstructions, {rfvd.clips} clips of {rfvd.frames} frames scaled to 224x224, "
+        f"{rfvd.backbone} (sha256 {rfvd.sha256})"
     )
 
 
@@ -78,7 +90,12 @@ def _rows(report: "ReconstructionReport") -> list[list[str]]:
         about = [clip.name, str(clip.frames), str(clip.height), str(clip.width), f"{clip.fps:g}"]
         rows.append(about + [f"{clip.scores[name]:.4f}" for name in names])
     frames = str(sum(clip.frames for clip in report.clips))
-    return [*rows, ["total", frames, "", "", "", *(f"{value:.4f}" for value in report.totals().values())]]
+    rows.append(["total", frames, "", "", "", *(f"{value:.4f}" for value in report.totals().values())])
+    if report.rfvd is not None:  # it has no value for a single video
+        distance = report.rfvd.distance
+        last = "" if distance is None else f"{distance:.4f}"
+        rows = [[*row, cell] for row, cell in zip(rows, ["rfvd", *[""] * len(report.clips), last], strict=True)]
+    return rows
 
 
 def _check_sizes(path: Path, vae: "VideoAutoencoder") -> None:

@@ -8,38 +8,37 @@ OUT/NAME.mp4 keeps frame rate and sound. Scores compare the decoded pixels, befo
 the frames as they were read.
 """
 
-import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config import Config, fingerprint
-from ..data.index import find_stores, read_records
-from ..data.skips import Skip, printable
-from ..data.video_io import VIDEO_SUFFIXES, TimedFrame, VideoError, probe, read_frames, to_uint8, to_unit_range
+from ..config import Config, added_field, fingerprint
+from ..data.skips import Skip
+from ..data.video_io import TimedFrame, probe, read_frames, to_uint8, to_unit_range
 from ..data.video_write import VideoWriter
-from ..errors import UserError
 from ..progress import progress_bar
 from ..training.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..vae.checkpoint import weights_digest
 from .autoencoders import VideoAutoencoder
-from .journal import append, read_journal
+from .frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
+from .items import Item, digest_of, work_through
 from .metrics import reconstruction_scores
 from .roundtrip import round_trip
 
 ERROR_GAIN = 4
 """An error map shows so many times the absolute difference of each channel."""
 JOURNAL = "reconstruction.jsonl"
-_BLOCK = 1 << 20
+_FEATURES = "i3d"
 
 
 class ReconstructConfig(Config):
@@ -50,6 +49,10 @@ class ReconstructConfig(Config):
     such chunk."""
     perceptual: PerceptualName | Literal["none"] = "st-lpips-alex"
     """Perceptual distance beside PSNR and SSIM; `none` leaves it out."""
+    i3d: Path | None = added_field(None)
+    """TorchScript file of FVD's I3D (`i3d_torchscript.pt`) for rFVD; None leaves it out."""
+    fvd_frames: int = added_field(17, ge=MIN_FRAMES)
+    """Frames of the clips that rFVD compares, one after the other in each video at its own frame rate."""
     side_by_side: bool = False
     """Also write NAME.side_by_side.mp4: original left, reconstruction right."""
     error_map: bool = False
@@ -70,22 +73,44 @@ class ClipScores:
 
 
 @dataclass(frozen=True)
+class VideoDistance:
+    """rFVD: Frechet distance between I3D's features of the videos' clips and of their reconstructions."""
+
+    distance: float | None
+    """None where there are fewer than two clips."""
+    clips: int
+    frames: int
+    """In each clip."""
+    dimension: int
+    backbone: str
+    """Name of the network's file."""
+    sha256: str
+    """Of that file."""
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the number; empty where nothing is."""
+        if self.distance is None:
+            return f"rFVD needs 2 clips of {self.frames} frames at least, these videos have {self.clips}"
+        if self.clips <= self.dimension:
+            return (
+                f"rFVD of {self.clips} clips, no more than the features' {self.dimension} dimensions: biased upwards, "
+                "not comparable with published values (2048 clips)"
+            )
+        return ""
+
+
+@dataclass(frozen=True)
 class ReconstructionReport:
     """All videos of a run, and what could not be used."""
 
     clips: list[ClipScores]
     skipped: list[Skip]
+    rfvd: VideoDistance | None = None
 
     def totals(self) -> dict[str, float]:
         """Means over videos, each counting once whatever its length."""
         return {name: float(np.mean([clip.scores[name] for clip in self.clips])) for name in self.clips[0].scores}
-
-
-class Item(NamedTuple):
-    """A video and its place in the output folder, without the suffix."""
-
-    name: str
-    source: Path | bytes
 
 
 @torch.no_grad()
@@ -100,84 +125,65 @@ def reconstruct(
     Raises:
         UserError: nothing to reconstruct, nothing of it could be used, or `output` lies in the folder of videos.
     """
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
     vae = vae.to(device).eval()
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(device)
-    output.mkdir(parents=True, exist_ok=True)
-    known = {clip.name: clip for clip in read_journal(output / JOURNAL, ClipScores)}  # what was written last
-    weights = weights_digest(vae)
-    clips: list[ClipScores] = []
+    i3d = None if config.i3d is None else I3D(config.i3d, device)
+    weights = [weights_digest(vae), *([i3d.sha256] if i3d else [])]
     skipped: list[Skip] = []
     with progress_bar(None, "reconstructing", "frame") as bar:
-        for item in list_items(source, skipped):
-            key = fingerprint(item.name, _digest(item.source), weights, config)
-            clip, paths = known.get(item.name), _paths(item, output, config)
-            try:
-                if clip is None or clip.key != key or not all(path.is_file() for path in paths.values()):
-                    clip = _reconstruct_video(vae, item, key, paths, config, perceptual, device, bar.update)
-                    append(output / JOURNAL, clip)
-                clips.append(clip)
-            except UserError as error:
-                cause = error.cause if isinstance(error, VideoError) else "does not fit"
-                skipped.append(Skip(item.name, cause, str(error)))
-    if not clips:
-        why = f"; {skipped[0].source}: {skipped[0].detail}" if skipped else ""
-        raise UserError(f"{source}: nothing was reconstructed{why}")
-    return ReconstructionReport(clips, skipped)
 
+        def work(item: Item, key: str) -> ClipScores:
+            return _reconstruct_video(vae, item, key, output, config, perceptual, i3d, device, bar.update)
 
-def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
-    """The videos of a file, a folder, or shards; what is none is added to `skipped`.
-
-    Raises:
-        UserError: there is no such file or folder, or it holds neither videos nor shards.
-    """
-    if source.is_file() and source.suffix != ".tar":
-        yield Item(source.name.removesuffix(".mp4"), source)
-        return
-    for store in find_stores(str(source), skipped.append):
-        for record in read_records(store, skipped.append):
-            name = printable(record["key"])
-            try:
-                suffix, media = store.media(record["key"])
-            except VideoError as error:
-                skipped.append(Skip(name, error.cause, str(error)))
-                continue
-            if f".{suffix}" in VIDEO_SUFFIXES:
-                yield Item(name.removesuffix(".mp4"), media)
-            else:
-                skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
+        clips = work_through(
+            source,
+            output / JOURNAL,
+            ClipScores,
+            skipped,
+            key=lambda item: fingerprint(item.name, digest_of(item.source), *weights, config),
+            paths=lambda item: _paths(item.name, output, config).values(),
+            work=work,
+        )
+    return ReconstructionReport(clips, skipped, None if i3d is None else _rfvd(clips, output, config, i3d))
 
 
 def _reconstruct_video(
     vae: VideoAutoencoder,
     item: Item,
     key: str,
-    paths: dict[str, Path],
+    output: Path,
     config: ReconstructConfig,
     perceptual: Perceptual | None,
+    i3d: I3D | None,
     device: torch.device,
     advance: Callable[[int], object],
 ) -> ClipScores:
     info = probe(item.source)
     sums: defaultdict[str, float] = defaultdict(float)
     count = 0
+    paths = _paths(item.name, output, config)
+    features = {} if i3d is None else {name: ClipCollector(i3d, config.fvd_frames) for name in ("original", "own")}
     with ExitStack() as files:
         for path in paths.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         writers = {
-            view: files.enter_context(VideoWriter(path, info.fps, sound=item.source)) for view, path in paths.items()
+            view: files.enter_context(VideoWriter(path, info.fps, sound=item.source))
+            for view, path in paths.items()
+            if view in _VIEWS
         }
         for frames, original, video in _pairs(vae, item.source, config.chunk_frames, device):
             for name, value in reconstruction_scores(video, original, perceptual).items():
                 sums[name] += float(value) * len(frames)
             count += len(frames)
+            for name, collector in features.items():
+                collector.add(original if name == "original" else video)
             pictures = to_uint8(video[0]).permute(1, 2, 3, 0).cpu().numpy()
             for frame, picture in zip(frames, pictures, strict=True):
                 for view, writer in writers.items():
                     writer.write(_VIEWS[view](frame.picture, picture), frame.time)
             advance(len(frames))
+        if features:
+            save_file({name: collector.features() for name, collector in features.items()}, paths[_FEATURES])
     scores = {name: total / count for name, total in sums.items()}
     return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
 
@@ -216,21 +222,22 @@ _VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _paths(item: Item, output: Path, config: ReconstructConfig) -> dict[str, Path]:
-    """The videos to write, by view."""
-    paths = {"reconstruction": output / f"{item.name}.mp4"}
+def _paths(name: str, output: Path, config: ReconstructConfig) -> dict[str, Path]:
+    """The files to write, by view; those that are no view keep I3D's features."""
+    paths = {"reconstruction": output / f"{name}.mp4"}
     for view, wanted in (("side_by_side", config.side_by_side), ("error_map", config.error_map)):
         if wanted:
-            paths[view] = output / f"{item.name}.{view}.mp4"
+            paths[view] = output / f"{name}.{view}.mp4"
+    if config.i3d is not None:
+        paths[_FEATURES] = output / f"{name}.{_FEATURES}.safetensors"
     return paths
 
 
-def _digest(source: Path | bytes) -> str:
-    digest = hashlib.sha256()
-    if isinstance(source, bytes):
-        digest.update(source)
-    else:
-        with source.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+def _rfvd(clips: list[ClipScores], output: Path, config: ReconstructConfig, i3d: I3D) -> VideoDistance:
+    """The distance over the clips of all videos."""
+    kept = [load_file(_paths(clip.name, output, config)[_FEATURES]) for clip in clips]
+    kept = [features for features in kept if len(features["own"])] or kept[:1]  # some videos are shorter than a clip
+    originals, own = (torch.cat([features[name] for features in kept]) for name in ("original", "own"))
+    count, dimension = originals.shape
+    distance = frechet_distance(own, originals) if count >= 2 else None
+    return VideoDistance(distance, count, config.fvd_frames, dimension, i3d.path.name, i3d.sha256)

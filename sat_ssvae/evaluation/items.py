@@ -1,0 +1,122 @@
+"""The videos of a file, a folder or shards, worked on one by one into another folder, where an interrupted run goes on.
+
+for item in list_items(Path("videos"), skipped): ...
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from ..data.index import FolderStore, Store, find_stores, read_records
+from ..data.skips import Skip, printable
+from ..data.video_io import VIDEO_SUFFIXES, VideoError
+from ..errors import UserError
+from .journal import append, read_journal
+
+_BLOCK = 1 << 20
+
+
+class Item(NamedTuple):
+    """A video, its place in the output folder, without the suffix, and its caption, which may be empty."""
+
+    name: str
+    source: Path | bytes
+    caption: str = ""
+
+
+class Record(Protocol):
+    """What was done with an item: a dataclass of plain values; `key` says from what and how."""
+
+    @property
+    def name(self) -> str:
+        """The item's."""
+
+    @property
+    def key(self) -> str:
+        """A fingerprint."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
+    """The videos of a file, a folder, or shards; what is none is added to `skipped`.
+
+    Raises:
+        UserError: there is no such file or folder, or it holds neither videos nor shards.
+    """
+    if source.is_file() and source.suffix != ".tar":
+        yield Item(source.name.removesuffix(".mp4"), source, _caption(FolderStore(source.parent), source.name))
+        return
+    for store in find_stores(str(source), skipped.append):
+        for record in read_records(store, skipped.append):
+            name = printable(record["key"])
+            try:
+                suffix, media = store.media(record["key"])
+            except VideoError as error:
+                skipped.append(Skip(name, error.cause, str(error)))
+                continue
+            if f".{suffix}" in VIDEO_SUFFIXES:
+                yield Item(name.removesuffix(".mp4"), media, _caption(store, record["key"]))
+            else:
+                skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
+
+
+def work_through(
+    source: Path,
+    journal: Path,
+    kind: type[R],
+    skipped: list[Skip],
+    *,
+    key: Callable[[Item], str],
+    paths: Callable[[Item], Iterable[Path]],
+    work: Callable[[Item, str], R],
+) -> list[R]:
+    """Do `work(item, key)` for each item of `source`; results are kept in `journal`, unusable items in `skipped`.
+
+    An item is not done again while its key is the one of the journal and all `paths` that it makes are there.
+
+    Raises:
+        UserError: nothing to work on, nothing of it could be used, or `journal` lies in the folder of videos.
+    """
+    output = journal.parent
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    known = {record.name: record for record in read_journal(journal, kind)}  # what was written last
+    records: list[R] = []
+    for item in list_items(source, skipped):
+        record = known.get(item.name)
+        try:
+            current = key(item)
+            if record is None or record.key != current or not all(path.is_file() for path in paths(item)):
+                record = work(item, current)
+                append(journal, record)
+            records.append(record)
+        except UserError as error:
+            cause = error.cause if isinstance(error, VideoError) else "does not fit"
+            skipped.append(Skip(item.name, cause, str(error)))
+    if not records:
+        why = f"; {skipped[0].source}: {skipped[0].detail}" if skipped else ""
+        raise UserError(f"{source}: no video could be used{why}")
+    return records
+
+
+def digest_of(source: Path | bytes) -> str:
+    """SHA-256 of a file, or of its bytes."""
+    digest = hashlib.sha256()
+    if isinstance(source, bytes):
+        digest.update(source)
+    else:
+        with source.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _caption(store: Store, key: str) -> str:
+    try:
+        return store.caption(key)
+    except VideoError:  # a damaged caption is no reason to leave the video out
+        return ""
