@@ -6,13 +6,21 @@ import pytest
 import torch
 
 from sat_ssvae.cli import main
+from sat_ssvae.commands.compare import _arms
 from sat_ssvae.config import load_config, packaged, parse_config, read_yaml
+from sat_ssvae.convergence.dit import DiTConfig
 from sat_ssvae.convergence.experiment import compare
+from sat_ssvae.convergence.latents import LatentSet
+from sat_ssvae.convergence.restore import RestoreConfig, Restorer, restore
 from sat_ssvae.convergence.results import ComparisonResults
+from sat_ssvae.convergence.run_index import RunIndex
 from sat_ssvae.convergence.settings import ClipSource, CompareConfig
 from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.degradations import Degradation
 from sat_ssvae.training.trainer import TrainConfig
 from sat_ssvae.vae.autoencoder import SSVAEConfig
+
+from . import foreign_models
 
 CPU = torch.device("cpu")
 ARMS = {"stock": {"settings": {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}}, "ssvae": {"settings": {}}}
@@ -104,6 +112,74 @@ def test_existing_weights_are_an_arm(finished, tmp_path):
     assert [path.name.split("-")[0] for path in (tmp_path / "vae").iterdir()] == ["stock"]
 
 
+def test_finished_transformers_are_listed_for_restoring(finished, tiny_videos, tmp_path):
+    output, _, _ = finished
+    listed = {(one.arm, one.seed) for one in RunIndex.read(output).transformers}  # of the last run there
+    assert listed >= {("stock", 0), ("ssvae", 0)}
+    restorer = Restorer.open(output, "ssvae", 0, CPU)
+    assert restorer.model.config.text_dim == 384 and restorer.clips.num_frames == 5
+    latents = LatentSet.load(next((output / "latents").glob("ssvae-*")) / "train.safetensors")
+    torch.testing.assert_close(restorer.stats.mean, latents.mean)
+    config = RestoreConfig(perceptual="none", steps=1)
+    noise = Degradation.parse("noise:20")
+    report = restore(restorer, tiny_videos / "bars1.mp4", tmp_path, config, noise)
+    (video,) = report.videos
+    assert video.frames == 16 and video.scores["degraded"]["psnr"] > video.scores["strength 0.3"]["psnr"]
+
+
+@pytest.mark.slow
+def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
+    """Of other compression in space and in time; nothing is redone but what another model at its place changes."""
+    foreign_models.save_all(tmp_path / "models")
+    places = {kind: f"{kind}:{tmp_path / 'models' / kind}" for kind in ("cogvideox", "wan2.2", "modelscope")}
+    output, source = tmp_path / "run", ClipSource.separate(tiny_shards, tiny_shards)
+    small = settings()
+    small["clips"] |= {"num_frames": 9, "heldout_stride": 0.2, "max_heldout": 10}
+    small["transformer"] |= {"evaluation_steps": [3]}
+    small["scoring"] |= {"samples": 4, "denoising_clips": 2, "noise_levels": [0.5]}
+    arms = {"stock": ARMS["stock"]} | {kind: {"checkpoint": place} for kind, place in places.items()}
+    config = parse_config(CompareConfig, small | {"arms": arms})
+    results = compare(config, output, CPU, "sat-ssvae compare", source)
+    for kind, place in places.items():
+        arm = results.arm(kind)
+        assert set(arm.reconstruction) >= {"psnr", "ssim", "stlpips"} and arm.dct_amplitude and arm.explained_variance
+        assert arm.vae["class"].startswith("Autoencoder") and arm.training == {"checkpoint": place}
+        for metric in results.metrics:
+            assert [point.step for point in results.curve(kind, 0, metric)] == [3]
+    assert results.budget["autoencoder steps"] == {"stock": 2}
+    assert "wan2.2 3x2x2 in patches of 1x1x1" in results.warnings[0]
+    page = (output / "report" / "report.html").read_text()
+    assert "Not trained here: cogvideox, wan2.2, modelscope" in page and "latents differ in size" in page
+    grids = {
+        tuple(DiTConfig(**json.loads(path.read_text())).grid) for path in (output / "transformer").glob("*/dit.yaml")
+    }
+    assert grids == {(3, 2, 2)}
+    assert ComparisonResults.from_json((output / "report" / "results.json").read_text()) == results
+    restorer = Restorer.open(output, "wan2.2", None, CPU)
+    assert restorer.model.config.latent_size == (3, 2, 2)
+    before = modified(output)
+    model = foreign_models.modelscope()
+    model.decoder.conv_out.weight.data.mul_(0.5)
+    model.save_pretrained(tmp_path / "models" / "modelscope")
+    with pytest.raises(UserError, match="not the weights that the transformer of arm modelscope"):
+        Restorer.open(output, "modelscope", None, CPU)
+    again = compare(config, output, CPU, "sat-ssvae compare", source)
+    after = modified(output)
+    assert {path: after[path] for path in before} == before
+    assert {path.relative_to(output).parts[1].split("-")[0] for path in set(after) - set(before)} == {"modelscope"}
+    assert again.arm("wan2.2") == results.arm("wan2.2") and again.arm("modelscope") != results.arm("modelscope")
+
+
+def test_arms_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    arms = _arms(["a=stock", "b=own", "c=ssvae:w.pth", "d=wan2.2:Wan-AI/x", "e=gone.safetensors", "f=modelscope:own"])
+    assert {name: arm["checkpoint"] for name, arm in arms.items()} == {
+        "a": None, "b": "own", "c": "w.pth", "d": "wan2.2:Wan-AI/x", "e": "gone.safetensors", "f": "modelscope:own",
+    }  # fmt: skip
+    assert arms["c"]["settings"]["lcr_weight"] == 0.2 and "settings" not in arms["d"]
+
+
 def test_captions_condition_the_transformer(finished):
     """`tiny_shards` has one caption, so text is on; without any, the transformer has no text."""
     output, _, _ = finished
@@ -157,7 +233,9 @@ def test_settings_that_came_later_leave_the_fingerprints_of_runs_without_them(tm
         (["compare", "--vae", "a=stock", "--vae", "b=nothing.yaml"], "nothing.yaml: no such configuration file"),
         (["compare", "transformer.widht=3"], "unknown key `transformer.widht`, did you mean `width`?"),
         (["compare", "seeds"], "expected key=value"),
-        (["compare", "--vae", "a=stock", "--vae", "b=stock:gone.pth", "--data", "."], "arm b: no checkpoint gone.pth"),
+        (["compare", "--vae", "a=stock", "--vae", "b=stock:gone.pth", "--data", "."], "arm b: gone.pth: no such ch"),
+        (["compare", "--vae", "a=stock", "--vae", "b=hunyuan:x"], "`hunyuan` is neither a file nor a packaged config"),
+        (["compare", "--vae", "a=stock", "--vae", "b=wan2.1:/gone"], "arm b: /gone: no autoencoder of diffusers there"),
         (
             ["train", "--config", "ch48_LCR_LMR_256p", "--name", "x"],
             "`data.path` must be given, for example data.path=...",

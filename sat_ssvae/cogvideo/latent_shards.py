@@ -1,11 +1,13 @@
 """Latents encoded once, for training a diffusion model without its encoder.
 
-    encode_shards("ssvae", EncodeConfig(data=DataConfig(path="shards", num_frames=49)), Path("latents"), device)
+    vae = open_autoencoder("ssvae")                     # or one of diffusers, "wan2.2:PATH_OR_ID"
+    encode_shards(vae, EncodeConfig(data=DataConfig(path="shards", num_frames=49)), Path("latents"), device)
     dataset = LatentDataset("latents")
 
-A folder holds latents-000000.tar, latents-000001.tar, ... with KEY.safetensors (`latent`, c t h w float16, standardised
-as `SSVAEFirstStage` does) and KEY.txt (the caption) for each clip, and latents.json, what they were made of. A tar has
-its final name when it is complete: an interrupted run goes on with the first unfinished one.
+A folder holds latents-000000.tar, latents-000001.tar, ... with KEY.safetensors (`latent`, c t h w float16, normalised
+by the autoencoder's own statistics, scale and shift, as `SSVAEFirstStage` or its pipeline does) and KEY.txt (the
+caption) for each clip, and latents.json, what they were made of. A tar has its final name when it is complete: an
+interrupted run goes on with the first unfinished one.
 """
 
 import json
@@ -29,9 +31,11 @@ from ..data.shards import Clip, DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
 from ..data.video_io import VideoError
 from ..errors import UserError
+from ..evaluation.autoencoders import VideoAutoencoder
 from ..progress import progress_bar
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
+from ..vae.statistics import LatentStats
 
 INFO_NAME = "latents.json"
 STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
@@ -48,7 +52,8 @@ class EncodeConfig(Config):
     batch_size: int = Field(default=1, gt=0)
     """Clips encoded at once."""
     chunk_frames: int | None = Field(default=None, gt=0)
-    """Frames encoded at once, for long or large clips; None for all. Does not change the result."""
+    """Frames encoded at once, for long or large clips; None for all. Does not change the result. SSVAE's alone: other
+    autoencoders see to it themselves."""
     clips_per_shard: int = Field(default=500, gt=0)
     """Clips in a tar: what an interruption can cost."""
 
@@ -86,16 +91,18 @@ class LatentInfo(Config):
 
 
 @torch.no_grad()
-def encode_shards(vae: SSVAE, config: EncodeConfig, output: Path, device: torch.device) -> int:
+def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device) -> int:
     """Write the shards that this rank is to make; returns the number of clips in all finished shards.
 
     Every rank calls it; shards go to the ranks in turn.
 
     Raises:
-        UserError: no usable clip, no statistics, sizes that do not fit the autoencoder, other latents in `output`.
+        UserError: no usable clip, no statistics of an SSVAE, sizes or settings that do not fit the autoencoder, other
+            latents in `output`.
     """
-    if vae.latent_stats is None:
-        raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
+    stats = _statistics(vae)
+    if config.chunk_frames is not None and not isinstance(vae, SSVAE):
+        raise UserError(f"chunk_frames={config.chunk_frames}: for SSVAE alone, {vae.name} takes a clip as a whole")
     shape = vae.latent_size(config.data.num_frames, *config.data.size)
     stride = config.stride or config.data.num_frames / config.data.fps
     clips = fixed_clips(config.data, stride=stride, skips=SkipLog(output / "skipped.jsonl"))
@@ -104,11 +111,11 @@ def encode_shards(vae: SSVAE, config: EncodeConfig, output: Path, device: torch.
     )
     info = LatentInfo(
         fingerprint=fingerprint(settings, len(clips), weights_digest(vae)),
-        shape=(vae.config.latent_channels, *shape),
+        shape=(vae.latent_channels, *shape),
         num_frames=config.data.num_frames,
         fps=config.data.fps,
-        latent_mean=tuple(vae.latent_stats.mean.tolist()),
-        latent_std=tuple(vae.latent_stats.std.tolist()),
+        latent_mean=tuple(stats.mean.tolist()),
+        latent_std=tuple(stats.std.tolist()),
     )
     _claim(output, info)
     starts = range(0, len(clips), config.clips_per_shard)
@@ -190,13 +197,25 @@ def _claim(output: Path, info: LatentInfo) -> None:
         raise UserError(f"{output} holds latents of other clips, settings or weights; choose an empty folder")
 
 
-def _encode(vae: SSVAE, clips: FixedClips, config: EncodeConfig, device: torch.device) -> Iterator[tuple[Clip, Tensor]]:
+def _statistics(vae: VideoAutoencoder) -> LatentStats:
+    """How the latents are normalised. Diffusion models of an autoencoder that defines nothing take them as they are."""
+    if vae.latent_stats is not None:
+        return vae.latent_stats
+    if isinstance(vae, SSVAE):
+        raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
+    return LatentStats(torch.zeros(vae.latent_channels), torch.ones(vae.latent_channels))
+
+
+def _encode(
+    vae: VideoAutoencoder, clips: FixedClips, config: EncodeConfig, device: torch.device
+) -> Iterator[tuple[Clip, Tensor]]:
     """Clips with their latents, on the CPU; videos that turn out unreadable are left out."""
-    assert vae.latent_stats is not None
+    stats = _statistics(vae)
     remaining = iter(clips)
     while batch := list(islice(remaining, config.batch_size)):
         video = torch.stack([clip.video for clip in batch]).to(device)
-        latents = vae.latent_stats.standardize(vae.encode(video, config.chunk_frames).mode().float()).half().cpu()
+        posterior = vae.encode(video, config.chunk_frames) if isinstance(vae, SSVAE) else vae.encode(video)
+        latents = stats.standardize(posterior.mode().float()).half().cpu()
         yield from zip(batch, latents, strict=True)
 
 

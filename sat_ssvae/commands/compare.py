@@ -10,6 +10,7 @@ from ..config import load_config, packaged, read_yaml
 from ..errors import UserError
 from ._options import add_overrides
 
+WEIGHT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
 
 
@@ -31,7 +32,8 @@ def add(commands: Any) -> None:
         default=[],
         metavar="NAME=CONFIG[:CHECKPOINT]",
         help="an arm instead of the preset's; the first is the baseline. CONFIG is a YAML file with settings of "
-        f"`sat-ssvae train`, or one of: {', '.join(_packaged_arms())}",
+        f"`sat-ssvae train`, or one of: {', '.join(_packaged_arms())}. NAME=VAE trains nothing: VAE is an SSVAE's path "
+        "or KIND:PATH_OR_ID, see README",
     )
     command.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     add_overrides(command)
@@ -53,14 +55,24 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`NAME=CONFIG[:CHECKPOINT]` options as the configuration's `arms` section."""
+    """`NAME=CONFIG[:CHECKPOINT]` or `NAME=VAE` options as the configuration's `arms` section."""
+    from ..evaluation.autoencoders import KINDS
+
     arms: dict[str, dict[str, Any]] = {}
     for specification in specifications:
         name, equals, rest = specification.partition("=")
         if not equals or not name or not rest or name in arms:
-            raise UserError(f"--vae {specification}: expected NAME=CONFIG[:CHECKPOINT] with a name of its own")
+            raise UserError(
+                f"--vae {specification}: expected NAME=CONFIG[:CHECKPOINT] or NAME=VAE with a name of its own"
+            )
         config, _, checkpoint = rest.partition(":")
+        if config in KINDS or Path(rest).is_dir() or (Path(rest).suffix in WEIGHT_SUFFIXES and not checkpoint):
+            arms[name] = {"checkpoint": rest}
+            continue
         path = packaged(f"arms/{config}.yaml") if config in _packaged_arms() else Path(config)
+        if not path.suffix and not path.exists():
+            known = f"a packaged configuration ({', '.join(_packaged_arms())}) or a kind of VAE ({', '.join(KINDS)})"
+            raise UserError(f"--vae {specification}: `{config}` is neither a file nor {known}")
         arms[name] = {"settings": read_yaml(path), "checkpoint": checkpoint or None}
     return arms
 

@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     command = commands.add_parser("encode", help="encode videos once, for training a diffusion model on their latents")
     command.set_defaults(run=run)
-    command.add_argument("vae", type=Path, help="the autoencoder: a folder with latent_stats.json")
+    command.add_argument("vae", help="an SSVAE's folder with latent_stats.json, or KIND:PATH_OR_ID, see README")
     command.add_argument("videos", help="shards, or a folder of videos")
     command.add_argument("output", type=Path, help="folder for the latents; an interrupted run goes on there")
     add_overrides(command)
@@ -23,10 +23,10 @@ def run(options: argparse.Namespace) -> None:
     """Encode, on every rank of the launcher; print how many clips there are."""
     from ..cogvideo.latent_shards import EncodeConfig, encode_shards
     from ..distributed import default_device, initialize, rank
-    from ..vae.autoencoder import SSVAE
+    from ..evaluation.autoencoders import open_autoencoder
 
     config = load_config(EncodeConfig, None, options.overrides, replace={"data": {"path": options.videos}})
-    vae = SSVAE.from_pretrained(options.vae)
+    vae = open_autoencoder(options.vae)
     device = default_device()
     initialize(device)
     clips = encode_shards(vae, config, options.output, device)

@@ -25,14 +25,15 @@ from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
 from ..data.video_io import to_uint8
 from ..errors import UserError
+from ..evaluation.autoencoders import VideoAutoencoder, describe
 from ..evaluation.features import ClipFeatures, FrameFeatures
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
 from ..training.perceptual import build_perceptual
 from ..training.trainer import TrainConfig, train
-from ..vae.autoencoder import SSVAE
-from ..vae.checkpoint import load_pretrained
+from ..vae.checkpoint import load_pretrained, weights_digest
 from .analysis import paired_difference
+from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, content, machine, write_text
 from .dit import DiT
 from .dit_training import train_dit
@@ -40,6 +41,7 @@ from .latents import LatentSet, encode_latents
 from .pictures import Pictures
 from .report import write_report
 from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
+from .run_index import RunIndex, TrainedTransformer
 from .scoring import (
     ArmReference,
     Features,
@@ -88,11 +90,12 @@ class _Comparison:
     ) -> None:
         self.config, self.output, self.device, self.command = config, output, device, command
         self.minutes = Stopwatch(output / "minutes.json")
-        self.source = clips or self._demo()
         # All arms are checked before the first one is trained.
-        for name, arm in config.arms.items():
-            if arm.checkpoint is not None and not arm.checkpoint.exists():
-                raise UserError(f"arm {name}: no checkpoint {arm.checkpoint}")
+        self.given = open_given(config.arms)
+        self.given_identities = {
+            n: given_identity(str(config.arms[n].checkpoint), vae) for n, vae in self.given.items()
+        }
+        self.source = clips or self._demo()
         self.trainings = {
             name: parse_config(
                 TrainConfig,
@@ -101,6 +104,10 @@ class _Comparison:
             )
             for name, arm in config.arms.items()
         }
+        self.latent_sizes = latent_sizes(self.trainings, self.given, config.clips)
+        self.patches = common_patches(self.latent_sizes, config.transformer.patch_size)
+        self.places: dict[str, str] = {}
+        self.finished: list[TrainedTransformer] = []
 
     def run(self) -> ComparisonResults:
         clips = self._heldout_clips()  # first: too few are noticed before anything is trained
@@ -122,6 +129,7 @@ class _Comparison:
             reconstructions[name] = _pictures(_spread(reference.reconstructions, shown))
             for seed in self.config.seeds:
                 folder = self._transformer(name, seed, train_set, reference, loss_floor, text)
+                self._note_finished(name, seed, vae, train_set, folder.parent)
                 curves += self._curves(name, seed, folder)
                 samples.setdefault(name, self._shown_samples(folder))
         originals = _pictures(_spread(clips, shown))
@@ -139,13 +147,14 @@ class _Comparison:
             demo = prepare_demo(folder, resolution=short_side, film_seconds=seconds)
         return ClipSource.separate(demo.train, demo.heldout, demo.attribution.read_text(encoding="utf-8"))
 
-    def _autoencoder(self, name: str) -> SSVAE:
-        checkpoint = self.config.arms[name].checkpoint
-        if checkpoint is not None:
-            return load_pretrained(checkpoint).to(self.device).for_inference()
+    def _autoencoder(self, name: str) -> VideoAutoencoder:
+        if name in self.given:
+            self.places[name] = absolute(str(self.config.arms[name].checkpoint))
+            return self.given[name].to(self.device).eval()
         folder = self._folder("vae", name, self._training_identity(name))
         with self.minutes(f"autoencoder {name}"):
             finished = train(self.trainings[name], folder, self.device)
+        self.places[name] = str(finished.relative_to(self.output))
         return load_pretrained(finished).to(self.device).for_inference()
 
     def _heldout_clips(self) -> Tensor:
@@ -169,7 +178,7 @@ class _Comparison:
             skips=SkipLog(self.output / f"skipped_{split}.jsonl"),
         )
 
-    def _latents(self, name: str, vae: SSVAE) -> tuple[LatentSet, LatentSet, Any]:
+    def _latents(self, name: str, vae: VideoAutoencoder) -> tuple[LatentSet, LatentSet, Any]:
         """Training latents, held-out latents standardised like them, and the training captions' states."""
         folder = self._folder("latents", name, self._latent_identity(name))
         with self.minutes(f"latents {name}"):
@@ -203,29 +212,49 @@ class _Comparison:
     ) -> Path:
         """Train one transformer, scoring it at the evaluation steps; returns the folder of its scores."""
         config = self.config
+        training = config.transformer.model_copy(update={"patch_size": self.patches[name]})
         folder = self._folder(
-            "transformer", f"{name}-seed{seed}", self._latent_identity(name), config.transformer, config.scoring
+            "transformer", f"{name}-seed{seed}", self._latent_identity(name), training, config.scoring
         )
         scores_folder = folder / "scores"
-        scored = [scores_folder / f"step_{step}.json" for step in config.transformer.evaluation_steps]
+        scored = [scores_folder / f"step_{step}.json" for step in training.evaluation_steps]
         if (folder / "dit.safetensors").exists() and all(path.exists() for path in scored):
             return scores_folder
         scores_folder.mkdir(parents=True, exist_ok=True)
 
         def score(step: int, model: DiT) -> None:
             with self.minutes(f"scoring {name}"):
-                scores, samples = score_transformer(
-                    model, reference, config.scoring, config.transformer.diffusion, loss_floor
-                )
+                scores, samples = score_transformer(model, reference, config.scoring, training.diffusion, loss_floor)
             save_file({"video": to_uint8(samples).contiguous()}, scores_folder / f"step_{step}.safetensors")
             plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
             write_text(scores_folder / f"step_{step}.json", json.dumps(plain, indent=1))
 
         with self.minutes(f"transformer {name}", inner=f"scoring {name}"):
-            train_dit(
-                config.transformer, train_set, folder, seed=seed, device=self.device, on_checkpoint=score, text=text
-            )
+            train_dit(training, train_set, folder, seed=seed, device=self.device, on_checkpoint=score, text=text)
         return scores_folder
+
+    def _note_finished(
+        self, name: str, seed: int, vae: VideoAutoencoder, train_set: LatentSet, transformer: Path
+    ) -> None:
+        """For whoever uses the transformer later, `sat-ssvae restore` for one."""
+        self.finished.append(
+            TrainedTransformer(
+                arm=name,
+                seed=seed,
+                folder=str(transformer.relative_to(self.output)),
+                autoencoder=self.places[name],
+                weights=weights_digest(vae),
+                latent_mean=tuple(train_set.mean.tolist()),
+                latent_std=tuple(train_set.std.tolist()),
+            )
+        )
+        config = self.config
+        RunIndex(
+            clips=config.clips,
+            diffusion=config.transformer.diffusion,
+            text_length=config.text_length,
+            transformers=tuple(self.finished),
+        ).write(self.output)
 
     def _curves(self, name: str, seed: int, scores: Path) -> list[CurvePoint]:
         points = []
@@ -259,8 +288,8 @@ class _Comparison:
         checkpoint = self.config.arms[name].checkpoint
         return ArmResult(
             name=name,
-            vae=reference.vae.config.model_dump(mode="json"),
-            training={"checkpoint": str(checkpoint)} if checkpoint else training,
+            vae=describe(reference.vae),
+            training={"checkpoint": checkpoint} if checkpoint else training,
             reconstruction={metric: mean_estimate(values) for metric, values in mine.items()}
             | ({} if correlation is None else {"local correlation": Estimate(correlation.item())}),
             floors=floors,
@@ -280,7 +309,7 @@ class _Comparison:
             curves=tuple(curves),
             seeds=config.seeds,
             budget={
-                "autoencoder steps": {n: t.max_steps for n, t in self.trainings.items()},
+                "autoencoder steps": {n: t.max_steps for n, t in self.trainings.items() if n not in self.given},
                 "transformer steps": config.transformer.max_steps,
                 "minutes": {**self.minutes.rounded()},
             },
@@ -295,6 +324,7 @@ class _Comparison:
             },
             command=self.command,
             attribution=self.source.attribution,
+            warnings=shape_warning(self.latent_sizes, self.patches),
         )
         write_report(results, self.output / "report", pictures)
         return results
@@ -311,8 +341,7 @@ class _Comparison:
         return [training, content(self.source.path["train"])]
 
     def _latent_identity(self, name: str) -> list[Any]:
-        checkpoint = self.config.arms[name].checkpoint
-        weights = self._training_identity(name) if checkpoint is None else content(checkpoint)
+        weights = self.given_identities.get(name) or self._training_identity(name)
         clips = self.config.clips.model_dump(mode="json", exclude={"num_workers"})
         return [weights, clips, *(content(self.source.path[split]) for split in SPLITS)]
 

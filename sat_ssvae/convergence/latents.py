@@ -32,7 +32,7 @@ from ..vae.statistics import LatentStats
 
 if TYPE_CHECKING:
     from ..data.shards import Clip
-    from ..vae.autoencoder import SSVAE
+    from ..evaluation.autoencoders import VideoAutoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class LatentSet:
 
 @torch.no_grad()
 def encode_latents(
-    vae: "SSVAE", clips: "Iterable[Clip]", path: Path, *, batch_size: int, device: torch.device
+    vae: "VideoAutoencoder", clips: "Iterable[Clip]", path: Path, *, batch_size: int, device: torch.device
 ) -> LatentSet:
     """Write the posterior means of all clips to `path`, in their order; returns what `LatentSet.load` would.
 
@@ -131,7 +131,7 @@ def encode_latents(
 
 
 def _encode_parts(
-    vae: "SSVAE",
+    vae: "VideoAutoencoder",
     clips: "Iterable[Clip]",
     parts: Path,
     *,

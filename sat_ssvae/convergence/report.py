@@ -314,6 +314,12 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
             f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so"
             " the intervals do not hold what another training of the VAEs would change."
         )
+    given = [arm.name for arm in results.arms if "checkpoint" in arm.training]
+    if given:
+        limits.append(
+            f"Not trained here: {', '.join(given)}. Beside the form of its latents, an arm's training data, training"
+            " steps and size decide then, and it may have seen the held-out clips."
+        )
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
         limits.append(

@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
+from ..evaluation.autoencoders import VideoAutoencoder
 from ..evaluation.kernel_distance import bootstrap_distances, bootstrap_interval, kernel_distance
 from ..evaluation.metrics import reconstruction_scores
 from ..progress import progress_bar
 from ..spectral.spectrum import latent_eigenvalues
 from ..training.perceptual import Perceptual
-from ..vae.autoencoder import SSVAE
 from .diffusion import DiffusionProcess, guided
 from .dit import DiT
 from .latents import LatentSet
@@ -67,7 +67,7 @@ class ScoringConfig(Config):
 class ArmReference:
     """An autoencoder and what its transformer is scored against."""
 
-    vae: SSVAE
+    vae: VideoAutoencoder
     heldout: LatentSet
     clips: Tensor
     """Held-out clips, N C T H W in [-1, 1]."""
@@ -84,7 +84,7 @@ class ArmReference:
 
 @torch.no_grad()
 def measure_arm(
-    vae: SSVAE,
+    vae: VideoAutoencoder,
     heldout: LatentSet,
     clips: Tensor,
     features: Features,

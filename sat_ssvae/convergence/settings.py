@@ -44,8 +44,8 @@ class ArmConfig(Config):
 
     settings: dict[str, Any] = Field(default_factory=dict)
     """Keys of `sat-ssvae train`'s configuration that differ from `vae`."""
-    checkpoint: Path | None = None
-    """Weights to load instead of training."""
+    checkpoint: str | None = None
+    """An autoencoder to load instead of training one: an SSVAE's path, or KIND:PATH_OR_ID for one of diffusers."""
 
 
 class CompareConfig(Config):

@@ -9,6 +9,7 @@
 `vae.latent_stats` is the normalisation that the autoencoder itself defines: scale, shift, or statistics per channel.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -193,6 +194,15 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
         raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")
     vae = _load(cls, place, subfolder)
     return (FrameAutoencoder(vae) if name == "AutoencoderKL" else DiffusersAutoencoder(vae)).eval()
+
+
+def describe(vae: VideoAutoencoder) -> dict[str, Any]:
+    """Sizes and, for another autoencoder than SSVAE, the diffusers class and the rest of its configuration, as JSON."""
+    if isinstance(vae, SSVAE):
+        return vae.config.model_dump(mode="json")
+    known = {name: value for name, value in vae.vae.config.items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps({"class": vae.name, **known}, default=str))
+    return plain
 
 
 def normalized(vae: VideoAutoencoder, z: Tensor) -> Tensor:
