@@ -6,13 +6,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import check_data, cogvideo, compare, convert, encode, pack, reconstruct, reward, spectrum, stats, train
+from .commands import (
+    check_data,
+    cogvideo,
+    compare,
+    convert,
+    encode,
+    pack,
+    reconstruct,
+    restore,
+    reward,
+    spectrum,
+    stats,
+    train,
+)
 from .errors import UserError
 from .progress import setup_logging
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = (compare, train, pack, stats, convert, encode, cogvideo, check_data, reward, reconstruct, spectrum)
+COMMANDS = (compare, train, pack, stats, convert, encode, cogvideo, check_data, reward, reconstruct, spectrum, restore)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 

@@ -12,6 +12,7 @@ from sat_ssvae.convergence.diffusion import (
     DiffusionProcess,
     FlowMatching,
     VPrediction,
+    edit,
     guided,
     stratified_uniform,
 )
@@ -177,6 +178,36 @@ def test_noise_levels_have_their_distribution():
     index = VPrediction().sample_t(20000, generator) * 999
     torch.testing.assert_close(index, index.round(), atol=1e-3, rtol=0)
     assert torch.bincount(index.round().long(), minlength=1000).tolist() == [20] * 1000
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_sdedit_keeps_what_is_near_and_forgets_what_is_noised_away(process):
+    predict = gaussian_predictor(process, mean=0.5, std=0.2)
+    x0, noise = 0.5 + 0.2 * randn(4, 64), randn(4, 64, seed=1)
+    nearly = edit(process, predict, x0, noise, 0.003, 2)
+    assert (nearly - x0).abs().mean() < 0.1 < (edit(process, predict, x0, noise, 0.9, 4) - x0).abs().mean()
+    torch.testing.assert_close(edit(process, predict, x0, noise, 1.0, 8), process.sample(predict, noise, 8))
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_sdedit_takes_noise_away_that_the_data_do_not_have(process):
+    """Its one step is the mean of what fits, which is nearer to the clean data than a sample of it."""
+    predict = gaussian_predictor(process, mean=0.5, std=0.2)
+    clean = 0.5 + 0.2 * randn(8, 512)
+    degraded = clean + 0.6 * randn(8, 512, seed=1)
+    noise = randn(8, 512, seed=2)
+    one, many = (edit(process, predict, degraded, noise, 0.5, steps) for steps in (1, 20))
+    before, mean, sample = ((x - clean).square().mean().item() for x in (degraded, one, many))
+    assert mean < sample < before and mean < 0.2 * before
+    t = process.levels(1, 0.5).expand(8)
+    torch.testing.assert_close(one, process.denoise(predict, process.corrupt(degraded, noise, t), t))
+
+
+@given(process=processes, steps=st.integers(1, 30), start=st.floats(0.01, 1))
+def test_levels_fall_from_the_start(process, steps, start):
+    levels = process.levels(steps, start)
+    assert levels.shape == (steps,) and (levels.diff() <= 0).all() and levels.min() >= 0
+    assert levels[0].item() == pytest.approx(start, abs=2e-3)
 
 
 def test_guidance_moves_away_from_the_textless_prediction():

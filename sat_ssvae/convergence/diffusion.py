@@ -74,10 +74,17 @@ class FlowMatching(Config):
         """The estimate of x_0 from one prediction at t (b,)."""
         return x_t - _as_column(t, x_t) * predict(x_t, t)
 
-    def sample(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
-        """Integrate from noise (t = 1) to data (t = 0) in `steps` equal steps."""
+    def levels(self, steps: int, start: float = 1.0) -> Tensor:
+        """Noise levels at which `sample` calls the model, the first one `start`, (steps,) float32."""
+        return _descending_times(steps, start)[:-1]
+
+    def sample(self, predict: Predict, noise: Tensor, steps: int, start: float = 1.0) -> Tensor:
+        """Integrate from noise (t = 1) to data (t = 0) in `steps` equal steps.
+
+        With another `start`, `noise` are latents at the noise level `levels(steps, start)[0]`.
+        """
         x = noise
-        times = _descending_times(steps, noise)
+        times = _descending_times(steps, start).to(noise.device)
         for index in range(steps):
             t, following = times[index], times[index + 1]
             velocity = predict(x, t.expand(len(x)))
@@ -145,8 +152,15 @@ class VPrediction(Config):
         signal, sigma = self._columns(t, x_t)
         return signal * x_t - sigma * predict(x_t, t)
 
-    def sample(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
+    def levels(self, steps: int, start: float = 1.0) -> Tensor:
+        """Noise levels at which `sample` calls the model, the first one about `start`, (steps,) float32."""
+        # Trailing spacing: num_steps - 1 is always visited from 1 on, as zero terminal SNR needs.
+        return (_descending_times(steps, start)[:-1] * self.num_steps - 1).round().clamp_min(0) / (self.num_steps - 1)
+
+    def sample(self, predict: Predict, noise: Tensor, steps: int, start: float = 1.0) -> Tensor:
         """Deterministic DDIM (arXiv 2010.02502) over trailing timesteps; returns the last estimate of x_0.
+
+        With another `start`, `noise` are latents at the noise level `levels(steps, start)[0]`.
 
         Raises:
             ValueError: more `steps` than the process has discrete noise levels.
@@ -154,8 +168,7 @@ class VPrediction(Config):
         if not 1 <= steps <= self.num_steps:
             raise ValueError(f"{steps} sampling steps, the process has 1 to {self.num_steps}")
         x = noise
-        # Trailing spacing: num_steps - 1 is always visited, as zero terminal SNR needs.
-        times = (_descending_times(steps, noise)[:-1] * self.num_steps - 1).round() / (self.num_steps - 1)
+        times = self.levels(steps, start).to(noise.device)
         for index, t in enumerate(times):
             level = t.expand(len(x))
             signal, sigma = self._columns(level, x)
@@ -183,12 +196,21 @@ def guided(predict: Predict, predict_without_text: Predict, scale: float) -> Pre
     return combined
 
 
+def edit(process: DiffusionProcess, predict: Predict, x0: Tensor, noise: Tensor, strength: float, steps: int) -> Tensor:
+    """SDEdit (arXiv 2108.01073): noise latents `x0` up to the level `strength` in (0, 1], then sample from there.
+
+    One step gives the model's estimate of the mean of all clean latents that fit, more steps one of them.
+    """
+    level = process.levels(steps, strength)[0].to(x0.device).expand(len(x0))
+    return process.sample(predict, process.corrupt(x0, noise, level), steps, strength)
+
+
 def _as_column(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def _descending_times(steps: int, like: Tensor) -> Tensor:
-    return torch.linspace(1, 0, steps + 1, device=like.device, dtype=torch.float32)
+def _descending_times(steps: int, start: float) -> Tensor:
+    return torch.linspace(start, 0, steps + 1, dtype=torch.float32)
 
 
 def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import imageio.v3 as iio
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.video_io import to_unit_range, write_video
+from ..data.video_io import read_frames, to_unit_range, write_video
 
 COLUMNS = 4
 _CELL = 160
 """Width of a clip in the report, in pixels: small clips are enlarged to it."""
 _GAP = 4
+_TITLE = 22
+"""Height of a line of titles, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,26 @@ def webp(clip: Tensor, fps: float) -> bytes:
 def png_still(clip: Tensor) -> bytes:
     """The middle frame of a clip (`T H W 3`)."""
     return bytes(iio.imwrite("<bytes>", clip[len(clip) // 2].numpy(), extension=".png", optimize=True))
+
+
+def middle_frame(path: Path, frames: int, columns: int) -> list[Tensor]:
+    """The middle frame of a video of `frames` frames, cut into `columns` pictures of equal width, `H W 3` each."""
+    picture = next(islice(read_frames(path), frames // 2, None)).picture
+    width = picture.shape[1] // columns  # one column more where the codec made an odd width even
+    return list(torch.from_numpy(picture[:, : width * columns].copy()).split(width, dim=1))
+
+
+def labelled_grid(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], width: int = _CELL) -> Image.Image:
+    """Rows of pictures `H W 3` of one size, enlarged to `width` pixels, with a title above each column."""
+    cells = [enlarge([picture[None] for picture in row], width) for row in rows]
+    grid = tile([cell for row in cells for cell in row], len(titles))[0]
+    page = Image.new("RGB", (grid.shape[1], grid.shape[0] + _TITLE), "white")
+    page.paste(Image.fromarray(grid.numpy()), (0, _TITLE))
+    draw = ImageDraw.Draw(page)
+    step = cells[0][0].shape[2] + _GAP
+    for number, title in enumerate(titles):
+        draw.text((number * step + step // 2, _TITLE // 2), title, "black", ImageFont.load_default(13), anchor="mm")
+    return page
 
 
 def write_clips(pictures: Pictures, folder: Path) -> None:

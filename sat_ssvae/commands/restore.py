@@ -1,0 +1,149 @@
+"""`sat-ssvae restore`: degraded videos through an autoencoder's latents and a comparison's transformer."""
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import load_config
+from ..errors import UserError
+from ._options import add_overrides
+from ._table import aligned
+
+if TYPE_CHECKING:
+    from ..convergence.restore import RestorationReport, RestoreConfig
+
+PICTURE_SUFFIXES = (".png", ".webp")
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    command = commands.add_parser("restore", help="degraded videos, noised and denoised by a comparison's transformer")
+    command.set_defaults(run=run)
+    command.add_argument(
+        "comparison", type=Path, metavar="RUN", help="folder of a `sat-ssvae compare` that has finished"
+    )
+    command.add_argument("--arm", required=True, help="whose autoencoder and transformer to use")
+    command.add_argument("--input", type=Path, required=True, help="a video, a folder of videos, or shards")
+    command.add_argument("--output", type=Path, required=True, help="folder for the restored videos and the scores")
+    clean = command.add_mutually_exclusive_group()
+    clean.add_argument(
+        "--degrade",
+        metavar="KIND:AMOUNT",
+        help="the input is clean: degrade it first, by noise:SIGMA (of 255), blur:FACTOR or compress:CRF (H.264)",
+    )
+    clean.add_argument(
+        "--original", type=Path, metavar="DIR", help="clean videos of the input's names, to score against"
+    )
+    command.add_argument(
+        "--transformer_seed", type=int, metavar="N", help="of the comparison's seeds (default: the first)"
+    )
+    command.add_argument("--side_by_side", action="store_true", help="also write all of them beside each other")
+    command.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also a picture of some middle frames: .png or .webp"
+    )
+    add_overrides(command)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Restore; write scores.csv and scores.json; print them as tables."""
+    from ..convergence.restore import RestoreConfig, Restorer, restore
+    from ..distributed import default_device
+    from ..evaluation.degradations import Degradation
+
+    if options.picture and options.picture.suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"--picture {options.picture}: give a name that ends in {' or '.join(PICTURE_SUFFIXES)}")
+    flags = ["side_by_side=true"] if options.side_by_side or options.picture else []
+    config = load_config(RestoreConfig, None, [*flags, *options.overrides])
+    degradation = Degradation.parse(options.degrade) if options.degrade else None
+    restorer = Restorer.open(options.comparison, options.arm, options.transformer_seed, default_device())
+    report = restore(restorer, options.input, options.output, config, degradation, options.original)
+    measured = (
+        f"{restorer.size[0]}x{restorer.size[1]} at {restorer.clips.fps:g} frames per second, in windows of "
+        f"{restorer.clips.num_frames} frames that share {config.overlap}; {_degraded_how(options)}; {config.steps} "
+        f"sampler steps, seed {config.seed}; perceptual distance {config.perceptual}; before rounding and compression"
+    )
+    document = {
+        "comparison": str(options.comparison),
+        "transformer": restorer.trained.model_dump(mode="json", exclude={"latent_mean", "latent_std"}),
+        "measured": measured,
+        "configuration": config.model_dump(mode="json"),
+        "videos": [asdict(video) for video in report.videos],
+        "skipped": [asdict(skip) for skip in report.skipped],
+    }
+    (options.output / "scores.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _write_csv(report, options.output / "scores.csv")
+    sys.stdout.write(_tables(report, config))
+    sys.stdout.write(f"{measured}\n")
+    if options.picture:
+        _write_picture(report, config, options.output, options.picture)
+        sys.stdout.write(f"picture: {options.picture}\n")
+    for skip in report.skipped:
+        sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
+
+
+def _degraded_how(options: argparse.Namespace) -> str:
+    if options.degrade:
+        return f"degraded by {options.degrade}"
+    return f"originals from {options.original}" if options.original else "no originals, so no scores"
+
+
+def _write_csv(report: "RestorationReport", path: Path) -> None:
+    metrics = list(
+        dict.fromkeys(name for video in report.videos for scores in video.scores.values() for name in scores)
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "frames", "view", *metrics])
+        for video in report.videos:
+            for view, scores in video.scores.items():
+                writer.writerow([video.name, video.frames, view, *(f"{scores[metric]:.4f}" for metric in metrics)])
+
+
+def _tables(report: "RestorationReport", config: "RestoreConfig") -> str:
+    """PSNR of each video before and after, and the means of all metrics with their change."""
+    from ..convergence.restore import INPUT, ORIGINAL, view_names
+
+    views = [name for name in view_names(config, scored=True) if name != ORIGINAL]
+    scored = [video for video in report.videos if video.scores]
+    if not scored:
+        rows = [["video", "frames"], *([video.name, str(video.frames)] for video in report.videos)]
+        return aligned(rows)
+    rows = [["PSNR in dB", "frames", *views]]
+    rows += [[v.name, str(v.frames), *(f"{v.scores[view]['psnr']:.2f}" for view in views)] for v in scored]
+    metrics = list(scored[0].scores[INPUT])
+    means = [["mean over videos", *(text for name in metrics for text in (name, "change (95 % interval)"))]]
+    means += [[view, *(text for name in metrics for text in _mean_and_change(scored, view, name))] for view in views]
+    return f"{aligned(rows)}\n{aligned(means)}\n"
+
+
+def _mean_and_change(videos: list[Any], view: str, metric: str) -> tuple[str, str]:
+    """Mean of a metric over videos, and of its difference to the degraded video's."""
+    from ..convergence.analysis import paired_difference
+    from ..convergence.restore import INPUT
+
+    after, before = ([video.scores[name][metric] for video in videos] for name in (view, INPUT))
+    digits = 2 if metric == "psnr" else 3
+    if view == INPUT:
+        return f"{sum(after) / len(after):.{digits}f}", ""
+    change = paired_difference(after, before)
+    text = f"{change.value:+.{digits}f}"
+    if change.low is not None and change.high is not None:
+        text += f" ({change.low:+.{digits}f} to {change.high:+.{digits}f})"
+    return f"{sum(after) / len(after):.{digits}f}", text
+
+
+def _write_picture(report: "RestorationReport", config: "RestoreConfig", output: Path, path: Path) -> None:
+    from ..convergence.pictures import labelled_grid, middle_frame
+    from ..convergence.restore import side_by_side_path, view_names
+    from ..evaluation.features import spaced_frames
+
+    alike = [video for video in report.videos if video.scores] or report.videos  # as many views in every row
+    names = view_names(config, scored=bool(alike[0].scores))
+    shown = [alike[number] for number in spaced_frames(len(alike), 4)]
+    rows = [middle_frame(side_by_side_path(output, video.name), video.frames, len(names)) for video in shown]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled_grid(rows, names).save(path, quality=90)

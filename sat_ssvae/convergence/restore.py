@@ -1,0 +1,312 @@
+"""Restoring videos with a comparison's transformer: SDEdit in the latents of one of its autoencoders.
+
+    restorer = Restorer.open(Path("runs/compare"), "ssvae", None, device)
+    report = restore(restorer, Path("videos"), Path("out"), RestoreConfig(strengths=(0.2, 0.4)))
+
+A video is read as the comparison's clips were, at their size and frame rate: the transformer knows no other. It is cut
+into windows of a clip's length. Each is encoded, noised to the level `strength`, denoised from there, and decoded;
+windows overlap and are cross-faded. Beside the restored video stands what the autoencoder alone makes of it.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+from zlib import crc32
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..assets import fetch
+from ..config import Config, fingerprint
+from ..data.resample import read_resampled
+from ..data.skips import Skip
+from ..data.video_io import to_uint8, to_unit_range
+from ..data.video_write import VideoWriter
+from ..errors import UserError
+from ..evaluation.autoencoders import VideoAutoencoder, open_autoencoder
+from ..evaluation.degradations import Degradation
+from ..evaluation.items import Item, digest_of, list_items, work_through
+from ..evaluation.metrics import reconstruction_scores
+from ..progress import progress_bar
+from ..training.perceptual import Perceptual, PerceptualName, build_perceptual
+from ..vae.checkpoint import weights_digest
+from ..vae.statistics import LatentStats
+from .diffusion import DiffusionProcess, edit
+from .dit import DiT
+from .dit_training import load_dit
+from .run_index import RunIndex, TrainedTransformer
+from .settings import ClipsConfig
+from .windows import Window, join, windows
+
+if TYPE_CHECKING:
+    from .text import TextEncoder
+
+JOURNAL = "restoration.jsonl"
+ORIGINAL, INPUT, ROUND_TRIP = "original", "degraded", "autoencoder alone"
+"""Names of the views that are no restoration: the clean video, what is restored, and that through the autoencoder."""
+_BESIDE = "side_by_side"
+_DEGRADED_AT_ONCE = 48  # frames
+
+
+class RestoreConfig(Config):
+    """How videos are restored and scored."""
+
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3,), min_length=1)
+    """Noise levels up to which latents are noised, and from which they are denoised: near 0 keeps all of the video, 1
+    nothing. With several, each gives a video of its own."""
+    steps: int = Field(default=10, gt=0)
+    """Steps of the sampler from that level. One step gives the mean of what fits, more give one sample of it."""
+    overlap: int = Field(default=2, ge=0)
+    """Frames that a window shares with the one before; over them the two are cross-faded."""
+    seed: int = Field(default=0, ge=0)
+    """Of the noise, in the latents and of a degradation."""
+    perceptual: PerceptualName | Literal["none"] = "st-lpips-alex"
+    """Perceptual distance beside PSNR and SSIM; `none` leaves it out."""
+    side_by_side: bool = False
+    """Also write NAME.side_by_side.mp4: the original where it is known, the input, the autoencoder alone, and each
+    strength, from left to right."""
+
+
+@dataclass(frozen=True)
+class RestoredVideo:
+    """A video that was restored. `scores`: by view, then by metric, means over frames; empty without an original."""
+
+    name: str
+    frames: int
+    scores: dict[str, dict[str, float]]
+    key: str
+
+
+@dataclass(frozen=True)
+class RestorationReport:
+    """All videos of a run, and what could not be used."""
+
+    videos: list[RestoredVideo]
+    skipped: list[Skip]
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """A comparison's autoencoder and transformer, ready to restore windows."""
+
+    trained: TrainedTransformer
+    clips: ClipsConfig
+    process: DiffusionProcess
+    vae: VideoAutoencoder
+    stats: LatentStats
+    model: DiT
+    encoder: "TextEncoder | None"
+    text_length: int
+    device: torch.device
+
+    @classmethod
+    def open(cls, run: Path, arm: str, seed: int | None, device: torch.device) -> "Restorer":
+        """What a comparison has trained for an arm, with its first seed where none is given.
+
+        Raises:
+            UserError: no finished transformer, unknown arm or seed, or another autoencoder than it was trained with.
+        """
+        index = RunIndex.read(run)
+        trained = index.find(arm, seed)
+        place = run / trained.autoencoder  # where that is absolute, it is the place itself
+        vae = open_autoencoder(str(place) if place.exists() else trained.autoencoder)
+        if weights_digest(vae) != trained.weights:
+            raise UserError(
+                f"{trained.autoencoder}: not the weights that the transformer of arm {arm} was trained with; run the "
+                "comparison again"
+            )
+        model = load_dit(run / trained.folder).to(device)
+        encoder = None
+        if model.config.text_dim:
+            from .text import TextEncoder
+
+            encoder = TextEncoder(fetch("minilm"), device)
+        stats = LatentStats(torch.tensor(trained.latent_mean), torch.tensor(trained.latent_std))
+        vae = vae.to(device).eval()
+        return cls(trained, index.clips, index.diffusion, vae, stats, model, encoder, index.text_length, device)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of restored videos."""
+        resolution = self.clips.resolution
+        return (resolution, resolution) if isinstance(resolution, int) else resolution
+
+    def caption_states(self, caption: str) -> Tensor | None:
+        """What the transformer is told of a video, (1, l, d); None where it was trained without text."""
+        if self.encoder is None:
+            return None
+        from .text import encode_captions
+
+        return encode_captions(self.encoder, [caption], length=self.text_length).states.to(self.device)
+
+    def views(self, video: Tensor, config: RestoreConfig, text: Tensor | None, generator: torch.Generator) -> Tensor:
+        """A window `C T H W` through the autoencoder alone, then restored with each strength: `n C T H W`."""
+        latents = self.stats.standardize(self.vae.encode(video[None].to(self.device)).mode().float())
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            prediction: Tensor = self.model(x, t) if text is None else self.model(x, t, text)
+            return prediction
+
+        edited = [edit(self.process, predict, latents, noise, strength, config.steps) for strength in config.strengths]
+        decoded = [self.vae.decode(self.stats.unstandardize(z)).float() for z in (latents, *edited)]
+        return torch.cat(decoded).clamp(-1, 1).cpu()
+
+
+@torch.no_grad()
+def restore(
+    restorer: Restorer,
+    source: Path,
+    output: Path,
+    config: RestoreConfig,
+    degradation: Degradation | None = None,
+    originals: Path | None = None,
+) -> RestorationReport:
+    """Restore a video, or all of a folder or of shards, into the folder `output`.
+
+    What `output` holds already, from the same weights and settings, is not done again.
+
+    Args:
+        restorer: the autoencoder and the transformer.
+        source: what to restore; with a `degradation`, the clean videos that are degraded first.
+        output: receives NAME.mp4, with several strengths NAME.strength0.3.mp4.
+        config: how.
+        degradation: applied at the size and frame rate of restored videos.
+        originals: clean videos of the same names, where `source` is degraded already.
+
+    Raises:
+        UserError: nothing to restore, nothing of it could be used, or settings that do not fit.
+    """
+    if config.overlap >= restorer.clips.num_frames:
+        raise UserError(f"overlap={config.overlap}: must be less than a clip's {restorer.clips.num_frames} frames")
+    if degradation is not None and originals is not None:
+        raise UserError("give either a degradation or the originals of degraded videos")
+    skipped: list[Skip] = []
+    clean = {item.name: item.source for item in list_items(originals, skipped)} if originals else {}
+    if originals and not any(item.name in clean for item in list_items(source, [])):
+        raise UserError(f"{originals}: holds no video of the name of one in {source}")
+    perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
+    identity = [weights_digest(restorer.model), restorer.trained, str(degradation), config]
+
+    def key(item: Item) -> str:
+        original = clean.get(item.name)
+        return fingerprint(item.name, digest_of(item.source), original and digest_of(original), *identity)
+
+    with progress_bar(None, "restoring", "frame") as bar:
+
+        def work(item: Item, key: str) -> RestoredVideo:
+            job = _Job(restorer, item, config, degradation, clean.get(item.name))
+            return job.run(key, _paths(item.name, output, config), perceptual, bar.update)
+
+        videos = work_through(
+            source,
+            output / JOURNAL,
+            RestoredVideo,
+            skipped,
+            key=key,
+            paths=lambda item: _paths(item.name, output, config).values(),
+            work=work,
+        )
+    return RestorationReport(videos, skipped)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One video."""
+
+    restorer: Restorer
+    item: Item
+    config: RestoreConfig
+    degradation: Degradation | None
+    original: Path | bytes | None
+
+    def run(
+        self, key: str, paths: dict[str, Path], perceptual: Perceptual | None, advance: Callable[[int], object]
+    ) -> RestoredVideo:
+        """Restore, write and score it, a few windows in memory at a time."""
+        names = view_names(self.config, self.degradation is not None or self.original is not None)
+        sums: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in names if name != ORIGINAL}
+        count, fps = 0, self.restorer.clips.fps
+        with ExitStack() as files:
+            for path in paths.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            writers = {view: files.enter_context(VideoWriter(path, fps)) for view, path in paths.items()}
+            for videos in join(self._windows(), self.config.overlap):  # views x C T H W
+                views = dict(zip(names, videos, strict=True))
+                if ORIGINAL in views:
+                    for name, total in sums.items():
+                        scores = reconstruction_scores(views[name][None], views[ORIGINAL][None], perceptual)
+                        for metric, value in scores.items():
+                            total[metric] += float(value) * videos.shape[2]
+                pictures = to_uint8(videos).permute(0, 2, 3, 4, 1)
+                for number in range(videos.shape[2]):
+                    time = Fraction(count + number) / Fraction(fps)
+                    for view, writer in writers.items():
+                        chosen = pictures[:, number] if view == _BESIDE else pictures[names.index(view), number][None]
+                        writer.write(torch.cat(list(chosen), dim=1).numpy(), time)
+                count += videos.shape[2]
+                advance(videos.shape[2])
+        means = {name: {metric: value / count for metric, value in total.items()} for name, total in sums.items()}
+        return RestoredVideo(self.item.name, count, {name: scores for name, scores in means.items() if scores}, key)
+
+    def _windows(self) -> Iterator[Window]:
+        """All views of each window, n C T H W, in the order of `view_names`."""
+        text = self.restorer.caption_states(self.item.caption)
+        generator = self._generator(0)
+        for window, real in windows(self._frames(), self.restorer.clips.num_frames, self.config.overlap):
+            restored = self.restorer.views(window[-1], self.config, text, generator)
+            yield Window(torch.cat([window, restored]), real)
+
+    def _frames(self) -> Iterator[Tensor]:
+        """Frames `s C H W` in [-1, 1]: the original, where it is known, and the input."""
+        given = self._read(self.item.source)
+        if self.original is not None:
+            for original, frame in zip(self._read(self.original), given, strict=False):
+                yield torch.stack([original, frame])
+            return
+        if self.degradation is None:
+            yield from (frame[None] for frame in given)
+            return
+        generator = self._generator(1)  # of its own: the degraded video is the same for every arm
+        while block := list(islice(given, _DEGRADED_AT_ONCE)):
+            clean = torch.stack(block, 1)
+            degraded = self.degradation(clean, self.restorer.clips.fps, generator)
+            yield from torch.stack([clean, degraded]).unbind(2)
+
+    def _read(self, source: Path | bytes) -> Iterator[Tensor]:
+        for picture in read_resampled(source, self.restorer.clips.fps, self.restorer.size):
+            yield to_unit_range(torch.from_numpy(picture.copy())).permute(2, 0, 1)
+
+    def _generator(self, stream: int) -> torch.Generator:
+        entropy = f"{self.config.seed} {stream} {self.item.name}"
+        return torch.Generator().manual_seed(crc32(entropy.encode()))
+
+
+def view_names(config: RestoreConfig, scored: bool) -> list[str]:
+    """Names of the views of a video, in the order in which they stand side by side."""
+    return [*([ORIGINAL] if scored else []), INPUT, ROUND_TRIP, *map(strength_name, config.strengths)]
+
+
+def strength_name(strength: float) -> str:
+    """Name of the view that was restored with this strength."""
+    return f"strength {strength:g}"
+
+
+def side_by_side_path(output: Path, name: str) -> Path:
+    """Where all views of a video stand beside each other."""
+    return output / f"{name}.{_BESIDE}.mp4"
+
+
+def _paths(name: str, output: Path, config: RestoreConfig) -> dict[str, Path]:
+    """The videos to write, by view."""
+    if len(config.strengths) == 1:
+        paths = {strength_name(config.strengths[0]): output / f"{name}.mp4"}
+    else:
+        paths = {strength_name(s): output / f"{name}.strength{s:g}.mp4" for s in config.strengths}
+    return paths | ({_BESIDE: side_by_side_path(output, name)} if config.side_by_side else {})
