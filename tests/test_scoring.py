@@ -8,13 +8,14 @@ from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
 from sat_ssvae.convergence.latents import LatentSet, LatentStats
 from sat_ssvae.convergence.scoring import (
+    DiTGenerator,
     ScoringConfig,
     distance_floors,
     gaussian_loss_floor,
     mean_estimate,
     measure_arm,
     reconstruction_quality,
-    score_transformer,
+    score_generator,
 )
 from sat_ssvae.spectral.spectrum import latent_eigenvalues, mean_gaussian_floor
 
@@ -44,6 +45,10 @@ class Perfect(nn.Module):
         return (x - self.latents[known]) / t.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
 
 
+def generator(model):
+    return DiTGenerator(model, FlowMatching(), CONFIG)
+
+
 @pytest.fixture(scope="module")
 def arm():
     torch.manual_seed(0)
@@ -66,7 +71,7 @@ def arm():
 
 def test_a_perfect_denoiser_is_left_with_the_reconstruction_error(arm):
     known = arm.heldout.standardize(arm.heldout.latents)
-    scores, shown = score_transformer(Perfect(known), arm, CONFIG, FlowMatching(), loss_floor=0.25)
+    scores, shown = score_generator(generator(Perfect(known)), arm, CONFIG, loss_floor=0.25)
     floors = distance_floors(arm, CONFIG)
     assert scores["denoising_error_reconstruction/0.5"].value < 1e-6
     floor = floors["denoising_error_real/0.5"].value
@@ -78,16 +83,16 @@ def test_a_perfect_denoiser_is_left_with_the_reconstruction_error(arm):
 
 def test_equal_calls_give_equal_scores_whatever_the_batch_size(arm):
     model = Perfect(arm.heldout.standardize(arm.heldout.latents) * 0.9)
-    first, _ = score_transformer(model, arm, CONFIG, FlowMatching(), 0.0)
-    other, _ = score_transformer(model, arm, CONFIG.model_copy(update={"batch_size": 3}), FlowMatching(), 0.0)
+    first, _ = score_generator(generator(model), arm, CONFIG, 0.0)
+    other, _ = score_generator(generator(model), arm, CONFIG.model_copy(update={"batch_size": 3}), 0.0)
     for metric, estimate in first.items():
         assert other[metric].value == pytest.approx(estimate.value, rel=1e-3, abs=1e-5), metric
 
 
 def test_worse_predictions_score_worse(arm):
     known = arm.heldout.standardize(arm.heldout.latents)
-    good, _ = score_transformer(Perfect(known), arm, CONFIG, FlowMatching(), 0.0)
-    bad, _ = score_transformer(Perfect(torch.zeros_like(known[:1])), arm, CONFIG, FlowMatching(), 0.0)
+    good, _ = score_generator(generator(Perfect(known)), arm, CONFIG, 0.0)
+    bad, _ = score_generator(generator(Perfect(torch.zeros_like(known[:1]))), arm, CONFIG, 0.0)
     # This untrained autoencoder reconstructs nothing, so the distances to real clips do not order anything.
     for metric in ("loss", "loss_above_floor", "denoising_error_reconstruction/0.5"):
         assert good[metric].value < bad[metric].value, metric
@@ -107,10 +112,12 @@ def test_loss_floor_is_the_analytic_one(arm):
     train = LatentSet(mixed, ("k",) * 400, ("",) * 400, LatentStats.measure(mixed))
     fine = ScoringConfig(loss_levels=400)
     eigenvalues = latent_eigenvalues(train.standardize(mixed))
-    assert gaussian_loss_floor(train, FlowMatching(), fine) == pytest.approx(mean_gaussian_floor(eigenvalues), rel=0.01)
+    assert gaussian_loss_floor(train, FlowMatching().signal_and_noise, fine) == pytest.approx(
+        mean_gaussian_floor(eigenvalues), rel=0.01
+    )
     # White latents are all that v-prediction can know nothing about: a^2 l + s^2 = 1 for l = 1.
     white = LatentSet(latents, ("k",) * 400, ("",) * 400, LatentStats.measure(latents))
-    assert gaussian_loss_floor(white, VPrediction(), fine) == pytest.approx(1.0, abs=0.02)
+    assert gaussian_loss_floor(white, VPrediction().signal_and_noise, fine) == pytest.approx(1.0, abs=0.02)
 
 
 def test_reconstruction_quality_is_per_clip(arm):

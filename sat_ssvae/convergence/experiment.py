@@ -7,50 +7,45 @@ Each stage works in a folder whose name carries a fingerprint of everything that
 found again, an interrupted one continues, and a changed setting makes a new folder and leaves the old one alone.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import fingerprint, parse_config
 from ..data.demo import prepare_demo
 from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
-from ..data.video_io import to_uint8
 from ..errors import UserError
 from ..evaluation.autoencoders import VideoAutoencoder, describe
 from ..evaluation.features import ClipFeatures, FrameFeatures
-from ..spectral.correlation import local_correlation
-from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
 from ..training.perceptual import build_perceptual
 from ..training.trainer import TrainConfig, train
 from ..vae.checkpoint import load_pretrained, weights_digest
-from .analysis import paired_difference
 from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
-from .bookkeeping import Stopwatch, content, machine, write_text
+from .bookkeeping import Stopwatch, content, machine
 from .dit import DiT
 from .dit_training import train_dit
 from .latents import LatentSet, encode_latents
 from .pictures import Pictures
 from .report import write_report
-from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
+from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
+from .scores import as_pictures, is_scored, read_curves, read_samples, spread, write_scores
 from .scoring import (
     ArmReference,
+    DiTGenerator,
     Features,
-    distance_floors,
+    arm_result,
+    compared,
     gaussian_loss_floor,
-    mean_estimate,
     measure_arm,
     reconstruction_quality,
-    score_transformer,
+    score_generator,
 )
 from .settings import SPLITS, ClipSource, CompareConfig, Split
 
@@ -120,19 +115,21 @@ class _Comparison:
         reconstructions: dict[str, Sequence[Tensor]] = {}
         samples: dict[str, Mapping[int, Sequence[Tensor]]] = {}
         quality: dict[str, dict[str, Tensor]] = {}
+        noise_factors = self.config.transformer.diffusion.signal_and_noise
         for name, vae in vaes.items():
             train_set, heldout, text = self._latents(name, vae)
             reference = measure_arm(vae, heldout, clips, features, self.config.scoring, self._caption_states(heldout))
             quality[name] = reconstruction_quality(reference, perceptual)
-            loss_floor = gaussian_loss_floor(train_set, self.config.transformer.diffusion, self.config.scoring)
-            arms.append(self._arm_result(name, train_set, reference, quality, loss_floor))
-            reconstructions[name] = _pictures(_spread(reference.reconstructions, shown))
+            loss_floor = gaussian_loss_floor(train_set, noise_factors, self.config.scoring)
+            arms.append(self._arm_result(name, vae, train_set, reference, quality, loss_floor))
+            reconstructions[name] = as_pictures(spread(reference.reconstructions, shown))
             for seed in self.config.seeds:
                 folder = self._transformer(name, seed, train_set, reference, loss_floor, text)
                 self._note_finished(name, seed, vae, train_set, folder.parent)
-                curves += self._curves(name, seed, folder)
-                samples.setdefault(name, self._shown_samples(folder))
-        originals = _pictures(_spread(clips, shown))
+                steps = self.config.transformer.evaluation_steps
+                curves += read_curves(folder, name, seed, steps)
+                samples.setdefault(name, read_samples(folder, steps))
+        originals = as_pictures(spread(clips, shown))
         pictures = Pictures(self.config.clips.fps, originals, reconstructions, samples)
         return self._report(arms, curves, pictures, len(clips))
 
@@ -217,17 +214,15 @@ class _Comparison:
             "transformer", f"{name}-seed{seed}", self._latent_identity(name), training, config.scoring
         )
         scores_folder = folder / "scores"
-        scored = [scores_folder / f"step_{step}.json" for step in training.evaluation_steps]
-        if (folder / "dit.safetensors").exists() and all(path.exists() for path in scored):
+        if (folder / "dit.safetensors").exists() and is_scored(scores_folder, training.evaluation_steps):
             return scores_folder
         scores_folder.mkdir(parents=True, exist_ok=True)
 
         def score(step: int, model: DiT) -> None:
             with self.minutes(f"scoring {name}"):
-                scores, samples = score_transformer(model, reference, config.scoring, training.diffusion, loss_floor)
-            save_file({"video": to_uint8(samples).contiguous()}, scores_folder / f"step_{step}.safetensors")
-            plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
-            write_text(scores_folder / f"step_{step}.json", json.dumps(plain, indent=1))
+                generator = DiTGenerator(model, training.diffusion, config.scoring)
+                scores, samples = score_generator(generator, reference, config.scoring, loss_floor)
+            write_scores(scores_folder, step, scores, samples)
 
         with self.minutes(f"transformer {name}", inner=f"scoring {name}"):
             train_dit(training, train_set, folder, seed=seed, device=self.device, on_checkpoint=score, text=text)
@@ -256,49 +251,30 @@ class _Comparison:
             transformers=tuple(self.finished),
         ).write(self.output)
 
-    def _curves(self, name: str, seed: int, scores: Path) -> list[CurvePoint]:
-        points = []
-        for step in self.config.transformer.evaluation_steps:
-            values = json.loads((scores / f"step_{step}.json").read_text(encoding="utf-8"))
-            points += [CurvePoint(name, seed, metric, step, **estimate) for metric, estimate in values.items()]
-        return points
-
-    def _shown_samples(self, scores: Path) -> dict[int, Sequence[Tensor]]:
-        steps = self.config.transformer.evaluation_steps
-        return {step: _pictures(load_file(scores / f"step_{step}.safetensors")["video"]) for step in steps}
-
     # --- results ------------------------------------------------------------------------------------------------------
 
     def _arm_result(
         self,
         name: str,
+        vae: VideoAutoencoder,
         train_set: LatentSet,
         reference: ArmReference,
         quality: Mapping[str, Mapping[str, Tensor]],
         loss_floor: float,
     ) -> ArmResult:
-        latents = train_set.latents
-        mine, baseline = quality[name], quality[next(iter(quality))]
-        correlation = local_correlation(latents).mean
-        floors = distance_floors(reference, self.config.scoring) | {
-            "loss": Estimate(loss_floor),
-            "loss_above_floor": Estimate(0.0),
-        }
         training = self.trainings[name].model_dump(mode="json", exclude={"data", "model"})
         checkpoint = self.config.arms[name].checkpoint
-        return ArmResult(
-            name=name,
-            vae=describe(reference.vae),
+        result = arm_result(
+            name,
+            reference,
+            train_set,
+            quality[name],
+            self.config.scoring,
+            loss_floor,
+            vae=describe(vae),
             training={"checkpoint": checkpoint} if checkpoint else training,
-            reconstruction={metric: mean_estimate(values) for metric, values in mine.items()}
-            | ({} if correlation is None else {"local correlation": Estimate(correlation.item())}),
-            floors=floors,
-            dct_amplitude=tuple(dct_amplitude(latents).tolist()),
-            explained_variance=tuple(cumulative_explained_variance(channel_eigenvalues(latents)).tolist()),
-            reconstruction_difference={}
-            if mine is baseline
-            else {m: paired_difference(v.tolist(), baseline[m].tolist()) for m, v in mine.items()},
         )
+        return compared(result, quality[name], quality[next(iter(quality))])
 
     def _report(
         self, arms: Sequence[ArmResult], curves: Sequence[CurvePoint], pictures: Pictures, heldout: int
@@ -344,13 +320,3 @@ class _Comparison:
         weights = self.given_identities.get(name) or self._training_identity(name)
         clips = self.config.clips.model_dump(mode="json", exclude={"num_workers"})
         return [weights, clips, *(content(self.source.path[split]) for split in SPLITS)]
-
-
-def _spread(clips: Tensor, count: int) -> Tensor:
-    """`count` of the clips, evenly spread: neighbours show the same scene."""
-    return to_uint8(clips[torch.linspace(0, len(clips) - 1, min(count, len(clips))).long()])
-
-
-def _pictures(clips: Tensor) -> list[Tensor]:
-    """uint8 `N C T H W` as a list of `T H W C`."""
-    return list(clips.permute(0, 2, 3, 4, 1))

@@ -1,32 +1,33 @@
 """What a comparison measures: the autoencoder once, the transformer at each evaluation step.
 
-    reference = measure_arm(vae, clips, train, heldout, features, config, process, device)
-    points = score_transformer(model, reference, config, process, device)
+    reference = measure_arm(vae, heldout, clips, features, config)
+    scores, samples = score_generator(DiTGenerator(model, process, config), reference, config, loss_floor)
 
 See `results.py` for the metrics' names. All of it runs on held-out clips with draws that depend on the configuration
 alone, so that two arms, and two steps of one arm, differ in the latents and the weights and in nothing else.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
-from ..evaluation.autoencoders import VideoAutoencoder
 from ..evaluation.kernel_distance import bootstrap_distances, bootstrap_interval, kernel_distance
 from ..evaluation.metrics import reconstruction_scores
 from ..progress import progress_bar
-from ..spectral.spectrum import latent_eigenvalues
+from ..spectral.correlation import local_correlation
+from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude, latent_eigenvalues
 from ..training.perceptual import Perceptual
+from .analysis import paired_difference
 from .diffusion import DiffusionProcess, guided
 from .dit import DiT
 from .latents import LatentSet
-from .results import Estimate
+from .results import ArmResult, Estimate
 
 if TYPE_CHECKING:
     from .text import CaptionStates
@@ -39,14 +40,15 @@ _RESAMPLES = 200
 Features = Mapping[str, nn.Module]
 """Feature networks by the name that their metrics carry."""
 
+NoiseFactors = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Factors of data and noise at noise levels (n,), each (n,)."""
 
-class ScoringConfig(Config):
+
+class EvaluationConfig(Config):
     """How many clips and samples are scored. More of them narrow the intervals."""
 
     samples: int = Field(default=128, ge=4)
     """Clips generated at each evaluation step."""
-    sampler_steps: int = Field(default=20, gt=0)
-    """Steps of the sampler."""
     denoising_clips: int = Field(default=48, ge=2)
     """Held-out clips whose one-step denoising error is measured."""
     noise_levels: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
@@ -55,19 +57,79 @@ class ScoringConfig(Config):
     """Evenly spaced noise levels over which the held-out loss is averaged."""
     batch_size: int = Field(default=32, gt=0)
     """Clips that are sampled, decoded and looked at together; memory, not results, depends on it."""
-    guidance: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance of the samples, where clips have captions; 1 is none."""
     shown_clips: int = Field(default=4, gt=0)
     """Clips that the report shows: originals, reconstructions, and samples of each step."""
     seed: int = Field(default=1234, ge=0)
     """Noise of samples and of denoising, and the bootstrap."""
 
 
+class ScoringConfig(EvaluationConfig):
+    """The same, and how the comparison's own transformer is sampled."""
+
+    sampler_steps: int = Field(default=20, gt=0)
+    """Steps of the sampler."""
+    guidance: float = Field(default=1.0, ge=1)
+    """Classifier-free guidance of the samples, where clips have captions; 1 is none."""
+
+
+class Decoder(Protocol):
+    """An autoencoder, as far as scores need it."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Video `B C T H W` of latents `b c t h w` as they are in `ArmReference.heldout`."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights: they tell the device."""
+
+
+class Generator(Protocol):
+    """A diffusion model as it is scored: of standardised latents `b c t h w`, t (b,) from 0, data, to 1, noise.
+
+    text: states of the captions `b l d`, None without captions; empty: those of no caption `l d`.
+    """
+
+    def loss(self, clean: Tensor, noise: Tensor, t: Tensor, text: Tensor | None) -> Tensor:
+        """What training minimises, of each latent (b,)."""
+
+    def denoise(self, clean: Tensor, noise: Tensor, t: Tensor, text: Tensor | None) -> Tensor:
+        """The estimate of `clean` in one step from its noisy form at t."""
+
+    def sample(self, noise: Tensor, text: Tensor | None, empty: Tensor | None) -> Tensor:
+        """Latents generated from noise."""
+
+
+@dataclass(frozen=True)
+class DiTGenerator:
+    """The comparison's own transformer, see `Generator`."""
+
+    model: DiT
+    process: DiffusionProcess
+    config: ScoringConfig
+
+    def loss(self, clean: Tensor, noise: Tensor, t: Tensor, text: Tensor | None) -> Tensor:
+        """See `Generator`."""
+        return self.process.loss(self._predictor(text), clean, noise, t)
+
+    def denoise(self, clean: Tensor, noise: Tensor, t: Tensor, text: Tensor | None) -> Tensor:
+        """See `Generator`."""
+        return self.process.denoise(self._predictor(text), self.process.corrupt(clean, noise, t), t)
+
+    def sample(self, noise: Tensor, text: Tensor | None, empty: Tensor | None) -> Tensor:
+        """See `Generator`."""
+        predict = self._predictor(text)
+        if text is not None and empty is not None and self.config.guidance > 1:
+            predict = guided(predict, self._predictor(empty.to(text).expand_as(text)), self.config.guidance)
+        return self.process.sample(predict, noise, self.config.sampler_steps)
+
+    def _predictor(self, text: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, t: self.model(x, t) if text is None else self.model(x, t, text)
+
+
 @dataclass(frozen=True)
 class ArmReference:
     """An autoencoder and what its transformer is scored against."""
 
-    vae: VideoAutoencoder
+    vae: Decoder
     heldout: LatentSet
     clips: Tensor
     """Held-out clips, N C T H W in [-1, 1]."""
@@ -84,11 +146,11 @@ class ArmReference:
 
 @torch.no_grad()
 def measure_arm(
-    vae: VideoAutoencoder,
+    vae: Decoder,
     heldout: LatentSet,
     clips: Tensor,
     features: Features,
-    config: ScoringConfig,
+    config: EvaluationConfig,
     text: "CaptionStates | None" = None,
 ) -> ArmReference:
     """Reconstruct the held-out clips and take the features of both."""
@@ -103,7 +165,7 @@ def reconstruction_quality(arm: ArmReference, perceptual: Perceptual) -> dict[st
     return reconstruction_scores(arm.reconstructions, arm.clips, perceptual)
 
 
-def distance_floors(arm: ArmReference, config: ScoringConfig) -> dict[str, Estimate]:
+def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Estimate]:
     """Distances that a perfect generator on this autoencoder would reach, by metric.
 
     Reconstructions of one half of the held-out clips are compared with the other half of the clips: a generator's
@@ -123,32 +185,69 @@ def distance_floors(arm: ArmReference, config: ScoringConfig) -> dict[str, Estim
     return floors
 
 
-def gaussian_loss_floor(train: LatentSet, process: DiffusionProcess, config: ScoringConfig) -> float:
+def gaussian_loss_floor(train: LatentSet, signal_and_noise: NoiseFactors, config: EvaluationConfig) -> float:
     """Loss that the best linear predictor leaves on Gaussian latents with these latents' covariance.
 
     For x_t = a x_0 + s e, an eigenvalue l leaves l / (a^2 l + s^2): of the velocity e - x_0 when a + s = 1 (flow
     matching, `measuring_convergence` item 3) it is the same expression as of v = a e - s x_0 when a^2 + s^2 = 1.
     """
     eigenvalues = latent_eigenvalues(train.standardize(train.latents)).clamp_min(0)
-    signal, noise = process.signal_and_noise(_loss_levels(config))
+    signal, noise = signal_and_noise(_loss_levels(config))
     signal, noise = signal.double()[:, None], noise.double()[:, None]
     return (eigenvalues / (signal.square() * eigenvalues + noise.square())).mean().item()
 
 
+def arm_result(
+    name: str,
+    arm: ArmReference,
+    train: LatentSet,
+    quality: Mapping[str, Tensor],
+    config: EvaluationConfig,
+    loss_floor: float,
+    *,
+    vae: dict[str, Any],
+    training: dict[str, Any],
+) -> ArmResult:
+    """What was measured on an autoencoder alone; `compared` adds what the baseline is needed for."""
+    correlation = local_correlation(train.latents).mean
+    reconstruction = {metric: mean_estimate(values) for metric, values in quality.items()}
+    if correlation is not None:
+        reconstruction["local correlation"] = Estimate(correlation.item())
+    loss_floors = {"loss": Estimate(loss_floor), "loss_above_floor": Estimate(0.0)}
+    return ArmResult(
+        name=name,
+        vae=vae,
+        training=training,
+        reconstruction=reconstruction,
+        floors=distance_floors(arm, config) | loss_floors,
+        dct_amplitude=tuple(dct_amplitude(train.latents).tolist()),
+        explained_variance=tuple(cumulative_explained_variance(channel_eigenvalues(train.latents)).tolist()),
+        reconstruction_difference={},
+    )
+
+
+def compared(result: ArmResult, quality: Mapping[str, Tensor], baseline: Mapping[str, Tensor]) -> ArmResult:
+    """The arm with its reconstruction's difference to the baseline's, clip by clip; none for the baseline itself."""
+    if quality is baseline:
+        return result
+    difference = {m: paired_difference(values.tolist(), baseline[m].tolist()) for m, values in quality.items()}
+    return replace(result, reconstruction_difference=difference)
+
+
 @torch.no_grad()
-def score_transformer(
-    model: DiT, arm: ArmReference, config: ScoringConfig, process: DiffusionProcess, loss_floor: float
+def score_generator(
+    generator: Generator, arm: ArmReference, config: EvaluationConfig, loss_floor: float
 ) -> tuple[dict[str, Estimate], Tensor]:
     """All metrics of one evaluation step, and the first generated clips, `shown_clips C T H W` in [-1, 1]."""
     scores: dict[str, Estimate] = {}
-    loss = _heldout_loss(model, arm, config, process)
+    loss = _heldout_loss(generator, arm, config)
     scores["loss"] = mean_estimate(loss)
     scores["loss_above_floor"] = mean_estimate(loss - loss_floor)
     for level in config.noise_levels:
-        original, own = _denoising_errors(model, arm, config, process, level)
+        original, own = _denoising_errors(generator, arm, config, level)
         scores[f"denoising_error_real/{level:g}"] = mean_estimate(original)
         scores[f"denoising_error_reconstruction/{level:g}"] = mean_estimate(own)
-    samples = _samples(model, arm, config, process)
+    samples = _samples(generator, arm, config)
     for name, network in arm.features.items():
         generated = network(samples)
         scores[f"kernel_distance_real/{name}"] = _distance(generated, arm.real[name], config)
@@ -164,12 +263,12 @@ def mean_estimate(values: Tensor) -> Estimate:
     return Estimate(mean, mean - margin, mean + margin, tuple(resamples))
 
 
-def _distance(x: Tensor, y: Tensor, config: ScoringConfig) -> Estimate:
+def _distance(x: Tensor, y: Tensor, config: EvaluationConfig) -> Estimate:
     resamples = bootstrap_distances(x, y, seed=config.seed, resamples=_RESAMPLES).tolist()
     return Estimate(kernel_distance(x, y), *bootstrap_interval(x, y, seed=config.seed), tuple(resamples))
 
 
-def _heldout_loss(model: DiT, arm: ArmReference, config: ScoringConfig, process: DiffusionProcess) -> Tensor:
+def _heldout_loss(generator: Generator, arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Mean loss of each held-out latent over evenly spaced noise levels, (n,)."""
     clean, noise = _standardised(arm, config)
     losses = []
@@ -177,17 +276,14 @@ def _heldout_loss(model: DiT, arm: ArmReference, config: ScoringConfig, process:
         parts = _parts(arm, _denoising_clips(arm, config), config)
         losses.append(
             torch.cat(
-                [
-                    process.loss(_predictor(model, text), clean[part], noise[part], level.expand(len(clean[part])))
-                    for part, text in parts
-                ]
+                [generator.loss(clean[part], noise[part], level.expand(len(clean[part])), text) for part, text in parts]
             )
         )
     return torch.stack(losses).mean(0).cpu()
 
 
 def _denoising_errors(
-    model: DiT, arm: ArmReference, config: ScoringConfig, process: DiffusionProcess, level: float
+    generator: Generator, arm: ArmReference, config: EvaluationConfig, level: float
 ) -> tuple[Tensor, Tensor]:
     """Mean squared pixel error of the decoded one-step estimate to original and reconstruction, (n,) each."""
     clean, noise = _standardised(arm, config)
@@ -195,37 +291,33 @@ def _denoising_errors(
     to_original, to_own = [], []
     for part, text in _parts(arm, chosen, config):
         t = torch.full((len(clean[part]),), level, device=clean.device)
-        estimate = process.denoise(_predictor(model, text), process.corrupt(clean[part], noise[part], t), t)
-        video = _decode(arm, estimate)
+        video = _decode(arm, generator.denoise(clean[part], noise[part], t, text))
         to_original.append((video - arm.clips[chosen[part]]).square().flatten(1).mean(1))
         to_own.append((video - arm.reconstructions[chosen[part]]).square().flatten(1).mean(1))
     return torch.cat(to_original), torch.cat(to_own)
 
 
-def _samples(model: DiT, arm: ArmReference, config: ScoringConfig, process: DiffusionProcess) -> Tensor:
+def _samples(generator: Generator, arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Generated clips, N C T H W in [-1, 1], on the CPU."""
-    generator = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(config.samples, *arm.heldout.shape, generator=generator).to(_device(model))
+    draws = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(config.samples, *arm.heldout.shape, generator=draws).to(_device(arm.vae))
+    empty = None if arm.text is None else arm.text.empty
     videos = []
     with progress_bar(config.samples, "sampling", "clip") as bar:
         for part, text in _parts(arm, torch.arange(config.samples) % len(arm.heldout), config):
-            predict = _predictor(model, text)
-            if arm.text is not None and text is not None and config.guidance > 1:
-                empty = arm.text.empty.to(text).expand_as(text)
-                predict = guided(predict, _predictor(model, empty), config.guidance)
-            latents = process.sample(predict, noise[part], config.sampler_steps)
+            latents = generator.sample(noise[part], text, empty)
             videos.append(_decode(arm, latents))
             bar.update(len(latents))
     return torch.cat(videos)
 
 
-def _denoising_clips(arm: ArmReference, config: ScoringConfig) -> Tensor:
+def _denoising_clips(arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Numbers of the held-out clips that are denoised, evenly spread: neighbours show the same scene."""
     count = min(config.denoising_clips, len(arm.heldout))
     return torch.linspace(0, len(arm.heldout) - 1, count).round().long()
 
 
-def _standardised(arm: ArmReference, config: ScoringConfig) -> tuple[Tensor, Tensor]:
+def _standardised(arm: ArmReference, config: EvaluationConfig) -> tuple[Tensor, Tensor]:
     """The latents to denoise as the transformer sees them, and their fixed noise."""
     clean = arm.heldout.standardize(arm.heldout.latents[_denoising_clips(arm, config)])
     generator = torch.Generator().manual_seed(config.seed + 1)
@@ -234,7 +326,7 @@ def _standardised(arm: ArmReference, config: ScoringConfig) -> tuple[Tensor, Ten
     return clean.to(device), noise.to(device)
 
 
-def _parts(arm: ArmReference, clips: Tensor, config: ScoringConfig) -> Sequence[tuple[slice, Tensor | None]]:
+def _parts(arm: ArmReference, clips: Tensor, config: EvaluationConfig) -> Sequence[tuple[slice, Tensor | None]]:
     """Slices of at most `batch_size`, with the captions of the held-out `clips` (numbers) in them."""
     parts = []
     for start in range(0, len(clips), config.batch_size):
@@ -244,17 +336,13 @@ def _parts(arm: ArmReference, clips: Tensor, config: ScoringConfig) -> Sequence[
     return parts
 
 
-def _predictor(model: DiT, text: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, t: model(x, t) if text is None else model(x, t, text)
-
-
 def _decode(arm: ArmReference, standardised: Tensor) -> Tensor:
     return arm.vae.decode(arm.heldout.unstandardize(standardised)).float().clamp(-1, 1).cpu()
 
 
-def _loss_levels(config: ScoringConfig) -> Tensor:
+def _loss_levels(config: EvaluationConfig) -> Tensor:
     return (torch.arange(config.loss_levels) + 0.5) / config.loss_levels
 
 
-def _device(module: nn.Module) -> torch.device:
+def _device(module: Decoder) -> torch.device:
     return next(module.parameters()).device

@@ -1,0 +1,55 @@
+"""Scores of a generator on disk, two files a step, as a comparison's stages leave them for its report.
+
+write_scores(folder, step, scores, samples)      # folder/step_100.json, folder/step_100.safetensors
+curves = read_curves(folder, "ssvae", seed, steps)
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data.video_io import to_uint8
+from .bookkeeping import write_text
+from .results import CurvePoint, Estimate
+
+
+def write_scores(folder: Path, step: int, scores: Mapping[str, Estimate], samples: Tensor) -> None:
+    """Keep the scores of one step, and the samples to show, `n C T H W` in [-1, 1]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"video": to_uint8(samples).contiguous()}, folder / f"step_{step}.safetensors")
+    plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
+    write_text(folder / f"step_{step}.json", json.dumps(plain, indent=1))
+
+
+def is_scored(folder: Path, steps: Iterable[int]) -> bool:
+    """Whether all of these steps have scores."""
+    return all((folder / f"step_{step}.json").exists() for step in steps)
+
+
+def read_curves(folder: Path, arm: str, seed: int, steps: Iterable[int]) -> list[CurvePoint]:
+    """The scores of these steps as points of the arm's curves."""
+    points = []
+    for step in steps:
+        values = json.loads((folder / f"step_{step}.json").read_text(encoding="utf-8"))
+        points += [CurvePoint(arm, seed, metric, step, **estimate) for metric, estimate in values.items()]
+    return points
+
+
+def read_samples(folder: Path, steps: Iterable[int]) -> dict[int, Sequence[Tensor]]:
+    """The samples to show of these steps, each uint8 `T H W C`."""
+    return {step: as_pictures(load_file(folder / f"step_{step}.safetensors")["video"]) for step in steps}
+
+
+def spread(clips: Tensor, count: int) -> Tensor:
+    """`count` of the clips as uint8, evenly spread: neighbours show the same scene."""
+    return to_uint8(clips[torch.linspace(0, len(clips) - 1, min(count, len(clips))).long()])
+
+
+def as_pictures(clips: Tensor) -> list[Tensor]:
+    """uint8 `N C T H W` as a list of `T H W C`."""
+    return list(clips.permute(0, 2, 3, 4, 1))
