@@ -1,7 +1,10 @@
 """The overlays over configurations with the stock files' numbers, and every number put wrong once."""
 
 import copy
+import subprocess
+import sys
 
+import numpy
 import pytest
 import torch
 import yaml
@@ -240,6 +243,15 @@ def test_a_stock_transformer_is_named_and_adapted(configuration, transformer, tm
         adapt(transformer, adapted, Settings(merge(files)).transformer())
 
 
+def test_rotary_tables_of_another_grid_are_left_out(configuration, tmp_path):
+    """v1.0's 5B keeps them among its weights; the model computes its own."""
+    changes = {f"{POSITIONS}.hidden_size_head": 32, f"{POSITIONS}.text_length": 226}
+    sizes = Settings(merge(configuration("cogvideox_2b_5b", changes))).transformer()
+    name = "model.diffusion_model.mixins.pos_embed.freqs_sin"
+    assert sizes.misfits({name: torch.zeros(13 * 30 * 45, 32)}) == []
+    assert sizes.misfits({name: torch.zeros(72, 32)}) == [(name, (72, 32), (13 * 30 * 45, 32))]
+
+
 def test_the_patches_of_main_are_flat(configuration):
     shapes = Settings(merge(configuration("cogvideox1.5_5b"))).transformer().shapes()
     assert shapes["patch_embed.proj.weight"] == (64, 96)
@@ -293,3 +305,47 @@ def test_damaged_transformers_are_one_line(tmp_path):
     torch.save({"weights": {}}, path)
     with pytest.raises(UserError, match="under `module`"):
         read_transformer(tmp_path)
+    torch.save({"module": {}, "np_rng_state": numpy.ones(2)}, path)
+    with pytest.raises(UserError, match=r"train with args\.no_save_rng: true"):
+        read_transformer(tmp_path)
+
+
+def test_an_adapted_transformer_starts_any_training_at_its_first_step(configuration, transformer, tmp_path):
+    """SAT counts a folder named by a number as so many iterations of a pretraining; this name it does not."""
+    adapt(transformer, tmp_path / "adapted", Settings(merge(configuration("cogvideox_2b_5b"))).transformer())
+    assert (tmp_path / "adapted" / "latest").read_text() == "release"
+    assert read_transformer(tmp_path / "adapted").keys() < read_transformer(transformer).keys()
+
+
+SCRIPT = """
+import sys
+import diffusion_video
+from sat_ssvae import UserError
+from sat_ssvae.cogvideo import SSVAEFirstStage
+try:
+    SSVAEFirstStage(ckpt_path={vae!r}, **{params})
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "params", "message"),
+    [
+        ({}, {}, ""),
+        ({f"{NETWORK}.in_channels": 16}, {}, "in_channels is 16, must be 48: the latents' channels"),
+        ({f"{NETWORK}.in_channels": 16, "model.scale_factor": 0.7}, {}, "(and 1 more: sat-ssvae cogvideo check --base"),
+        ({f"{NETWORK}.in_channels": 16}, {"check_configuration": False}, ""),
+    ],
+)
+def test_a_script_of_cogvideox_stops_at_a_wrong_number(configuration, vae, tmp_path, changes, params, message):
+    """What train_video.py does when only the first stage's target was edited."""
+    (tmp_path / "diffusion_video.py").write_text("")
+    (tmp_path / "sample_video.py").write_text("spatial_factor")
+    (tmp_path / "train_video.py").write_text(SCRIPT.format(vae=str(vae), params=params))
+    files = configuration("cogvideox_2b_5b", changes)
+    command = [sys.executable, "train_video.py", "--base", *files, "--seed", "0"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == bool(message), done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == (1 if message else 0)

@@ -239,6 +239,14 @@ def test_sizes_that_do_not_fit_name_the_nearest(stage):
         stage.encode(random_video(5, height=18))
 
 
+def test_latents_of_another_autoencoder_are_refused_with_the_way_out(stage):
+    with pytest.raises(
+        UserError, match=r"latents of 16 channels for an autoencoder of \d+; put the overlay .* check"
+    ) as caught:
+        stage.decode(torch.zeros(1, 16, 2, 4, 4))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("split", ["input_cp", "output_cp"])
 def test_split_videos_are_refused(stage, split):
     with pytest.raises(UserError, match=split):

@@ -8,8 +8,10 @@ wrong ones crash late with an unrelated message, and some misalign the position 
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -83,6 +85,24 @@ def check(configuration: dict[str, Any], era: Era | None = None) -> list[Finding
     return list(checks.findings())
 
 
+def check_process(stage: SSVAEFirstStage) -> None:
+    """Refuse the configuration of CogVideoX's script that this process runs; in any other process do nothing.
+
+    Raises:
+        UserError: what does not fit, the first of it in full.
+    """
+    module = sys.modules.get("diffusion_video")
+    if module is None or module.__file__ is None or "--base" not in sys.argv:
+        return
+    following = sys.argv[sys.argv.index("--base") + 1 :]
+    files = list(takewhile(lambda text: not text.startswith("--"), following))
+    era: Era = "main" if "fake_cp_size" in Path(module.__file__).read_text(encoding="utf-8") else "v1.0"
+    findings = list(_Checks(Settings(merge(files)), stage, era).findings())
+    if findings:
+        more = f" (and {len(findings) - 1} more: sat-ssvae cogvideo check --base FILES)" if len(findings) > 1 else ""
+        raise UserError(f"{findings[0]}{more}")
+
+
 class Settings:
     """A merged configuration, read by dotted keys; what is missing has CogVideoX's default, or is None."""
 
@@ -125,16 +145,16 @@ class Settings:
             out_channels=params["out_channels"],
             patch=self.patch,
             flat_patch=isinstance(params["patch_size"], list),
-            positions=self._positions(),
+            text_positions=self.network("modules.pos_embed_config.params.text_length") or 0,
+            video_positions=self._video_positions(),
+            rotary_size=self.network("modules.pos_embed_config.params.hidden_size_head"),
         )
 
-    def _positions(self) -> int:
-        """Text and video positions in the table of position embeddings."""
+    def _video_positions(self) -> int:
         params = self.get(NETWORK)
         _, rows, columns = self.patch
         frames = (params["num_frames"] - 1) // params["time_compressed_rate"] + 1
-        text = self.network("modules.pos_embed_config.params.text_length") or 0
-        return text + frames * (params["latent_height"] // rows) * (params["latent_width"] // columns)
+        return frames * (params["latent_height"] // rows) * (params["latent_width"] // columns)
 
 
 class _Checks:

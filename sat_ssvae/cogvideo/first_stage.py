@@ -62,6 +62,8 @@ class FirstStageConfig(Config):
     """Frames to encode or decode at a time, to save memory; None for as many as the caller gives."""
     random_init: bool = False
     """Untrained weights instead of a checkpoint, for tests. Latents are then left as they are by default."""
+    check_configuration: bool = True
+    """In train_video.py and sample_video.py: refuse a configuration whose numbers do not fit, before anything runs."""
     model: SSVAEConfig | None = None
     """Sizes for `random_init`; a checkpoint brings its own."""
 
@@ -85,7 +87,8 @@ class SSVAEFirstStage(nn.Module):
     device; the arithmetic is in the weights' dtype, the standardisation in float32.
 
     Raises:
-        UserError: a parameter is unknown or wrong, no checkpoint, no latent statistics, an unpatched CogVideoX.
+        UserError: a parameter is unknown or wrong, no checkpoint, no latent statistics, an unpatched CogVideoX, or, in
+            its scripts, a configuration whose numbers do not fit.
     """
 
     first_latent = 0
@@ -104,6 +107,10 @@ class SSVAEFirstStage(nn.Module):
             parameter.data = parameter.data.contiguous()
         self.stats = _statistics(config, self.vae)
         self._decoding: DecodeStream | None = None
+        if config.check_configuration:
+            from .check import check_process
+
+            check_process(self)
 
     @property
     def spatial_factor(self) -> int:
@@ -176,8 +183,16 @@ class SSVAEFirstStage(nn.Module):
             input_cp: must be False, see `encode`.
             output_cp: must be False, see `encode`.
             split_kernel_size: ignored, it says how v1.0 splits over ranks.
+
+        Raises:
+            UserError: latents of another number of channels.
         """
         _refuse_split(input_cp, output_cp)
+        if z.shape[1] != len(self.stats.mean):
+            raise UserError(
+                f"latents of {z.shape[1]} channels for an autoencoder of {len(self.stats.mean)}; put the overlay of "
+                "cogvideo_configs/ after the stock files, and see: sat-ssvae cogvideo check --base FILES"
+            )
         stream = self._decoding if self._decoding is not None and not use_cp else self.vae.decode_stream()
         self._decoding = None  # an exception below ends the video
         latents = self.stats.unstandardize(z.float()).to(self._dtype)
@@ -201,16 +216,20 @@ class SSVAEFirstStage(nn.Module):
         return max(self.config.chunk_frames // self.vae.temporal_factor, 1)
 
 
-def check_patched() -> None:
+def check_patched(folder: Path | None = None) -> None:
     """Refuse to run in a CogVideoX checkout whose files assume its own autoencoder; elsewhere do nothing.
+
+    Args:
+        folder: its sat folder; None for that of the CogVideoX that this process imported, if it did.
 
     Raises:
         UserError: patches are missing, for example after `git pull` or `git checkout`.
     """
-    module = sys.modules.get("diffusion_video")
-    if module is None or module.__file__ is None:
-        return
-    folder = Path(module.__file__).resolve().parent
+    if folder is None:
+        module = sys.modules.get("diffusion_video")
+        if module is None or module.__file__ is None:
+            return
+        folder = Path(module.__file__).resolve().parent
     for name, marker in PATCH_MARKERS.items():
         text = (folder / name).read_text(encoding="utf-8")
         needed = name == "sample_video.py" or "fake_cp_size" in text  # v1.0 decodes in sample_video.py

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 
 WEIGHTS_NAME = "mp_rank_00_model_states.pt"
+_RELEASE = "release"  # SAT's word for weights that are no step of a training
 
 Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
 """(tensor's name, shape found, shape needed)."""
@@ -33,19 +34,27 @@ class TransformerSizes:
     """(time, height, width)."""
     flat_patch: bool
     """Whether patches are flattened for a linear layer (main) or read by a 2-D convolution (v1.0)."""
-    positions: int
-    """Text and video positions of the table."""
+    text_positions: int
+    """Positions of text, the first of the table."""
+    video_positions: int
+    """Tokens of the longest and largest video."""
+    rotary_size: int | None
+    """Channels of a head that v1.0's rotary tables turn, None without such tables."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by the end of the tensor's name."""
         volume = math.prod(self.patch)
         flat = (self.hidden, self.in_channels * volume)
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "patch_embed.proj.weight": flat if self.flat_patch else (self.hidden, self.in_channels, *self.patch[1:]),
             "final_layer.linear.weight": (volume * self.out_channels, self.hidden),
             "final_layer.linear.bias": (volume * self.out_channels,),
-            "pos_embed.pos_embedding": (1, self.positions, self.hidden),
+            "pos_embed.pos_embedding": (1, self.text_positions + self.video_positions, self.hidden),
         }
+        if self.rotary_size is not None:
+            tables = ("pos_embed.freqs_sin", "pos_embed.freqs_cos")
+            shapes |= dict.fromkeys(tables, (self.video_positions, self.rotary_size))
+        return shapes
 
     def misfits(self, weights: Mapping[str, Tensor]) -> list[Misfit]:
         """Tensors of a checkpoint with another shape than these sizes need."""
@@ -80,10 +89,18 @@ def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
     misfits = sizes.misfits(checkpoint["module"])
     left_out = {name for name, _, _ in misfits}
     module = {name: value for name, value in checkpoint["module"].items() if name not in left_out}
-    (output / "1").mkdir(parents=True)
-    torch.save({"module": module}, output / "1" / WEIGHTS_NAME)
-    (output / "latest").write_text("1\n", encoding="utf-8")
+    write_transformer(module, output)
     return misfits
+
+
+def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
+    """Write tensors as a checkpoint folder of SAT, from which training starts at iteration 0 in any mode.
+
+    SAT counts a folder named by a number as so many iterations, when it pretrains.
+    """
+    (output / _RELEASE).mkdir(parents=True)
+    torch.save({"module": dict(tensors)}, output / _RELEASE / WEIGHTS_NAME)
+    (output / "latest").write_text(_RELEASE, encoding="utf-8")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -97,6 +114,8 @@ def _read(folder: Path) -> dict[str, Any]:
         ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "Unsupported global" in str(error):
+            reason = "it holds more than tensors, and SAT cannot load it either; train with args.no_save_rng: true"
         raise UserError(f"{folder}: not a readable checkpoint of SAT ({reason})") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("module"), dict):
         raise UserError(f"{path}: not a checkpoint of SAT, which holds its tensors under `module`")
