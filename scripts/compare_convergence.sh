@@ -3,8 +3,21 @@
 #
 #     bash scripts/compare_convergence.sh [--preset smoke|full] [--data FOLDER] [--output FOLDER] ...
 #
-# An interrupted run goes on where it was. All options: bash scripts/compare_convergence.sh --help
+# The same question asked of CogVideoX's own training, in the active environment (or that of PYTHON), where CogVideoX runs:
+#
+#     bash scripts/compare_convergence.sh --cogvideo PATH --stock YAML ... --ssvae OVERLAY.yaml ... [--processes GPUS]
+#
+# An interrupted run goes on where it was. All options: --help, and --cogvideo PATH --help.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+if [[ " $* " == *" --cogvideo "* ]]; then
+    python=${PYTHON:-python}
+    if ! "$python" -c 'import jinja2, matplotlib, pytorch_msssim, sat_ssvae, transformers, wandb' 2>/dev/null; then
+        say "installing into the environment of $python..."
+        "$python" -m pip install --quiet --disable-pip-version-check -e "$root[compare,cogvideo]" ||
+            die "pip could not install $root with $python"
+    fi
+    exec "$python" -m sat_ssvae.cli cogvideo compare "$@"
+fi
 ensure_env compare
 exec "$bin/sat-ssvae" compare "$@"

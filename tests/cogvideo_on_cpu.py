@@ -1,4 +1,6 @@
-"""Runs a script of CogVideoX where there is no GPU: python cogvideo_on_cpu.py train_video.py ARGUMENTS
+"""Runs a script of CogVideoX, or a module, where there is no GPU: python cogvideo_on_cpu.py train_video.py ARGUMENTS
+
+    python cogvideo_on_cpu.py -m sat_ssvae.cogvideo.engine job.json
 
 CogVideoX's and SAT's code names the device "cuda" in many places. Here that means the CPU; nothing else is changed.
 """
@@ -71,4 +73,8 @@ if __name__ == "__main__":
     sys.argv = sys.argv[1:]
     sys.path.insert(0, "")
     with OnCPU():
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if sys.argv[0] == "-m":
+            del sys.argv[0]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")

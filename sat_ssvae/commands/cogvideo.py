@@ -1,11 +1,14 @@
 """`sat-ssvae cogvideo`: configurations and transformers of CogVideoX for SSVAE's latents."""
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ._options import add_overrides
 
 
 def add(commands: Any) -> None:
@@ -23,6 +26,38 @@ def add(commands: Any) -> None:
     adapt.add_argument("transformer", type=Path, help="folder with CogVideoX's transformer, which holds `latest`")
     adapt.add_argument("output", type=Path, help="folder to write; name it as args.load")
     _add_base(adapt)
+
+    compare = tasks.add_parser("compare", help="train CogVideoX on both autoencoders' latents, score, write the report")
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("--cogvideo", type=Path, required=True, metavar="PATH", help="CogVideo, patched for SSVAE")
+    compare.add_argument(
+        "--stock",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="YAML",
+        help="the baseline's files, as train_video.py's --base",
+    )
+    compare.add_argument(
+        "--ssvae",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="YAML",
+        help="overlays that follow them in the other arm",
+    )
+    compare.add_argument(
+        "--heldout", type=Path, nargs="+", default=[], metavar="DIR", help="held-out videos (default: args.valid_data)"
+    )
+    compare.add_argument("--processes", type=int, default=1, help="GPUs to train on (default: %(default)s)")
+    compare.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="COMMAND",
+        help="Python with CogVideo's requirements (default: this one)",
+    )
+    compare.add_argument("--output", type=Path, default=Path("runs/cogvideo"), help="folder (default: %(default)s)")
+    add_overrides(compare)
 
 
 def run_check(options: argparse.Namespace) -> None:
@@ -45,6 +80,40 @@ def run_adapt(options: argparse.Namespace) -> None:
     for name, found, needed in adapt(options.transformer, options.output, Settings(merge(options.base)).transformer()):
         sys.stdout.write(f"left out {name}: {found}, needed {needed}; training starts it afresh\n")
     sys.stdout.write(f"{options.output}: name it as args.load\n")
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Run the comparison on CogVideoX's own training and print its summary."""
+    from ..cogvideo.arms import read_arms
+    from ..cogvideo.comparison import CogVideoComparison, Launch, compare
+    from ..cogvideo.first_stage import check_patched
+    from ..config import load_config
+    from ..convergence.summary import summary_table
+
+    sat, output = _sat_folder(options.cogvideo), options.output.resolve()
+    check_patched(sat)
+    # key=value settings may follow a list of files.
+    files = {name: [str(path) for path in getattr(options, name)] for name in ("stock", "ssvae", "heldout")}
+    settings = [text for names in files.values() for text in names if "=" in text and not Path(text).exists()]
+    stock, overlay, heldout = ([_find(name, sat) for name in names if name not in settings] for names in files.values())
+    config = load_config(CogVideoComparison, None, [*options.overrides, *settings])
+    os.chdir(sat)  # CogVideoX's scripts run there, and relative paths in its files count from there
+    arms = read_arms(stock, overlay, heldout)
+    launch = Launch(tuple(shlex.split(options.python)), options.processes)
+    results = compare(config, arms, heldout, output, launch, options.command_line)
+    sys.stdout.write(f"{summary_table(results)}\n\nreport: {output / 'report' / 'report.html'}\n")
+
+
+def _sat_folder(checkout: Path) -> Path:
+    for folder in (checkout / "sat", checkout):
+        if (folder / "train_video.py").is_file():
+            return folder.resolve()
+    raise UserError(f"{checkout} holds no sat/train_video.py; give the folder of a CogVideo checkout")
+
+
+def _find(name: str, sat: Path) -> Path:
+    """A path, as seen from here or else from CogVideoX's folder."""
+    return Path(name).resolve() if Path(name).exists() else sat / name
 
 
 def _add_base(command: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ The first arm is the baseline. Every curve's metric is lower-is-better and named
     denoising_error_real/0.5                    one-step denoising at t = 0.5, decoded, to the original
     denoising_error_reconstruction/0.5          the same to the VAE's own reconstruction
     loss, loss_above_floor                      on standardised latents; less the analytic Gaussian floor
+    training_loss                               as CogVideoX's training logged it
 """
 
 import csv

@@ -44,6 +44,7 @@ _FAMILIES = {
     ),
     "loss": ("Loss on standardised latents", "{}", "loss"),
     "loss_above_floor": ("Loss above its Gaussian floor", "{}", "loss"),
+    "training_loss": ("Loss that train_video.py logged", "{}", "loss"),
 }
 
 

@@ -1,0 +1,127 @@
+"""The two arms of a comparison on CogVideoX's own training: they may differ in nothing that their latents do not bring.
+
+arms = read_arms(stock=[Path("cogvideox_2b.yaml"), Path("sft.yaml")], overlay=[Path("cogvideox_2b_5b.yaml")])
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .check import NETWORK, Settings, check, merge
+
+BASELINE, CANDIDATE = "stock", "ssvae"
+FOLLOW_FROM_LATENTS = (
+    "args.latent_channels",
+    "model.first_stage_config",
+    "model.latent_input",  # which neither arm may use
+    "model.scale_factor",
+    f"{NETWORK}.in_channels",
+    f"{NETWORK}.out_channels",
+    f"{NETWORK}.latent_height",
+    f"{NETWORK}.latent_width",
+    f"{NETWORK}.patch_size",
+)
+"""Keys, with all below them, that differ between arms because their latents do."""
+SET_BY_COMPARISON = (
+    "args.experiment_name",
+    "args.force_train",
+    "args.no_load_rng",
+    "args.no_save_rng",
+    "args.save",
+    "args.save_interval",
+)
+"""Keys that the comparison sets in both arms."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm: the files that train_video.py gets as --base, and what they say together."""
+
+    name: str
+    files: tuple[Path, ...]
+    values: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """The values, read by dotted keys."""
+        return Settings(self.values)
+
+    def data(self, key: str) -> tuple[Path, ...]:
+        """The folders of `train_data` or `valid_data`."""
+        return tuple(Path(path) for path in self.settings.get(f"args.{key}") or [])
+
+
+def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[Arm, Arm]:
+    """Baseline and candidate, whose files are those of the baseline and then the overlay's.
+
+    Args:
+        stock: files as given to train_video.py.
+        overlay: one of cogvideo_configs/ and whatever follows it.
+        heldout: folders of held-out videos; none for those of args.valid_data.
+
+    Raises:
+        UserError: the arms differ in more than their latents, a number does not fit SSVAE's latents, or the training is
+            one that cannot be compared.
+    """
+    arms = [
+        Arm(name, tuple(files), merge(files)) for name, files in ((BASELINE, stock), (CANDIDATE, [*stock, *overlay]))
+    ]
+    baseline, candidate = arms
+    if differing := list(differences(baseline.values, candidate.values)):
+        key, ours, theirs = differing[0]
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise UserError(
+            f"{key} is {ours} in {baseline.name} and {theirs} in {candidate.name}{more}, but the arms may differ in "
+            "their latents alone; put it into a file that is given last to --stock and to --ssvae"
+        )
+    for arm in arms:
+        _refuse_unusable(arm, heldout)
+    afresh = {**candidate.values, "args": {**candidate.values.get("args", {}), "load": None}}
+    if findings := check(afresh):  # `load` is that of the stock transformer; the comparison adapts it
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        raise UserError(f"{candidate.name}: {findings[0]}{more}; put it right in a file given last to --ssvae")
+    return baseline, candidate
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, other value) of all settings that differ and need not; a missing value is None."""
+    left, right = dict(_flat(ours)), dict(_flat(theirs))
+    for key in sorted(left.keys() | right.keys()):
+        if left.get(key) != right.get(key) and not _is_below(key, (*FOLLOW_FROM_LATENTS, *SET_BY_COMPARISON)):
+            yield key, left.get(key), right.get(key)
+
+
+def _refuse_unusable(arm: Arm, heldout: Sequence[Path]) -> None:
+    """Say what of an arm's settings makes no comparison."""
+    get = arm.settings.get
+    wrong = {
+        "args.train_iters": "must say how long to train" if not get("args.train_iters") else "",
+        "args.train_data": "must name the training videos" if not arm.data("train_data") else "",
+        "args.model_parallel_size": "must be 1" if (get("args.model_parallel_size") or 1) > 1 else "",
+        "model.latent_input": "must be false: both arms are trained on videos" if get("model.latent_input") else "",
+        "model.noised_image_input": "must be false: samples are scored of text to video"
+        if arm.settings.has_images
+        else "",
+        "data.target": "must be a data set of videos" if str(get("data.target")).endswith(".LatentDataset") else "",
+        "args.valid_data": ""
+        if heldout or set(arm.data("valid_data")) - set(arm.data("train_data"))
+        else "must name other videos than args.train_data, to score on; or give --heldout FOLDER",
+    }
+    for key, why in wrong.items():
+        if why:
+            raise UserError(f"{arm.name}: {key} is {get(key)}, {why}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_below(key: str, keys: Sequence[str]) -> bool:
+    return any(key == other or key.startswith(f"{other}.") for other in keys)

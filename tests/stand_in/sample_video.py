@@ -1,0 +1,1 @@
+"""Stands in for CogVideoX's: patched, that is, it asks the first stage for its spatial_factor."""
