@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
+from sat_ssvae.vae.statistics import LatentStats
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
@@ -45,3 +47,14 @@ def tiny_shards(tiny_videos, tmp_path_factory) -> Path:
 def tiny_video(tiny_videos) -> bytes:
     """The bytes of a video of `tiny_videos`, 1.5 s long."""
     return (tiny_videos / "bars0.mp4").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def narrow_vae(tmp_path_factory) -> Path:
+    """An autoencoder of the published 48 channels at 4x16x16, as narrow as can be, with statistics."""
+    config = SSVAEConfig(base_channels=1, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, num_mid_blocks=1)
+    vae = SSVAE(config)
+    vae.latent_stats = LatentStats(torch.zeros(48), torch.ones(48))
+    folder = tmp_path_factory.mktemp("narrow_vae")
+    vae.save_pretrained(folder)
+    return folder

@@ -130,7 +130,9 @@ def test_lora_trains_its_layers_and_the_new_ones_alone(world, tmp_path, stock):
     losses = checkout.train(*layers, training(world, tmp_path / "save", STEPS, save_interval=1, eval_interval=100))
     assert falls(losses)
     run = saved(tmp_path / "save")
-    early, late = (torch.load(run / step / "mp_rank_00_model_states.pt")["module"] for step in ("1", str(STEPS)))
+    early, late = (
+        torch.load(run / step / "mp_rank_00_model_states.pt", weights_only=True)["module"] for step in ("1", str(STEPS))
+    )
     changed = {name for name in late if not torch.equal(early[name], late[name])}
     mixins = "model.diffusion_model.mixins."
     new = {name for name in late if name.startswith((f"{mixins}patch_embed.proj", f"{mixins}final_layer"))}

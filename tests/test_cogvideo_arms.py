@@ -1,35 +1,23 @@
 """The arms of a comparison on CogVideoX's own training: alike but for their latents, or refused by name."""
 
 import pytest
-import torch
 import yaml
 
-from sat_ssvae import SSVAE, SSVAEConfig, UserError
+from sat_ssvae import UserError
 from sat_ssvae.cli import main
 from sat_ssvae.cogvideo.arms import differences, read_arms
-from sat_ssvae.vae.statistics import LatentStats
 
 from .test_cogvideo_check import NETWORK, OVERLAYS, nested, stock_main, stock_v1
 
 TRAINED = {"args.train_data": ["videos"], "args.valid_data": ["others"], "args.train_iters": 100, "args.load": None}
 
 
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    config = SSVAEConfig(base_channels=1, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, num_mid_blocks=1)
-    vae = SSVAE(config)
-    vae.latent_stats = LatentStats(torch.zeros(48), torch.ones(48))
-    folder = tmp_path_factory.mktemp("vae")
-    vae.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def read(vae, tmp_path):
+def read(narrow_vae, tmp_path):
     """Arms of a stock configuration, with dotted changes in both and in the second alone."""
 
     def build(both=(), second=(), values=None, overlay="cogvideox_2b_5b", heldout=()):
-        own = {"model.first_stage_config.params.ckpt_path": str(vae)}
+        own = {"model.first_stage_config.params.ckpt_path": str(narrow_vae)}
         layers = [values or stock_v1(), nested(TRAINED | dict(both)), nested(own | dict(second))]
         files = [tmp_path / f"{number}.yaml" for number in range(3)]
         for file, layer in zip(files, layers, strict=True):

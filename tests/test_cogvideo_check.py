@@ -9,12 +9,11 @@ import pytest
 import torch
 import yaml
 
-from sat_ssvae import SSVAE, SSVAEConfig, UserError
+from sat_ssvae import UserError
 from sat_ssvae.cli import main
 from sat_ssvae.cogvideo.check import Settings, check, merge
 from sat_ssvae.cogvideo.latent_shards import LatentInfo
 from sat_ssvae.cogvideo.transformer import adapt, read_transformer
-from sat_ssvae.vae.statistics import LatentStats
 
 from .test_project import ROOT
 
@@ -79,25 +78,14 @@ INFERENCE = {
 }
 
 
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    """48 channels at 4x16x16, as narrow as can be."""
-    config = SSVAEConfig(base_channels=1, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, num_mid_blocks=1)
-    vae = SSVAE(config)
-    vae.latent_stats = LatentStats(torch.zeros(48), torch.ones(48))
-    folder = tmp_path_factory.mktemp("vae")
-    vae.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def configuration(vae, tmp_path):
+def configuration(narrow_vae, tmp_path):
     """(name, changes..., sampling) -> the stock numbers, the overlay, and dotted changes, merged from files."""
 
     def build(name, changes=None, sampling=False, more=()):
         era = "main" if "1.5" in name else "v1.0"
         layers = [STOCKS[name], *([INFERENCE[era]] if sampling else [])]
-        own = {"model.first_stage_config.params.ckpt_path": str(vae)} | (changes or {})
+        own = {"model.first_stage_config.params.ckpt_path": str(narrow_vae)} | (changes or {})
         files = []
         for number, values in enumerate([*layers, nested(own)]):
             files.append(tmp_path / f"{number}.yaml")
@@ -339,11 +327,11 @@ except UserError as error:
         ({f"{NETWORK}.in_channels": 16}, {"check_configuration": False}, ""),
     ],
 )
-def test_a_script_of_cogvideox_stops_at_a_wrong_number(configuration, vae, tmp_path, changes, params, message):
+def test_a_script_of_cogvideox_stops_at_a_wrong_number(configuration, narrow_vae, tmp_path, changes, params, message):
     """What train_video.py does when only the first stage's target was edited."""
     (tmp_path / "diffusion_video.py").write_text("")
     (tmp_path / "sample_video.py").write_text("spatial_factor")
-    (tmp_path / "train_video.py").write_text(SCRIPT.format(vae=str(vae), params=params))
+    (tmp_path / "train_video.py").write_text(SCRIPT.format(vae=str(narrow_vae), params=params))
     files = configuration("cogvideox_2b_5b", changes)
     command = [sys.executable, "train_video.py", "--base", *files, "--seed", "0"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)

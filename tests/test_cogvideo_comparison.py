@@ -108,7 +108,7 @@ def work(output, *stages):
 
 def checkpoint(output, arm, step):
     (path,) = output.glob(f"training/{arm}-*/run/*/{step}/mp_rank_00_model_states.pt")
-    tensors = torch.load(path)["module"]
+    tensors = torch.load(path, weights_only=True)["module"]
     return {name: value for name, value in tensors.items() if name.startswith("model.")}
 
 
