@@ -2,55 +2,77 @@
 
     python scripts/bench_data.py SHARDS --workers 2 --rounds 5 [--run runs/my_vae] [num_frames=17 resolution=256 ...]
 
-Limit: that many processes which decode clips and do nothing else. Loader: as many worker processes behind the
-training loop's iterator. Measured in turn, median of the rounds' ratios. Waiting: the mean `data_share` of a run's
-metrics.jsonl.
+Limit: that many processes which decode clips of videos in memory, at random places, and do nothing else. Loader: as
+many worker processes behind the training loop's iterator. Measured in turn, median of the rounds' ratios. Waiting: the
+mean `data_share` of a run's metrics.jsonl.
 """
 
 import argparse
 import itertools
 import json
 import multiprocessing
+import random
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sat_ssvae.config import load_config
+from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import Batch, training_batches
+from sat_ssvae.data.video_io import read_clip
 
-WARM_UP = 2  # batches a worker, before the clock starts
+WARM_UP = 2  # clips of a process that decodes and batches of a worker, before the clock starts
 
 
-def batches(config: DataConfig, options: argparse.Namespace, workers: int, **place: int) -> Iterator[Batch]:
+def batches(config: DataConfig, options: argparse.Namespace) -> Iterator[Batch]:
     """The training loop's iterator."""
-    return training_batches(
-        config.model_copy(update={"num_workers": workers}), batch_size=options.batch_size, seed=0, **place
-    )
+    workers = config.model_copy(update={"num_workers": options.workers})
+    return training_batches(workers, batch_size=options.batch_size, seed=0)
 
 
-def decode(config: DataConfig, options: argparse.Namespace, rank: int, ready: Any, done: Any) -> None:
+class Video(NamedTuple):
+    """A video to decode clips of."""
+
+    source: bytes | Path
+    last_start: float
+    """Seconds: where the last clip begins."""
+
+
+def videos(config: DataConfig) -> list[Video]:
+    """All videos that are long enough for a clip, those of shards in memory."""
+    stores = find_stores(config.path, print)
+    samples = list(list_samples(stores, config.filters, print))
+    lasts = [sample.duration - 1 / sample.fps - config.span for sample in samples if not sample.is_image]
+    sources = [stores[sample.store].media(sample.key)[1] for sample in samples if not sample.is_image]
+    return [Video(source, last) for source, last in zip(sources, lasts, strict=True) if last >= 0]
+
+
+def decode(known: list[Video], config: DataConfig, clips: int, rank: int, ready: Any, done: Any) -> None:
     """One process that only decodes."""
     torch.set_num_threads(1)
-    stream = batches(config, options, 0, rank=rank, world_size=options.workers)
-    for _ in itertools.islice(stream, WARM_UP):
-        pass
-    ready.wait()
-    for _ in itertools.islice(stream, options.batches // options.workers):
-        pass
+    draws = random.Random(rank)
+    for number in range(-WARM_UP, clips):
+        if number == 0:
+            ready.wait()
+        video = draws.choice(known)
+        start = draws.uniform(0, video.last_start)
+        read_clip(video.source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
     done.wait()
 
 
 def limit(config: DataConfig, options: argparse.Namespace) -> float:
     """Clips a second of processes that only decode."""
+    known, clips = videos(config), options.batches * options.batch_size // options.workers
     context = multiprocessing.get_context("fork")
     ready, done = (context.Barrier(options.workers + 1) for _ in range(2))
     processes = [
-        context.Process(target=decode, args=(config, options, rank, ready, done)) for rank in range(options.workers)
+        context.Process(target=decode, args=(known, config, clips, rank, ready, done))
+        for rank in range(options.workers)
     ]
     for process in processes:
         process.start()
@@ -60,12 +82,12 @@ def limit(config: DataConfig, options: argparse.Namespace) -> float:
     seconds = time.monotonic() - begin
     for process in processes:
         process.join()
-    return options.batches // options.workers * options.workers * options.batch_size / seconds
+    return clips * options.workers / seconds
 
 
 def loader(config: DataConfig, options: argparse.Namespace) -> float:
     """Clips a second that the training loop would get if it did nothing else."""
-    stream = batches(config, options, options.workers)
+    stream = batches(config, options)
     for _ in itertools.islice(stream, WARM_UP * options.workers):
         pass
     begin = time.monotonic()

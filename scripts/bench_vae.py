@@ -2,7 +2,8 @@
 
     python scripts/bench_vae.py                                  # the published 48-channel model, 17 frames of 64x64
     python scripts/bench_vae.py --published CHECKOUT             # beside github.com/zai-org/SSVAE (needs beartype)
-    python scripts/bench_vae.py --size 256 --rounds 3 --memory-size 256
+    python scripts/bench_vae.py --frames 1                       # an image
+    python scripts/bench_vae.py --frames 9 --size 256 --rounds 3
 
 Weights are random: the time does not depend on them. The ratio is the median over rounds of each round's ratio. GFLOP/s
 are counted on the plain graph, whatever a variant really executes; the peak is that of one large convolution.
@@ -26,19 +27,20 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def new_vae(dtype: torch.dtype, device: torch.device) -> SSVAE:
-    """The published sizes with seeded weights, laid out as `from_pretrained` does."""
+    """The published sizes with seeded weights, as `from_pretrained` gives them."""
     torch.manual_seed(0)
-    return SSVAE().to(device, dtype).for_inference()
+    return SSVAE().to(device, dtype).eval()
 
 
-def speed(size: int, rounds: int, published: Path | None, device: torch.device) -> None:
-    """Encode and decode 17 frames: all variants in turn."""
-    shape = (1, 3, 17, size, size)
+def speed(shape: tuple[int, ...], rounds: int, published: Path | None, device: torch.device) -> None:
+    """Encode and decode a video of `shape` B C T H W: all variants in turn."""
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
     variants: dict[str, Callable[[], torch.Tensor]] = {}
     for precision, dtype in PRECISIONS.items():
         vae, video = new_vae(dtype, device), x.to(dtype)
-        variants[f"this project, {precision}"] = lambda vae=vae, video=video: vae.decode(vae.encode(video).mode())
+        prepared = new_vae(dtype, device).for_inference()
+        for name, model in (("this project", prepared), ("without for_inference", vae)):
+            variants[f"{name}, {precision}"] = lambda vae=model, video=video: vae.decode(vae.encode(video).mode())
         if published:
             network = PublishedNetwork(published, vae).to(device, dtype).eval()
             variants[f"published code, {precision}"] = lambda network=network, video=video: network(video)
@@ -51,7 +53,7 @@ def speed(size: int, rounds: int, published: Path | None, device: torch.device) 
     base = "published code, float32" if published else "this project, float32"
     print(f"encode + decode {shape}, {work:.0f} GFLOP, {rounds} rounds")
     print("convolution peak, GFLOP/s: " + ", ".join(f"{peak:.0f} in {name}" for name, peak in peaks.items()))
-    row = "{:<28}{:>10}{:>14}{:>10}{:>9}{:>10}{:>10}".format
+    row = "{:<32}{:>10}{:>14}{:>10}{:>9}{:>10}{:>10}".format
     print("\n" + row("variant", "median s", "times faster", "GFLOP/s", "of peak", "frames/s", "error"))
     for name, measured in times.items():
         seconds, peak = statistics.median(measured), peaks[name.rpartition(" ")[2]]
@@ -86,7 +88,7 @@ def memory(size: int, chunk_frames: int, device: torch.device) -> None:
 
 def peak_memory(frames: int, size: int, chunk_frames: int, device: str) -> float:
     """Bytes at the peak of decoding, beyond what there was before and what the result takes."""
-    vae = new_vae(torch.float32, torch.device(device))
+    vae = new_vae(torch.float32, torch.device(device)).for_inference()
     factor = vae.spatial_factor
     z = torch.randn(1, vae.config.latent_channels, (frames - 1) // 4 + 1, size // factor, size // factor, device=device)
     with torch.no_grad():
@@ -100,6 +102,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="height and width (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=17, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each variant (default: %(default)s)")
     parser.add_argument("--published", type=Path, metavar="CHECKOUT", help="also time a checkout of the published code")
     parser.add_argument("--memory-size", type=int, default=128, help="the same, for the memory (default: %(default)s)")
@@ -107,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     device = default_device()
     print(machine(device))
-    speed(options.size, options.rounds, options.published, device)
+    speed((1, 3, options.frames, options.size, options.size), options.rounds, options.published, device)
     memory(options.memory_size, options.chunk_frames, device)
 
 
