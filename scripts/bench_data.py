@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,8 @@ def decode(known: list[Video], config: DataConfig, clips: int, rank: int, ready:
 def limit(config: DataConfig, options: argparse.Namespace) -> float:
     """Clips a second of processes that only decode."""
     known, clips = videos(config), options.batches * options.batch_size // options.workers
+    if not known:
+        sys.exit(f"{options.path}: no video of {config.span:.2f} s, which {config.num_frames} frames take")
     context = multiprocessing.get_context("fork")
     ready, done = (context.Barrier(options.workers + 1) for _ in range(2))
     processes = [
