@@ -85,6 +85,21 @@ def test_a_clip_is_sought_and_nothing_after_it_decoded(tmp_path, monkeypatch):
     assert 5 <= len(decoded) <= 5 + 1
 
 
+def test_a_start_on_a_key_frame_decodes_nothing_before_it(tmp_path, monkeypatch):
+    """At 24000 / 1001 frames a second number / rate comes out a hair before the time of some key frames."""
+    path, fps = tmp_path / "long.mp4", 24000 / 1001
+    write_video(path, torch.zeros(3, 240, 32, 32), fps=fps)
+    decoded = []
+    original = video_io._decode
+    monkeypatch.setattr(
+        video_io, "_decode", lambda *place: (decoded.append(frame.key_frame) or frame for frame in original(*place))
+    )
+    for number in range(0, 240, 24):
+        decoded.clear()
+        read_clip(path, start=number / fps, num_frames=1, fps=fps, size=(32, 32))
+        assert decoded[0] and len(decoded) <= 2
+
+
 def test_a_source_may_be_bytes(counted):
     path, _ = counted
     from_path = read_clip(path, start=1.0, num_frames=5, fps=8, size=(24, 24))

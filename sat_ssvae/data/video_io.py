@@ -44,6 +44,7 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gi
 # MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
 _COUNT_FROM_START = "mpeg"
 _USUAL_FPS = 25.0  # where a file does not tell
+_ROUNDING = 1e-6  # seconds by which number / rate may miss the time that the file gives that frame
 
 
 class VideoError(UserError):
@@ -344,7 +345,7 @@ def _frames_from(
     container.seek(round((start + origin) / (stream.time_base or 1)), stream=stream)
     frames = _decode(container, stream)
     first = next(frames, None)
-    if first is None or _time(first, origin, source) > start:
+    if first is None or _time(first, origin, source) > start + _ROUNDING:
         container.seek(stream.start_time or 0, stream=stream)
         frames = _decode(container, stream)
     else:
