@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sat_ssvae.data.demo import GAP, MIN_HELDOUT, prepare_demo, split_by_time
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
-from sat_ssvae.data.video_io import to_uint8
+from sat_ssvae.data.video_io import to_uint8, to_unit_range
 from sat_ssvae.errors import UserError
 
 
@@ -53,9 +53,10 @@ def test_the_demo_holds_film_and_live_clips(demo):
 def test_its_clips_can_be_read_and_move(demo):
     config = DataConfig(path=str(demo.train), num_frames=9, fps=8, resolution=32, num_workers=0)
     batch = next(training_batches(config, batch_size=8, seed=0))
-    assert batch.video.shape == (8, 3, 9, 32, 32)
-    assert batch.video.std() > 0.2
-    assert (batch.video.diff(dim=2).abs().mean(dim=(1, 2, 3, 4)) > 0.002).all()
+    video = to_unit_range(batch.video)
+    assert video.shape == (8, 3, 9, 32, 32)
+    assert video.std() > 0.2
+    assert (video.diff(dim=2).abs().mean(dim=(1, 2, 3, 4)) > 0.002).all()
     heldout = DataConfig(path=str(demo.heldout), num_frames=9, fps=8, resolution=32, num_workers=0)
     clips = list(fixed_clips(heldout, stride=0.5))
     assert len(clips) > 10 and len({to_uint8(clip.video).numpy().tobytes() for clip in clips}) == len(clips)

@@ -29,8 +29,10 @@ def same(first, second):
 
 def test_batches_look_as_promised(tiny_shards):
     batch = next(training_batches(small(tiny_shards, resolution=(32, 48)), batch_size=5, seed=0))
-    assert batch.video.shape == (5, 3, 5, 32, 48) and batch.video.dtype == torch.float32
-    assert -1 <= batch.video.min() < -0.5 and 0.5 < batch.video.max() <= 1
+    assert batch.video.shape == (5, 3, 5, 32, 48) and batch.video.dtype == torch.uint8
+    video = to_unit_range(batch.video)
+    assert video.dtype == torch.float32
+    assert -1 <= video.min() < -0.5 and 0.5 < video.max() <= 1
     assert sorted(batch.keys) == [f"clips-{n // 2:06d}/{n:08d}" for n in range(5)]
     assert dict(zip(batch.keys, batch.captions, strict=True))["clips-000000/00000001"] == "coloured bars"
     assert sum(caption == "" for caption in batch.captions) == 4
@@ -94,7 +96,7 @@ def test_clips_start_anywhere_on_the_frames_of_the_video(tmp_path):
     levels = torch.linspace(-1, 1, 48).view(1, 48, 1, 1).expand(3, 48, 32, 32)
     write_video(tmp_path / "ramp.mp4", levels, fps=24)
     batch = next(training_batches(small(tmp_path), batch_size=400, seed=0))
-    frames = ((batch.video.mean(dim=(1, 3, 4)) + 1) / 2 * 47).round().int()
+    frames = ((to_unit_range(batch.video).mean(dim=(1, 3, 4)) + 1) / 2 * 47).round().int()
     starts = frames[:, 0]
     assert starts.unique().tolist() == list(range(36))  # 48 frames, a clip spans 4 * 3 + 1 of them
     assert (frames - starts[:, None] == torch.arange(0, 13, 3)).all()

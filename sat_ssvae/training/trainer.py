@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from .. import distributed
 from ..data.shards import Batch, training_batches
 from ..data.skips import Skip, SkipLog
+from ..data.video_io import to_unit_range
 from ..errors import UserError
 from ..progress import progress_bar
 from ..vae.autoencoder import SSVAE
@@ -168,7 +169,7 @@ class _Training:
             batch = next(batches)
             for engine in self._engines():
                 engine.set_gradient_accumulation_boundary(micro == accumulation - 1)
-            losses, critic_total = self._backward(batch.video.to(self.device), step, micro)
+            losses, critic_total = self._backward(to_unit_range(batch.video.to(self.device)), step, micro)
             finite = bool(losses.total.isfinite()) and (critic_total is None or bool(critic_total.isfinite()))
             bad += [] if finite else batch.keys
             keys += batch.keys
