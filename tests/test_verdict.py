@@ -76,6 +76,14 @@ class TestConclusions:
         assert verdict.sentences[0].startswith("No clear difference in convergence between ssvae and stock was found")
         assert "undecided on all" in verdict.sentences[0]
 
+    @pytest.mark.parametrize(("speed", "word"), [(2.6, "faster"), (0.4, "more slowly")])
+    def test_a_difference_that_the_samples_do_not_show_is_told_and_not_claimed(self, speed, word):
+        speeds = {metric: speed if metric in DENOISING else 1.1 for metric in DECODED}
+        verdict = judge(comparison([speeds], noise=0.1, width=0.3), "ssvae")
+        assert verdict.conclusion == "undecided"
+        expected = f"Diffusion converges {word} on ssvae than on stock by some measures, though by fewer than half of "
+        assert verdict.sentences[0].startswith(expected + "the sample distances: of 12 decoded measures, ")
+
     def test_equal(self):
         verdict = judge(comparison([1.0], noise=0.001, width=0.001), "ssvae")
         assert verdict.conclusion == "equal"

@@ -104,10 +104,13 @@ def evidence(read: Sequence[SpeedUp], group: str | None = None) -> list[SpeedUp]
     return [s for s in counted if group in (None, describe(s.metric).group)]
 
 
+def _leading(read: Sequence[SpeedUp]) -> list[SpeedUp]:
+    return evidence(read, "samples") or evidence(read, "denoising")
+
+
 def conclude(read: tuple[SpeedUp, ...]) -> Conclusion:
     """The rule of the module's docstring."""
-    everything = evidence(read)
-    leading = evidence(read, "samples") or evidence(read, "denoising")
+    everything, leading = evidence(read), _leading(read)
     if not leading:
         return "no evidence"
     faster, slower = (any(s.outcome == name for s in everything) for name in ("faster", "slower"))
@@ -196,13 +199,20 @@ def _convergence(results: ComparisonResults, candidate: str, read: tuple[SpeedUp
         return f"Whether diffusion converges faster on {candidate} or on {base} cannot be judged: {why}."
     once = seeds == 1
     verb = "converged" if once else "converges"
+    counted = evidence(read)
+    faster = f"Diffusion {verb} faster on {candidate} than on {base}"
+    slower = f"Diffusion {verb} more slowly on {candidate} than on {base}"
+    few = {"samples": "sample distances", "denoising": "denoising errors"}[describe(_leading(read)[0].metric).group]
+    some = f"by some measures, though by fewer than half of the {few}"
     lead = {
-        "faster": f"Diffusion {verb} faster on {candidate} than on {base}",
-        "slower": f"Diffusion {verb} more slowly on {candidate} than on {base}",
-        "mixed": f"Diffusion {verb} faster on {candidate} than on {base} by some measures, slower by others",
+        "faster": faster,
+        "slower": slower,
+        "mixed": f"{faster} by some measures, slower by others",
         "equal": f"Diffusion {verb} about equally fast on {candidate} and on {base}",
         "undecided": f"No clear difference in convergence between {candidate} and {base} was found",
     }[conclusion]
+    if conclusion == "undecided" and any(s.outcome in ("faster", "slower") for s in counted):
+        lead = f"{faster if any(s.outcome == 'faster' for s in counted) else slower} {some}"
     if once:
         lead = f"In this one run {lead[0].lower()}{lead[1:]}"
     scope = (
@@ -210,7 +220,6 @@ def _convergence(results: ComparisonResults, candidate: str, read: tuple[SpeedUp
         if once
         else f"{seeds} seeds, 95 % intervals"
     )
-    counted = evidence(read)
     return f"{lead}: of {len(counted)} decoded measure{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
 
 
