@@ -272,7 +272,7 @@ def _heldout_loss(generator: Generator, arm: ArmReference, config: EvaluationCon
     """Mean loss of each held-out latent over evenly spaced noise levels, (n,)."""
     clean, noise = _standardised(arm, config)
     losses = []
-    for level in _loss_levels(config):
+    for level in _loss_levels(config).to(clean.device):
         parts = _parts(arm, _denoising_clips(arm, config), config)
         losses.append(
             torch.cat(

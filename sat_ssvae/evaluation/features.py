@@ -7,7 +7,6 @@
 shuffles, flicker. Neither is the network of FID or FVD; call a distance by the features' name.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -185,10 +184,13 @@ class TransNetV2(nn.Module):
             stack.load_published(weights, f"SDDCNN.{number}")
 
 
-class _Frozen(nn.Module):
+class _Features(nn.Module):
     """A network that is never trained: no gradients, and no batch statistics in a clip's features."""
 
-    def train(self, mode: bool = True) -> "_Frozen":
+    DIMENSION: int
+    batch_size: int
+
+    def train(self, mode: bool = True) -> "_Features":
         """Stay in evaluation mode, whatever module this one is part of."""
         return super().train(False)
 
@@ -196,8 +198,26 @@ class _Frozen(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @torch.no_grad()
+    def forward(self, video: Tensor) -> Tensor:
+        """Features (B, DIMENSION), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
 
-class FrameFeatures(_Frozen):
+        The clips, of which there may be many, need not be where the network is; the features are where the clips are.
+
+        Raises:
+            ValueError: not a batch of colour videos.
+        """
+        if video.ndim != 5 or video.shape[1] != 3 or not all(video.shape):
+            raise ValueError(f"expected video B 3 T H W, got {tuple(video.shape)}")
+        device = next(self.parameters()).device
+        parts = (part.to(device, torch.float32).clamp(-1, 1) for part in video.split(self.batch_size))
+        return torch.cat([self._features(part).to(video.device) for part in parts])
+
+    def _features(self, video: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FrameFeatures(_Features):
     """Appearance of a clip: EfficientNet-lite0's 1280 pooled features, averaged over some of its frames.
 
     Args:
@@ -222,24 +242,15 @@ class FrameFeatures(_Frozen):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
         self._freeze()
 
-    @torch.no_grad()
-    def forward(self, video: Tensor) -> Tensor:
-        """Features (B, 1280), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
-
-        Raises:
-            ValueError: not a batch of colour videos.
-        """
-        return _in_batches(self._features, video, self.batch_size)
-
     def _features(self, video: Tensor) -> Tensor:
-        chosen = video[:, :, spaced_frames(video.shape[2], self.frames)]
+        chosen = torch.stack([video[:, :, number] for number in spaced_frames(video.shape[2], self.frames)], 2)
         x = _resize(chosen.movedim(2, 1).flatten(0, 1), (self.resolution, self.resolution))
         x = ((x + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
         pooled = self.network(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
         return pooled.unflatten(0, (len(video), -1)).mean(1)
 
 
-class ClipFeatures(_Frozen):
+class ClipFeatures(_Features):
     """Appearance and motion of a clip: TransNet V2's 3-D convolution features, scaled to its 27x48 pixels.
 
     For each channel of each of its three stacks, the mean over the clip and the mean absolute difference of
@@ -262,15 +273,6 @@ class ClipFeatures(_Frozen):
         self.network.load_published(weights)
         self._freeze()
 
-    @torch.no_grad()
-    def forward(self, video: Tensor) -> Tensor:
-        """Features (B, 896), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
-
-        Raises:
-            ValueError: not a batch of colour videos.
-        """
-        return _in_batches(self._features, video, self.batch_size)
-
     def _features(self, video: Tensor) -> Tensor:
         batch, _, frames = video.shape[:3]
         x = _resize(video.movedim(2, 1).flatten(0, 1), TransNetV2.SIZE)
@@ -281,12 +283,6 @@ class ClipFeatures(_Frozen):
         else:
             moved = [output.diff(dim=1).abs().mean((1, 3, 4)) for output in outputs]
         return torch.cat(seen + moved, 1)
-
-
-def _in_batches(function: Callable[[Tensor], Tensor], video: Tensor, batch_size: int) -> Tensor:
-    if video.ndim != 5 or video.shape[1] != 3 or not all(video.shape):
-        raise ValueError(f"expected video B 3 T H W, got {tuple(video.shape)}")
-    return torch.cat([function(clips.float().clamp(-1, 1)) for clips in video.split(batch_size)])
 
 
 def spaced_frames(total: int, wanted: int) -> list[int]:

@@ -44,10 +44,14 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def perceptual_distance(x: Tensor, y: Tensor, network: Perceptual) -> Tensor:
-    """Mean perceptual distance of a clip's frames, (B,). x, y: B 3 T H W in [-1, 1], H and W at least 32."""
+    """Mean perceptual distance of a clip's frames, (B,), where the videos are; the network may be on another device.
+
+    x, y: B 3 T H W in [-1, 1], H and W at least 32.
+    """
     a, b = _checked(x, y)
+    device = next((parameter.device for parameter in network.parameters()), a.device)
     pairs = zip(_frames(a).split(_FRAMES_AT_ONCE), _frames(b).split(_FRAMES_AT_ONCE), strict=True)
-    values = torch.cat([network(one, other) for one, other in pairs])
+    values = torch.cat([network(one.to(device), other.to(device)).to(a.device) for one, other in pairs])
     return values.unflatten(0, (len(a), -1)).mean(1)
 
 

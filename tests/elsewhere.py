@@ -1,0 +1,81 @@
+"""A device that is not the CPU, on machines that have no GPU: it computes on the CPU, and mixes with it no more than a
+GPU does.
+
+    with elsewhere() as device:
+        model.to(device)(x.to(device))      # raises where an operation gets tensors of both devices
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+_setup_privateuseone_for_python_backend("elsewhere")
+torch.get_device_module("elsewhere").get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+DEVICE = torch.device("elsewhere:0")
+BETWEEN_DEVICES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of the other device; `inner` is the CPU's tensor that holds its values."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner):
+        layout = inner.shape, inner.stride(), inner.storage_offset()
+        made = torch.Tensor._make_wrapper_subclass(cls, *layout, dtype=inner.dtype, device=DEVICE)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return compute(function, args, kwargs or {})
+
+    def __repr__(self):
+        return f"Elsewhere({self.inner})"
+
+
+class Devices(TorchDispatchMode):
+    """Makes tensors where an operation is told to make them."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return compute(function, args, kwargs or {})
+
+
+def compute(function, args, kwargs):
+    leaves = tree_leaves((args, kwargs))
+    there = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
+    here = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, Elsewhere)]
+    wanted = kwargs.get("device")
+    goes_there = bool(there) if wanted is None else wanted.type == DEVICE.type
+    if there and any(tensor.ndim for tensor in here) and function not in BETWEEN_DEVICES:
+        raise RuntimeError(f"{function}: tensors on two devices")
+    if goes_there and any(isinstance(leaf, torch.Generator) for leaf in leaves):
+        raise RuntimeError(f"{function}: a generator of the CPU for another device")
+    plain_args, plain = tree_map(lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
+    result = function(*plain_args, **(plain if wanted is None else plain | {"device": torch.device("cpu")}))
+    if function is torch.ops.aten.copy_.default:
+        return args[0]
+
+    def wrapped(value):
+        if not goes_there or not isinstance(value, torch.Tensor):
+            return value
+        same = [tensor for tensor in there if tensor.inner is value]  # what was changed in place
+        return same[0] if same else Elsewhere(value)
+
+    return tree_map(wrapped, result)
+
+
+@contextmanager
+def elsewhere() -> Iterator[torch.device]:
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with Devices():
+            yield DEVICE
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
