@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sat_ssvae.convergence.analysis import ComparisonResults, CurvePoint, Estimate
-from sat_ssvae.convergence.figures import axis_limit
+from sat_ssvae.convergence.figures import axis_limit, curve_figure
 from sat_ssvae.convergence.pictures import Pictures, enlarge, file_name, tile, webp
 from sat_ssvae.convergence.report import render, write_report
 from sat_ssvae.convergence.verdict import describe, judge, speed_up_text
@@ -218,6 +218,19 @@ class TestCases:
         page = self.page(comparison([2.6], metrics=FEW, floors={SAMPLES[0]: 0.8}), tmp_path)
         assert "measures blur" in page.text
         assert "compares blur, not convergence" in page.text
+
+    def test_a_floor_that_a_logarithmic_axis_cannot_show(self):
+        """Of an unbiased distance it may be negative; the figure once grew to 200 000 pixels to hold its name."""
+        results = comparison([2.6], metrics=SAMPLES[:1])
+        points = results.curves
+        assert max(p.value for p in points) > 8 * min(p.value for p in points) > 0  # so the axis is logarithmic
+        heights = []
+        for floor in (-0.003, 1e-9, 0.2):
+            arms = tuple(dataclasses.replace(arm, floors={SAMPLES[0]: Estimate(floor)}) for arm in results.arms)
+            changed = dataclasses.replace(results, arms=arms)
+            picture = Image.open(io.BytesIO(curve_figure(changed, SAMPLES[0], judge(changed, "ssvae").speed_ups)))
+            heights.append(picture.height)
+        assert max(heights) < 1000
 
     def test_three_arms_and_hostile_names(self, tmp_path):
         results = comparison([2.6, 0.5], metrics=FEW)

@@ -41,6 +41,12 @@ _STYLE: Any = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+_SCORES = {
+    "samples": "kernel distance (squared MMD)",
+    "denoising": "squared error of pixels in [-1, 1]",
+    "loss": "squared error",
+}
+"""What a curve's values are, by its metric's group."""
 _LOG_FROM = 8
 """An axis becomes logarithmic when its largest value is this many times its smallest."""
 
@@ -100,17 +106,18 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
     with _axes(5.2, 3.5) as (figure, axes):
         info = describe(metric)
         axes.set_title(info.title + (f"\n{info.detail}" if info.detail else ""))
-        for arm in arms_of(results):
-            _draw_arm(axes, results, metric, arm)
-        _draw_floors(axes, results, metric)
         steps = [point.step for point in results.curves if point.metric == metric]
         _scale_steps(axes, steps)
         _scale_scores(axes, results, metric)
+        for arm in arms_of(results):
+            _draw_arm(axes, results, metric, arm)
+        _draw_floors(axes, results, metric)
         drawn = next((s for s in evidence(read) if s.metric == metric and s.status == "measured"), None)
         if drawn is not None and drawn.target is not None:
             _draw_speed_up(axes, results, drawn)
         axes.margins(y=0.12)
         axes.set_xlabel("transformer steps")
+        axes.set_ylabel(_SCORES.get(info.group, ""))
         axes.grid(axis="y")
         axes.legend(loc="upper right", fontsize=9, handlelength=2.2)
         return png(figure)
@@ -168,7 +175,7 @@ def speed_up_figure(results: ComparisonResults, verdicts: Sequence[Verdict]) -> 
     colours = {arm.name: arm for arm in arms_of(results)}
     with _axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axes):
         limit = axis_limit([read for _, read in rows])
-        axes.set_title("Steps saved: baseline's steps / candidate's for the baseline's final score")
+        axes.set_title("Speed-up to the baseline's final score, with 95 % intervals")
         axes.axvline(1, color=INK, lw=1)
         for y, (verdict, read) in enumerate(rows):
             arm = colours[verdict.candidate]
@@ -214,7 +221,9 @@ def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: Arm) -> 
     same = [c for c in columns if len(c[0]) == len(columns[0][0])]  # a seed that is still training has fewer
     steps, mean, low, high = (np.mean([c[i] for c in same], axis=0) for i in range(4))
     if np.isfinite(low).any():
-        axes.fill_between(steps, low, high, color=arm.colour, alpha=0.16, lw=0)
+        # A logarithmic axis ends a little below the curve, where an interval may reach 0.
+        bottom = min(mean) / 3 if axes.get_yscale() == "log" else -math.inf
+        axes.fill_between(steps, np.maximum(low, bottom), high, color=arm.colour, alpha=0.16, lw=0)
     few = len(steps) <= MAX_POINTS // 2
     axes.plot(
         steps,
@@ -230,11 +239,17 @@ def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: Arm) -> 
 
 
 def _draw_floors(axes: Axes, results: ComparisonResults, metric: str) -> None:
-    """A dashed line an arm, named on the left, where the curves are far above it."""
+    """A dashed line an arm, named on the left, where the curves are far above it.
+
+    A logarithmic axis has no place for a floor at or below 0, and none worth its height for one far below the curves.
+    """
     floors = [(arm, results.arm(arm.name).floors.get(metric)) for arm in arms_of(results)]
     drawn = sorted(((floor.value, arm) for arm, floor in floors if floor is not None), reverse=True)
-    low, high = axes.get_ylim()
-    together = bool(drawn) and drawn[0][0] - drawn[-1][0] < 0.01 * (high - low)
+    if axes.get_yscale() == "log":
+        lowest = axes.get_ylim()[0] / 10
+        drawn = [(value, arm) for value, arm in drawn if value >= lowest]
+    heights = [(axes.transData + axes.transAxes.inverted()).transform((1, value))[1] for value, _ in drawn]
+    together = bool(drawn) and heights[0] - heights[-1] < 0.01
     for i, (value, arm) in enumerate(drawn):
         dashes = (5 * (i if together else 0), (5, 5 * (len(drawn) - 1) if together and i else 2))
         axes.axhline(value, color=arm.colour, lw=1.1, ls=dashes)
@@ -295,19 +310,15 @@ def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: Arm, al
     style: dict[str, Any] = {"color": arm.colour, "alpha": alpha}
     if read.low is not None and read.high is not None:
         axes.plot([max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style)
+        beyond = [(1 / limit, "<")] * (read.low < 1 / limit) + [(limit, ">")] * (read.high > limit)
+        for end, marker in beyond:
+            axes.plot([end], [y], marker=marker, ms=6, mew=0, clip_on=False, **style)
     if read.value is not None:
         axes.plot([min(max(read.value, 1 / limit), limit)], [y], marker=arm.marker, ms=7, mec="white", **style)
     else:
         text = "not reached" if read.status == "not reached" else read.reason
-        axes.annotate(
-            text,
-            (0.01, y),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8,
-            color=QUIET,
-            style="italic",
-        )
+        place: Any = {"xycoords": ("axes fraction", "data"), "va": "center"}
+        axes.annotate(text, (1.02, y), fontsize=8, color=QUIET, style="italic", **place)
 
 
 def _mark(axes: Axes, x: Sequence[float], y: Sequence[float], arm: Arm) -> None:
@@ -341,9 +352,7 @@ def _scale_scores(axes: Axes, results: ComparisonResults, metric: str) -> None:
     values = [p.value for p in results.curves if p.metric == metric and math.isfinite(p.value)]
     if values and min(values) > 0 and max(values) > _LOG_FROM * min(values):
         axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        ticks = [m * 10.0**e for e in range(-8, 9) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_major_locator(FixedLocator([m * 10.0**e for e in range(-8, 9) for m in (1, 2, 5)]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
 

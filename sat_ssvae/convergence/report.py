@@ -186,7 +186,7 @@ def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
 def _samples_tile(verdict: Verdict) -> tuple[str, str]:
     """How much sooner samples get as good, over the sample distances that count."""
     counts = evidence(verdict.speed_ups, "samples")
-    what = f"fewer steps to {verdict.baseline}'s final sample distance"
+    what = f"speed-up to {verdict.baseline}'s final sample distance"
     if not counts:
         return "–", f"{what}: no measure counts"
     values = sorted(s.value for s in counts if s.value is not None)

@@ -29,19 +29,12 @@ _QUALITY = {
 }
 """Reconstruction metric -> (name, unit, decimals, higher is better)."""
 
+_LEVEL = "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{}"
 _FAMILIES = {
     "kernel_distance_real": ("Samples to real clips", "{} features", "samples"),
     "kernel_distance_reconstruction": ("Samples to own reconstructions", "{} features", "samples"),
-    "denoising_error_real": (
-        "Denoising error, to the original",
-        "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{}",
-        "denoising",
-    ),
-    "denoising_error_reconstruction": (
-        "Denoising error, to own reconstruction",
-        "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{}",
-        "denoising",
-    ),
+    "denoising_error_real": ("Denoising error to the original", _LEVEL, "denoising"),
+    "denoising_error_reconstruction": ("Denoising error to own reconstruction", _LEVEL, "denoising"),
     "loss": ("Loss on standardised latents", "{}", "loss"),
     "loss_above_floor": ("Loss above its Gaussian floor", "{}", "loss"),
     "training_loss": ("Loss that train_video.py logged", "{}", "loss"),
@@ -165,7 +158,7 @@ def interval_text(read: SpeedUp) -> str:
     if read.low is None or read.high is None:
         return ""
     if math.isinf(read.high):
-        return f"from {ratio(read.low)}" if read.low > 0 else "any"
+        return f"from {ratio(read.low)}" if read.low > 0 else "any ratio"
     return f"{ratio(read.low)} to {ratio(read.high)}" if read.low > 0 else f"up to {ratio(read.high)}"
 
 
@@ -303,9 +296,9 @@ def _blur(read: tuple[SpeedUp, ...]) -> str:
         return ""
     share = _span(sorted(s.floor_share for s in blurred if s.floor_share is not None), percent)
     kinds = sorted({describe(s.metric).title[0].lower() + describe(s.metric).title[1:] for s in blurred})
-    which = f"{len(blurred)} measure{'s' if len(blurred) > 1 else ''} ({', '.join(kinds)})"
-    verb, pronoun = ("compare", "are") if len(blurred) > 1 else ("compares", "is")
-    return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of it is the VAE's floor"
+    which = f"{len(blurred)} measure{'s' if len(blurred) > 1 else ''} ({' and '.join(kinds)})"
+    verb, pronoun, each = ("compare", "are", "each") if len(blurred) > 1 else ("compares", "is", "it")
+    return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of {each} is the VAE's floor"
 
 
 def percent(share: float) -> str:
