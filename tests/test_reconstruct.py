@@ -52,6 +52,14 @@ def pictures_of(path):
     return np.stack([frame.picture for frame in read_frames(path)]).astype(int)
 
 
+def test_a_video_is_not_written_over_by_its_reconstruction(tmp_path):
+    source = waves(tmp_path / "in.mp4", 5)
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="would be written over by its own result; choose another --output"):
+        reconstruct(tiny_vae(), source, tmp_path, config(), CPU)
+    assert source.read_bytes() == before
+
+
 @torch.no_grad()
 def test_scores_and_pictures_are_those_of_the_whole_video(tmp_path):
     source, vae, output = waves(tmp_path / "in.mp4", 15, 38, 44), tiny_vae(), tmp_path / "out"

@@ -1,7 +1,9 @@
 """Restoration with a comparison's folder of known content: a transformer that predicts zero leaves the noise in."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
-from sat_ssvae.convergence.diffusion import FlowMatching
+from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
 from sat_ssvae.convergence.dit import DiTConfig, build_dit
 from sat_ssvae.convergence.dit_training import save_dit
 from sat_ssvae.convergence.restore import INPUT, ROUND_TRIP, RestoreConfig, Restorer, restore
@@ -181,6 +183,34 @@ def test_mistakes(run, videos, tmp_path):
     (tmp_path / "vae").symlink_to(run / "vae")
     with pytest.raises(UserError, match="not the weights that the transformer of arm stock was trained with"):
         Restorer.open(tmp_path, "stock", None, CPU)
+
+
+def test_nothing_of_the_users_is_written_over(run, videos, tmp_path):
+    for folder in ("bad", "clean"):
+        (tmp_path / folder).mkdir()
+        shutil.copyfile(videos / "long.mp4", tmp_path / folder / "x.mp4")
+    bad, clean = tmp_path / "bad" / "x.mp4", tmp_path / "clean"
+    with pytest.raises(UserError, match=r"x\.mp4 would be written over by its own result"):
+        restored(run, bad, bad.parent)
+    with pytest.raises(UserError, match=r"clean lies in .*choose another --output"):
+        restored(run, bad, clean, degradation=None, originals=clean)
+    assert bad.read_bytes() == (clean / "x.mp4").read_bytes() == (videos / "long.mp4").read_bytes()
+
+
+def test_originals_of_another_length_are_refused(run, videos, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "clean").mkdir()
+    shutil.copyfile(videos / "long.mp4", tmp_path / "bad" / "x.mp4")
+    shutil.copyfile(videos / "window.mp4", tmp_path / "clean" / "x.mp4")
+    with pytest.raises(UserError, match=r"clean/x\.mp4: shorter or longer than what is to be restored"):
+        restored(run, tmp_path / "bad", tmp_path / "out", degradation=None, originals=tmp_path / "clean")
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_settings_of_the_process_are_checked_first(run, videos, tmp_path):
+    restorer = dataclasses.replace(Restorer.open(run, "stock", None, CPU), process=VPrediction(num_steps=5))
+    with pytest.raises(UserError, match="steps=6: the transformer knows 5 noise levels"):
+        restore(restorer, videos, tmp_path / "out", config(steps=6), NOISE)
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])

@@ -63,13 +63,12 @@ def latent_sizes(
     Raises:
         UserError: an arm's autoencoder does not take clips of this size.
     """
-    height, width = (clips.resolution,) * 2 if isinstance(clips.resolution, int) else clips.resolution
     sizes = {}
     for name, training in trainings.items():
         with torch.device("meta"):  # the sizes alone, no weights
             vae = given.get(name) or SSVAE(training.model)
         try:
-            sizes[name] = vae.latent_size(clips.num_frames, height, width)
+            sizes[name] = vae.latent_size(clips.num_frames, *clips.size)
         except UserError as error:
             raise UserError(f"arm {name}: {error} (clips.num_frames, clips.resolution)") from None
     return sizes
@@ -81,8 +80,8 @@ def common_patches(sizes: Mapping[str, Grid], patch: Grid) -> dict[str, Grid]:
     That grid is the finest that divides the latents of every arm and that `patch` makes of the largest ones.
 
     Raises:
-        UserError: `patch` does not divide the latents' one size, or the grid would leave an arm less than half of the
-            tokens that `patch` gives it.
+        UserError: `patch` does not divide the latents' one size, or the grid would have less than half of the tokens
+            that `patch` makes of the smallest latents.
     """
     if len(set(sizes.values())) == 1:
         (size,) = set(sizes.values())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from zlib import crc32
@@ -31,13 +31,13 @@ from ..data.video_write import VideoWriter
 from ..errors import UserError
 from ..evaluation.autoencoders import VideoAutoencoder, open_autoencoder
 from ..evaluation.degradations import Degradation
-from ..evaluation.items import Item, digest_of, list_items, work_through
+from ..evaluation.items import Item, check_output, digest_of, list_items, work_through
 from ..evaluation.metrics import reconstruction_scores
 from ..progress import progress_bar
 from ..training.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
-from .diffusion import DiffusionProcess, edit
+from .diffusion import DiffusionProcess, VPrediction, edit
 from .dit import DiT
 from .dit_training import load_dit
 from .run_index import RunIndex, TrainedTransformer
@@ -134,8 +134,7 @@ class Restorer:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of restored videos."""
-        resolution = self.clips.resolution
-        return (resolution, resolution) if isinstance(resolution, int) else resolution
+        return self.clips.size
 
     def caption_states(self, caption: str) -> Tensor | None:
         """What the transformer is told of a video, (1, l, d); None where it was trained without text."""
@@ -181,16 +180,17 @@ def restore(
         originals: clean videos of the same names, where `source` is degraded already.
 
     Raises:
-        UserError: nothing to restore, nothing of it could be used, or settings that do not fit.
+        UserError: nothing to restore, nothing of it could be used, settings that do not fit, or an output folder among
+            the videos.
     """
     if config.overlap >= restorer.clips.num_frames:
         raise UserError(f"overlap={config.overlap}: must be less than a clip's {restorer.clips.num_frames} frames")
+    if isinstance(restorer.process, VPrediction) and config.steps > restorer.process.num_steps:
+        raise UserError(f"steps={config.steps}: the transformer knows {restorer.process.num_steps} noise levels")
     if degradation is not None and originals is not None:
         raise UserError("give either a degradation or the originals of degraded videos")
     skipped: list[Skip] = []
-    clean = {item.name: item.source for item in list_items(originals, skipped)} if originals else {}
-    if originals and not any(item.name in clean for item in list_items(source, [])):
-        raise UserError(f"{originals}: holds no video of the name of one in {source}")
+    clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
     identity = [weights_digest(restorer.model), restorer.trained, str(degradation), config]
 
@@ -216,6 +216,19 @@ def restore(
     return RestorationReport(videos, skipped)
 
 
+def _originals(folder: Path, source: Path, output: Path, skipped: list[Skip]) -> dict[str, Path]:
+    """The clean videos by the names of the degraded ones."""
+    check_output(output, folder)
+    clean: dict[str, Path] = {}
+    for item in list_items(folder, skipped):
+        if isinstance(item.source, bytes):
+            raise UserError(f"{folder}: originals cannot be shards; give a video or a folder of videos")
+        clean[item.name] = item.source
+    if not any(item.name in clean for item in list_items(source, [])):
+        raise UserError(f"{folder}: holds no video of the name of one in {source}")
+    return clean
+
+
 @dataclass(frozen=True)
 class _Job:
     """One video."""
@@ -224,7 +237,7 @@ class _Job:
     item: Item
     config: RestoreConfig
     degradation: Degradation | None
-    original: Path | bytes | None
+    original: Path | None
 
     def run(
         self, key: str, paths: dict[str, Path], perceptual: Perceptual | None, advance: Callable[[int], object]
@@ -267,8 +280,13 @@ class _Job:
         """Frames `s C H W` in [-1, 1]: the original, where it is known, and the input."""
         given = self._read(self.item.source)
         if self.original is not None:
-            for original, frame in zip(self._read(self.original), given, strict=False):
+            pairs = zip_longest(self._read(self.original), given)
+            for original, frame in pairs:
+                if original is None or frame is None:
+                    break
                 yield torch.stack([original, frame])
+            if next(pairs, None) is not None:  # a codec may lose one frame, more are another video
+                raise UserError(f"{self.original}: shorter or longer than what is to be restored")
             return
         if self.degradation is None:
             yield from (frame[None] for frame in given)

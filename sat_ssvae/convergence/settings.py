@@ -30,6 +30,11 @@ class ClipsConfig(Config):
     num_workers: int = Field(default=1, ge=0)
     """Processes that decode video."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+
     def data(self, path: Path, part: str) -> dict[str, Any]:
         """The data section of an autoencoder's training configuration."""
         return {

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from .video_io import VideoInfo, cover, nearest_frames, open_video, probe
+from .video_io import VideoError, VideoInfo, cover, nearest_frames, open_video, probe
 
 
 def read_resampled(source: Path | bytes, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Frames nearest to `k / fps` seconds, as many as `count_resampled` says, scaled and cropped as in `read_clip`.
+
+    Some formats tell the duration of pictures and sound together alone: where sound goes on, it ends with the pictures.
 
     Raises:
         VideoError: the file is not a video, or ends before its header says.
@@ -22,8 +24,14 @@ def read_resampled(source: Path | bytes, fps: float, size: tuple[int, int]) -> I
     times = [k / fps for k in range(count_resampled(probe(source), fps))]
     scaler = VideoReformatter()
     with open_video(source) as (container, stream):
-        for picture in nearest_frames(container, stream, times, source):
-            yield cover(picture, size, scaler)
+        sound_may_last_longer = stream.duration is None and len(container.streams) > 1
+        pictures = nearest_frames(container, stream, times, source)
+        try:
+            for picture in pictures:
+                yield cover(picture, size, scaler)
+        except VideoError as error:
+            if error.cause != "truncated" or not sound_may_last_longer:
+                raise
 
 
 def count_resampled(info: VideoInfo, fps: float) -> int:

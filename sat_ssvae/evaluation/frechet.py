@@ -11,7 +11,6 @@ return_features=True)` with x `B 3 T 224 224` in [-1, 1]. Frames are scaled to 2
 aspect ratio, as in the original metric.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from .items import digest_of
 
 SIDE = 224
 MIN_FRAMES = 10
@@ -39,7 +39,7 @@ class I3D:
     def __init__(self, path: Path, device: torch.device) -> None:
         self.path, self.device = path, device
         try:
-            self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.sha256 = digest_of(path)
             self._network = torch.jit.load(str(path), map_location=device).eval()
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]

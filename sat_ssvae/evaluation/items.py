@@ -78,16 +78,18 @@ def work_through(
     An item is not done again while its key is the one of the journal and all `paths` that it makes are there.
 
     Raises:
-        UserError: nothing to work on, nothing of it could be used, or `journal` lies in the folder of videos.
+        UserError: nothing to work on, nothing of it could be used, `journal` lies in the folder of videos, or a video
+            would be written over.
     """
     output = journal.parent
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
+    check_output(output, source)
     output.mkdir(parents=True, exist_ok=True)
     known = {record.name: record for record in read_journal(journal, kind)}  # what was written last
     records: list[R] = []
     for item in list_items(source, skipped):
         record = known.get(item.name)
+        if isinstance(item.source, Path) and item.source.resolve() in {path.resolve() for path in paths(item)}:
+            raise UserError(f"{item.source} would be written over by its own result; choose another --output")
         try:
             current = key(item)
             if record is None or record.key != current or not all(path.is_file() for path in paths(item)):
@@ -101,6 +103,16 @@ def work_through(
         why = f"; {skipped[0].source}: {skipped[0].detail}" if skipped else ""
         raise UserError(f"{source}: no video could be used{why}")
     return records
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Refuse an output folder that lies in a folder of videos.
+
+    Raises:
+        UserError: it does.
+    """
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
 
 
 def digest_of(source: Path | bytes) -> str:

@@ -15,15 +15,20 @@ from ..training.perceptual import Perceptual
 
 SSIM_WINDOW = 11  # pixels, Wang et al. (2004)
 _FRAMES_AT_ONCE = 32
+_ROUNDING_ERROR = (2 / 255) ** 2 / 12
+"""Mean square of what rounding to 8 bits changes."""
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (B,): the mean of the frames', infinite where one is equal.
+    """Peak signal-to-noise ratio in dB, (B,): the mean of the frames', 58.9 at most.
 
-    The peak is 2, the range of pixels. x, y: B C T H W in [-1, 1].
+    The peak is 2, the range of pixels. Above 58.9 dB is less than what rounding to 8 bits costs; without this bound one
+    black frame, which any codec reproduces, would make the mean over all frames infinite.
+
+    x, y: B C T H W in [-1, 1].
     """
     a, b = _checked(x, y)
-    error = (a - b).square().mean((1, 3, 4))  # B T
+    error = (a - b).square().mean((1, 3, 4)).clamp_min(_ROUNDING_ERROR)  # B T
     return (10 * torch.log10(4 / error)).mean(1)
 
 
