@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if takes_settings:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
     setup_logging(options.verbose)
     options.command_line = shlex.join(["sat-ssvae", *(sys.argv[1:] if arguments is None else arguments)])
     try:

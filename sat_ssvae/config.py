@@ -155,6 +155,13 @@ def packaged(name: str) -> Path:
 
 
 def find_config(path: Path) -> Path:
-    """A file of the user's, or else the packaged configuration of that name (with or without `.yaml`)."""
+    """A file of the user's, or else the packaged configuration of that name (with or without `.yaml`).
+
+    Raises:
+        UserError: there is neither.
+    """
     own = packaged(path.name if path.suffix else f"{path.name}.yaml")
-    return own if own.exists() and not path.exists() else path
+    if not path.exists() and not own.exists():
+        names = ", ".join(sorted(f.stem for f in own.parent.glob("*.yaml") if not f.stem.startswith("compare_")))
+        raise UserError(f"{path}: no such configuration file; packaged ones are {names}")
+    return path if path.exists() else own

@@ -25,8 +25,9 @@ from sat_ssvae.config import load_config
 from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import Batch, training_batches
-from sat_ssvae.data.video_io import read_clip
+from sat_ssvae.data.video_io import VideoError, read_clip
 
+MAX_ATTEMPTS = 100
 WARM_UP = 2  # clips of a process that decodes and batches of a worker, before the clock starts
 
 
@@ -60,17 +61,25 @@ def decode(known: list[Video], config: DataConfig, clips: int, rank: int, ready:
     for number in range(-WARM_UP, clips):
         if number == 0:
             ready.wait()
-        video = draws.choice(known)
-        start = draws.uniform(0, video.last_start)
-        read_clip(video.source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
+        decode_clip(known, config, draws)
     done.wait()
 
 
-def limit(config: DataConfig, options: argparse.Namespace) -> float:
+def decode_clip(known: list[Video], config: DataConfig, draws: random.Random) -> None:
+    """A clip at a random place; of another video where one is damaged, as the loader takes it."""
+    for _ in range(MAX_ATTEMPTS):
+        video = draws.choice(known)
+        start = draws.uniform(0, video.last_start)
+        try:
+            read_clip(video.source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
+        except VideoError:
+            continue
+        return
+
+
+def limit(known: list[Video], config: DataConfig, options: argparse.Namespace) -> float:
     """Clips a second of processes that only decode."""
-    known, clips = videos(config), options.batches * options.batch_size // options.workers
-    if not known:
-        sys.exit(f"{options.path}: no video of {config.span:.2f} s, which {config.num_frames} frames take")
+    clips = options.batches * options.batch_size // options.workers
     context = multiprocessing.get_context("fork")
     ready, done = (context.Barrier(options.workers + 1) for _ in range(2))
     processes = [
@@ -117,7 +126,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of `data`")
     options = parser.parse_intermixed_args()
     config = load_config(DataConfig, None, [f"path={options.path}", *options.overrides])
-    pairs = [(limit(config, options), loader(config, options)) for _ in range(options.rounds)]
+    known = videos(config)
+    if not known:
+        sys.exit(f"{options.path}: no video of {config.span:.2f} s, which {config.num_frames} frames take")
+    pairs = [(limit(known, config, options), loader(config, options)) for _ in range(options.rounds)]
     ratio = statistics.median(reached / possible for possible, reached in pairs)
     print(f"decoding alone  {statistics.median(possible for possible, _ in pairs):8.1f} clips/s")
     print(f"loader          {statistics.median(reached for _, reached in pairs):8.1f} clips/s")

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="height and width (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=144, help="of the short video (default: %(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the command")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     print(machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -106,6 +106,8 @@ def cut_safetensors(path, weights):
         (foreign, "it has no tensor 'encoder.conv_in.conv.weight'; its first tensors are model.layer.weight"),
         (missing_one, "decoder.conv_in.conv.bias is missing"),
         (wrong_shape, "encoder.conv_in.conv.bias has shape (7,) instead of (2,)"),
+        (lambda path, _: path.write_text("just a text"), "damaged or not a checkpoint"),
+        (lambda path, _: path.write_text("quite another"), "damaged or not a checkpoint"),
         (pickled_code, "damaged or not a checkpoint"),
         (no_tensors, "expected a dictionary of tensors"),
         (cut_safetensors, "damaged or not a checkpoint"),

@@ -241,7 +241,7 @@ def test_settings_that_came_later_leave_the_fingerprints_of_runs_without_them(tm
             "`data.path` must be given, for example data.path=...",
         ),
         (["train", "--config", "published_512p", "--name", "x", "data.path=x"], "`resume_from` must be given"),
-        (["train", "--config", "nothing.yaml", "--name", "x"], "nothing.yaml: no such configuration file"),
+        (["train", "--config", "tiny_48", "--name", "x"], "tiny_48: no such configuration file; packaged ones are"),
         (["pack", "nothing.mp4", "--output", "out"], "nothing.mp4"),
     ],
 )

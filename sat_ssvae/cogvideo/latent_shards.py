@@ -122,7 +122,8 @@ def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, dev
     ours = range(distributed.rank(), len(starts), distributed.world_size())
     todo = [number for number in ours if not _shard(output, number).exists()]
     vae = vae.to(device).eval()
-    with progress_bar(len(todo) * config.clips_per_shard, f"encoding {output.name}", "clip") as bar:
+    total = sum(len(clips[starts[number] : starts[number] + config.clips_per_shard]) for number in todo)
+    with progress_bar(total, f"encoding {output.name}", "clip") as bar:
         for number in todo:
             part = clips[starts[number] : starts[number] + config.clips_per_shard]
             samples = _encode(vae, part, config, device)

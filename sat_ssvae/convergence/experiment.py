@@ -123,12 +123,13 @@ class _Comparison:
             loss_floor = gaussian_loss_floor(train_set, noise_factors, self.config.scoring)
             arms.append(self._arm_result(name, vae, train_set, reference, quality, loss_floor))
             reconstructions[name] = as_pictures(spread(reference.reconstructions, shown))
+            steps, weights = self.config.transformer.evaluation_steps, weights_digest(vae)
             for seed in self.config.seeds:
                 folder = self._transformer(name, seed, train_set, reference, loss_floor, text)
-                self._note_finished(name, seed, vae, train_set, folder.parent)
-                steps = self.config.transformer.evaluation_steps
+                self._note_finished(name, seed, weights, train_set, folder.parent)
                 curves += read_curves(folder, name, seed, steps)
-                samples.setdefault(name, read_samples(folder, steps))
+                if seed == self.config.seeds[0]:
+                    samples[name] = read_samples(folder, steps)
         originals = as_pictures(spread(clips, shown))
         pictures = Pictures(self.config.clips.fps, originals, reconstructions, samples)
         return self._report(arms, curves, pictures, len(clips))
@@ -228,9 +229,7 @@ class _Comparison:
             train_dit(training, train_set, folder, seed=seed, device=self.device, on_checkpoint=score, text=text)
         return scores_folder
 
-    def _note_finished(
-        self, name: str, seed: int, vae: VideoAutoencoder, train_set: LatentSet, transformer: Path
-    ) -> None:
+    def _note_finished(self, name: str, seed: int, weights: str, train_set: LatentSet, transformer: Path) -> None:
         """For whoever uses the transformer later, `sat-ssvae restore` for one."""
         self.finished.append(
             TrainedTransformer(
@@ -238,7 +237,7 @@ class _Comparison:
                 seed=seed,
                 folder=str(transformer.relative_to(self.output)),
                 autoencoder=self.places[name],
-                weights=weights_digest(vae),
+                weights=weights,
                 latent_mean=tuple(train_set.mean.tolist()),
                 latent_std=tuple(train_set.std.tolist()),
             )

@@ -163,8 +163,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: no such checkpoint; give a folder that holds {WEIGHTS_NAME}, a .safetensors or a .pth file"
+        ) from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or not a checkpoint ({reason}); download or copy it again") from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
