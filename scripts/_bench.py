@@ -1,6 +1,8 @@
 """What the benchmarks share: variants in turn, the published implementation as a yardstick, counted operations."""
 
 import importlib.util
+import multiprocessing
+import os
 import platform
 import statistics
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ PUBLISHED_MODULE = "ssvae/modules/autoencoding/vae/dc_3dvae.py"
 
 
 Variants = dict[str, Callable[[], object]]
+T = TypeVar("T")
 
 
 def time_in_turn(variants: Variants, rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -39,6 +43,14 @@ def time_in_turn(variants: Variants, rounds: int, device: torch.device) -> dict[
 def median_ratio(times: list[float], reference: list[float]) -> float:
     """Median over rounds of reference / times: how many times faster."""
     return statistics.median(base / own for own, base in zip(times, reference, strict=True))
+
+
+def in_own_process(function: Callable[..., T], *arguments: object) -> T:
+    """`function(*arguments)` in a process of its own, so that peaks of memory do not mix."""
+    # glibc would keep freed blocks of up to 32 MiB and fragment them: without that, the peak is what lives.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 @contextmanager

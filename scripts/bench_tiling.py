@@ -8,12 +8,11 @@ registry; any checkpoint will do.)
 """
 
 import argparse
-import multiprocessing
 from pathlib import Path
 
 import imageio.v3 as imageio
 import torch
-from _bench import machine, memory_peak
+from _bench import in_own_process, machine, memory_peak
 
 from sat_ssvae import SSVAE
 from sat_ssvae.data.video_io import read_clip, to_uint8, to_unit_range
@@ -52,8 +51,7 @@ def main() -> None:
     )
     results = {}
     for tile_size in (None, *options.tile_sizes):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # so that peaks do not mix
-            results[tile_size] = pool.apply(reconstruct, (options.checkpoint, x, tile_size, str(device)))
+        results[tile_size] = in_own_process(reconstruct, options.checkpoint, x, tile_size, str(device))
         video, used = results[tile_size]
         difference = (video - results[None][0]).abs()
         near = f"{psnr(video, results[None][0]).item():.1f} dB" if tile_size else "-"

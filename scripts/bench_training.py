@@ -13,15 +13,13 @@ precision was asked for, and once more back through the decoder for the balance.
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from _bench import PublishedNetwork, machine, median_ratio, memory_peak, time_in_turn
+from _bench import PublishedNetwork, in_own_process, machine, median_ratio, memory_peak, time_in_turn
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import load_config, packaged, read_yaml
@@ -87,8 +85,6 @@ def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], checkpointed: bool, 
 
 def checkpointing(vae: SSVAE, video: torch.Tensor, rounds: int) -> None:
     """Time and memory of a step that keeps all activations, and of one that keeps the blocks' inputs alone."""
-    # glibc would keep freed blocks of up to 32 MiB and fragment them: without that, the peak is what lives.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     objective = Objective(vae, variants("float32")[FULL]).to(video.device)
     steps: dict[str, Callable[[], object]] = {
         str(on): partial(step, objective, video, checkpointed=on) for on in (False, True)
@@ -96,8 +92,7 @@ def checkpointing(vae: SSVAE, video: torch.Tensor, rounds: int) -> None:
     times = time_in_turn(steps, rounds, video.device)
     print(f"\n{'checkpoint_activations, float32':<36}{'median s':>10}{'time / without':>15}{'peak MiB':>10}")
     for on in (False, True):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peak = pool.apply(peak_memory, (vae.config, tuple(video.shape), on, str(video.device)))
+        peak = in_own_process(peak_memory, vae.config, tuple(video.shape), on, str(video.device))
         measured = times[str(on)]
         ratio = 1 / median_ratio(measured, times["False"])
         print(f"{str(on).lower():<36}{statistics.median(measured):>10.3f}{ratio:>15.3f}{peak / 2**20:>10.0f}")

@@ -10,15 +10,13 @@ are counted on the plain graph, whatever a variant really executes; the peak is 
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _bench import PublishedNetwork, machine, median_ratio, memory_peak, plain_flops, time_in_turn
+from _bench import PublishedNetwork, in_own_process, machine, median_ratio, memory_peak, plain_flops, time_in_turn
 
 from sat_ssvae import SSVAE
 from sat_ssvae.distributed import default_device
@@ -76,12 +74,9 @@ def convolution_peak(dtype: torch.dtype, device: torch.device) -> float:
 def memory(size: int, chunk_frames: int, device: torch.device) -> None:
     """Peak memory of decoding 17 and 161 frames, each in a process of its own, output not counted."""
     print(f"\ndecoding {size}x{size} with chunk_frames={chunk_frames}, float32; peak beside weights and output")
-    # glibc would keep freed blocks of up to 32 MiB and fragment them: without that, the peak is what lives.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     peaks = {}
     for frames in (17, 161):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peaks[frames] = pool.apply(peak_memory, (frames, size, chunk_frames, str(device)))
+        peaks[frames] = in_own_process(peak_memory, frames, size, chunk_frames, str(device))
         print(f"{frames:>6} frames {peaks[frames] / 2**20:>8.0f} MiB")
     print(f"ratio        {peaks[161] / peaks[17]:>8.2f}")
 

@@ -19,16 +19,14 @@ _ROUNDING_ERROR = (2 / 255) ** 2 / 12
 """Mean square of what rounding to 8 bits changes."""
 
 
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (B,): the mean of the frames', 58.9 at most.
+def psnr(x: Tensor, y: Tensor, least_error: float = 0.0) -> Tensor:
+    """Peak signal-to-noise ratio in dB, (B,): the mean of the frames', infinite where one is equal.
 
-    The peak is 2, the range of pixels. Above 58.9 dB is less than what rounding to 8 bits costs; without this bound one
-    black frame, which any codec reproduces, would make the mean over all frames infinite.
-
-    x, y: B C T H W in [-1, 1].
+    The peak is 2, the range of pixels. x, y: B C T H W in [-1, 1]; least_error: a smaller squared error of a frame
+    counts as this.
     """
     a, b = _checked(x, y)
-    error = (a - b).square().mean((1, 3, 4)).clamp_min(_ROUNDING_ERROR)  # B T
+    error = (a - b).square().mean((1, 3, 4)).clamp_min(least_error)  # B T
     return (10 * torch.log10(4 / error)).mean(1)
 
 
@@ -61,8 +59,12 @@ def perceptual_distance(x: Tensor, y: Tensor, network: Perceptual) -> Tensor:
 
 
 def reconstruction_scores(x: Tensor, y: Tensor, perceptual: Perceptual | None = None) -> dict[str, Tensor]:
-    """`psnr`, `ssim` and, given a network, `stlpips` or `lpips` of reconstructions `x` of `y`, (B,) each."""
-    scores = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
+    """`psnr`, `ssim` and, given a network, `stlpips` or `lpips` of reconstructions `x` of `y`, (B,) each.
+
+    PSNR counts no frame's error as less than that of rounding to 8 bits (58.9 dB): one black frame, which any codec
+    reproduces, would make the mean over all frames infinite.
+    """
+    scores = {"psnr": psnr(x, y, _ROUNDING_ERROR), "ssim": ssim(x, y)}
     if perceptual is not None:
         scores[perceptual.metric] = perceptual_distance(x, y, perceptual)
     return scores
