@@ -1,4 +1,9 @@
-"""SSVAE, the spectral-structured video autoencoder, for CogVideoX's SAT code and on its own."""
+"""SSVAE, the spectral-structured video autoencoder (arXiv 2512.05394), for CogVideoX's SAT code and on its own.
+
+    vae = SSVAE.from_pretrained("ssvae_ch48.pth").for_inference()
+    latents = vae.encode(video).mode()      # video B 3 T H W in [-1, 1], latents b c t h w
+    video = vae.decode(latents)
+"""
 
 from .errors import UserError
 from .vae.autoencoder import SSVAE, SSVAEConfig

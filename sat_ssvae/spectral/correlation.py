@@ -1,11 +1,11 @@
 """LCR, local correlation regularisation: make neighbouring latent positions resemble each other.
 
-    loss = local_correlation_loss(posterior.mean, window=(2, 2, 2), threshold=0.75)
+    loss = correlation_loss(local_correlation(posterior.mean, window=(2, 2, 2)), threshold=0.75)
 
 A latent video whose neighbours correlate has a spectrum biased to low frequencies. Every position is a vector of c
 channels; the correlation of two positions is the Pearson correlation of their vectors; R is its mean over all pairs
 of positions within local windows. The loss is relu(threshold - R): the published code uses threshold 0.75 and a
-2x2x2 window, and with threshold 1 it is the article's 1 - R (there with a 3x3x3 window).
+2x2x2 window, and with threshold 1 it is the 1 - R of the article (arXiv 2512.05394), there with a 3x3x3 window.
 
 Works on any `b c t h w` latents; for an image autoencoder, t = 1.
 """

@@ -169,13 +169,21 @@ class SSVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "SSVAE":
-        """See `checkpoint.load_pretrained`."""
+        """The autoencoder of a folder, a safetensors file or a published torch file; on the CPU, in float32.
+
+        Raises:
+            UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
+        """
         from .checkpoint import load_pretrained
 
         return load_pretrained(path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """See `checkpoint.save_pretrained`."""
+        """Write weights, configuration and, where there are some, the latents' statistics into a folder.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; what was there before stays.
+        """
         from .checkpoint import save_pretrained
 
         save_pretrained(self, folder)
