@@ -3,6 +3,8 @@
     vae = SSVAE.from_pretrained("ssvae_ch48.pth").for_inference()
     latents = vae.encode(video).mode()      # video B 3 T H W in [-1, 1], latents b c t h w
     video = vae.decode(latents)
+
+Whatever a user did wrong is a `UserError`: one line that says what to do.
 """
 
 from .errors import UserError
