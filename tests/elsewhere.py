@@ -35,6 +35,9 @@ class Elsewhere(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return compute(function, args, kwargs or {})
 
+    def tolist(self):
+        return self.inner.tolist()
+
     def __repr__(self):
         return f"Elsewhere({self.inner})"
 

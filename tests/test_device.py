@@ -1,19 +1,25 @@
 """Everything that takes a device from the caller works on one that is not the CPU, and gives the CPU's results."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
+from sat_ssvae.cogvideo.first_stage import SSVAEFirstStage
 from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
 from sat_ssvae.convergence.dit import DiTConfig, build_dit
-from sat_ssvae.convergence.latents import LatentSet
+from sat_ssvae.convergence.latents import LatentSet, encode_latents
 from sat_ssvae.convergence.restore import RestoreConfig, Restorer
 from sat_ssvae.convergence.run_index import TrainedTransformer
 from sat_ssvae.convergence.scoring import DiTGenerator, ScoringConfig, measure_arm, score_generator
 from sat_ssvae.convergence.settings import ClipsConfig
 from sat_ssvae.convergence.text import CaptionStates
+from sat_ssvae.data.shards import DataConfig, fixed_clips
 from sat_ssvae.evaluation.features import ClipFeatures, FrameFeatures
 from sat_ssvae.evaluation.metrics import reconstruction_scores
+from sat_ssvae.evaluation.reconstruct import ReconstructConfig, reconstruct
+from sat_ssvae.evaluation.spectra import SpectraConfig, measure_latents
 from sat_ssvae.spectral.correlation import local_correlation
 from sat_ssvae.spectral.spectrum import (
     channel_eigenvalues,
@@ -24,6 +30,7 @@ from sat_ssvae.spectral.spectrum import (
 )
 from sat_ssvae.training.discriminator import AdversarialConfig, Discriminator, critic_loss
 from sat_ssvae.training.losses import LCRConfig, LMRConfig, Objective, ObjectiveConfig
+from sat_ssvae.training.monitor import Monitor, MonitorConfig
 from sat_ssvae.training.perceptual import Perceptual, build_perceptual
 from sat_ssvae.vae.statistics import LatentStats
 
@@ -172,3 +179,63 @@ def test_restoration():
 
     here, there = on_both(compute)
     torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-4)
+
+
+def test_reconstruction_of_a_video(tiny_videos, tmp_path):
+    config = ReconstructConfig(perceptual="none", chunk_frames=7)
+
+    def compute(device):
+        source = tiny_videos / "bars0.mp4"
+        return reconstruct(tiny_vae(), source, tmp_path / device.type, config, device).totals()
+
+    here, there = on_both(compute)
+    assert there == pytest.approx(here, rel=1e-4)
+
+
+def test_latents_and_their_spectra(tiny_shards, tmp_path):
+    data = DataConfig(path=str(tiny_shards), num_frames=5, resolution=16, num_workers=0)
+
+    def compute(device):
+        clips = fixed_clips(data, stride=1)
+        encoded = encode_latents(
+            tiny_vae(), clips, tmp_path / f"{device.type}.safetensors", batch_size=3, device=device
+        )
+        videos = torch.stack([clip.video for clip in clips])
+        settings = SpectraConfig(data=data, noise_levels=(0.5,), dropped_shares=(0.5,), disturbed_clips=2)
+        return encoded.latents, measure_latents("vae", tiny_vae(), videos, settings, device)
+
+    (latents, spectra), (latents_there, spectra_there) = on_both(compute)
+    torch.testing.assert_close(latents_there, latents, atol=1e-5, rtol=1e-4)
+    assert spectra_there.psnr_by_noise == pytest.approx(spectra.psnr_by_noise, rel=1e-4)
+    assert spectra_there.psnr_by_dropped == pytest.approx(spectra.psnr_by_dropped, rel=1e-4)
+
+
+def test_a_look_at_a_training(tiny_shards, tmp_path):
+    data = DataConfig(path=str(tiny_shards), num_frames=5, resolution=16, num_workers=0)
+
+    def compute(device):
+        folder = tmp_path / device.type
+        folder.mkdir()
+        monitor = Monitor(MonitorConfig(every=1, path=str(tiny_shards)), data, folder, "float32", device, 0)
+        monitor.look(1, tiny_vae().to(device))
+        monitor.close()
+        return json.loads((folder / "looks.jsonl").read_text())
+
+    here, there = on_both(compute)
+    assert there["psnr"] == pytest.approx(here["psnr"], rel=1e-4)
+    assert there["dct_amplitude"] == pytest.approx(here["dct_amplitude"], rel=1e-3, abs=1e-5)
+
+
+@torch.no_grad()
+def test_cogvideos_first_stage(tmp_path):
+    vae = tiny_vae()
+    vae.latent_stats = LatentStats(torch.arange(4.0), torch.arange(1.0, 5.0))
+    vae.save_pretrained(tmp_path)
+
+    def compute(device):
+        stage = SSVAEFirstStage(ckpt_path=tmp_path).to(device)
+        z = stage.encode(random_video(9).to(device))
+        return z.cpu(), stage.decode(z).cpu()
+
+    for here, there in zip(*on_both(compute), strict=True):
+        torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-4)
