@@ -68,7 +68,12 @@ def test_differences_name_missing_keys_too():
     ("changes", "message"),
     [
         ({"args.train_iters": None}, "stock: args.train_iters is None, must say how long"),
+        ({"args.train_iters": "many"}, "stock: args.train_iters is many, must say how long .* whole number"),
+        ({"args.train_iters": 8.0}, "stock: args.train_iters is 8.0, must say how long"),
+        ({"args.train_iters": -1}, "stock: args.train_iters is -1, must say how long"),
+        ({"args.epochs": 2}, "stock: args.epochs is 2, must be null"),
         ({"args.train_data": None}, "stock: args.train_data is None, must name"),
+        ({"args.train_data": "videos"}, "stock: args.train_data is videos, must name .* a list"),
         ({"args.valid_data": ["videos"]}, r"stock: args.valid_data is \['videos'\], must name other videos.*--heldout"),
         ({"args.model_parallel_size": 2}, "stock: args.model_parallel_size is 2, must be 1"),
         ({"model.latent_input": True}, "stock: model.latent_input is True, must be false"),

@@ -161,6 +161,7 @@ def test_every_overlay_is_checked_here():
         ("cogvideox_2b_5b", f"{NETWORK}.latent_width", 90, "45", False),
         ("cogvideox_2b_5b", f"{NETWORK}.latent_height", 60, "30", True),
         ("cogvideox1.5_5b", f"{NETWORK}.latent_width", 80, "at least 85", False),
+        ("cogvideox1.5_5b", f"{NETWORK}.latent_width", None, "at least 85", False),
         ("cogvideox_2b_5b", f"{POSITIONS}.height_interpolation", 1.0, "1.875", False),
         ("cogvideox_2b_5b", "data.params.video_size", [482, 720], "[480, 720]", False),
         ("cogvideox1.5_5b", "args.sampling_image_size", [768, 1352], "[768, 1344]", True),
@@ -270,6 +271,9 @@ def test_the_adapt_command(configuration, transformer, tmp_path, capsys):
         (["/nowhere.yaml"], "/nowhere.yaml: no such configuration file"),
         (["{broken"], "not readable YAML"),
         (["model: {}"], "give an overlay of cogvideo_configs/"),
+        (["[a, b]"], "not readable YAML"),
+        (["model: {}", "[a, b]"], "not readable YAML"),
+        (["3"], "not readable YAML"),
     ],
 )
 def test_unusable_configurations_are_one_line(files, message, tmp_path):
@@ -281,6 +285,30 @@ def test_unusable_configurations_are_one_line(files, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         check(merge(paths))
     assert "\n" not in str(caught.value)
+
+
+MISSING = ("hidden_size", "num_frames", "time_compressed_rate", "latent_height", "in_channels", "patch_size")
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_number_is_one_line(configuration, transformer, name, tmp_path, capsys):
+    files = list(map(str, configuration("cogvideox_2b_5b", {f"{NETWORK}.{name}": None})))
+    with pytest.raises(SystemExit):
+        main(["cogvideo", "adapt", str(transformer), str(tmp_path / "out"), "--base", *files])
+    expected = f"error: {NETWORK}.{name} is missing; give the stock files before the overlay\n"
+    assert capsys.readouterr().err == expected
+    if name in ("num_frames", "patch_size"):  # others are named with the right number
+        with pytest.raises(SystemExit):
+            main(["cogvideo", "check", "--base", *files])
+        assert capsys.readouterr().err.endswith(expected)
+
+
+def test_overlays_without_the_stock_files_are_one_line(transformer, tmp_path, capsys):
+    for overlay in ("latents", "cogvideox_2b_5b", "cogvideox1.5_5b"):
+        files = str(OVERLAYS / f"{overlay}.yaml")
+        with pytest.raises(SystemExit):
+            main(["cogvideo", "adapt", str(transformer), str(tmp_path / "out"), "--base", files])
+        assert "is missing; give the stock files before the overlay\n" in capsys.readouterr().err
 
 
 def test_damaged_transformers_are_one_line(tmp_path):

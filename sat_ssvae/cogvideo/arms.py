@@ -49,8 +49,9 @@ class Arm:
         return Settings(self.values)
 
     def data(self, key: str) -> tuple[Path, ...]:
-        """The folders of `train_data` or `valid_data`."""
-        return tuple(Path(path) for path in self.settings.get(f"args.{key}") or [])
+        """The folders of `train_data` or `valid_data`; none where there is no list of them."""
+        folders = self.settings.get(f"args.{key}")
+        return tuple(Path(str(path)) for path in folders) if isinstance(folders, list) else ()
 
 
 def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[Arm, Arm]:
@@ -96,9 +97,13 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[
 def _refuse_unusable(arm: Arm, heldout: Sequence[Path]) -> None:
     """Say what of an arm's settings makes no comparison."""
     get = arm.settings.get
+    iterations = get("args.train_iters")
     wrong = {
-        "args.train_iters": "must say how long to train" if not get("args.train_iters") else "",
-        "args.train_data": "must name the training videos" if not arm.data("train_data") else "",
+        "args.train_iters": "must say how long to train, a whole number of steps"
+        if type(iterations) is not int or iterations < 1
+        else "",
+        "args.epochs": "must be null: args.train_iters says how long to train" if get("args.epochs") else "",
+        "args.train_data": "must name the training videos, a list of folders" if not arm.data("train_data") else "",
         "args.model_parallel_size": "must be 1" if (get("args.model_parallel_size") or 1) > 1 else "",
         "model.latent_input": "must be false: both arms are trained on videos" if get("model.latent_input") else "",
         "model.noised_image_input": "must be false: samples are scored of text to video"

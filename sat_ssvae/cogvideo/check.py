@@ -52,14 +52,14 @@ def merge(files: Sequence[str | Path]) -> dict[str, Any]:
     """What CogVideoX makes of its `--base` files: later ones change and add keys.
 
     Raises:
-        UserError: a file is missing or not readable as YAML.
+        UserError: a file is missing or not readable as a YAML mapping.
     """
     try:
-        merged = OmegaConf.merge(*[OmegaConf.load(file) for file in files])
+        merged = OmegaConf.merge({}, *[OmegaConf.load(file) for file in files])  # a list does not merge with a mapping
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such configuration file") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{' '.join(map(str, files))}: not readable YAML configurations ({reason})") from None
 
@@ -72,7 +72,8 @@ def check(configuration: dict[str, Any], era: Era | None = None) -> list[Finding
         era: CogVideoX's state; None to tell it by the form of patch_size, a number in v1.0 and a list on main.
 
     Raises:
-        UserError: there is nothing to check against: no SSVAE first stage, or one that cannot be built.
+        UserError: there is nothing to check against: no SSVAE first stage, one that cannot be built, or a transformer
+            whose numbers are missing.
     """
     settings = Settings(configuration)
     target = settings.get("model.first_stage_config.target")
@@ -116,9 +117,24 @@ class Settings:
             value = value.get(part) if isinstance(value, dict) else None
         return DEFAULTS.get(key) if value is None else value
 
+    def required(self, key: str) -> Any:
+        """The value of a key that CogVideoX's own files have.
+
+        Raises:
+            UserError: it is missing.
+        """
+        value = self.get(key)
+        if value is None:
+            raise UserError(f"{key} is missing; give the stock files before the overlay")
+        return value
+
     def network(self, name: str) -> Any:
         """A parameter of the transformer."""
         return self.get(f"{NETWORK}.{name}")
+
+    def required_network(self, name: str) -> Any:
+        """A parameter of the transformer that the stock files have, see `required`."""
+        return self.required(f"{NETWORK}.{name}")
 
     @property
     def samples(self) -> bool:
@@ -133,28 +149,31 @@ class Settings:
     @property
     def patch(self) -> tuple[int, int, int]:
         """Patch (time, height, width) of the transformer."""
-        patch = self.network("patch_size")
+        patch = self.required_network("patch_size")
         return (1, patch, patch) if isinstance(patch, int) else tuple(patch)
 
     def transformer(self) -> TransformerSizes:
-        """Shapes of the transformer's tensors that depend on the latents."""
-        params = self.get(NETWORK)
+        """Shapes of the transformer's tensors that depend on the latents.
+
+        Raises:
+            UserError: a number is missing.
+        """
         return TransformerSizes(
-            hidden=params["hidden_size"],
-            in_channels=params["in_channels"],
-            out_channels=params["out_channels"],
+            hidden=self.required_network("hidden_size"),
+            in_channels=self.required_network("in_channels"),
+            out_channels=self.required_network("out_channels"),
             patch=self.patch,
-            flat_patch=isinstance(params["patch_size"], list),
+            flat_patch=isinstance(self.required_network("patch_size"), list),
             text_positions=self.network("modules.pos_embed_config.params.text_length") or 0,
             video_positions=self._video_positions(),
             rotary_size=self.network("modules.pos_embed_config.params.hidden_size_head"),
         )
 
     def _video_positions(self) -> int:
-        params = self.get(NETWORK)
+        names = ("num_frames", "time_compressed_rate", "latent_height", "latent_width")
+        frames, rate, height, width = map(self.required_network, names)
         _, rows, columns = self.patch
-        frames = (params["num_frames"] - 1) // params["time_compressed_rate"] + 1
-        return frames * (params["latent_height"] // rows) * (params["latent_width"] // columns)
+        return int(((frames - 1) // rate + 1) * (height // rows) * (width // columns))
 
 
 class _Checks:
@@ -252,7 +271,7 @@ class _Checks:
         for name, pixels in zip(("latent_height", "latent_width"), size, strict=True):
             grid, table = pixels // self.space, self.settings.network(name)
             if self.era == "main" and rotary:
-                if table < grid:
+                if table is None or table < grid:
                     yield Finding(f"{NETWORK}.{name}", table, f"at least {grid}", f"{key} is {list(size)}")
             elif table != grid:
                 yield Finding(
@@ -283,17 +302,17 @@ class _Checks:
             nearest = max(round((frames - offset) / step), 0) * step + offset
             why = f"{self.time}k + 1 frames" + (f", a multiple of {patch} latent frames" if patch > 1 else "")
             yield Finding(key, frames, str(nearest), why)
-        if frames > self.settings.network("num_frames"):
-            yield Finding(
-                f"{NETWORK}.num_frames", self.settings.network("num_frames"), f"at least {frames}", f"{key} is {frames}"
-            )
+        longest = self.settings.required_network("num_frames")
+        if frames > longest:
+            yield Finding(f"{NETWORK}.num_frames", longest, f"at least {frames}", f"{key} is {frames}")
 
     def _sampling_frames(self) -> Iterator[Finding]:
         key = "args.sampling_num_frames"
         latents, patch = self.settings.get(key), self.settings.patch[0]
-        longest = (self.settings.network("num_frames") - 1) // self.time + 1
+        frames = self.settings.required_network("num_frames")
+        longest = (frames - 1) // self.time + 1
         if latents > longest:
-            yield Finding(key, latents, f"at most {longest}", f"num_frames is {self.settings.network('num_frames')}")
+            yield Finding(key, latents, f"at most {longest}", f"num_frames is {frames}")
         if latents % patch:
             yield Finding(
                 key, latents, str(latents // patch * patch or patch), f"the patch spans {patch} latent frames"
