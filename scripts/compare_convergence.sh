@@ -10,7 +10,7 @@
 # An interrupted run goes on where it was. All options: --help, and --cogvideo PATH --help.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-if [[ " $* " == *" --cogvideo "* ]]; then
+if [[ " $* " == *" --cogvideo"[\ =]* ]]; then
     python=${PYTHON:-python}
     if ! "$python" -c 'import jinja2, matplotlib, pytorch_msssim, sat_ssvae, transformers, wandb' 2>/dev/null; then
         say "installing into the environment of $python..."

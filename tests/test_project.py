@@ -208,6 +208,15 @@ def test_scripts_never_touch_a_folder_that_they_did_not_make(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("arguments", [["--cogvideo", "CogVideo"], ["--cogvideo=CogVideo"]])
+def test_the_comparison_on_cogvideox_runs_in_the_given_environment(tmp_path, arguments):
+    done = run_script(
+        "compare_convergence.sh", *arguments, SAT_SSVAE_VENV=str(tmp_path / "venv"), PYTHON="/nowhere/python"
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith(f"pip could not install {ROOT} with /nowhere/python")
+
+
 def test_training_script_without_a_name_prints_its_usage():
     assert "usage: bash scripts/train.sh CONFIG NAME" in one_line_error(run_script("train.sh", "demo.yaml"))
 
