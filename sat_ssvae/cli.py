@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, "interrupted; the same command continues where it stopped\n")
+        parser.exit(INTERRUPTED, "interrupted; what is finished is kept, the same command goes on from there\n")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __package__.partition(".")[0]:
             raise

@@ -126,6 +126,10 @@ def test_the_command_finds_cogvideo_and_its_patches(checkout, tmp_path, capsys, 
 
     assert "holds no sat/train_video.py" in refused("--cogvideo", "nowhere")
     assert "a.yaml: no such configuration file" in refused("--cogvideo", "CogVideo")
+    for python, message in (("", "--python is empty"), ("python 'a", "--python python 'a: No closing quotation")):
+        assert message in refused("--cogvideo", "CogVideo", "--python", python)
+    for processes in ("0", "-2", "two"):
+        assert "argument --processes: " in refused("--cogvideo", "CogVideo", f"--processes={processes}")
     assert "unknown key `seed`" in refused("--cogvideo", "CogVideo", "seed=3")
     assert "unknown key `steps`" in refused("--cogvideo", "CogVideo", "--ssvae", "b.yaml", "steps=3")
     (checkout / "sample_video.py").write_text("")

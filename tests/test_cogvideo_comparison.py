@@ -4,12 +4,18 @@ tests/stand_in has CogVideoX's script and module names, axes, log lines and chec
 transformer; SAT is the real one. With the real CogVideoX: test_cogvideo.py.
 """
 
+import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,14 +84,42 @@ def cogvideo(tmp_path_factory):
     return folder
 
 
-def compare(cogvideo, output, *more, **environment):
-    command = [sys.executable, "-m", "sat_ssvae.cli", "cogvideo", "compare", "--cogvideo", cogvideo, "--output", output]
-    command += ["--stock", "stock.yaml", "--ssvae", "overlay.yaml", *more]
-    command += [f"{key}={value}" for key, value in SETTINGS.items()]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
-    return subprocess.run(
-        list(map(str, command)), cwd=output.parent, env=variables, capture_output=True, text=True, check=False
-    )
+def command(cogvideo, output, *more, **settings):
+    """The command, and how its process is started."""
+    words = [sys.executable, "-m", "sat_ssvae.cli", "cogvideo", "compare", "--cogvideo", cogvideo, "--output", output]
+    words += ["--stock", "stock.yaml", "--ssvae", "overlay.yaml", *more]
+    words += [f"{key}={value}" for key, value in (SETTINGS | settings).items()]
+    return list(map(str, words)), {"cwd": output.parent, "text": True, "stderr": subprocess.PIPE}
+
+
+def variables(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **more}
+
+
+def compare(cogvideo, output, *more, settings=None, **environment):
+    words, how = command(cogvideo, output, *more, **(settings or {}))
+    return subprocess.run(words, env=variables(**environment), stdout=subprocess.PIPE, check=False, **how)
+
+
+@contextlib.contextmanager
+def in_training(cogvideo, output):
+    """A comparison, and the number of its training's process, which hangs."""
+    told = output.parent / "pid"
+    words, how = command(cogvideo, output)
+    with subprocess.Popen(words, env=variables(HANG=str(told)), stdout=subprocess.DEVNULL, **how) as process:
+        training = None
+        try:
+            while not (told.exists() and told.read_text()):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.1)
+            training = int(told.read_text())
+            yield process, training
+        finally:
+            process.kill()
+            if training is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(training, signal.SIGKILL)
+    told.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +208,115 @@ def test_the_loss_is_that_of_the_training(finished):
         assert 0.3 < (sum(heldout) / 2) / (sum(trained) / 4) < 3
 
 
-def test_too_few_heldout_videos_are_one_line_and_cost_no_training(cogvideo, finished):
-    output = finished[0]
-    few = output.parent / "few"
-    few.mkdir()
-    (few / "a.mp4").write_text("1")
-    before = work(output, "training")
-    done = compare(cogvideo, output, "--heldout", few)
+def test_too_few_heldout_videos_are_one_line_and_cost_no_training(cogvideo, tmp_path):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "a.mp4").write_text("1")
+    done = compare(cogvideo, tmp_path / "out", "--heldout", tmp_path / "few")
     assert done.returncode == 2
     assert "1 held-out clips, a comparison needs 8" in done.stderr.strip().splitlines()[-1]
-    assert work(output, "training") == before
+    assert (tmp_path / "out" / "scores").exists()
+    assert not (tmp_path / "out" / "initial").exists() and not (tmp_path / "out" / "training").exists()
+
+
+def test_a_folder_that_is_not_there_starts_nothing(cogvideo, tmp_path):
+    done = compare(cogvideo, tmp_path / "out", "--heldout", "/nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: /nowhere: no such folder of videos")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_replaced_training_videos_are_noticed(cogvideo, finished, tmp_path):
+    output, video = tmp_path / "out", cogvideo / "sat" / "train" / "3.mp4"
+    shutil.copytree(finished[0], output)
+    before, text = video.stat(), video.read_text()
+    video.write_text("7.5")
+    try:
+        assert compare(cogvideo, output, STOP_AT="1").returncode == 2  # in the second arm's training
+    finally:
+        video.write_text(text)
+        os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(list(output.glob("scores/stock-*/arm.json"))) == 2
+    assert len(list(output.glob("training/stock-*/run/*/latest"))) == 2
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """An output whose second arm is to be trained."""
+    output = tmp_path / "out"
+    shutil.copytree(finished[0], output)
+    (training,) = output.glob("training/ssvae*")
+    shutil.rmtree(training)
+    return output
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_comparison_stops_its_training(cogvideo, unfinished, number, status):
+    with in_training(cogvideo, unfinished) as (process, training):
+        process.send_signal(number)
+        assert process.wait(60) == status
+        with pytest.raises(ProcessLookupError):
+            os.kill(training, 0)
+        last = process.stderr.read().strip().splitlines()[-1]
+    assert (
+        number == signal.SIGTERM or last == "interrupted; what is finished is kept, the same command goes on from there"
+    )
+
+
+def test_an_output_belongs_to_one_comparison_and_what_it_leaves_behind(cogvideo, unfinished):
+    def refused():
+        done = compare(cogvideo, unfinished)
+        return done.returncode == 2 and f"error: {unfinished}: another comparison is at work there" in done.stderr
+
+    with in_training(cogvideo, unfinished) as (process, training):
+        assert refused()
+        process.kill()
+        process.wait(60)
+        os.kill(training, 0)
+        assert refused()
+    assert len(list(unfinished.glob("training/ssvae*"))) == 1
+    assert compare(cogvideo, unfinished).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def loaded(cogvideo, finished, tmp_path_factory):
+    """A run of 5 steps from a given transformer, with two seeds, by another interpreter than the command's."""
+    folder = tmp_path_factory.mktemp("loaded")
+    (transformer,) = finished[0].glob("initial/*/transformer")
+    (folder / "last.yaml").write_text(yaml.safe_dump({"args": {"load": str(transformer), "train_iters": 5}}))
+    described = folder / "packages" / "SwissArmyTransformer-9.9.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: SwissArmyTransformer\nVersion: 9.9\n")
+    path = f"PYTHONPATH={described.parent}:{ROOT}"
+    python = shlex.join(["env", path, os.path.relpath(sys.executable, folder)])
+    more = ["--stock", "stock.yaml", folder / "last.yaml", "--python", python]
+    settings = {"evaluations": 3, "seeds": "[1,2]"}
+    done = compare(cogvideo, folder / "out", *more, settings=settings, READS=str(folder / "reads"))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_there_are_no_more_checkpoints_than_evaluations_and_the_last_is_the_end(loaded):
+    runs = list(loaded.glob("out/training/*/run/*"))
+    assert len(runs) == 4
+    for run in runs:
+        assert {path.name for path in run.iterdir() if path.is_dir()} == {"0", "2", "4", "5"}
+    results = json.loads((loaded / "out/report/results.json").read_text())
+    assert {point["step"] for point in results["curves"] if point["metric"] == "loss"} == {2, 4, 5}
+
+
+def test_all_seeds_start_from_one_copy_of_a_given_transformer(loaded):
+    (initial,) = loaded.glob("out/initial/*")
+    assert initial.name.startswith("loaded-")
+
+
+def test_the_report_describes_the_environment_that_was_measured(loaded):
+    results = json.loads((loaded / "out/report/results.json").read_text())
+    assert results["packages"]["SwissArmyTransformer"] == "9.9"
+    assert {"torch", "deepspeed", "numpy"} < results["packages"].keys()
+    assert results["machine"]["cores"] == os.cpu_count()
+
+
+def test_a_process_reads_each_held_out_video_once(loaded):
+    reads = Counter(line for line in (loaded / "reads").read_text().splitlines() if Path(line).parent.name == "heldout")
+    assert len(reads) == 9
+    assert set(reads.values()) == {4}  # two arms, each measured and then scored

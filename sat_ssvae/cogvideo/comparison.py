@@ -2,47 +2,38 @@
 
     bash scripts/compare_convergence.sh --cogvideo CogVideo --stock STOCK.yaml sft.yaml --ssvae OVERLAY.yaml
 
-Stages: one initial transformer a seed -> train_video.py for each arm and seed -> scores of each arm's checkpoints ->
-report. The first three are processes of CogVideoX's code (see `engine.py`). Each works in a folder whose name carries a
-fingerprint of what it depends on: what is finished is found again. An unfinished training starts anew, because SAT's
-checkpoints hold no state of the optimiser, and a training that went on without it would be another one.
+Stages: measures of each arm's autoencoder -> one initial transformer a seed -> train_video.py for each arm and seed ->
+scores of each arm's checkpoints -> report. The measures need no checkpoint and come first: videos or packages that are
+missing cost no training. All but the report are processes of CogVideoX's code, see `engine.py` and `launch.py`. Each
+works in a folder whose name carries a fingerprint of what it depends on: what is finished is found again. An unfinished
+training starts anew, because SAT's checkpoints hold no state of the optimiser, and a training that went on without it
+would be another one.
 """
 
-import os
-import re
+import math
 import shutil
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import torch
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from safetensors.torch import load_file
 
 from ..config import Config, fingerprint
-from ..convergence.bookkeeping import Stopwatch, content, machine, write_text
+from ..convergence.bookkeeping import Stopwatch, content, write_text
 from ..convergence.pictures import Pictures
 from ..convergence.report import write_report
-from ..convergence.results import ArmResult, ComparisonResults, CurvePoint
+from ..convergence.results import ComparisonResults, CurvePoint
 from ..convergence.scores import as_pictures, is_scored, read_curves, read_samples
 from ..convergence.scoring import EvaluationConfig, compared
 from ..errors import UserError
-from ..progress import progress_bar
 from .arms import BASELINE, Arm
-from .engine import SCORED, InitialJob, ScoreJob
+from .engine import ArmJob, InitialJob, is_measured, read_arm, read_environment
+from .launch import LOSS, Launch, exclusive
 from .transformer import adapt
 
-LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.* total loss (\S+) \|")
-"""A line of train_video.py's log: iteration, and the mean loss since the line before."""
-ERROR = re.compile(r"(?:\[rank\d+\]: )?(?:error: |(?=(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b))(.*)")
-"""The line of a failed process that says what went wrong."""
-ALONE = MappingProxyType({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
-"""Environment of a process that is not started by torchrun."""
 EQUAL_STARTS = (
     "equal in both arms for every tensor of equal shape; first and last layer, and the table of positions if its size "
     "differs, are drawn anew in each arm from the same seed"
@@ -58,91 +49,13 @@ class CogVideoComparison(Config):
     seeds: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1,), min_length=1)
     """Seeds of train_video.py; SAT takes none below 1."""
     evaluations: int = Field(default=8, ge=2)
-    """Checkpoints that are saved and scored, evenly spaced over args.train_iters; each holds the whole model."""
+    """Checkpoints, at most, that are saved and scored, each of the whole model: evenly spaced, and the last step's."""
     max_heldout: int = Field(default=64, ge=8)
     """Held-out clips at most. They are in memory together."""
     max_train: int = Field(default=256, ge=2)
     """Training clips, at most, whose latents give the spectra and the loss's floor."""
     scoring: EvaluationConfig = EvaluationConfig(samples=32, denoising_clips=16, batch_size=1)
     """How much of each checkpoint is scored. Sampler, its steps and guidance are CogVideoX's."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How CogVideoX's scripts are started, in the folder where they lie, which is the working directory."""
-
-    python: tuple[str, ...]
-    """The interpreter, and what comes before a script's name."""
-    processes: int = 1
-    """GPUs to train on, in this machine."""
-
-    def train(self, arguments: Sequence[str], log: Path, description: str, iterations: int) -> None:
-        """train_video.py, with a bar.
-
-        Raises:
-            UserError: it failed; what it said last, and where its log lies.
-        """
-        command = ["train_video.py", *arguments]
-        if self.processes > 1:
-            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}", *command]
-
-        def show(line: str) -> None:
-            if found := LOSS.search(line):
-                bar.set_postfix(loss=found[2])
-                bar.update(int(found[1]) - bar.n)
-
-        with progress_bar(iterations, f"training {description}", "step") as bar:
-            self._run(command, log, show, {} if self.processes > 1 else ALONE)
-
-    def engine(self, job: InitialJob | ScoreJob, folder: Path) -> None:
-        """A job of `engine.py` in one process; job and log lie in `folder`.
-
-        Raises:
-            UserError: it failed.
-        """
-        path = folder / f"{job.task}.json"
-        write_text(path, job.model_dump_json(indent=1))
-
-        def show(line: str) -> None:
-            if SCORED in line:
-                bar.update()
-
-        total = len(job.runs) * len(job.steps) if isinstance(job, ScoreJob) else None
-        description = f"scoring {job.arm}" if isinstance(job, ScoreJob) else "drawing weights"
-        with progress_bar(total, description, "checkpoint") as bar:
-            self._run(["-m", f"{__package__}.engine", str(path)], path.with_suffix(".log"), show, ALONE)
-
-    def _run(
-        self, command: Sequence[str], log: Path, show: Callable[[str], None], variables: Mapping[str, str]
-    ) -> None:
-        root = str(Path(__file__).parents[__name__.count(".")])  # where this package is imported from
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        problem = "it said nothing"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            log.open("w", encoding="utf-8") as file,
-            subprocess.Popen(
-                [*self.python, *command],
-                env={**os.environ, **variables, "PYTHONPATH": path},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            ) as process,
-        ):
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    file.write(line)
-                    file.flush()
-                    show(line)
-                    if found := ERROR.match(line):
-                        problem = found[1]
-            except BaseException:
-                process.terminate()
-                raise
-        if process.returncode:
-            raise UserError(f"{log.stem} failed, see {log}: {problem.removeprefix('sat_ssvae.errors.UserError: ')}")
 
 
 def compare(
@@ -166,9 +79,11 @@ def compare(
         command: what the user typed, for the report.
 
     Raises:
-        UserError: CogVideoX's code failed; the log is named.
+        UserError: a folder of videos is missing, another comparison works in `output`, or CogVideoX's code failed; the
+            log is named.
     """
-    return _Comparison(config, arms, tuple(heldout), output, launch, command).run()
+    with exclusive(output) as lock:
+        return _Comparison(config, arms, tuple(heldout), output, replace(launch, lock=lock), command).run()
 
 
 class _Comparison:
@@ -183,28 +98,45 @@ class _Comparison:
     ) -> None:
         self.config, self.arms, self.output, self.launch, self.command = config, arms, output, launch, command
         self.baseline, self.candidate = arms
-        known = set(self.baseline.data("train_data"))
-        self.heldout = heldout or tuple(path for path in self.baseline.data("valid_data") if path not in known)
+        self.train = self.baseline.data("train_data")
+        self.heldout = heldout or tuple(path for path in self.baseline.data("valid_data") if path not in self.train)
+        for folder in (*self.train, *self.heldout):
+            if not folder.exists():
+                raise UserError(f"{folder}: no such folder of videos, seen from {Path.cwd()}")
+        self.train_content, self.heldout_content = (list(map(content, data)) for data in (self.train, self.heldout))
         self.iterations: int = self.baseline.settings.get("args.train_iters")
-        self.interval = max(self.iterations // config.evaluations, 1)
-        self.steps = tuple(range(self.interval, self.iterations + 1, self.interval))
+        self.interval = math.ceil(self.iterations / config.evaluations)
+        # SAT saves the last step, too, wherever the interval falls.
+        self.steps = (*range(self.interval, self.iterations, self.interval), self.iterations)
         self.minutes = Stopwatch(output / "minutes.json")
 
     def run(self) -> ComparisonResults:
+        measured = {arm.name: self._measure(arm) for arm in self.arms}
         starts = {seed: self._initial(seed) for seed in self.config.seeds}
         runs = {arm.name: {seed: self._train(arm, seed, starts[seed]) for seed in starts} for arm in self.arms}
-        scores = {arm.name: self._score(arm, runs[arm.name]) for arm in self.arms}
-        return self._report(runs, scores)
+        for arm in self.arms:
+            self._score(arm, runs[arm.name], measured[arm.name])
+        return self._report(runs, measured)
 
     # --- stages -------------------------------------------------------------------------------------------------------
+
+    def _measure(self, arm: Arm) -> Path:
+        """The folder with what `engine.measure` wrote, where the scores will lie, too."""
+        how = self.config.model_dump(mode="json", exclude={"seeds"})
+        data = self.train_content, self.heldout_content
+        folder = self.output / "scores" / f"{arm.name}-{fingerprint(how, arm.values, self._first_stage(arm), data)}"
+        if not is_measured(folder):
+            with self.minutes(f"measuring {arm.name}"):
+                self.launch.engine(self._job("measure", arm, folder), folder)
+        return folder
 
     def _initial(self, seed: int) -> Path:
         """The transformer from which both arms start: what of the stock one fits both, of `args.load` or drawn."""
         load = self.baseline.settings.get("args.load")
         sizes = self.candidate.settings.transformer()
         network = self.baseline.values["model"]["network_config"]
-        source = content(Path(load)) if load else seed
-        folder = self.output / "initial" / f"seed{seed}-{fingerprint(network, str(sizes), source)}"
+        name, source = ("loaded", content(Path(load))) if load else (f"seed{seed}", seed)
+        folder = self.output / "initial" / f"{name}-{fingerprint(network, str(sizes), source)}"
         finished = folder / "transformer"
         if finished.exists():
             return finished
@@ -220,8 +152,9 @@ class _Comparison:
 
     def _train(self, arm: Arm, seed: int, start: Path) -> Path:
         """The folder with the checkpoints of a finished training."""
+        data = self.train_content
         identity = fingerprint(
-            arm.values, start.parent.name, self.interval, self._first_stage(arm), self.launch.processes
+            arm.values, start.parent.name, self.interval, self._first_stage(arm), self.launch.processes, data
         )
         folder = self.output / "training" / f"{arm.name}-seed{seed}-{identity}"
         for finished in folder.glob("run/*"):
@@ -244,29 +177,26 @@ class _Comparison:
         (finished,) = (folder / "run").iterdir()
         return finished
 
-    def _score(self, arm: Arm, runs: dict[int, Path]) -> Path:
-        """The folder with what `engine.score_arm` wrote."""
-        data = [content(path) for path in self.heldout]
-        how = self.config.model_dump(mode="json", exclude={"seeds"})
-        folder = self.output / "scores" / f"{arm.name}-{fingerprint(how, arm.values, self._first_stage(arm), data)}"
+    def _score(self, arm: Arm, runs: dict[int, Path], folder: Path) -> None:
+        """Have `engine.score` write the scores that `folder` lacks."""
         named = {_name(run): run for run in runs.values()}
-        if (folder / "arm.json").exists() and all(is_scored(folder / name, self.steps) for name in named):
-            return folder
-        job = ScoreJob(
+        if not all(is_scored(folder / name, self.steps) for name in named):
+            with self.minutes(f"scoring {arm.name}"):
+                self.launch.engine(self._job("score", arm, folder, runs=named, steps=self.steps), folder)
+
+    def _job(self, task: Literal["measure", "score"], arm: Arm, folder: Path, **more: Any) -> ArmJob:
+        return ArmJob(
+            task=task,
             arm=arm.name,
             files=(*arm.files, self._inference(arm, folder)),
-            train=arm.data("train_data"),
+            train=self.train,
             heldout=self.heldout,
             max_train=self.config.max_train,
             max_heldout=self.config.max_heldout,
-            runs=named,
-            steps=self.steps,
             scoring=self.config.scoring,
             output=folder,
+            **more,
         )
-        with self.minutes(f"scoring {arm.name}"):
-            self.launch.engine(job, folder)
-        return folder
 
     def _inference(self, arm: Arm, folder: Path) -> Path:
         """The last configuration file of a process that does not train: what sample_video.py sets, too."""
@@ -288,14 +218,11 @@ class _Comparison:
     def _report(self, runs: dict[str, dict[int, Path]], scores: dict[str, Path]) -> ComparisonResults:
         quality = {name: load_file(folder / "quality.safetensors") for name, folder in scores.items()}
         results = ComparisonResults(
-            arms=tuple(
-                compared(_read_arm(folder), quality[name], quality[BASELINE]) for name, folder in scores.items()
-            ),
+            arms=tuple(compared(read_arm(folder), quality[name], quality[BASELINE]) for name, folder in scores.items()),
             curves=tuple(point for arm in self.arms for point in self._curves(arm.name, runs, scores)),
             seeds=self.config.seeds,
             budget={"training steps": self.iterations, "minutes": {**self.minutes.rounded()}},
-            machine=machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            packages={name: metadata.version(name) for name in ("torch", "deepspeed", "SwissArmyTransformer", "numpy")},
+            **read_environment(scores[BASELINE]),
             configuration={
                 "comparison": self.config.model_dump(mode="json"),
                 **{arm.name: arm.values for arm in self.arms},
@@ -337,10 +264,6 @@ class _Comparison:
             {name: as_pictures(shown["reconstructions"]) for name, shown in clips.items()},
             {name: read_samples(folder, self.steps) for name, folder in first.items()},
         )
-
-
-def _read_arm(folder: Path) -> ArmResult:
-    return TypeAdapter(ArmResult).validate_json((folder / "arm.json").read_bytes())
 
 
 def _name(run: Path) -> str:

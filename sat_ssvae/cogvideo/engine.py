@@ -7,19 +7,22 @@ with its guidance, built from the very files that train_video.py got. The measur
 """
 
 import importlib
+import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import Config
-from ..convergence.bookkeeping import write_text
+from ..convergence.bookkeeping import machine, write_text
 from ..convergence.latents import LatentSet
 from ..convergence.results import ArmResult
 from ..convergence.scores import is_scored, spread, write_scores
@@ -47,6 +50,8 @@ SCORED = "scored a checkpoint"
 """What the log says after each."""
 MIN_HELDOUT = 8
 """Fewer held-out clips say nothing."""
+PACKAGES = ("torch", "deepspeed", "SwissArmyTransformer", "numpy")
+"""Whose versions the report names."""
 
 
 class InitialJob(Config):
@@ -62,11 +67,11 @@ class InitialJob(Config):
     """The folder to write, in SAT's form."""
 
 
-class ScoreJob(Config):
-    """Score the checkpoints of an arm."""
+class ArmJob(Config):
+    """Measure an arm's autoencoder, or score checkpoints of its transformers against it."""
 
-    task: Literal["score"] = "score"
-    """Selects this job."""
+    task: Literal["measure", "score"]
+    """Which of the two; what is measured needs no checkpoint, and comes first."""
     arm: str
     """The arm's name."""
     files: tuple[Path, ...]
@@ -79,14 +84,14 @@ class ScoreJob(Config):
     """Training clips that are encoded at most."""
     max_heldout: int
     """Held-out clips that are used at most."""
-    runs: dict[str, Path]
-    """Folders with checkpoints, by a name for each."""
-    steps: tuple[int, ...]
+    runs: dict[str, Path] = Field(default_factory=dict)
+    """Folders with checkpoints to score, by a name for each."""
+    steps: tuple[int, ...] = ()
     """Checkpoints to score."""
     scoring: EvaluationConfig
     """How much is scored."""
     output: Path
-    """The folder for arm.json, quality.safetensors, clips.safetensors, and RUN/step_* of each run's name."""
+    """The folder for what `measure` and `score` write."""
 
 
 def build_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, Any]:
@@ -186,8 +191,13 @@ class Clips:
         item = data[place]
         return item["mp4"].movedim(0, 1).float(), item["txt"]
 
+    def read(self) -> tuple[Tensor, list[str]]:
+        """All videos, `N 3 T H W`, and their captions."""
+        clips = [self[index] for index in progress_bar(range(len(self)), "reading", "clip")]
+        return torch.stack([video for video, _ in clips]), [caption for _, caption in clips]
 
-def encode(vae: FirstStage, clips: Clips) -> LatentSet:
+
+def encode(vae: FirstStage, clips: Clips | list[tuple[Tensor, str]]) -> LatentSet:
     """Their latents, with statistics that change nothing: they are as the transformer sees them."""
     captions, latents = [], []
     for index in progress_bar(range(len(clips)), "encoding", "clip"):
@@ -215,23 +225,34 @@ def caption_states(engine: Any, captions: Sequence[str]) -> CaptionStates:
 
 
 @torch.no_grad()
-def score_arm(job: ScoreJob) -> None:
-    """Measure the first stage, then each checkpoint that has no scores yet.
+def measure(job: ArmJob) -> None:
+    """Write all that needs no checkpoint: what `read_arm`, `read_environment` and the report find in the folder.
+
+    Raises:
+        UserError: too few held-out clips, or no training clips.
+    """
+    engine, args = build_engine(job.files)
+    vae, generator = FirstStage(engine), EngineGenerator(engine)
+    clips = Clips(args, job.train, job.max_train)
+    if not len(clips):
+        raise UserError(f"{', '.join(map(str, job.train))}: no training clips")
+    reference = _reference(job, args, vae)
+    train = encode(vae, clips)
+    floor = gaussian_loss_floor(train, generator.signal_and_noise, job.scoring)
+    _write_arm(job, reference, train, floor)
+
+
+@torch.no_grad()
+def score(job: ArmJob) -> None:
+    """Score each checkpoint that has no scores yet, in RUN/step_* of each run's name; `measure` comes first.
 
     Raises:
         UserError: too few held-out clips.
     """
     engine, args = build_engine(job.files)
     engine.sampler.verbose = False
-    vae, generator = FirstStage(engine), EngineGenerator(engine)
-    heldout = Clips(args, job.heldout, job.max_heldout)
-    if len(heldout) < MIN_HELDOUT:
-        where = ", ".join(map(str, job.heldout))
-        raise UserError(f"{where}: {len(heldout)} held-out clips, a comparison needs {MIN_HELDOUT} (100 to say much)")
-    train = encode(vae, Clips(args, job.train, job.max_train))
-    reference = _reference(vae, heldout, engine, job.scoring)
-    floor = gaussian_loss_floor(train, generator.signal_and_noise, job.scoring)
-    _write_arm(job, reference, train, floor)
+    generator, reference = EngineGenerator(engine), _reference(job, args, FirstStage(engine))
+    floor = read_arm(job.output).floors["loss"].value
     load_checkpoint = importlib.import_module("sat.training.model_io").load_checkpoint
     for name, run in job.runs.items():
         folder = job.output / name
@@ -244,16 +265,38 @@ def score_arm(job: ScoreJob) -> None:
             logger.info("%s: %s, step %d", SCORED, name, step)
 
 
-def _reference(vae: FirstStage, clips: Clips, engine: Any, scoring: EvaluationConfig) -> ArmReference:
-    latents = encode(vae, clips)
-    frames = vae.decode(latents.latents[:1].to(engine.device)).shape[2]
-    videos = torch.stack([clips[index][0][:, -frames:] for index in range(len(clips))])
-    features = {"frame": FrameFeatures().to(engine.device), "clip": ClipFeatures().to(engine.device)}
-    return measure_arm(vae, latents, videos, features, scoring, caption_states(engine, latents.captions))
+def is_measured(folder: Path) -> bool:
+    """Whether `measure` has come to its end there."""
+    return (folder / "arm.json").exists()
 
 
-def _write_arm(job: ScoreJob, reference: ArmReference, train: LatentSet, floor: float) -> None:
-    """arm.json, the reconstruction's quality clip by clip, and the clips to show."""
+def read_arm(folder: Path) -> ArmResult:
+    """What `measure` found of the autoencoder."""
+    return TypeAdapter(ArmResult).validate_json((folder / "arm.json").read_bytes())
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """`machine` and `packages` of the process that measured, see `ComparisonResults`."""
+    return cast(dict[str, Any], json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+
+
+def _reference(job: ArmJob, args: Any, vae: FirstStage) -> ArmReference:
+    """Made anew for the scores: all clips and reconstructions would be a large file."""
+    clips = Clips(args, job.heldout, job.max_heldout)
+    if len(clips) < MIN_HELDOUT:
+        where = ", ".join(map(str, job.heldout))
+        raise UserError(f"{where}: {len(clips)} held-out clips, a comparison needs {MIN_HELDOUT} (100 to say much)")
+    videos, captions = clips.read()
+    latents = encode(vae, list(zip(videos, captions, strict=True)))
+    device = vae.engine.device
+    frames = vae.decode(latents.latents[:1].to(device)).shape[2]
+    features = {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
+    text = caption_states(vae.engine, captions)
+    return measure_arm(vae, latents, videos[:, :, -frames:], features, job.scoring, text)
+
+
+def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: float) -> None:
+    """The clips to show, the reconstruction's quality clip by clip, the environment, and arm.json."""
     device = next(reference.vae.parameters()).device
     quality = reconstruction_quality(reference, build_perceptual("st-lpips-alex").to(device))
     shape = "x".join(map(str, train.shape))
@@ -265,21 +308,32 @@ def _write_arm(job: ScoreJob, reference: ArmReference, train: LatentSet, floor: 
         "originals": spread(reference.clips, shown),
         "reconstructions": spread(reference.reconstructions, shown),
     }
-    job.output.mkdir(parents=True, exist_ok=True)
     save_file({name: values.contiguous() for name, values in pictures.items()}, job.output / "clips.safetensors")
     save_file({name: values.contiguous() for name, values in quality.items()}, job.output / "quality.safetensors")
+    environment = {"machine": machine(device), "packages": _versions()}
+    write_text(job.output / "environment.json", json.dumps(environment, indent=1))
     write_text(job.output / "arm.json", TypeAdapter(ArmResult).dump_json(result, indent=1).decode())
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # one that lies on the path without being installed has none
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def main(path: Path) -> None:
     """Do the job that a JSON file describes; what the user did wrong is the last line."""
     setup_logging()
-    job: InitialJob | ScoreJob = TypeAdapter(InitialJob | ScoreJob).validate_json(path.read_text(encoding="utf-8"))
+    job: InitialJob | ArmJob = TypeAdapter(InitialJob | ArmJob).validate_json(path.read_text(encoding="utf-8"))
     try:
         if isinstance(job, InitialJob):
             write_initial(job)
+        elif job.task == "measure":
+            measure(job)
         else:
-            score_arm(job)
+            score(job)
     except UserError as error:
         sys.exit(f"error: {error}")
 

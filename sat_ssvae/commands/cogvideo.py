@@ -49,10 +49,10 @@ def add(commands: Any) -> None:
     compare.add_argument(
         "--heldout", type=Path, nargs="+", default=[], metavar="DIR", help="held-out videos (default: args.valid_data)"
     )
-    compare.add_argument("--processes", type=int, default=1, help="GPUs to train on (default: %(default)s)")
+    compare.add_argument("--processes", type=_count, default=1, help="GPUs to train on (default: %(default)s)")
     compare.add_argument(
         "--python",
-        default=sys.executable,
+        default=shlex.quote(sys.executable),
         metavar="COMMAND",
         help="Python with CogVideo's requirements (default: this one)",
     )
@@ -85,12 +85,14 @@ def run_adapt(options: argparse.Namespace) -> None:
 def run_compare(options: argparse.Namespace) -> None:
     """Run the comparison on CogVideoX's own training and print its summary."""
     from ..cogvideo.arms import read_arms
-    from ..cogvideo.comparison import CogVideoComparison, Launch, compare
+    from ..cogvideo.comparison import CogVideoComparison, compare
     from ..cogvideo.first_stage import check_patched
+    from ..cogvideo.launch import Launch
     from ..config import load_config
     from ..convergence.summary import summary_table
 
     sat, output = _sat_folder(options.cogvideo), options.output.resolve()
+    launch = Launch(_interpreter(options.python), options.processes)
     check_patched(sat)
     # key=value settings may follow a list of files.
     files = {name: [str(path) for path in getattr(options, name)] for name in ("stock", "ssvae", "heldout")}
@@ -99,7 +101,6 @@ def run_compare(options: argparse.Namespace) -> None:
     config = load_config(CogVideoComparison, None, [*options.overrides, *settings])
     os.chdir(sat)  # CogVideoX's scripts run there, and relative paths in its files count from there
     arms = read_arms(stock, overlay, heldout)
-    launch = Launch(tuple(shlex.split(options.python)), options.processes)
     results = compare(config, arms, heldout, output, launch, options.command_line)
     sys.stdout.write(f"{summary_table(results)}\n\nreport: {output / 'report' / 'report.html'}\n")
 
@@ -114,6 +115,24 @@ def _sat_folder(checkout: Path) -> Path:
 def _find(name: str, sat: Path) -> Path:
     """A path, as seen from here or else from CogVideoX's folder."""
     return Path(name).resolve() if Path(name).exists() else sat / name
+
+
+def _interpreter(command: str) -> tuple[str, ...]:
+    """The words of --python; those that are files here are so in any folder, by the name that makes an environment."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"--python {command}: {error}") from None
+    if not words:
+        raise UserError("--python is empty; give the interpreter that has CogVideo's requirements")
+    return tuple(str(Path(word).absolute()) if Path(word).is_file() else word for word in words)
+
+
+def _count(text: str) -> int:
+    """A number of processes."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from 1")
+    return int(text)
 
 
 def _add_base(command: argparse.ArgumentParser) -> None:

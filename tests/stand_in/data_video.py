@@ -1,5 +1,6 @@
 """Stands in for CogVideoX's data set: items of its form, one for each file of a folder."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,6 +20,9 @@ class SFTDataset(Dataset):
         return len(self.files)
 
     def __getitem__(self, index):
+        if "READS" in os.environ:
+            with Path(os.environ["READS"]).open("a") as reads:
+                reads.write(f"{self.files[index]}\n")
         frames, _, height, width = self.shape
         speed = float(self.files[index].read_text())
         time, y, x = (

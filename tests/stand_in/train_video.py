@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from diffusion_video import SATVideoDiffusionEngine
 
 
 def save(engine, folder, iteration):
-    (folder / str(iteration)).mkdir(parents=True)
+    (folder / str(iteration)).mkdir(parents=True, exist_ok=True)
     torch.save({"module": engine.state_dict()}, folder / str(iteration) / "mp_rank_00_model_states.pt")
     (folder / "latest").write_text(str(iteration))
 
@@ -28,6 +29,9 @@ def main():
     data = SFTDataset.create_dataset_function(args.train_data[0], args, **args.data_config.params)
     optimizer = torch.optim.Adam(engine.model.parameters(), lr=0.01)
     torch.manual_seed(args.seed)
+    if "HANG" in os.environ:
+        Path(os.environ["HANG"]).write_text(str(os.getpid()))
+        time.sleep(600)
     for iteration in range(start + 1, args.train_iters + 1):
         item = data[iteration % len(data)]
         latents = engine.encode_first_stage(item["mp4"].movedim(1, 0)[None], None).movedim(2, 1)
@@ -48,6 +52,7 @@ def main():
         sys.stdout.write(f" iteration {iteration:8d}/{args.train_iters:8d} | elapsed | total loss {loss:.6E} | x\n")
         if iteration % args.save_interval == 0:
             save(engine, folder, iteration)
+    save(engine, folder, args.train_iters)  # as SAT does, wherever the interval falls
 
 
 if __name__ == "__main__":
