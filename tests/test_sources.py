@@ -3,6 +3,7 @@
 import functools
 import http.server
 import itertools
+import shutil
 import threading
 from collections import Counter
 from typing import ClassVar
@@ -172,9 +173,37 @@ def test_a_small_cache_makes_room_and_fetches_again(server, tmp_path):
     assert len(list(cache.glob("*.tar"))) == 1 and Server.requests["/clips-000000.tar"] == 2
 
 
+def test_a_shard_that_another_process_removes_meanwhile_is_no_mistake(server, tmp_path):
+    """It is still named when the folder is listed, and gone when its size is asked, like the end of this link."""
+    (tmp_path / "removed.tar").symlink_to(tmp_path / "gone")
+    config = configured(path=server + "/clips-{000000..000002}.tar", cache=str(tmp_path), cache_gib=1e-9)
+    skips = SkipLog(max_share=1)
+    assert len(clips_of(config, skips=skips)) == 5 and not skips.counts
+
+
 def test_a_pipe_is_a_command_that_prints_the_shard(tiny_shards, tmp_path):
     path = f"pipe:cat {tiny_shards}/clips-{{000000..000001}}.tar"
     assert len(clips_of(configured(path=path, cache=str(tmp_path)))) == 4
+
+
+def test_a_pipe_without_a_meta_file_is_asked_for_it_once(tiny_shards, tmp_path):
+    """Nor is there a pause: a thousand shards without one would cost an hour before the first step."""
+    bare, command = tmp_path / "bare", tmp_path / "print"
+    shutil.copytree(tiny_shards, bare, ignore=shutil.ignore_patterns("*.jsonl"))
+    command.write_text(f'echo "$1" >> {tmp_path}/calls; cat {bare}/"$1"')
+    path = f"pipe:bash {command} clips-{{000000..000001}}.tar"
+    assert len(clips_of(configured(path=path, cache=str(tmp_path / "cache")))) == 4
+    names = [f"clips-00000{number}.{suffix}" for number in (0, 1) for suffix in ("meta.jsonl", "tar")]
+    assert (tmp_path / "calls").read_text().split() == names
+
+
+def test_a_pipe_any_of_whose_commands_fails_is_not_kept(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    tar = tiny_shards / "clips-000000.tar"
+    path = f"pipe:(head -c 30000 {tar}; exit 1) | cat"
+    with pytest.raises(UserError, match=r"unreachable: .*check the address"):
+        clips_of(configured(path=path, cache=str(tmp_path)))
+    assert not list(tmp_path.glob("*.tar"))
 
 
 def test_what_cannot_be_fetched_is_one_line_or_a_skip(server, tmp_path):

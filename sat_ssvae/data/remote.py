@@ -4,6 +4,7 @@ An address is `https://host/a-000000.tar`, or `pipe:` and a command that prints 
 `pipe:aws s3 cp s3://bucket/a-000000.tar -`.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -43,7 +44,7 @@ class ShardCache:
         name = re.search(r"([^/\s]+)\.tar", url)
         return self.folder / f"{name[1] if name else 'shard'}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.tar"
 
-    def fetch(self, url: str, target: Path) -> None:
+    def fetch(self, url: str, target: Path, tries: int = TRIES) -> None:
         """Have `target`, which appears when it is complete.
 
         Raises:
@@ -54,7 +55,7 @@ class ShardCache:
             if target.exists():
                 return
             partial = target.with_suffix(f"{target.suffix}.partial")
-            for attempt in range(TRIES):
+            for attempt in range(tries):
                 try:
                     with partial.open("wb") as file:
                         _copy(url, file)
@@ -62,27 +63,35 @@ class ShardCache:
                 except (OSError, urllib.error.URLError, subprocess.CalledProcessError) as error:
                     partial.unlink(missing_ok=True)
                     gone = isinstance(error, urllib.error.HTTPError) and error.code in (403, 404, 410)
-                    if gone or attempt + 1 == TRIES:
+                    if gone or attempt + 1 == tries:
                         raise VideoError("unreachable", f"{url} ({error})") from None
                     time.sleep(_PAUSE * 2**attempt)
             partial.replace(target)
         self._make_room(target)
 
     def _make_room(self, newest: Path) -> None:
-        shards = [(path.stat(), path) for path in self.folder.glob("*.tar") if path != newest]
-        used = sum(status.st_size for status, _ in shards) + newest.stat().st_size
+        if not self.limit:
+            return
+        shards = []
+        for path in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+                shards.append((path.stat(), path))
+        used = sum(status.st_size for status, _ in shards)
         for status, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
-            if not self.limit or used <= self.limit:
+            if used <= self.limit:
                 return
-            path.unlink(missing_ok=True)
-            used -= status.st_size
+            if path != newest:
+                path.unlink(missing_ok=True)
+                used -= status.st_size
 
 
 def _copy(url: str, file: IO[bytes]) -> None:
     """The bytes behind an address: of a server, or what a command prints."""
     if url.startswith("pipe:"):
-        # The user's own command, as in WebDataset: its configuration says what to run.
-        subprocess.run(url.removeprefix("pipe:"), shell=True, check=True, stdout=file)
+        # The user's own command, as in WebDataset: its configuration says what to run. Whichever part of it fails, what
+        # it printed is not a whole shard.
+        command = ["bash", "-o", "pipefail", "-c", url.removeprefix("pipe:")]
+        subprocess.run(command, check=True, stdout=file)
         return
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         shutil.copyfileobj(response, file, 1 << 20)
@@ -101,8 +110,10 @@ def find_remote(url: str, cache: ShardCache) -> Path:
         raise UserError(f"{url}: expected the address of a .tar shard")
     place = cache.place(url)
     head, _, tail = url.rpartition(".tar")
+    # A command that fails does not say whether there is no such file, which is nothing to wait for.
+    tries = 1 if url.startswith("pipe:") else TRIES
     try:
-        cache.fetch(f"{head}.meta.jsonl{tail}", place.with_name(f"{place.stem}.meta.jsonl"))
+        cache.fetch(f"{head}.meta.jsonl{tail}", place.with_name(f"{place.stem}.meta.jsonl"), tries)
     except VideoError as error:
         logger.warning("%s: no .meta.jsonl beside it, so it is fetched whole now (%s)", url, error)
         try:
