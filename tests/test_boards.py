@@ -183,6 +183,16 @@ def test_without_a_key_nobody_is_asked_and_the_run_is_offline(tmp_path, monkeypa
     assert record.message == f"Weights & Biases: offline, `wandb sync {folder}` uploads it"
 
 
+def test_what_is_turned_off_is_not_said_to_be_somewhere(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "sat_ssvae")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    board = WeightsAndBiases(tmp_path, "ssvae", {})
+    board.scalars(1, {"train/error": 0.5})
+    board.close()
+    assert not [record for record in caplog.records if record.name.startswith("sat_ssvae")]
+    assert not offline_runs(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_server_that_does_not_answer_leaves_the_run_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(boards, "CONNECT_SECONDS", 3)

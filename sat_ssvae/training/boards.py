@@ -171,7 +171,8 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
     else:
         run = begin()
     run.define_metric("*", step_metric="step")
-    logger.info("Weights & Biases: %s", run.url or f"offline, `wandb sync {Path(run.dir).parent}` uploads it")
+    if not run.disabled:
+        logger.info("Weights & Biases: %s", run.url or f"offline, `wandb sync {Path(run.dir).parent}` uploads it")
     return run
 
 
