@@ -12,7 +12,7 @@ from PIL import Image
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.pack import PackConfig, PackItem, pack
 from sat_ssvae.data.shards import DataConfig, epoch_order, fixed_clips, training_batches
-from sat_ssvae.data.skips import SkipLog
+from sat_ssvae.data.skips import SkipLog, read_skips
 from sat_ssvae.data.video_io import read_clip, to_unit_range, write_video
 from sat_ssvae.errors import UserError
 
@@ -181,7 +181,7 @@ def test_broken_samples_are_replaced_by_readable_ones(tmp_path, tiny_video, work
     batches = take(8, training_batches(config, batch_size=3, seed=0, skips=skips))
     keys = [key for batch in batches for key in batch.keys]
     assert len(keys) == 24 and not {"a/0", "a/4", "a/8"} & set(keys)
-    assert set(skips.counts) == {"not a video"} and skips.failures >= 6
+    assert set(skips.counts) == {"not a video"} and skips.failures.total() >= 6
     continued = take(5, training_batches(config, batch_size=3, seed=0, start_batch=3, skips=SkipLog(max_share=0.9)))
     assert all(same(one, other) for one, other in zip(continued, batches[3:], strict=True))
 
@@ -194,6 +194,43 @@ def test_too_many_broken_samples_stop_the_run(tmp_path, tiny_video):
     with pytest.raises(UserError, match=r"of \d+ clips could not be read \(\d+ not a video\), listed in"):
         take(100, batches)
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_message_names_the_causes_of_failed_reads_alone(tmp_path, tiny_video):
+    """What a filter leaves out, however much, is not why clips cannot be read."""
+    members = [(f"{n}.mp4", tiny_video if n % 4 else b"junk") for n in range(12)]
+    records = [meta(str(n)) for n in range(12)] + [meta(f"short{n}", duration=0.1) for n in range(90)]
+    tar = write_tar(tmp_path / "a.tar", members, records)
+    with pytest.raises(UserError, match=r"\d+ of \d+ clips could not be read \(\d+ not a video\): repair"):
+        take(100, training_batches(small(tar), batch_size=3, seed=0))
+    write_tar(tmp_path / "a.tar", [("0.mp4", b"junk")], records)
+    with pytest.raises(UserError, match=r"100 samples in a row could not be read \(\d+ [^,]+, \d+ [^,]+\)"):
+        take(1, training_batches(small(tar, max_skip_share=1), batch_size=3, seed=0))
+
+
+def test_what_no_rank_can_use_is_listed_by_the_first(tmp_path, tiny_video):
+    members = [(f"{n}.mp4", tiny_video) for n in range(4)]
+    tar = write_tar(tmp_path / "a.tar", members, [meta(str(n)) for n in range(4)] + [meta("short", duration=0.1)])
+    logs = [SkipLog(tmp_path / "skipped.jsonl") for _ in range(2)]  # ranks begin at the same time
+    for rank, log in enumerate(logs):
+        take(1, training_batches(small(tar), batch_size=1, seed=0, rank=rank, world_size=2, skips=log))
+        assert log.counts == {"too short": 1}
+    assert [skip["source"] for skip in read_skips(logs[0].path)] == ["a/short"]
+
+
+def test_the_indexes_of_a_few_shards_are_held_at_a_time(tmp_path, tiny_video):
+    for shard in range(9):  # half of them without a meta file, so they are looked into when they are listed
+        write_tar(tmp_path / f"{shard}.tar", [("a.mp4", tiny_video)], [meta("a")] if shard % 2 else None)
+    clips = fixed_clips(small(tmp_path, shuffle_shards=2), stride=100)
+    stores = clips._reader.stores
+
+    def held():
+        return [number for number, store in enumerate(stores._stores) if store._members is not None]
+
+    assert len(clips) == len(stores) == 9 and held() == []
+    assert [held() for _ in clips] == [list(range(max(0, last - 3), last + 1)) for last in range(9)]
+    for number, left in ((5, [5, 6, 7, 8]), (0, [0, 5, 7, 8]), (6, [0, 5, 6, 8])):  # the one used longest ago goes
+        assert stores[number].media("a") == ("mp4", tiny_video) and held() == left
 
 
 @pytest.mark.parametrize("workers", [0, 1])

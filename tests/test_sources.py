@@ -57,6 +57,15 @@ def test_images_and_videos_one_to_seven_in_step_on_all_ranks(tiny_shards, images
     assert all(torch.equal(a.video, b.video) for a, b in zip(continued, ranks[1][14:], strict=True))
 
 
+def test_each_source_tells_of_its_own_samples(tmp_path, tiny_video, caplog):
+    for name, unusable in (("one", {"duration": 0.1}), ("two", {"fps": 4})):
+        write_tar(tmp_path / f"{name}.tar", [("a.mp4", tiny_video)], [meta("a"), meta("b", **unusable)])
+    skips = SkipLog()
+    take(1, configured(sources=[{"path": str(tmp_path / f"{name}.tar")} for name in ("one", "two")]), skips=skips)
+    told = [record.message.rpartition(": ")[2] for record in caplog.records]
+    assert told == ["1 too short", "1 fps too low"] and skips.counts == {"too short": 1, "fps too low": 1}
+
+
 def test_buckets_keep_the_shape_of_a_sample(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

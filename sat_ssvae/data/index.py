@@ -116,6 +116,10 @@ class TarStore:
                 raise VideoError("unreadable tar", f"{self.path} ({error})") from None
         return self._members
 
+    def forget(self) -> None:
+        """Drop the index; it is built again when it is needed."""
+        self._members = None
+
     def _open(self) -> IO[bytes]:
         return self.path.open("rb", buffering=0) if self.remote is None else self.remote.open()
 
@@ -152,8 +156,33 @@ class FolderStore:
         sidecar = (self.path / key).with_suffix(".txt")
         return sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
 
+    def forget(self) -> None:
+        """Nothing: a folder needs no index."""
+
 
 Store = TarStore | FolderStore
+
+
+class RecentStores:
+    """Stores by number, of which the `limit` that were used last keep their indexes.
+
+    A million samples have gigabytes of them, which each process that decodes would come to hold.
+    """
+
+    def __init__(self, stores: Sequence[Store], limit: int) -> None:
+        self._stores, self._limit = stores, limit
+        self._recent: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def __getitem__(self, number: int) -> Store:
+        self._recent[number] = self._recent.pop(number, None)  # now the last one
+        if len(self._recent) > self._limit:
+            oldest = next(iter(self._recent))
+            del self._recent[oldest]
+            self._stores[oldest].forget()
+        return self._stores[number]
 
 
 def media_files(folder: Path) -> Iterator[Path]:
@@ -223,6 +252,7 @@ def list_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip) -> 
                 height=int(record["height"]),
                 caption=str(record.get("caption") or ""),
             )
+        store.forget()  # probing tars without a meta file would gather the indexes of all
 
 
 def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:

@@ -15,6 +15,7 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..assets import cache_dir
 from ..errors import UserError
-from .index import Sample, Store, find_stores, list_samples
+from .index import RecentStores, Sample, find_stores, list_samples
 from .mixture import Mixture
 from .remote import ShardCache
 from .settings import DataConfig, nearest_bucket
-from .skips import Skip, SkipLog
+from .skips import Skip, SkipLog, in_words
 from .video_io import IMAGE_SUFFIXES, VideoError, read_clip, read_image, to_unit_range
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def training_batches(
     streams: list[_TrainingBatches] = []
     weights: list[float] = []
     for part, weight, size in config.streams():
-        readers = _open(part, skips)
+        readers = _open(part, skips, rank)
         total = sum(len(reader.samples) for reader in readers)
         weights += [weight * len(reader.samples) / total for reader in readers]
         streams += [_TrainingBatches(reader, size or batch_size, seed, rank, world_size) for reader in readers]
@@ -103,7 +104,7 @@ def training_batches(
         skips.check()
         if not loaded.complete:
             place = f"{config.path}: " if config.path else ""
-            raise UserError(f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({skips.summary()})")
+            raise UserError(f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({in_words(skips.failures)})")
         yield Batch(loaded.video, loaded.keys, loaded.captions)
 
 
@@ -175,27 +176,31 @@ def _ignore_sigterm(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _open(config: DataConfig, skips: SkipLog) -> list["_ClipReader"]:
-    """A reader for each size that has samples."""
+def _open(config: DataConfig, skips: SkipLog, rank: int = 0) -> list["_ClipReader"]:
+    """A reader for each size that has samples; the first rank lists what none of them can use."""
+    before, on_skip = skips.counts.copy(), partial(skips.filtered, listed=rank == 0)
     folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
-    stores = find_stores(config.path, skips.filtered, ShardCache(folder, int(config.cache_gib * 2**30)))
+    stores = find_stores(config.path, on_skip, ShardCache(folder, int(config.cache_gib * 2**30)))
     samples = []
-    for sample in list_samples(stores, config.filters, skips.filtered):
+    for sample in list_samples(stores, config.filters, on_skip):
         problem = _unsuitable(sample, config)
         if problem is None:
             samples.append(sample)
         else:
-            skips.filtered(Skip(sample.name, *problem))
+            on_skip(Skip(sample.name, *problem))
     samples = _part(samples, config)
+    left_out = in_words(skips.counts - before)
     if not samples:
-        raise UserError(f"{config.path}: no usable sample ({skips.summary() or 'empty'})")
-    if skips.counts:
-        logger.warning("%s: %d samples, left out: %s", config.path, len(samples), skips.summary())
+        raise UserError(f"{config.path}: no usable sample ({left_out or 'empty'})")
+    if left_out:
+        logger.warning("%s: %d samples, left out: %s", config.path, len(samples), left_out)
     by_size: dict[tuple[int, int], list[Sample]] = {size: [] for size in config.sizes}
     for sample in samples:
         by_size[nearest_bucket(sample.height, sample.width, config.sizes)].append(sample)
+    # A block of shards that are mixed with each other, and the next one.
+    recent = 2 * config.shuffle_shards
     return [
-        _ClipReader(config.model_copy(update={"resolution": size}), stores, some)
+        _ClipReader(config.model_copy(update={"resolution": size}), RecentStores(stores, recent), some)
         for size, some in by_size.items()
         if some
     ]
@@ -260,7 +265,7 @@ class _ClipReader:
     """Decodes one clip of one sample; travels to the worker processes."""
 
     config: DataConfig
-    stores: list[Store]
+    stores: RecentStores
     samples: list[Sample]
 
     def starts(self, number: int, stride: float) -> list[tuple[int, float]]:

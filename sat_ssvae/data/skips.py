@@ -1,7 +1,11 @@
 """What could not be used, counted by cause and listed in a file, so that nothing is lost silently."""
 
+import errno
+import io
 import json
 import logging
+import os
+import weakref
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +33,7 @@ class SkipLog:
     """Counts skips by cause, appends each new one to a file, stops a run that reads too many broken samples.
 
     Args:
-        path: the skipped.jsonl to append to; None only counts. Several ranks may share it.
+        path: the skipped.jsonl to append to, open from the first skip on; None only counts. Several ranks may share it.
         max_share: share of failed reads above which `check` raises, 0..1.
         min_reads: reads before the share means anything.
     """
@@ -40,18 +44,23 @@ class SkipLog:
         self.min_reads = min_reads
         self.counts: Counter[str] = Counter()
         self.reads = 0
-        self.failures = 0
+        self.failures: Counter[str] = Counter()
         self._known = _known_skips(path)
+        self._file: io.FileIO | None = None
 
-    def filtered(self, skip: Skip) -> None:
-        """Note a sample that is left out unread (too short, out of a filter's range, broken meta line)."""
+    def filtered(self, skip: Skip, *, listed: bool = True) -> None:
+        """Note a sample that is left out unread (too short, out of a filter's range, broken meta line).
+
+        All ranks leave out the same, so one of them lists it.
+        """
         self.counts[skip.cause] += 1
-        self._list(skip)
+        if listed:
+            self._list(skip)
 
     def failed(self, skip: Skip) -> None:
         """Note a read that failed."""
         self.reads += 1
-        self.failures += 1
+        self.failures[skip.cause] += 1
         self.filtered(skip)
 
     def succeeded(self, clips: int = 1) -> None:
@@ -60,16 +69,13 @@ class SkipLog:
 
     def check(self) -> None:
         """Raise UserError, naming the causes, when more than `max_share` of the reads failed."""
-        if self.reads >= self.min_reads and self.failures > self.max_share * self.reads:
+        failed = self.failures.total()
+        if self.reads >= self.min_reads and failed > self.max_share * self.reads:
             where = f", listed in {self.path}" if self.path else ""
             raise UserError(
-                f"{self.failures} of {self.reads} clips could not be read ({self.summary()}){where}: "
+                f"{failed} of {self.reads} clips could not be read ({in_words(self.failures)}){where}: "
                 "repair or remove them"
             )
-
-    def summary(self) -> str:
-        """The causes with their counts, most frequent first."""
-        return ", ".join(f"{count} {cause}" for cause, count in self.counts.most_common())
 
     def _list(self, skip: Skip) -> None:
         if (skip.source, skip.cause) in self._known:
@@ -78,12 +84,25 @@ class SkipLog:
         logger.debug("skipped %s: %s (%s)", skip.source, skip.cause, skip.detail)
         if self.path is None:
             return
+        line = skip.to_json().encode()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(skip.to_json())
+            # Unbuffered, in one piece: a killed process loses nothing, and ranks do not tear each other's lines.
+            if self._opened(self.path).write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def _opened(self, path: Path) -> io.FileIO:
+        if self._file is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+            weakref.finalize(self, self._file.close)
+        return self._file
+
+
+def in_words(causes: Counter[str]) -> str:
+    """The causes with their counts, most frequent first."""
+    return ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
 
 
 def printable(name: str) -> str:
