@@ -51,15 +51,20 @@ def test_discriminators_join_at_their_step_and_change_nothing_before(tiny_shards
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_a_run_with_everything_on_continues_bit_for_bit(tiny_shards, tmp_path, zero_stage):
-    """Both optimisers, the average, and the loss scale are in the checkpoint; accumulation is on."""
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_run_with_everything_on_continues_bit_for_bit(tiny_shards, tmp_path, zero_stage, precision):
+    """Both optimisers, the average, or float16's loss scale are in the checkpoint; accumulation is on."""
+    # float16 takes no step before it has found the scale that it bears, which is sooner without these.
+    found = {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0, "adversarial": {"weight": 0.0}, "batch_size": 1}
+    found |= {"max_steps": 13, "checkpoint_every": 11}
     changes = {
         "max_steps": 6,
-        "precision": "bfloat16",
+        "precision": precision,
         "adversarial": ADVERSARIAL,
         "ema_decay": 0.9,
         "optimizer": {"warmup_steps": 2, "zero_stage": zero_stage, "accumulation_steps": 2, "clip_norm": 1.0},
         "checkpoint_every": 4,
+        **(found if precision == "float16" else {}),
     }
     config = configured(tiny_shards, **changes)
     train(config, tmp_path / "whole", CPU)
@@ -67,11 +72,37 @@ def test_a_run_with_everything_on_continues_bit_for_bit(tiny_shards, tmp_path, z
     for leftover in ("done", "vae", "latest.pth"):
         path = tmp_path / "cut" / leftover
         path.rename(path.with_name(f"first {leftover}"))
-    train(config, tmp_path / "cut", CPU)  # from the checkpoint of step 4
+    train(config, tmp_path / "cut", CPU)  # from its last checkpoint
     assert differing(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")) == set()
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    scales, continued = ([line["loss_scale"] for line in details(tmp_path / name)] for name in ("whole", "cut"))
+    assert continued == scales and (scales[-3] not in (1, 2**16)) == (precision == "float16")
+    assert details(tmp_path / "cut")[-1]["gradient_norm"] is not None  # steps are taken
     latest = torch.load(tmp_path / "cut" / "latest.pth", weights_only=True)
     assert differing(weights_of(tmp_path / "cut"), latest) == set()
+
+
+def test_settings_that_change_no_step_may_change_in_a_run(tiny_shards, tmp_path):
+    """Such as the number of workers on another machine."""
+    train(configured(tiny_shards), tmp_path / "whole", CPU)
+    train(configured(tiny_shards), tmp_path / "cut", CPU)
+    (tmp_path / "cut" / "done").unlink()
+    operated = {
+        "log_every": 3,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 2,
+        "milestone_every": 2,
+        "max_skipped_steps": 3,
+        "monitor": {"tensorboard": True},
+    }
+    reading = {"num_workers": 1, "max_skip_share": 0.5, "cache": str(tmp_path / "cache"), "cache_gib": 1.0}
+    config = configured(tiny_shards, **operated, data={**settings(tiny_shards)["data"], **reading})
+    train(config, tmp_path / "cut", CPU)  # from the checkpoint of step 4
+    assert differing(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")) == set()
+    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
+    assert cut == [*whole[:4], whole[5]]
+    held = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert held == json.loads(config.model_dump_json()) and held["data"]["num_workers"] == 1
 
 
 def test_zero_stages_agree(tiny_shards, tmp_path):

@@ -96,13 +96,33 @@ def test_a_row_is_the_mean_over_micro_batches(tiny_shards, tmp_path, monkeypatch
             assert float(row[name]) == pytest.approx(sum(getattr(one, name).item() for one in pair) / 2, rel=1e-6)
 
 
+def test_so_is_what_is_told_of_the_discriminators(tiny_shards, tmp_path, monkeypatch):
+    original = trainer._Training._backward
+    seen = []
+
+    def noting(self, *arguments):
+        losses, critic_total = original(self, *arguments)
+        seen.append((critic_total.item(), self.objective.applied_adversarial_weight.item()))
+        return losses, critic_total
+
+    monkeypatch.setattr(trainer._Training, "_backward", noting)
+    adversarial = {"weight": 0.5, "start_step": 1, "base_channels": 8, "num_layers": 2}
+    changes = {"adversarial": adversarial, "optimizer": {"accumulation_steps": 2}, "batch_size": 1, "max_steps": 2}
+    train(configured(tiny_shards, **changes), tmp_path, CPU)
+    for line, pair in zip(details(tmp_path), zip(seen[::2], seen[1::2], strict=True), strict=True):
+        for name, (first, second) in zip(("critic", "adversarial_weight"), zip(*pair, strict=True), strict=True):
+            assert first != second and line[name] == pytest.approx((first + second) / 2, rel=1e-6)
+
+
 def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(tiny_shards, tmp_path):
     train(configured(tiny_shards, max_steps=1), tmp_path, CPU)
     written = (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns
     train(configured(tiny_shards, max_steps=1), tmp_path, CPU)
     assert (tmp_path / "vae" / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="holds a run with another configuration"):
-        train(configured(tiny_shards, max_steps=2), tmp_path, CPU)
+    changes = [{"max_steps": 2}, {"seed": 1}, {"batch_size": 1}, {"resolution": 16}, {"optimizer": {"clip_norm": 1.0}}]
+    for change in changes:
+        with pytest.raises(UserError, match="holds a run with another configuration"):
+            train(configured(tiny_shards, **{"max_steps": 1, **change}), tmp_path, CPU)
 
 
 LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -153,8 +173,39 @@ def test_bad_losses_are_skipped_and_end_the_run_with_advice(tiny_shards, tmp_pat
         return losses._replace(total=losses.total * float("nan"))
 
     monkeypatch.setattr(trainer.Objective, "forward", not_a_number)
-    with pytest.raises(UserError, match="lower lr"):
-        train(configured(tiny_shards, max_steps=50), tmp_path, CPU)
+    for steps_between, advice in (
+        (99, "under another name; lower lr"),
+        (8, f"with resume_from={tmp_path}/b/latest.pth"),
+    ):
+        run = tmp_path / ("a" if steps_between == 99 else "b")
+        with pytest.raises(UserError, match=f"10 steps in a row .* the last one 10: train .*{advice}"):
+            train(configured(tiny_shards, max_steps=50, checkpoint_every=steps_between), run, CPU)
+    # The advice can be followed.
+    monkeypatch.setattr(trainer.Objective, "forward", original)
+    advised = {"lr": 5e-5, "batch_size": 1, "max_steps": 1, "optimizer": {"clip_norm": 1.0}}
+    train(configured(tiny_shards, **advised, resume_from=str(run / "latest.pth")), tmp_path / "c", CPU)
+    assert rows(tmp_path / "c")[0]["error"] != "nan"
+
+
+def test_a_run_knows_after_an_interruption_how_many_steps_it_skipped(tiny_shards, tmp_path, monkeypatch):
+    """From step 3 on the loss is not a number; steps 3 and 4 are in the checkpoint, and again after it has stopped."""
+    original = trainer.Objective.forward
+    calls = []
+
+    def from_the_third_on(self, video, generator, *critic):
+        calls.append(1)
+        losses = original(self, video, generator, *critic)
+        return losses._replace(total=losses.total * float("nan")) if len(calls) > 2 else losses
+
+    monkeypatch.setattr(trainer.Objective, "forward", from_the_third_on)
+    config = configured(tiny_shards, max_steps=6, max_skipped_steps=3)
+    for attempt in (1, 2):
+        with pytest.raises(UserError, match="3 steps in a row without a finite loss, the last one 5"):
+            train(config, tmp_path, CPU)
+        assert len(calls) == 4 + attempt
+    monkeypatch.setattr(trainer.Objective, "forward", original)
+    train(config, tmp_path, CPU)
+    assert [line["skipped_steps"] for line in details(tmp_path)] == [0, 0, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])

@@ -9,7 +9,6 @@ posterior samples and masks are functions of seed, rank and step.
 """
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from .engine import build_engine, complete_steps, load_checkpoint, load_other, s
 from .log import JsonLog, MetricsLog
 from .losses import Losses, Objective
 from .monitor import Monitor
+from .run_folder import claim_folder
 from .settings import TrainConfig
 from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 
@@ -55,7 +55,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         UserError: unusable data or weights, a folder that holds another run, or a loss that stays infinite or NaN.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    _claim_folder(config, output)
+    claim_folder(config, output)
     if distributed.any_rank((output / "done").exists(), device):
         logger.info("%s is finished", output)
     else:
@@ -157,13 +157,15 @@ class _Training:
         """One optimiser step, or none on any rank if a loss or gradient is infinite or NaN on one of them.
 
         Returns:
-            The means of `_terms` over the micro-batches, the verdict, and what else is worth a line in the log.
+            The means of `_terms` over the micro-batches, the verdict, and what else is worth a line in the log: numbers
+            of the whole step, alike on all ranks.
         """
         config, step = self.config, self.step
         self._prepare_critic(step)
         bad: list[str] = []
         keys: list[str] = []
         terms: list[torch.Tensor] = []
+        critic_terms: list[torch.Tensor] = []
         accumulation = config.optimizer.accumulation_steps
         for micro in range(accumulation):
             batch = next(batches)
@@ -174,6 +176,8 @@ class _Training:
             bad += [] if finite else batch.keys
             keys += batch.keys
             terms.append(self._terms(losses))
+            if critic_total is not None:
+                critic_terms.append(torch.stack([critic_total, self.objective.applied_adversarial_weight]))
         norms = []
         for engine in self._engines():
             self.loss_scale.unscale(engine)
@@ -190,9 +194,9 @@ class _Training:
                 self._count_skip(verdict, bad or ([] if verdict.bad_loss else keys), skips)
         norm = self.engine.get_global_grad_norm() if self.engine.zero_optimization() else norms[0]
         details = {"gradient_norm": float(norm), "loss_scale": self.loss_scale.scale}
-        if critic_total is not None:
-            weight = float(self.objective.applied_adversarial_weight)
-            details |= {"critic": float(critic_total), "adversarial_weight": weight}
+        if critic_terms:
+            means = distributed.mean_over_ranks(torch.stack(critic_terms).mean(0)).tolist()
+            details |= zip(("critic", "adversarial_weight"), means, strict=True)
         return torch.stack(terms).mean(0), verdict, details
 
     def _backward(self, video: torch.Tensor, step: int, micro: int) -> tuple[Losses, torch.Tensor | None]:
@@ -230,10 +234,13 @@ class _Training:
             skips.filtered(Skip(key, f"infinite or NaN {what}", f"in the batch of step {self.step + 1}"))
         logger.warning("step %d skipped: the %s is infinite or NaN", self.step + 1, what)
         if self.skipped_in_a_row >= self.config.max_skipped_steps:
+            latest = self.output / LATEST
+            start = f" with resume_from={latest}" if latest.exists() else ""
             raise UserError(
-                f"{self.skipped_in_a_row} steps in a row without a finite {what}, the last one {self.step + 1}: lower "
-                "lr (to 5e-5) and batch_size (to 4), set optimizer.clip_norm=1, and drop broken or black samples "
-                f"(those of the skipped steps are listed in {skips.path}; data.drop_black, data.drop_frozen find more)"
+                f"{self.skipped_in_a_row} steps in a row without a finite {what}, the last one {self.step + 1}: train "
+                f"under another name{start}; lower lr (to 5e-5) and batch_size (to 4), set optimizer.clip_norm=1, and "
+                f"drop broken or black samples (those of the skipped steps are listed in {skips.path}; "
+                "data.drop_black, data.drop_frozen find more)"
             )
 
     # --- discriminators -----------------------------------------------------------------------------------------------
@@ -377,19 +384,3 @@ def _step_seed(seed: int, rank: int, step: int, micro: int) -> int:
     Python hashes integers alike in every process.
     """
     return hash((seed, rank, step, micro)) % 2**63
-
-
-def _claim_folder(config: TrainConfig, output: Path) -> None:
-    """Write the configuration beside the run; refuse to continue a run that was configured differently."""
-    if distributed.rank() != 0:  # another rank could see the file half written
-        return
-    path = output / "config.json"
-    wanted = json.dumps(config.model_dump(mode="json"), indent=1)
-    if path.exists():
-        if path.read_text(encoding="utf-8") != wanted:
-            raise UserError(f"{output} holds a run with another configuration; choose another name or delete it")
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(wanted, encoding="utf-8")
-        partial.replace(path)
