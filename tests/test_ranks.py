@@ -29,7 +29,7 @@ from sat_ssvae.training.trainer import TrainConfig, train
 CPU = torch.device("cpu")
 distributed.initialize(CPU)
 rank, (runs, folder) = distributed.rank(), sys.argv[1:]
-original = trainer.Objective.forward
+original, critic_loss = trainer.Objective.forward, trainer.critic_loss
 
 class Overflow(torch.autograd.Function):
     @staticmethod
@@ -40,7 +40,7 @@ class Overflow(torch.autograd.Function):
         return gradient * float("inf")
 
 for name, settings in json.loads(runs).items():
-    calls = []
+    calls, critics = [], []
 
     def one_rank_fails(self, video, generator, *critic):
         calls.append(1)
@@ -52,7 +52,11 @@ for name, settings in json.loads(runs).items():
             total = Overflow.apply(total)
         return losses._replace(total=total)
 
-    trainer.Objective.forward = one_rank_fails
+    def noting(real, fake):
+        critics.append(critic_loss(real, fake))
+        return critics[-1]
+
+    trainer.Objective.forward, trainer.critic_loss = one_rank_fails, noting
     training = trainer._Training
     instances = []
     trainer._Training = lambda *arguments: instances.append(training(*arguments)) or instances[-1]
@@ -67,26 +71,35 @@ for name, settings in json.loads(runs).items():
     mine = torch.stack([objective.applied_lcr_weight, objective.applied_adversarial_weight])
     dist.all_gather(others := [torch.empty_like(mine) for _ in range(2)], mine)
     assert torch.equal(others[0], others[1]) and (not name.startswith("gan") or mine[1] > 0), (name, others)
+    if critics:
+        last = critics[-1].detach()
+        dist.all_gather(others := [torch.empty_like(last) for _ in range(2)], last)
+        logged = json.loads((Path(folder) / name / "metrics.jsonl").read_text().splitlines()[-1])["critic"]
+        assert others[0] != others[1] and abs(logged - sum(others) / 2) < 1e-6, (name, logged, others)
 
+trainer.Objective.forward = original
 if rank == 0:
     (Path(folder) / "bad0" / "done").unlink()
-place = Path(folder) / ("bad0" if rank == 0 else "elsewhere")
-try:
-    train(parse_config(TrainConfig, json.loads(runs)["bad0"]), place, CPU)
-except UserError as error:
-    assert "not all hosts see the same checkpoints" in str(error), error
-else:
-    raise AssertionError("it trained on")
+for places in (("bad0", "elsewhere"), ("own0", "own1")):  # a run that goes on, and one that begins
+    try:
+        train(parse_config(TrainConfig, json.loads(runs)["bad0"]), Path(folder) / places[rank], CPU)
+    except UserError as error:
+        assert "not all hosts see the same folder; put the run on a file system that they share" in str(error), error
+    else:
+        raise AssertionError("it trained on")
+    for trace in ("elsewhere/checkpoints", "own1/checkpoints", "own0/train.csv"):
+        assert not (Path(folder) / trace).exists(), trace
 """
 
 
 @pytest.mark.slow
 def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
     runs = {}
+    longer = {"path": str(tiny_shards), "num_frames": 5, "num_workers": 0, "filters": {"duration": [1.6, None]}}
     for stage in (0, 1, 2):
         optimizer = {"warmup_steps": 0, "schedule": "constant", "zero_stage": stage, "clip_norm": 10.0}
         changes = {"max_steps": 5, "checkpoint_every": 3, "optimizer": optimizer, "batch_size": 1}
-        runs[f"bad{stage}"] = settings(tiny_shards, **changes)
+        runs[f"bad{stage}"] = settings(tiny_shards, **changes, data=longer)
         runs[f"half{stage}"] = settings(tiny_shards, **{**changes, "precision": "float16", "max_steps": 12})
         runs[f"gan{stage}"] = settings(
             tiny_shards, **changes, adversarial=ADVERSARIAL, precision="bfloat16", freeze_encoder=True, ema_decay=0.9
@@ -101,6 +114,7 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
         of_gradient = [skip for skip in listed if skip["cause"] == "infinite or NaN gradient"]
         # The rank whose loss is not finite is known; a gradient is found bad after it was summed over the ranks.
         assert len(of_loss) == 1 and len(of_gradient) == 2
+        assert [skip["cause"] for skip in listed].count("duration out of range") == 1  # once, not by each rank
         expected, actual = (load_file(tmp_path / f"bad{s}" / "vae" / "model.safetensors") for s in (0, stage))
         assert all((expected[name] - actual[name]).norm() <= 0.02 * expected[name].norm() for name in expected)
         half = details(tmp_path / f"half{stage}")

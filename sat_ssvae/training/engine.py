@@ -198,12 +198,12 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the ranks do not see the same checkpoints, or it was saved by another number of them.
     """
+    shared = _shared(folder)
     step = max(complete_steps(folder), default=0)
     seen = torch.tensor(float(step), dtype=torch.float64, device=engine.device)
-    if distributed.any_rank(float(distributed.mean_over_ranks(seen)) != step, engine.device):
-        raise UserError(
-            f"{folder}: not all hosts see the same checkpoints; put the run on a file system that they share"
-        )
+    differs = float(distributed.mean_over_ranks(seen)) != step
+    if distributed.any_rank(differs or not shared, engine.device):
+        raise UserError(f"{folder}: not all hosts see the same folder; put the run on a file system that they share")
     if not step:
         return None
     newest = folder / f"step_{step}"
@@ -219,6 +219,25 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
         logger.warning("%d processes instead of %d: other batches than before", ranks, state["world_size"])
     logger.info("continuing from %s", newest)
     return state
+
+
+def _shared(folder: Path) -> bool:
+    """Whether this rank sees what the first one writes; every rank must call it.
+
+    Else each host would write its share of a checkpoint to a folder of its own, and none would be complete.
+    """
+    if distributed.world_size() == 1:
+        return True
+    mark = folder / "seen_by_all_ranks"
+    if distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    distributed.barrier()
+    seen = mark.exists()
+    distributed.barrier()
+    if distributed.rank() == 0:
+        mark.unlink()
+    return seen
 
 
 def load_other(engine: Any, folder: Path, step: int, name: str) -> None:
