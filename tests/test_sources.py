@@ -4,6 +4,8 @@ import functools
 import http.server
 import itertools
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from typing import ClassVar
@@ -213,6 +215,41 @@ def test_a_pipe_any_of_whose_commands_fails_is_not_kept(tiny_shards, tmp_path, m
     with pytest.raises(UserError, match=r"unreachable: .*check the address"):
         clips_of(configured(path=path, cache=str(tmp_path)))
     assert not list(tmp_path.glob("*.tar"))
+
+
+STUCK = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from sat_ssvae.data.settings import DataConfig
+from sat_ssvae.data.shards import epoch_order, training_batches
+path, cache = sys.argv[1:]
+config = DataConfig(path=path, cache=cache, num_frames=5, resolution=32, shuffle_shards=1)
+seed = next(seed for seed in range(99) if epoch_order([2, 2], seed, 0, 1)[0] < 2)
+batches = training_batches(config, batch_size=1, seed=seed)
+for _ in range(2):
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+while not list(Path(cache).glob("clips-000001-*.tar.partial")):
+    time.sleep(0.05)
+print("it waits", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_outlives_sigterm_but_not_its_trainer(tiny_shards, tmp_path):
+    """Not even while it waits for a command that does not end."""
+    command = tmp_path / "print"
+    command.write_text(f'case "$1" in *1.tar) exec sleep 200;; *) cat {tiny_shards}/"$1";; esac')
+    path = f"pipe:bash {command} clips-{{000000..000001}}.tar"
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, path, str(tmp_path / "cache")],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stdout == "it waits\n"
 
 
 def test_what_cannot_be_fetched_is_one_line_or_a_skip(server, tmp_path):

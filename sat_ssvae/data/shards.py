@@ -10,9 +10,12 @@ on the number of workers, and a run continues at any batch without decoding what
 cannot be read is replaced by the next one of the same rank.
 """
 
+import atexit
 import hashlib
 import logging
+import multiprocessing
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -158,7 +161,8 @@ def fixed_clips(
 
 
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
-    return iter(
+    ending = multiprocessing.RawValue("b", 0)
+    loaded = iter(
         DataLoader(
             source,
             batch_size=None,
@@ -166,14 +170,17 @@ def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> I
             num_workers=num_workers,
             # One of its own: without it, DataLoader draws a seed from the global generator.
             generator=torch.Generator(),
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=partial(_obey_sigterm, ending),
         )
     )
+    # Runs before what DataLoader registered, which terminates the workers that do not end by themselves.
+    atexit.register(setattr, ending, "value", 1)
+    return loaded
 
 
-def _ignore_sigterm(_worker: int) -> None:
-    """Whoever ends a process group means the trainer, which saves first and then ends its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _obey_sigterm(ending: Any, _worker: int) -> None:
+    """At the end alone: who ends all processes before means the trainer, which saves and then ends its workers."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit() if ending.value else None)
 
 
 def _open(config: DataConfig, skips: SkipLog, rank: int = 0) -> list["_ClipReader"]:
