@@ -185,7 +185,13 @@ def _obey_sigterm(ending: Any, _worker: int) -> None:
 
 def _open(config: DataConfig, skips: SkipLog, rank: int = 0) -> list["_ClipReader"]:
     """A reader for each size that has samples; the first rank lists what none of them can use."""
-    before, on_skip = skips.counts.copy(), partial(skips.filtered, listed=rank == 0)
+    before, example = skips.counts.copy(), ""
+
+    def on_skip(skip: Skip) -> None:
+        nonlocal example
+        skips.filtered(skip, listed=rank == 0)
+        example = example or f", such as {skip.source}: {skip.detail}"
+
     folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
     stores = find_stores(config.path, on_skip, ShardCache(folder, int(config.cache_gib * 2**30)))
     samples = []
@@ -198,7 +204,7 @@ def _open(config: DataConfig, skips: SkipLog, rank: int = 0) -> list["_ClipReade
     samples = _part(samples, config)
     left_out = in_words(skips.counts - before)
     if not samples:
-        raise UserError(f"{config.path}: no usable sample ({left_out or 'empty'})")
+        raise UserError(f"{config.path}: no usable sample ({left_out or 'empty'}){example}")
     if left_out:
         logger.warning("%s: %d samples, left out: %s", config.path, len(samples), left_out)
     by_size: dict[tuple[int, int], list[Sample]] = {size: [] for size in config.sizes}
