@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sat_ssvae.config import parse_config
+from sat_ssvae.data.mixture import epoch_order
 from sat_ssvae.data.pack import PackConfig, PackItem, pack
-from sat_ssvae.data.shards import DataConfig, epoch_order, fixed_clips, training_batches
+from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
 from sat_ssvae.data.skips import SkipLog, read_skips
 from sat_ssvae.data.video_io import read_clip, to_unit_range, write_video
 from sat_ssvae.errors import UserError

@@ -221,7 +221,8 @@ STUCK = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
 from sat_ssvae.data.settings import DataConfig
-from sat_ssvae.data.shards import epoch_order, training_batches
+from sat_ssvae.data.mixture import epoch_order
+from sat_ssvae.data.shards import training_batches
 path, cache = sys.argv[1:]
 config = DataConfig(path=path, cache=cache, num_frames=5, resolution=32, shuffle_shards=1)
 seed = next(seed for seed in range(99) if epoch_order([2, 2], seed, 0, 1)[0] < 2)

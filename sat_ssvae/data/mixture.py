@@ -1,4 +1,7 @@
-"""Which source a batch comes from: the same on all ranks, in exact shares, found without counting from the start."""
+"""In which order samples are read: the same on all ranks, found without counting from the start.
+
+Which source a batch comes from, in exact shares, and where the samples of a source stand in an epoch.
+"""
 
 from collections.abc import Sequence
 
@@ -43,3 +46,17 @@ def shares(weights: Sequence[float]) -> list[int]:
         whole[forgotten] += 1
         whole[whole.argmax()] -= 1
     return [int(count) for count in whole]
+
+
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
+    """A permutation of all samples: shards in random order, those of `shuffle_shards` neighbours mixed."""
+    generator = np.random.default_rng((seed, epoch))
+    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
+    shards = generator.permutation(len(shard_sizes))
+    blocks = [shards[first : first + shuffle_shards] for first in range(0, len(shards), shuffle_shards)]
+    return np.concatenate(
+        [
+            generator.permutation(np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block]))
+            for block in blocks
+        ]
+    )

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..assets import cache_dir
 from ..errors import UserError
 from .index import RecentStores, Sample, find_stores, list_samples
-from .mixture import Mixture
+from .mixture import Mixture, epoch_order
 from .remote import ShardCache
 from .settings import DataConfig, nearest_bucket
 from .skips import Skip, SkipLog, in_words
@@ -380,20 +380,6 @@ class _MixedBatches(Dataset[_LoadedBatch]):
     def __getitem__(self, batch: int) -> _LoadedBatch:
         stream, number = self.mixture(batch)
         return self.streams[stream][number]
-
-
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
-    """A permutation of all samples: shards in random order, those of `shuffle_shards` neighbours mixed."""
-    generator = np.random.default_rng((seed, epoch))
-    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
-    shards = generator.permutation(len(shard_sizes))
-    blocks = [shards[first : first + shuffle_shards] for first in range(0, len(shards), shuffle_shards)]
-    return np.concatenate(
-        [
-            generator.permutation(np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block]))
-            for block in blocks
-        ]
-    )
 
 
 class _FixedPlaces(Dataset[_LoadedClip | Skip]):
