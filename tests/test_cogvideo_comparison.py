@@ -106,7 +106,10 @@ def in_training(cogvideo, output):
     """A comparison, and the number of its training's process, which hangs."""
     told = output.parent / "pid"
     words, how = command(cogvideo, output)
+    # A shell starts jobs in its background with SIGINT ignored, which children inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(words, env=variables(HANG=str(told)), stdout=subprocess.DEVNULL, **how) as process:
+        signal.signal(signal.SIGINT, before)
         training = None
         try:
             while not (told.exists() and told.read_text()):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sat_ssvae.data.skips import Skip, SkipLog, read_skips
 
+from .processes import unmeasured
+
 
 def test_a_half_written_line_costs_only_itself(tmp_path):
     path = tmp_path / "skipped.jsonl"
@@ -43,7 +45,11 @@ def test_a_line_that_fits_in_part_only_is_an_error(tmp_path):
     script += "log = SkipLog(Path(sys.argv[1]))\n"
     script += "for name in 'ab': log.filtered(Skip(name, 'too short', 40 * '-'))\n"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "skipped.jsonl")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(tmp_path / "skipped.jsonl")],
+        env=unmeasured(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "UserError: cannot write" in done.stderr and done.stderr.strip().endswith("No space left on device")
     assert len(read_skips(tmp_path / "skipped.jsonl")) == 1
