@@ -8,10 +8,13 @@
 On a terminal a bar redraws itself in place. Elsewhere (a log file) it is a plain line now and then.
 """
 
+import atexit
+import contextlib
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 from tqdm import tqdm
@@ -64,7 +67,8 @@ def progress_bar(
 def setup_logging(verbose: bool = False) -> None:
     """Send log records to stderr, above any progress bar on it; of ranks but the first only warnings.
 
-    Calling it again replaces the earlier set-up.
+    Calling it again replaces the earlier set-up. A stderr that takes nothing (a full disk) loses
+    lines and stops nobody.
 
     Args:
         verbose: show the package's debug records and other libraries' information too.
@@ -79,6 +83,16 @@ def setup_logging(verbose: bool = False) -> None:
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     # `__package__` is sgm.sat_ssvae where the folder was copied into CogVideoX.
     logging.getLogger(__package__).setLevel(logging.DEBUG if verbose else logging.INFO)
+    atexit.unregister(_give_up_unwritten)
+    atexit.register(_give_up_unwritten)
+
+
+def _give_up_unwritten() -> None:
+    """At the end; Python would try once more to write what stderr did not take, and end with status 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _BarHandler(logging.Handler):
@@ -98,6 +112,11 @@ class _LineBar(tqdm):
 
     last_line: float | None = None  # time of the last line, as `time.time()`
 
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Not used, since `display` writes; tqdm's own flushes stderr, which fails where a disk is full."""
+        return lambda _line: None
+
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> None:
         """Write a line if one is due; tqdm asks after every change of the postfix."""
         if not self.disable and time.time() - (self.last_line or self.start_t) >= self.mininterval:
@@ -106,8 +125,9 @@ class _LineBar(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write the state as one line (tqdm passes an empty `msg` to wipe a bar, which a file cannot)."""
         if msg != "":
-            self.fp.write(f"{msg or self}\n")
-            self.fp.flush()
+            with contextlib.suppress(OSError):  # a full disk under the log
+                self.fp.write(f"{msg or self}\n")
+                self.fp.flush()
             self.last_line = time.time()
 
     def close(self) -> None:

@@ -170,14 +170,18 @@ def test_setting_up_twice_does_not_double_the_lines(capsys, logging_restored):
     assert len(lines(capsys)) == 1
 
 
-def test_a_full_disk_under_the_log_does_not_stop_the_program():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_log_does_not_stop_the_program_nor_change_its_exit_status(unbuffered):
     code = (
-        "import logging; from sat_ssvae.progress import setup_logging\n"
-        "setup_logging(); logging.getLogger('sat_ssvae.x').info('lost'); print('went on')"
+        "import logging; from sat_ssvae.progress import progress_bar, setup_logging\n"
+        "setup_logging(); logging.getLogger('sat_ssvae.x').info('lost')\n"
+        "with progress_bar(2, 'training', 'step') as bar: bar.update(2)\n"
+        "print('went on')"
     )
+    variables = {**unmeasured(), "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", code], env=unmeasured(), stdout=subprocess.PIPE, stderr=full, text=True, check=True
+            [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, stderr=full, text=True, check=True
         )
     assert done.stdout == "went on\n"
 
