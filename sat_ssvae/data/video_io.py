@@ -51,8 +51,7 @@ class VideoError(UserError):
     """A file that cannot be used.
 
     Attributes:
-        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding
-        error",
+        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
             "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image".
     """
 
@@ -218,8 +217,7 @@ def nearest_frames(
     """For each of the ascending `times` (seconds from the first frame), the decoded frame nearest to it.
 
     Raises:
-        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when
-        the
+        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when the
             header promised that frame.
     """
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
