@@ -208,13 +208,17 @@ def test_a_pipe_without_a_meta_file_is_asked_for_it_once(tiny_shards, tmp_path):
     assert (tmp_path / "calls").read_text().split() == names
 
 
-def test_a_pipe_any_of_whose_commands_fails_is_not_kept(tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "tar", ["(cat $1; exit 1) | cat", "head -c 30000 $1", "head -c 30720 $1", "echo Service Unavailable", "true"]
+)
+def test_a_pipe_that_fails_or_gives_no_whole_tar_is_not_kept(tiny_shards, tmp_path, monkeypatch, tar):
+    """`curl` without its -f gives the server's error page and calls that a success."""
     monkeypatch.setattr(remote, "_PAUSE", 0.01)
-    tar = tiny_shards / "clips-000000.tar"
-    path = f"pipe:(head -c 30000 {tar}; exit 1) | cat"
+    (tmp_path / "print").write_text(f'case "$1" in *.tar) {tar};; *) exit 1;; esac')
+    path = f"pipe:bash -o pipefail {tmp_path}/print {tiny_shards}/clips-000000.tar"
     with pytest.raises(UserError, match=r"unreachable: .*check the address"):
-        clips_of(configured(path=path, cache=str(tmp_path)))
-    assert not list(tmp_path.glob("*.tar"))
+        clips_of(configured(path=path, cache=str(tmp_path / "cache")))
+    assert not list((tmp_path / "cache").glob("*.tar"))
 
 
 STUCK = """

@@ -57,8 +57,9 @@ class ShardCache:
             partial = target.with_suffix(f"{target.suffix}.partial")
             for attempt in range(tries):
                 try:
-                    with partial.open("wb") as file:
-                        _copy(url, file)
+                    with partial.open("w+b") as file:
+                        if not _copy(url, file) and target.suffix == ".tar" and not _ends_as_tars_do(file):
+                            raise OSError("what came is not a whole tar")
                     break
                 except (OSError, urllib.error.URLError, subprocess.CalledProcessError) as error:
                     partial.unlink(missing_ok=True)
@@ -85,19 +86,27 @@ class ShardCache:
                 used -= status.st_size
 
 
-def _copy(url: str, file: IO[bytes]) -> None:
-    """The bytes behind an address: of a server, or what a command prints."""
+def _copy(url: str, file: IO[bytes]) -> bool:
+    """Write what a server sends or a command prints; returns whether its length is known to be right."""
     if url.startswith("pipe:"):
         # The user's own command, as in WebDataset: its configuration says what to run. Whichever part of it fails, what
         # it printed is not a whole shard.
         command = ["bash", "-o", "pipefail", "-c", url.removeprefix("pipe:")]
         subprocess.run(command, check=True, stdout=file)
-        return
+        return False
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         shutil.copyfileobj(response, file, 1 << 20)
         expected = response.headers.get("Content-Length")
     if expected is not None and file.tell() != int(expected):
         raise OSError(f"{file.tell()} of {expected} bytes came")
+    return expected is not None
+
+
+def _ends_as_tars_do(file: IO[bytes]) -> bool:
+    """With two empty blocks; neither the beginning of a tar does nor a page that says what went wrong."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1024))
+    return size % 512 == 0 and file.read() == bytes(1024)
 
 
 def find_remote(url: str, cache: ShardCache) -> Path:
