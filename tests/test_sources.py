@@ -197,11 +197,12 @@ def test_a_pipe_is_a_command_that_prints_the_shard(tiny_shards, tmp_path):
     assert len(clips_of(configured(path=path, cache=str(tmp_path)))) == 4
 
 
-def test_a_pipe_without_a_meta_file_is_asked_for_it_once(tiny_shards, tmp_path):
+@pytest.mark.parametrize("failing", ["exit 1", "echo '<html>Not Found</html>'"])
+def test_a_pipe_without_a_meta_file_is_asked_for_it_once(tiny_shards, tmp_path, failing):
     """Nor is there a pause: a thousand shards without one would cost an hour before the first step."""
     bare, command = tmp_path / "bare", tmp_path / "print"
     shutil.copytree(tiny_shards, bare, ignore=shutil.ignore_patterns("*.jsonl"))
-    command.write_text(f'echo "$1" >> {tmp_path}/calls; cat {bare}/"$1"')
+    command.write_text(f'echo "$1" >> {tmp_path}/calls; cat {bare}/"$1" || {failing}')
     path = f"pipe:bash {command} clips-{{000000..000001}}.tar"
     assert len(clips_of(configured(path=path, cache=str(tmp_path / "cache")))) == 4
     names = [f"clips-00000{number}.{suffix}" for number in (0, 1) for suffix in ("meta.jsonl", "tar")]

@@ -58,8 +58,8 @@ class ShardCache:
             for attempt in range(tries):
                 try:
                     with partial.open("w+b") as file:
-                        if not _copy(url, file) and target.suffix == ".tar" and not _ends_as_tars_do(file):
-                            raise OSError("what came is not a whole tar")
+                        if not _copy(url, file) and not _is_whole(file, target.suffix):
+                            raise OSError(f"what came is no whole {target.suffix}")
                     break
                 except (OSError, urllib.error.URLError, subprocess.CalledProcessError) as error:
                     partial.unlink(missing_ok=True)
@@ -102,8 +102,11 @@ def _copy(url: str, file: IO[bytes]) -> bool:
     return expected is not None
 
 
-def _ends_as_tars_do(file: IO[bytes]) -> bool:
-    """With two empty blocks; neither the beginning of a tar does nor a page that says what went wrong."""
+def _is_whole(file: IO[bytes], suffix: str) -> bool:
+    """Whether it ends as tars do, or begins as a meta file does; a page that says what went wrong does neither."""
+    if suffix != ".tar":
+        file.seek(0)
+        return file.read(1) == b"{"
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 1024))
     return size % 512 == 0 and file.read() == bytes(1024)
