@@ -1,14 +1,22 @@
-"""H.264 in mp4 as all of the package writes it: one thread, no B-frames, colours tagged as players expect them."""
+"""Colours between RGB and video, and H.264 in mp4 as all of the package writes it.
+
+One thread, no B-frames, colours tagged as players expect them.
+"""
 
 from fractions import Fraction
 
 import numpy as np
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 BT709, UNSPECIFIED, BT601 = 1, 2, 6  # matrix coefficients, ITU-T H.273 table 4
+
+# libswscale's flags by their numbers; PyAV for Python 3.10 has no names for the last two.
+BICUBIC = 0x4
+ACCURATE_ROUNDING = 0x40000
+FULL_CHROMA = 0x2000  # chroma interpolated for every pixel, not for every second one
 
 
 def default_matrix(height: int) -> int:
@@ -45,6 +53,6 @@ def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
         format="yuv420p",
         dst_colorspace=Colorspace.ITU709 if default_matrix(frame.height) == BT709 else Colorspace.ITU601,
         dst_color_range=1,
-        interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+        interpolation=BICUBIC | ACCURATE_ROUNDING,
         threads=1,
     )

@@ -21,13 +21,22 @@ import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
-from .h264 import UNSPECIFIED, add_h264_stream, default_matrix, even_frame, to_yuv420p
+from .h264 import (
+    ACCURATE_ROUNDING,
+    BICUBIC,
+    FULL_CHROMA,
+    UNSPECIFIED,
+    add_h264_stream,
+    default_matrix,
+    even_frame,
+    to_yuv420p,
+)
 
 MAX_PIXELS = 1 << 26
 MAX_SECONDS = 24 * 3600.0
@@ -304,7 +313,7 @@ def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatte
     if frame.colorspace == UNSPECIFIED:
         frame.colorspace = default_matrix(frame.height)
     height, width = size[::-1] if turns % 2 else size
-    flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    flags = BICUBIC | ACCURATE_ROUNDING | FULL_CHROMA
     rgb = scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
     return np.rot90(rgb.to_ndarray(), turns)
 
@@ -319,6 +328,7 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
             options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
             metadata_errors="replace",
         ) as container:
+            assert isinstance(container, InputContainer)
             if not container.streams.video:
                 raise VideoError("no video stream", _name(source))
             stream = container.streams.video[0]
