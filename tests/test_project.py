@@ -121,8 +121,11 @@ def declared(*extras: str) -> set[str]:
 @pytest.fixture(scope="module")
 def providers() -> dict[str, set[str]]:
     """For each importable top-level name, the distributions that it comes from."""
-    found = importlib.metadata.packages_distributions()
-    return {name: {distribution.lower() for distribution in found[name]} for name in found}
+    found: dict[str, set[str]] = {}  # importlib.metadata.packages_distributions misses most of them in Python 3.10
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or ():
+            found.setdefault(file.parts[0].split(".")[0], set()).add(distribution.metadata["Name"].lower())
+    return found
 
 
 def undeclared(paths: list[Path], providers: dict[str, set[str]], *extras: str) -> set[str]:
