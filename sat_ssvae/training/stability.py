@@ -61,10 +61,15 @@ def discard_gradients(engine: Any) -> None:
     if not engine.zero_optimization():
         engine.zero_grad()
         return
-    # ZeRO clears its buffers in a step alone, one that it does not take when the gradient is not a number.
+    # ZeRO clears its buffers in a step alone: one that it does not take, because it is told to look at the gradients.
+    # Most versions would take it in float32 without looking, and keep `overflow` until they look again.
+    zero = engine.optimizer
+    looks = zero.check_grad_overflow
     for gradient in held_gradients(engine):
         gradient.fill_(float("nan"))
+    zero.check_grad_overflow = True
     engine.step()
+    zero.check_grad_overflow, zero.overflow = looks, False
 
 
 class LossScale:
