@@ -1,11 +1,13 @@
 """The command line, `sat-ssvae COMMAND`; each command has --help and is a module in `commands/`."""
 
 import argparse
+import atexit
 import logging
 import shlex
 import sys
 from collections.abc import Sequence
 
+from . import distributed
 from .commands import (
     check_data,
     cogvideo,
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command_line = shlex.join(["sat-ssvae", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         options.run(options)
+        atexit.register(distributed.leave)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Process-group facts: rank, world size, device, and a start-up that works with and without a launcher."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -43,6 +44,9 @@ def initialize(device: torch.device) -> None:
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "gloo":
+        # Its threads may still free tensors while Python ends, and then abort a process that has done all its work.
+        atexit.register(leave)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
@@ -50,6 +54,12 @@ def initialize(device: torch.device) -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def leave() -> None:
+    """Take the process group down. NCCL waits for all ranks then, so not after a failure of one of them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -41,3 +41,4 @@ def run_ranks(code, arguments, log, world_size=2):
     finally:
         for process in processes:
             process.kill()
+            process.wait()

@@ -138,6 +138,17 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
     assert (tmp_path / "bad0" / "done").exists()
 
 
+def test_the_process_group_is_gone_before_python_ends():
+    """Else one of gloo's threads could free a tensor while Python ends, which aborts the process."""
+    code = (
+        "import atexit, torch, torch.distributed as dist; from sat_ssvae import distributed\n"
+        "atexit.register(lambda: print(dist.is_initialized()))\n"
+        "distributed.initialize(torch.device('cpu')); print(dist.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["True", "False"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_both_launchers_start_the_command_as_two_ranks(tiny_shards, tmp_path, launcher):
