@@ -9,11 +9,15 @@ from sat_ssvae.cogvideo.launch import Launch
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
-import os, signal, time
+import os, signal, sys, time
 from sgm.sat_ssvae.errors import UserError
 print("ImportError: no triton, going on without it", flush=True)
-if int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) - 1:
+if int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) - 1:  # its last word comes when the other has failed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("RuntimeError: connection closed by peer"))
+    open("ready", "w").close()
     time.sleep(300)
+while int(os.environ["WORLD_SIZE"]) > 1 and not os.path.exists("ready"):
+    time.sleep(0.01)
 {end}
 """
 

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +26,17 @@ from .engine import SCORED, ArmJob, InitialJob
 LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.* total loss (\S+) \|")
 """A line of train_video.py's log: iteration, and the mean loss since the line before."""
 ERROR = re.compile(
-    r"^(?:\[rank\d+\]: )?"
+    r"^(?:\[default\d+\]:)?(?:\[rank\d+\]: )?"  # torchrun's, and torch's
     r"(?!torch\.distributed\.elastic\b)"  # torchrun's, which says no more than that a process failed
     r"(?:error: |(?:\w+\.)*UserError: |(?=(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b))(.*)",
     re.MULTILINE,
 )
 """The line of a failed process that says what went wrong."""
-KILLED = re.compile(r"^Root Cause \(first observed failure\):.*?^  traceback : Signal \d+ \((\w+)\)", re.M | re.S)
-"""What torchrun says at its end when the first process that failed was killed by a signal."""
+FIRST_FAILURE = re.compile(
+    r"^Root Cause \(first observed failure\):.*?\(local_rank: (\d+)\).*?^  traceback : (?:Signal \d+ \((\w+)\))?",
+    re.MULTILINE | re.DOTALL,
+)
+"""What torchrun says at its end: which process failed first, and by which signal if one killed it."""
 DOING = MappingProxyType({"initial": "drawing weights", "measure": "measuring", "score": "scoring"})
 """What a job's bar says."""
 ALONE = MappingProxyType({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
@@ -57,8 +61,6 @@ class Launch:
             UserError: it failed; what it said last, and where its log lies.
         """
         command = ["train_video.py", *arguments]
-        if self.processes > 1:
-            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}", *command]
 
         def show(line: str) -> None:
             if found := LOSS.search(line):
@@ -66,7 +68,14 @@ class Launch:
                 bar.update(int(found[1]) - bar.n)
 
         with progress_bar(iterations, f"training {description}", "step") as bar:
-            self._run(command, log, show, {} if self.processes > 1 else ALONE)
+            if self.processes == 1:
+                self._run(command, log, show, ALONE)
+                return
+            with tempfile.TemporaryDirectory() as copies:
+                torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+                # Each line comes with the number of its process.
+                numbered = ["--tee", "3", "--log_dir", copies]
+                self._run(["-m", *torchrun, *numbered, *command], log, show, {})
 
     def engine(self, job: InitialJob | ArmJob, folder: Path) -> None:
         """A job of `engine.py` in one process; job and log lie in `folder`.
@@ -129,8 +138,12 @@ def what_failed(log: str, status: int) -> str:
     """
     if status < 0:
         return f"killed by signal {signal.Signals(-status).name}"
-    if found := KILLED.search(log):
-        return f"killed by signal {found[1]}"
+    if found := FIRST_FAILURE.search(log):
+        number, killer = found.groups()
+        if killer:
+            return f"killed by signal {killer}"
+        # The others are stopped, and may still say something, or fail because it is gone.
+        log = "\n".join(line for line in log.splitlines() if line.startswith(f"[default{number}]:"))
     errors = ERROR.findall(log)
     return errors[-1] if errors else "it said nothing"
 
