@@ -32,7 +32,7 @@ Record = dict[str, Any]
 OnSkip = Callable[[Skip], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One video or image: number of its store, key there, and what its meta line says (seconds, pixels)."""
 

@@ -1,6 +1,7 @@
 """Which clips are read, and how: the configuration of everything that reads shards."""
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -142,6 +143,7 @@ class StreamConfig(NamedTuple):
     batch_size: int | None
 
 
+@lru_cache(maxsize=1024)  # a million videos have few sizes
 def nearest_bucket(height: int, width: int, sizes: tuple[Size, ...]) -> Size:
     """The size of nearest aspect ratio (the larger of two alike) among those that a sample covers, else of all."""
     covered = [size for size in sizes if height >= size[0] and width >= size[1]] or list(sizes)
