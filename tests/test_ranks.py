@@ -1,9 +1,10 @@
-"""Two ranks: they skip together, they hold the same weights, ZeRO's stages agree."""
+"""Two ranks: they skip together, they hold the same weights, ZeRO's stages agree, none goes on alone."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.trainer import TrainConfig, train
 
-from .ranks import free_port, run_ranks
+from .ranks import free_port, run_ranks, start_ranks
 from .test_project import ROOT
 from .test_stages import ADVERSARIAL
 from .test_trainer import CPU, details, rows, settings
@@ -223,3 +224,25 @@ def test_torchrun_starts_the_command_as_two_ranks(tiny_shards, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("autoencoder: ") == 1 and (tmp_path / "run" / "done").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_loses_the_other_ends_with_one_line(tiny_shards, tmp_path):
+    config, log, run = tmp_path / "run.yaml", tmp_path / "log", tmp_path / "run"
+    config.write_text(json.dumps(settings(tiny_shards, max_steps=10**6, batch_size=1, checkpoint_every=10)))
+    code = "import sys; from sat_ssvae.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["train", "--config", str(config), "--name", "run", "--output", str(tmp_path)]
+    first, second = ranks = start_ranks(code, arguments, log)
+    try:
+        while not (run / "checkpoints" / "step_10").exists():
+            assert [rank.poll() for rank in ranks] == [None, None], log.read_text()
+            time.sleep(0.1)
+        second.kill()
+        assert first.wait(timeout=120) == 2
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    said = log.read_text()
+    assert "Traceback" not in said and "make room" not in said
+    assert f"error: {run}: another process of this training ended" in said

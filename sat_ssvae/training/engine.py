@@ -137,6 +137,8 @@ def save_checkpoint(
             other.save_checkpoint(str(partial), tag=name, save_latest=False)
         _sync(*partial.rglob("*"), partial)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if distributed.lost_rank(error):
+            raise
         raise UserError(
             f"{partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
             "the same command again, it continues from the last complete one"
