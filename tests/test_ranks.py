@@ -20,13 +20,13 @@ from .test_stages import ADVERSARIAL
 from .test_trainer import CPU, details, rows, settings
 
 SCRIPT = """
-import json, sys, torch
+import json, sys, threading, torch
 import torch.distributed as dist
 from pathlib import Path
 from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
-from sat_ssvae.training import trainer
+from sat_ssvae.training import engine, trainer
 from sat_ssvae.training.trainer import TrainConfig, train
 
 CPU = torch.device("cpu")
@@ -83,6 +83,7 @@ for name, settings in json.loads(runs).items():
 trainer.Objective.forward = original
 if rank == 0:
     (Path(folder) / "bad0" / "done").unlink()
+engine.NEWS = 1.0
 for places in (("bad0", "elsewhere"), ("own0", "own1")):  # a run that goes on, and one that begins
     try:
         train(parse_config(TrainConfig, json.loads(runs)["bad0"]), Path(folder) / places[rank], CPU)
@@ -92,6 +93,11 @@ for places in (("bad0", "elsewhere"), ("own0", "own1")):  # a run that goes on, 
         raise AssertionError("it trained on")
     for trace in ("elsewhere/checkpoints", "own1/checkpoints", "own0/train.csv"):
         assert not (Path(folder) / trace).exists(), trace
+engine.NEWS = 60.0  # a host that learns late, as over NFS, that there is a folder now
+first, late = Path(folder) / "first", Path(folder) / "late"
+if rank == 1:
+    threading.Timer(3, late.symlink_to, [first]).start()
+train(parse_config(TrainConfig, json.loads(runs)["bad0"]), late if rank else first, CPU)
 """
 PDSH = """#!/usr/bin/env bash
 # pdsh -S -f FANOUT -w HOSTS COMMAND...: what pdsh and ssh make of the command, all on this machine
