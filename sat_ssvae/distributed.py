@@ -98,3 +98,8 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def lost_rank(error: BaseException) -> bool:
+    """Whether it says that another process ended or cannot be reached; gloo tells so in its message alone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

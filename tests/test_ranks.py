@@ -1,29 +1,32 @@
-"""Two ranks: they skip together, they hold the same weights, ZeRO's stages agree."""
+"""Two ranks: they skip together, they hold the same weights, ZeRO's stages agree, none goes on alone."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.trainer import TrainConfig, train
 
-from .ranks import free_port, run_ranks
+from .ranks import free_port, run_ranks, start_ranks
+from .test_project import ROOT
 from .test_stages import ADVERSARIAL
 from .test_trainer import CPU, details, rows, settings
 
 SCRIPT = """
-import json, sys, torch
+import json, sys, threading, torch
 import torch.distributed as dist
 from pathlib import Path
 from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
-from sat_ssvae.training import trainer
+from sat_ssvae.training import engine, trainer
 from sat_ssvae.training.trainer import TrainConfig, train
 
 CPU = torch.device("cpu")
@@ -80,6 +83,7 @@ for name, settings in json.loads(runs).items():
 trainer.Objective.forward = original
 if rank == 0:
     (Path(folder) / "bad0" / "done").unlink()
+engine.NEWS = 1.0
 for places in (("bad0", "elsewhere"), ("own0", "own1")):  # a run that goes on, and one that begins
     try:
         train(parse_config(TrainConfig, json.loads(runs)["bad0"]), Path(folder) / places[rank], CPU)
@@ -89,6 +93,22 @@ for places in (("bad0", "elsewhere"), ("own0", "own1")):  # a run that goes on, 
         raise AssertionError("it trained on")
     for trace in ("elsewhere/checkpoints", "own1/checkpoints", "own0/train.csv"):
         assert not (Path(folder) / trace).exists(), trace
+engine.NEWS = 60.0  # a host that learns late, as over NFS, that there is a folder now
+first, late = Path(folder) / "first", Path(folder) / "late"
+if rank == 1:
+    threading.Timer(3, late.symlink_to, [first]).start()
+train(parse_config(TrainConfig, json.loads(runs)["bad0"]), late if rank else first, CPU)
+"""
+PDSH = """#!/usr/bin/env bash
+# pdsh -S -f FANOUT -w HOSTS COMMAND...: what pdsh and ssh make of the command, all on this machine
+IFS=, read -ra hosts <<<"$5"
+shift 5
+for number in "${!hosts[@]}"; do
+    line=${*//%n/$number}
+    bash -c "${line//%%/%}" &
+    started+=($!)
+done
+for one in "${started[@]}"; do wait "$one" || exit; done
 """
 
 
@@ -149,26 +169,56 @@ def test_the_process_group_is_gone_before_python_ends():
     assert done.stdout.split() == ["True", "False"]
 
 
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_both_launchers_start_the_command_as_two_ranks(tiny_shards, tmp_path, launcher):
-    """DeepSpeed's reads a hostfile, and gives each rank an option in front of the command's own."""
-    (tmp_path / "hosts").write_text("localhost slots=2\n")
+def test_a_hostfile_starts_a_rank_on_each_host_with_the_arguments_as_given(tiny_shards, tmp_path):
+    """Shells of the other hosts read them again; DeepSpeed gives each rank an option in front of the command's own."""
+    venv, tools = tmp_path / "venv", tmp_path / "tools"
+    executable(venv / "bin" / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    executable(venv / "bin" / "deepspeed", f'#!/bin/sh\nexec {sys.executable} -m deepspeed.launcher.runner "$@"\n')
+    fingerprint = f"cd {ROOT}; printf '%s\\n' {ROOT} | cat - pyproject.toml constraints.txt | cksum | tr ' ' '-'"
+    state = subprocess.run(["bash", "-c", fingerprint], stdout=subprocess.PIPE, text=True, check=True).stdout
+    (venv / ".sat-ssvae").write_text(f"{state.strip()} compare\n")
+    executable(tools / "pdsh", PDSH)
+    executable(tools / "ssh", "#!/bin/sh\necho 127.0.0.1\n")
+    (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
+    config = settings(tiny_shards, max_steps=2, checkpoint_every=1, batch_size=1, optimizer={"zero_stage": 1})
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    pattern = f"{tiny_shards}/clips-{{000000..000002}}.tar"
+    name = """a `b` "c" $HOME \\ 5%"""
+    command = ["bash", str(ROOT / "scripts" / "train.sh"), "run.yaml", name, f"data.path={pattern}", "data.filters={}"]
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SAT_SSVAE_VENV": str(venv),
+        "HOSTFILE": "hosts",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("autoencoder: ") == 1
+    held = json.loads((tmp_path / "runs" / name / "config.json").read_text())
+    assert held["data"]["path"] == pattern
+    state = torch.load(tmp_path / "runs" / name / "checkpoints" / "step_1" / "mp_rank_00_model_states.pt")
+    assert state["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command_as_two_ranks(tiny_shards, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(settings(tiny_shards, max_steps=2, batch_size=1, optimizer={"zero_stage": 1})))
-    place = {
-        "deepspeed": [
-            "deepspeed.launcher.runner",
-            "--hostfile",
-            str(tmp_path / "hosts"),
-            "--no_ssh",
-            "--node_rank",
-            "0",
-        ],
-        "torchrun": ["torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"],
-    }[launcher]
-    place += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    command = [*place, "--module", "sat_ssvae.cli", "train", "--config", str(config), "--name", "run"]
+    command = ["torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command += ["--module", "sat_ssvae.cli", "train", "--config", str(config), "--name", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", *command, "--output", str(tmp_path)],
@@ -180,3 +230,25 @@ def test_both_launchers_start_the_command_as_two_ranks(tiny_shards, tmp_path, la
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("autoencoder: ") == 1 and (tmp_path / "run" / "done").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_loses_the_other_ends_with_one_line(tiny_shards, tmp_path):
+    config, log, run = tmp_path / "run.yaml", tmp_path / "log", tmp_path / "run"
+    config.write_text(json.dumps(settings(tiny_shards, max_steps=10**6, batch_size=1, checkpoint_every=10)))
+    code = "import sys; from sat_ssvae.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["train", "--config", str(config), "--name", "run", "--output", str(tmp_path)]
+    first, second = ranks = start_ranks(code, arguments, log)
+    try:
+        while not (run / "checkpoints" / "step_10").exists():
+            assert [rank.poll() for rank in ranks] == [None, None], log.read_text()
+            time.sleep(0.1)
+        second.kill()
+        assert first.wait(timeout=120) == 2
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    said = log.read_text()
+    assert "Traceback" not in said and "make room" not in said
+    assert f"error: {run}: another process of this training ended" in said

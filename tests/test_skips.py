@@ -23,6 +23,16 @@ def test_a_half_written_line_costs_only_itself(tmp_path):
     assert again.counts == {"too short": 2}
 
 
+def test_lines_that_hosts_wrote_over_each_other_cost_only_themselves(tmp_path):
+    """As on a network file system, where appending is not atomic."""
+    path = tmp_path / "skipped.jsonl"
+    long, short = (Skip(name, "too short", name).to_json().encode() for name in ("a_long_name.mp4", "b.mp4"))
+    path.write_bytes(short + long[len(short) :] + 3 * b"\0" + long)
+    assert [skip["source"] for skip in read_skips(path)] == ["b.mp4"]
+    SkipLog(path).filtered(Skip("c.mp4", "black", ""))
+    assert [skip["source"] for skip in read_skips(path)] == ["b.mp4", "c.mp4"]
+
+
 def test_the_file_stays_open_and_has_every_line_at_once(tmp_path):
     path = tmp_path / "skipped.jsonl"
 

@@ -1,5 +1,6 @@
 """What could not be used, counted by cause and listed in a file, so that nothing is lost silently."""
 
+import contextlib
 import errno
 import io
 import json
@@ -111,9 +112,15 @@ def printable(name: str) -> str:
 
 
 def read_skips(path: Path) -> list[dict[str, Any]]:
-    """The lines of a skipped.jsonl; one that a killed process left half-written is passed over."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """The lines of a skipped.jsonl but those that a killed process left half-written or hosts wrote over each other.
+
+    On a network file system appending is not atomic.
+    """
+    skips = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            skips.append(json.loads(line))
+    return skips
 
 
 def _known_skips(path: Path | None) -> set[tuple[str, str]]:

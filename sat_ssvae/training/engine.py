@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
+NEWS = 70.0
+"""Seconds until a host surely sees what another made: NFS remembers for up to a minute that a path does not exist."""
 BUCKET = 25_000_000
 """Gradients that ZeRO sums over the ranks at a time. DeepSpeed's own number takes 2 GB of memory an engine."""
 
@@ -137,6 +140,8 @@ def save_checkpoint(
             other.save_checkpoint(str(partial), tag=name, save_latest=False)
         _sync(*partial.rglob("*"), partial)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if distributed.lost_rank(error):
+            raise
         raise UserError(
             f"{partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
             "the same command again, it continues from the last complete one"
@@ -233,7 +238,9 @@ def _shared(folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     distributed.barrier()
-    seen = mark.exists()
+    deadline = time.monotonic() + NEWS
+    while not (seen := mark.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     distributed.barrier()
     if distributed.rank() == 0:
         mark.unlink()

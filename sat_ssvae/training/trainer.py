@@ -52,14 +52,23 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         device: where to train; with a launcher, this rank's device.
 
     Raises:
-        UserError: unusable data or weights, a folder that holds another run, or a loss that stays infinite or NaN.
+        UserError: unusable data or weights, a folder that holds another run, a loss that stays infinite or NaN, or
+            another rank that is no more.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     claim_folder(config, output)
-    if distributed.any_rank((output / "done").exists(), device):
-        logger.info("%s is finished", output)
-    else:
-        _Training(config, output, device).run()
+    try:
+        if distributed.any_rank((output / "done").exists(), device):
+            logger.info("%s is finished", output)
+        else:
+            _Training(config, output, device).run()
+    except RuntimeError as error:
+        if not distributed.lost_rank(error):
+            raise
+        raise UserError(
+            f"{output}: another process of this training ended, whose own message says why, or cannot be reached "
+            f"({str(error).splitlines()[0]}); the same command continues from the last checkpoint"
+        ) from error
     return output / "vae"
 
 
