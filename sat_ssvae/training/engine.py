@@ -7,7 +7,6 @@ engine.step()
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .. import distributed
 from ..config import Config
 from ..errors import UserError
+from .durable import sync
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def save_checkpoint(
         engine.save_checkpoint(str(folder), tag=partial.name, client_state={**state, **place}, save_latest=False)
         for name, other in (others or {}).items():
             other.save_checkpoint(str(partial), tag=name, save_latest=False)
-        _sync(*partial.rglob("*"), partial)
+        sync(*partial.rglob("*"), partial)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(
             f"{partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
@@ -145,7 +145,7 @@ def save_checkpoint(
     if distributed.rank() == 0:
         shutil.rmtree(complete, ignore_errors=True)
         partial.replace(complete)
-        _sync(folder)
+        sync(folder)
         _drop_old(folder, step, keep, milestone_every)
     distributed.barrier()
 
@@ -159,21 +159,11 @@ def save_weights(module: nn.Module, path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         torch.save({name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, partial)
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); make room") from error
-
-
-def _sync(*paths: Path) -> None:
-    """Have files and folders on the disk, so that a machine that dies does not lose them."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _drop_old(folder: Path, newest: int, keep: int, milestone_every: int) -> None:

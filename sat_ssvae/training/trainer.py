@@ -32,7 +32,7 @@ from .engine import build_engine, complete_steps, load_checkpoint, load_other, s
 from .log import JsonLog, MetricsLog
 from .losses import Losses, Objective
 from .monitor import Monitor
-from .run_folder import claim_folder
+from .run_folder import claimed_folder
 from .settings import TrainConfig
 from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 
@@ -52,14 +52,15 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         device: where to train; with a launcher, this rank's device.
 
     Raises:
-        UserError: unusable data or weights, a folder that holds another run, or a loss that stays infinite or NaN.
+        UserError: unusable data or weights, a folder that holds another run or one that is being trained, or a loss
+            that stays infinite or NaN.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    claim_folder(config, output)
-    if distributed.any_rank((output / "done").exists(), device):
-        logger.info("%s is finished", output)
-    else:
-        _Training(config, output, device).run()
+    with claimed_folder(config, output):
+        if distributed.any_rank((output / "done").exists(), device):
+            logger.info("%s is finished", output)
+        else:
+            _Training(config, output, device).run()
     return output / "vae"
 
 
