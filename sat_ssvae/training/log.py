@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import distributed
 from ..errors import UserError
+from .durable import sync
 
 
 class MetricsLog:
@@ -39,6 +40,7 @@ class MetricsLog:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
+        sync(partial)
         partial.replace(path)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns)
@@ -85,6 +87,7 @@ class JsonLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text("".join(kept), encoding="utf-8")
+        sync(partial)
         partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
 

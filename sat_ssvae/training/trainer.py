@@ -28,6 +28,7 @@ from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import load_pretrained, save_pretrained
 from .average import warmed_up_average
 from .discriminator import Discriminator, critic_loss
+from .durable import sync
 from .engine import build_engine, complete_steps, load_checkpoint, load_other, save_checkpoint, save_weights
 from .log import JsonLog, MetricsLog
 from .losses import Losses, Objective
@@ -269,6 +270,7 @@ class _Training:
     # --- checkpoints and logs -----------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        self._sync_logs()  # no row is lost of a step that will not be taken again
         state: dict[str, Any] = {
             "skipped": [self.skipped, self.skipped_in_a_row],
             "loss_scale": self.loss_scale.state(),
@@ -307,9 +309,16 @@ class _Training:
     def _finish(self) -> None:
         if distributed.rank() == 0:
             save_weights(self.vae, self.output / LATEST)
-            save_pretrained(self.vae, self.output / "vae")
+            vae = self.output / "vae"
+            save_pretrained(self.vae, vae)
+            self._sync_logs()
+            sync(*vae.iterdir(), vae, self.output)
             (self.output / "done").touch()
         distributed.barrier()
+
+    def _sync_logs(self) -> None:
+        if distributed.rank() == 0:
+            sync(*self.output.glob("*.csv"), *self.output.glob("*.jsonl"))
 
     def _terms(self, losses: Losses) -> torch.Tensor:
         """This rank's numbers for the log, one micro-batch's: the losses that the run has, and LCR's weight.
