@@ -7,7 +7,9 @@ import random
 import struct
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 
 from sat_ssvae.training import boards
-from sat_ssvae.training.boards import WeightsAndBiases
+from sat_ssvae.training.boards import TensorBoard, WeightsAndBiases
 from sat_ssvae.training.trainer import train
 
 from .ranks import free_port
@@ -47,21 +49,26 @@ def watched(shards, **changes):
     return {"every": 2, "path": str(shards), "clips": 2, "wandb_project": "ssvae", **changes}
 
 
-def event_values(folder):
-    """Numbers and image files by (step, name), of the event files in a folder."""
+def events(folder):
+    """Those of the event files in a folder, in their order."""
     from tensorboardX.proto.event_pb2 import Event
 
-    numbers, images = {}, {}
     for path in sorted(folder.glob("events*")):
         data = io.BytesIO(path.read_bytes())
         while header := data.read(12):  # length, its checksum; then the event and its checksum
-            event = Event.FromString(data.read(struct.unpack("<Q", header[:8])[0]))
+            yield Event.FromString(data.read(struct.unpack("<Q", header[:8])[0]))
             data.read(4)
-            for value in event.summary.value:
-                if value.HasField("image"):
-                    images[event.step, value.tag] = value.image.encoded_image_string
-                else:
-                    numbers[event.step, value.tag] = value.simple_value
+
+
+def event_values(folder):
+    """Numbers and image files by (step, name)."""
+    numbers, images = {}, {}
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.HasField("image"):
+                images[event.step, value.tag] = value.image.encoded_image_string
+            else:
+                numbers[event.step, value.tag] = value.simple_value
     return numbers, images
 
 
@@ -207,6 +214,37 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(tmp_path, monkeypa
     assert "does not answer" in record.message
     (folder,) = offline_runs(tmp_path)
     assert logged_values(folder) == {(1, "train/error"): 0.5}
+
+
+def test_a_full_disk_neither_stops_nor_delays_tensorboards_training(tmp_path, monkeypatch, caplog):
+    """In a thread, because a board that waits for ever would make this test wait, too."""
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda _path: full)
+        board = TensorBoard(tmp_path, 0)
+
+        def training():
+            for step in range(100):
+                board.scalars(step, {"train/error": 0.5})
+            board.close()
+
+        thread = threading.Thread(target=training, daemon=True)
+        thread.start()
+        thread.join(60)
+    assert not thread.is_alive()
+    (record,) = caplog.records
+    assert record.message.startswith("TensorBoard failed, training goes on without it")
+    assert "No space left on device" in record.message
+
+
+def test_tensorboard_is_told_from_where_a_training_was_continued(tmp_path):
+    """It then drops what it has read of that step and later ones; each process has a file of its own."""
+    for start in (0, 2):
+        board = TensorBoard(tmp_path, start)
+        board.scalars(start + 1, {"train/error": 0.5})
+        board.close()
+    told = [(event.step, event.file_version, event.session_log.status) for event in events(tmp_path)]
+    version, begun = (0, "brain.Event:2", 0), [(1, "", 1), (3, "", 1)]
+    assert told == [version, begun[0], (1, "", 0), version, begun[1], (3, "", 0)]
 
 
 def test_what_fails_inside_is_one_warning(tiny_shards, tmp_path, monkeypatch, caplog):

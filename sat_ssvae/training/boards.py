@@ -9,6 +9,8 @@ import contextlib
 import io
 import logging
 import secrets
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -52,47 +54,89 @@ class Board(Protocol):
         """Have everything where it belongs."""
 
 
-class TensorBoard:
+class _Expendable:
+    """A board is never worth a training: whatever fails in it is one warning, after which it is left alone."""
+
+    title: str
+    _sink: Any = None
+    """What takes the values; None once it has failed."""
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._sink = None
+            logger.warning("%s failed, training goes on without it (%s)", self.title, _one_line(error))
+
+
+class TensorBoard(_Expendable):
     """Event files in `folder`; what an earlier process wrote beyond step `start` is not shown.
+
+    They are written at once. tensorboardX's own `SummaryWriter` leaves that to a thread: when it ends on a full disk,
+    nothing empties its queue any more, and the training waits for ever for room in it.
 
     Raises:
         UserError: tensorboardX is missing.
     """
 
+    title = "TensorBoard"
+
     def __init__(self, folder: Path, start: int) -> None:
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.proto.event_pb2 import SessionLog
+            from tensorboardX.record_writer import RecordWriter
         except ImportError as error:
             raise UserError(f"monitor.tensorboard needs `pip install tensorboardX` ({error})") from None
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"  # TensorBoard reads them by name
+        with self._going_on():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._sink = RecordWriter(str(folder / name))
+            self._write(
+                {"file_version": "brain.Event:2"},
+                {"step": start + 1, "session_log": SessionLog(status=SessionLog.START)},
+            )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """As `Board`."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.summary import scalar
+
+        self._write(*({"step": step, "summary": scalar(name, value)} for name, value in values.items()))
 
     def pictures(self, step: int, pictures: Pictures) -> None:
         """As `Board`; the video is a GIF, the one moving picture that TensorBoard shows."""
         from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import image
 
-        self._writer.add_image("heldout/reconstructions", pictures.grid, step, dataformats="HWC")
+        grid = image("heldout/reconstructions", pictures.grid, dataformats="HWC")
         height, width, channels = pictures.frames.shape[1:]
         gif = _gif(pictures.frames, pictures.fps)
         moving = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
-        value = Summary.Value(tag="heldout/video", image=moving)
-        self._writer.file_writer.add_summary(Summary(value=[value]), step)
+        video = Summary(value=[Summary.Value(tag="heldout/video", image=moving)])
+        self._write({"step": step, "summary": grid}, {"step": step, "summary": video})
 
     def close(self) -> None:
         """As `Board`."""
-        self._writer.close()
+        if self._sink is not None:
+            with self._going_on():
+                self._sink.close()
+
+    def _write(self, *events: dict[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        if self._sink is not None:
+            with self._going_on():
+                for event in events:
+                    self._sink.write(Event(wall_time=time.time(), **event).SerializeToString())
+                self._sink.flush()
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(_Expendable):
     """A run of Weights & Biases, the same one again when the training continues: its id is kept in the run's folder.
 
     WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL and so on mean what they always do. Without a key or an answer from the
-    server it logs offline, for `wandb sync` later. It is never worth a training: whatever fails in it is one warning,
-    after which it is left alone. Steps that are taken again after a crash are logged again, at their old place.
+    server it logs offline, for `wandb sync` later. Steps that are taken again after a crash are logged again, at their
+    old place.
 
     Args:
         output: the run's folder, which gives the run its name.
@@ -100,10 +144,11 @@ class WeightsAndBiases:
         settings: the run's configuration, to be shown beside it.
     """
 
+    title = "Weights & Biases"
+
     def __init__(self, output: Path, project: str, settings: Mapping[str, Any]) -> None:
-        self._run: Any = None
         with self._going_on():
-            self._run = _wandb_run(output, project, settings)
+            self._sink = _wandb_run(output, project, settings)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """As `Board`."""
@@ -120,22 +165,14 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """As `Board`; uploads that take too long are left to `wandb sync`."""
-        if self._run is not None:
+        if self._sink is not None:
             with self._going_on():
-                self._run.finish()
+                self._sink.finish()
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._run is not None:
+        if self._sink is not None:
             with self._going_on():
-                self._run.log({**values, "step": step})
-
-    @contextlib.contextmanager
-    def _going_on(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._run = None
-            logger.warning("Weights & Biases failed, training goes on without it (%s)", _one_line(error))
+                self._sink.log({**values, "step": step})
 
 
 def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:

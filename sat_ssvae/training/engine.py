@@ -7,7 +7,7 @@ engine.step()
 
 import logging
 import math
-import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .. import distributed
 from ..config import Config
 from ..errors import UserError
+from .durable import sync
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +132,15 @@ def save_checkpoint(
     """
     partial, complete = folder / f"step_{step}.partial", folder / f"step_{step}"
     if distributed.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in folder.glob("step_*.partial"):  # what a killed process left takes room that this one needs
+            shutil.rmtree(leftover)
     distributed.barrier()
     try:
         place = {"step": step, "world_size": distributed.world_size()}
         engine.save_checkpoint(str(folder), tag=partial.name, client_state={**state, **place}, save_latest=False)
         for name, other in (others or {}).items():
             other.save_checkpoint(str(partial), tag=name, save_latest=False)
-        _sync(*partial.rglob("*"), partial)
+        sync(*partial.rglob("*"), partial)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if distributed.lost_rank(error):
             raise
@@ -150,7 +152,7 @@ def save_checkpoint(
     if distributed.rank() == 0:
         shutil.rmtree(complete, ignore_errors=True)
         partial.replace(complete)
-        _sync(folder)
+        sync(folder)
         _drop_old(folder, step, keep, milestone_every)
     distributed.barrier()
 
@@ -164,31 +166,20 @@ def save_weights(module: nn.Module, path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         torch.save({name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, partial)
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); make room") from error
 
 
-def _sync(*paths: Path) -> None:
-    """Have files and folders on the disk, so that a machine that dies does not lose them."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _drop_old(folder: Path, newest: int, keep: int, milestone_every: int) -> None:
-    """Delete what was not completed and all but the `keep` newest checkpoints and the milestones."""
-    for leftover in folder.glob("step_*.partial"):
-        shutil.rmtree(leftover)
+    """Delete all but the `keep` newest checkpoints and the milestones."""
     steps = sorted(step for step in complete_steps(folder) if step <= newest)
     for step in steps[:-keep]:
         if not milestone_every or step % milestone_every:
-            shutil.rmtree(folder / f"step_{step}")
+            # No longer complete while it goes.
+            shutil.rmtree((folder / f"step_{step}").replace(folder / f"step_{step}.partial"))
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -201,7 +192,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """Restore the newest complete checkpoint; returns its state, with the `step` it was made at, or None.
 
     Raises:
-        UserError: the ranks do not see the same checkpoints, or it was saved by another number of them.
+        UserError: the ranks do not see the same checkpoints, it was saved by another number of them, or it is damaged.
     """
     shared = _shared(folder)
     step = max(complete_steps(folder), default=0)
@@ -219,7 +210,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
             f"{newest}: {shares} processes saved it, each its share of the optimiser (zero_stage above 0); "
             f"continue with {shares} processes instead of {ranks}"
         )
-    state = _load(engine, folder, newest.name)
+    state = _load(engine, newest, newest)
     if state.get("world_size", ranks) != ranks:
         logger.warning("%d processes instead of %d: other batches than before", ranks, state["world_size"])
     logger.info("continuing from %s", newest)
@@ -248,12 +239,31 @@ def _shared(folder: Path) -> bool:
 
 
 def load_other(engine: Any, folder: Path, step: int, name: str) -> None:
-    """Restore one of the `others` of `save_checkpoint`."""
-    _load(engine, folder / f"step_{step}", name)
+    """Restore one of the `others` of `save_checkpoint`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    checkpoint = folder / f"step_{step}"
+    _load(engine, checkpoint / name, checkpoint)
 
 
-def _load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
-    path, state = engine.load_checkpoint(str(folder), tag=tag)
-    if path is None:
-        raise RuntimeError(f"{folder / tag}: DeepSpeed could not load its own checkpoint")
+def _load(engine: Any, path: Path, checkpoint: Path) -> dict[str, Any]:
+    """Restore an engine from its folder `path`, a part of `checkpoint` or all of it."""
+    try:
+        found, state = engine.load_checkpoint(str(path.parent), tag=path.name)
+        if found is None:
+            raise FileNotFoundError("no weights in it")
+    except torch.OutOfMemoryError:
+        raise
+    # A damaged file is almost any error; DeepSpeed asserts that files are there.
+    except (OSError, EOFError, RuntimeError, LookupError, ValueError, AssertionError, pickle.UnpicklingError) as error:
+        if distributed.lost_rank(error):
+            raise
+        earlier = [step for step in complete_steps(checkpoint.parent) if f"step_{step}" != checkpoint.name]
+        then = f"continues from step {max(earlier)}" if earlier else "begins anew"
+        raise UserError(
+            f"{path}: cannot be read ({(str(error) or 'files are missing').splitlines()[0]}); if it is damaged, delete "
+            f"{checkpoint}, and the run {then}; latest.pth still has the weights, for resume_from under another name"
+        ) from error
     return dict(state)

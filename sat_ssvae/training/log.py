@@ -1,15 +1,17 @@
 """Logs that survive interruptions: a CSV of declared columns, from which every curve is drawn, and lines of JSON."""
 
+import contextlib
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from .. import distributed
 from ..errors import UserError
+from .durable import sync
 
 
 class MetricsLog:
@@ -23,7 +25,7 @@ class MetricsLog:
         start: the step from which the run goes on.
 
     Raises:
-        UserError: the file has other columns.
+        UserError: the file has other columns; when writing, there is no room for it.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], start: int) -> None:
@@ -39,6 +41,7 @@ class MetricsLog:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
+        sync(partial)
         partial.replace(path)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns)
@@ -46,8 +49,9 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it."""
         if self._file is not None:
-            self._writer.writerow({"step": step, **values})
-            self._file.flush()
+            with _room_for(self.path):
+                self._writer.writerow({"step": step, **values})
+                self._file.flush()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -59,7 +63,7 @@ class MetricsLog:
         traceback: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            _close(self._file)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -76,6 +80,7 @@ class JsonLog:
     """Append lines of JSON that begin with a step; what is not finite becomes null. Otherwise as `MetricsLog`."""
 
     def __init__(self, path: Path, start: int) -> None:
+        self.path = path
         self._file = None
         if distributed.rank() != 0:
             return
@@ -85,6 +90,7 @@ class JsonLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text("".join(kept), encoding="utf-8")
+        sync(partial)
         partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
@@ -92,19 +98,37 @@ class JsonLog:
         """Append one line and flush it."""
         if self._file is not None:
             plain = {name: _finite(value) for name, value in values.items()}
-            self._file.write(json.dumps({"step": step, **plain}) + "\n")
-            self._file.flush()
+            with _room_for(self.path):
+                self._file.write(json.dumps({"step": step, **plain}) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            _close(self._file)
 
     def __enter__(self) -> "JsonLog":
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room and give the same command again, it continues "
+            "from the last checkpoint"
+        ) from None
+
+
+def _close(file: TextIO) -> None:
+    # Every row was flushed; one that could not be has been reported, and would fail here once more.
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _finite(value: float | list[float]) -> Any:

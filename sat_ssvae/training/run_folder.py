@@ -1,12 +1,20 @@
-"""A run's folder belongs to one configuration: config.json says which."""
+"""A run's folder belongs to one configuration, config.json says which, and to one training at a time.
 
+with claimed_folder(config, output):
+    ...
+"""
+
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import distributed
 from ..errors import UserError
+from .durable import sync
 from .settings import TrainConfig
 
 OPERATIONAL = {
@@ -24,32 +32,83 @@ OPERATIONAL = {
 """Settings that change no step that a run takes, such as what suits the machine that it continues on."""
 
 
-def claim_folder(config: TrainConfig, output: Path) -> None:
-    """Write the configuration beside the run; the newest where only `OPERATIONAL` settings changed.
+@contextlib.contextmanager
+def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
+    """Keep other trainings out of `output`, and the configuration in it; the newest if only `OPERATIONAL` ones changed.
 
     Raises:
-        UserError: it holds a run that takes other steps.
+        UserError: it holds a run that takes other steps, or one that is being trained.
     """
     if distributed.rank() != 0:  # another rank could see the file half written
+        yield
         return
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        _keep_config(config, output)
+        yield
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Two trainings in one folder would delete each other's checkpoints."""
+    path = output / ".lock"
+    with path.open("w") as file:
+        try:
+            # The process's own, unlike flock: it ends with the process, and not with the last of the readers of data
+            # that were forked from it, which notice only seconds later that it was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{output}: another process trains there; wait for its end, stop it, or choose another name "
+                f"(where its machine is gone and the lock stays, delete {path})"
+            ) from None
+        except OSError:  # a file system that knows no locks
+            pass
+        yield
+
+
+def _keep_config(config: TrainConfig, output: Path) -> None:
     path = output / "config.json"
     wanted = json.dumps(config.model_dump(mode="json"), indent=1)
     if path.exists():
         held = path.read_text(encoding="utf-8")
         if held == wanted:
             return
-        if _steps(json.loads(held)) != _steps(json.loads(wanted)):
-            raise UserError(f"{output} holds a run with another configuration; choose another name or delete it")
-    output.mkdir(parents=True, exist_ok=True)
+        try:
+            there = _steps(json.loads(held))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: damaged ({error}); delete it, and the run goes on with the settings given"
+            ) from None
+        if differing := _differing(there, _steps(json.loads(wanted))):
+            raise UserError(
+                f"{output} holds a run with another configuration ({differing}); choose another name, to start from "
+                f"its weights with resume_from={output / 'latest.pth'}, or delete it"
+            )
     partial = path.with_suffix(".partial")
     partial.write_text(wanted, encoding="utf-8")
+    sync(partial)
     partial.replace(path)
 
 
 def _steps(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """What decides which steps are taken."""
-    return {
-        name: _steps(value, f"{section}{name}.") if isinstance(value, Mapping) else value
-        for name, value in values.items()
-        if f"{section}{name}" not in OPERATIONAL
-    }
+    """What decides which steps are taken, by dotted names."""
+    steps: dict[str, Any] = {}
+    for name, value in values.items():
+        path = f"{section}{name}"
+        if path in OPERATIONAL:
+            continue
+        steps |= _steps(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return steps
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first settings that differ, in words."""
+    default = object()
+    names = [name for name in {**there, **here} if there.get(name, default) != here.get(name, default)]
+
+    def said(values: Mapping[str, Any], name: str) -> str:
+        return reprlib.repr(values[name]) if name in values else "the default"
+
+    some = [f"{name}: {said(there, name)} there, {said(here, name)} now" for name in names[:3]]
+    return "; ".join(some) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")

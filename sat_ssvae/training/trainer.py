@@ -28,11 +28,12 @@ from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import load_pretrained, save_pretrained
 from .average import warmed_up_average
 from .discriminator import Discriminator, critic_loss
+from .durable import sync
 from .engine import build_engine, complete_steps, load_checkpoint, load_other, save_checkpoint, save_weights
 from .log import JsonLog, MetricsLog
 from .losses import Losses, Objective
 from .monitor import Monitor
-from .run_folder import claim_folder
+from .run_folder import claimed_folder
 from .settings import TrainConfig
 from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 
@@ -52,16 +53,16 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         device: where to train; with a launcher, this rank's device.
 
     Raises:
-        UserError: unusable data or weights, a folder that holds another run, a loss that stays infinite or NaN, or
-            another rank that is no more.
+        UserError: unusable data or weights, a folder that holds another run or one that is being trained, a loss that
+            stays infinite or NaN, or another rank that is no more.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    claim_folder(config, output)
     try:
-        if distributed.any_rank((output / "done").exists(), device):
-            logger.info("%s is finished", output)
-        else:
-            _Training(config, output, device).run()
+        with claimed_folder(config, output):
+            if distributed.any_rank((output / "done").exists(), device):
+                logger.info("%s is finished", output)
+            else:
+                _Training(config, output, device).run()
     except RuntimeError as error:
         if not distributed.lost_rank(error):
             raise
@@ -277,6 +278,7 @@ class _Training:
     # --- checkpoints and logs -----------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        self._sync_logs()  # no row is lost of a step that will not be taken again
         state: dict[str, Any] = {
             "skipped": [self.skipped, self.skipped_in_a_row],
             "loss_scale": self.loss_scale.state(),
@@ -315,9 +317,16 @@ class _Training:
     def _finish(self) -> None:
         if distributed.rank() == 0:
             save_weights(self.vae, self.output / LATEST)
-            save_pretrained(self.vae, self.output / "vae")
+            vae = self.output / "vae"
+            save_pretrained(self.vae, vae)
+            self._sync_logs()
+            sync(*vae.iterdir(), vae, self.output)
             (self.output / "done").touch()
         distributed.barrier()
+
+    def _sync_logs(self) -> None:
+        if distributed.rank() == 0:
+            sync(*self.output.glob("*.csv"), *self.output.glob("*.jsonl"))
 
     def _terms(self, losses: Losses) -> torch.Tensor:
         """This rank's numbers for the log, one micro-batch's: the losses that the run has, and LCR's weight.
