@@ -1,6 +1,7 @@
 """What is looked at while training, and that looking changes nothing."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -60,3 +61,12 @@ def test_what_is_missing_is_named(tiny_shards, tmp_path):
     config = configured(tiny_shards, data=data, monitor={"every": 1}, max_steps=1)
     train(config, tmp_path, CPU)
     assert len(lines(tmp_path / "looks.jsonl")) == 1
+
+
+def test_a_package_that_is_missing_is_named_before_the_first_step(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sat_ssvae.evaluation.metrics", raising=False)
+    monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
+    monitor = {"every": 4, "path": str(tiny_shards)}
+    with pytest.raises(UserError, match=r"monitor.every needs `pip install sat-ssvae\[compare\]`"):
+        train(configured(tiny_shards, monitor=monitor), tmp_path, CPU)
+    assert rows(tmp_path) == []

@@ -3,7 +3,7 @@
 Nothing here draws a random number or changes a weight, so a run takes the same steps with and without it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class Monitor:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.output, self.precision = config, output, precision
+        if config.every:
+            _metrics()  # what is missing is said now, and not when hundreds of steps have been taken
         self._log = JsonLog(output / "looks.jsonl", start) if config.every else None
         self.fps = data.fps
         self.video = _heldout(config, data).to(device) if config.every else None
@@ -163,12 +165,16 @@ def _heldout(config: MonitorConfig, data: DataConfig) -> Tensor:
     return torch.stack(videos)
 
 
-def _scores(video: Tensor, rebuilt: Tensor) -> dict[str, float]:
+def _metrics() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     try:
         from ..evaluation.metrics import psnr, ssim
     except ImportError as error:
         raise UserError(f"monitor.every needs `pip install sat-ssvae[compare]` ({error})") from None
-    return {"psnr": float(psnr(rebuilt, video).mean()), "ssim": float(ssim(rebuilt, video).mean())}
+    return {"psnr": psnr, "ssim": ssim}
+
+
+def _scores(video: Tensor, rebuilt: Tensor) -> dict[str, float]:
+    return {name: float(metric(rebuilt, video).mean()) for name, metric in _metrics().items()}
 
 
 def _latent_scores(latents: Tensor) -> dict[str, float]:
