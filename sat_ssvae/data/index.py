@@ -7,25 +7,23 @@ be used goes to `on_skip` and the chain goes on.
 import json
 import logging
 import math
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
 from ..errors import UserError
 from .remote import Remote, ShardCache, find_remote, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
+from .tars import TarStore
 from .video_io import IMAGE_SUFFIXES, MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, VideoError, open_image, probe
 
 logger = logging.getLogger(__name__)
 
 META_SUFFIX = ".meta.jsonl"
-_TAR_BLOCK = 512
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
 Record = dict[str, Any]
@@ -49,87 +47,6 @@ class Sample:
     def is_image(self) -> bool:
         """Images have no duration."""
         return self.duration == 0
-
-
-@dataclass
-class TarStore:
-    """A tar whose members are read at random through an index of offsets, built at the first read."""
-
-    path: Path
-    remote: Remote | None = None
-    _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The tar's name without its suffix."""
-        return self.path.stem
-
-    def keys(self) -> list[str]:
-        """Keys of the samples, in the tar's order."""
-        return list(self.members())
-
-    def media(self, key: str) -> tuple[str, bytes]:
-        """The suffix and the bytes of a sample's video, else of its image.
-
-        Raises:
-            VideoError: "not in the tar", "no video or image", "truncated".
-        """
-        members = self.members().get(key)
-        if members is None:
-            raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}")
-        suffix = _media(members)
-        if suffix is None:
-            raise VideoError("no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only")
-        return suffix, self._read(*members[suffix])
-
-    def read(self, key: str, suffix: str) -> bytes:
-        """The bytes of KEY.suffix.
-
-        Raises:
-            VideoError: "not in the tar", "truncated".
-        """
-        member = self.members().get(key, {}).get(suffix)
-        if member is None:
-            raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}.{suffix}")
-        return self._read(*member)
-
-    def caption(self, key: str) -> str:
-        """The caption in KEY.json or KEY.txt; empty where there is none."""
-        members = self.members().get(key, {})
-        if "json" in members:
-            try:
-                content = json.loads(self._read(*members["json"]))
-            except ValueError:
-                raise VideoError("broken json", f"{self.path}: {printable(key)}.json") from None
-            return str(content.get("caption") or "") if isinstance(content, dict) else ""
-        return self._read(*members["txt"]).decode(errors="replace").strip() if "txt" in members else ""
-
-    def members(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """For each key, suffix -> (offset, size)."""
-        if self._members is None:
-            try:
-                with self._open() as file:
-                    self._members = _index_tar(file, self.path)
-            except VideoError:
-                raise
-            except (tarfile.TarError, OSError, ValueError) as error:
-                raise VideoError("unreadable tar", f"{self.path} ({error})") from None
-        return self._members
-
-    def forget(self) -> None:
-        """Drop the index; it is built again when it is needed."""
-        self._members = None
-
-    def _open(self) -> IO[bytes]:
-        return self.path.open("rb", buffering=0) if self.remote is None else self.remote.open()
-
-    def _read(self, offset: int, size: int) -> bytes:
-        with self._open() as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise VideoError("truncated", f"{self.path} ends inside a sample")
-        return data
 
 
 @dataclass
@@ -352,37 +269,3 @@ def _problem(name: str, value: Any, wanted: tuple[float | None, float | None] | 
 
 def _plausible(value: object, limit: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= limit
-
-
-def _media(members: Mapping[str, Any]) -> str | None:
-    videos = [suffix for suffix in members if f".{suffix}" in VIDEO_SUFFIXES]
-    images = [suffix for suffix in members if f".{suffix}" in IMAGE_SUFFIXES]
-    return next(iter(videos + images), None)
-
-
-def _whole_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members up to the first damaged header; a first one that is damaged raises tarfile.ReadError."""
-    count = 0
-    try:
-        for member in tar:
-            yield member
-            count += 1
-    except tarfile.ReadError:
-        if count == 0:
-            raise
-
-
-def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Offsets of the members by key and suffix, as WebDataset splits names; a repeated name counts once."""
-    index: dict[str, dict[str, tuple[int, int]]] = {}
-    end = 0
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in _whole_members(tar):
-            end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
-            key, suffix = base_plus_ext(member.name)
-            if member.isreg() and not member.issparse() and key is not None:
-                index.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
-    file.seek(end)
-    if file.read(_TAR_BLOCK).strip(b"\0") or file.tell() < end + _TAR_BLOCK:
-        logger.warning("%s: damaged or cut off after %d samples", path, len(index))
-    return index
