@@ -219,3 +219,12 @@ def test_any_meta_file_is_a_skip_or_one_line(tiny_shards, tmp_path_factory, line
 def test_impossible_meta_values_are_measured_instead(tmp_path, tiny_video, field, value):
     tar = write_tar(tmp_path / "a.tar", [("a.mp4", tiny_video)], [meta("a", **{field: value})])
     assert [clip.start for clip in fixed_clips(small(tar), stride=0.5)] == [0, 0.5]
+
+
+@pytest.mark.parametrize(("field", "value"), [("duration", 0), ("fps", 0), ("fps", 5e-324)])
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_a_video_without_duration_or_rate_is_measured(tmp_path, tiny_video, field, value, num_frames):
+    tar = write_tar(tmp_path / "a.tar", [("a.mp4", tiny_video)], [meta("a", **{field: value})])
+    config = small(tar, num_frames=num_frames)
+    assert next(training_batches(config, batch_size=1, seed=0)).keys == ["a/a"]
+    assert [clip.start for clip in fixed_clips(config, stride=0.5)][:2] == [0, 0.5]

@@ -24,6 +24,7 @@ from .video_io import IMAGE_SUFFIXES, MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, Vide
 logger = logging.getLogger(__name__)
 
 META_SUFFIX = ".meta.jsonl"
+_MIN_FPS = 1e-3
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
 Record = dict[str, Any]
@@ -214,7 +215,9 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
 def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterator[Record]:
     """Stage: records whose duration, fps or size is missing or impossible get them from the file itself."""
     for record in records:
-        if all(_plausible(record.get(name), limit) for name, limit in _LIMITS.items()):
+        plausible = all(_plausible(record.get(name), limit) for name, limit in _LIMITS.items())
+        # An image has neither a duration nor a rate, a video both.
+        if plausible and (record["duration"] > 0) == (record["fps"] >= _MIN_FPS):
             yield record
             continue
         try:
