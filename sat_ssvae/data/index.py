@@ -58,8 +58,8 @@ class FolderStore:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The folder's name, which `.` and `..` do not tell."""
+        return (self.path.resolve() if self.path.name in ("", "..") else self.path).name
 
     def keys(self) -> list[str]:
         """Paths of the videos and images, sorted."""
@@ -118,7 +118,7 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
     """
     patterns = [paths] if isinstance(paths, str) else list(paths)
     stores: list[Store] = []
-    for place in [url for pattern in patterns for url in expand_urls(pattern)]:
+    for place in [url for pattern in patterns for url in _expanded(pattern)]:
         if is_remote(place):
             if cache is None:
                 raise UserError(f"{place}: give a local file or folder here, fetch the shard first")
@@ -138,6 +138,13 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
                 f"{path} {problem}: give a folder of shards or videos, a .tar, or a pattern (a-{{0..9}}.tar)"
             )
     return stores
+
+
+def _expanded(pattern: str) -> list[str]:
+    try:
+        return list(expand_urls(pattern))
+    except ValueError as error:
+        raise UserError(f"{pattern}: {error}") from None
 
 
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
@@ -189,9 +196,9 @@ def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:
 
 
 def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
-    meta = store.path.with_name(store.path.stem + META_SUFFIX)
-    if not (isinstance(store, TarStore) and meta.is_file()):
-        if isinstance(store, TarStore):
+    meta = store.path.with_name(store.path.stem + META_SUFFIX) if isinstance(store, TarStore) else None
+    if meta is None or not meta.is_file():
+        if meta is not None:
             logger.warning("%s: no %s beside it, so every sample is probed now", store.path, meta.name)
         try:
             yield from (({"key": key}, f"{store.name}/{key}") for key in store.keys())  # noqa: SIM118 - a store is no dict
