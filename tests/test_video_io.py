@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sat_ssvae.data import video_io
+from sat_ssvae.data.images import read_image
 from sat_ssvae.data.video_io import (
     VideoError,
     probe,
     read_clip,
-    read_image,
     to_uint8,
     to_unit_range,
     write_video,

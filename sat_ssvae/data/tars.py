@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from .images import IMAGE_SUFFIXES
 from .remote import Remote
 from .skips import printable
-from .video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError
+from .video_io import VIDEO_SUFFIXES, VideoError
 
 logger = logging.getLogger(__name__)
 

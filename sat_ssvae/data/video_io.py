@@ -23,7 +23,6 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
@@ -46,7 +45,6 @@ MAX_FPS = 1000.0
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"}
 )
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 # Demuxers of real video files. Without this list FFmpeg also opens text (as "ansi art") and playlists.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
@@ -61,7 +59,8 @@ class VideoError(UserError):
 
     Attributes:
         cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
-            "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image".
+            "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image",
+            "unreadable file".
     """
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -92,7 +91,7 @@ def probe(source: Path | bytes) -> VideoInfo:
     with open_video(source) as (container, stream):
         first = next(_decode(container, stream), None)
         if first is None:
-            raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
+            raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         shape = _displayed(stream, first)
         fps = float(stream.average_rate or stream.guessed_rate or 0) or _USUAL_FPS
         duration, frames = _duration(container, stream), stream.frames
@@ -102,7 +101,7 @@ def probe(source: Path | bytes) -> VideoInfo:
             duration = frames / fps
         if duration > MAX_SECONDS or fps > MAX_FPS:
             detail = f"{duration:.0f} s at {fps:.0f} frames per second"
-            raise VideoError("impossible header", f"{_name(source)}: {detail}")
+            raise VideoError("impossible header", f"{name_of(source)}: {detail}")
         return VideoInfo(duration, fps, frames or max(1, round(duration * fps)), shape.height, shape.width)
 
 
@@ -130,40 +129,6 @@ def read_clip(
     with open_video(source, threads) as (container, stream):
         frames = [cover(picture, size, scaler) for picture in nearest_frames(container, stream, times, source)]
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
-
-
-def read_image(source: Path | bytes, *, size: tuple[int, int]) -> Tensor:
-    """A still image as a clip of one frame: uint8 `C 1 H W`; EXIF rotation applied, transparency over white.
-
-    Raises:
-        VideoError: not a readable image.
-    """
-    picture = open_image(source)
-    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).unsqueeze(1).contiguous()
-
-
-def open_image(source: Path | bytes) -> Image.Image:
-    """An upright RGB image; see `read_image`."""
-    _check_file(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise VideoError("too large", f"{_name(source)}: {image.height}x{image.width} pixels")
-            upright = ImageOps.exif_transpose(image)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            layer = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError("not an image", f"{_name(source)} ({_reason(error)})") from None
-
-
-def encode_jpeg(image: Image.Image) -> bytes:
-    """An RGB image as a JPEG file of high quality."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=95)
-    return file.getvalue()
 
 
 def to_unit_range(video: Tensor) -> Tensor:
@@ -241,11 +206,11 @@ def nearest_frames(
         while after is not None and _time(after, origin, source) < target:
             before, after = after, next(frames, None)
         if before is None:
-            raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
+            raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         gap = target - _time(before, origin, source)
         if after is None and gap > step * 1.01:
             promised = _duration(container, stream) >= target
-            detail = f"{_name(source)}: last frame at {target - gap:.2f} s, wanted {target:.2f} s"
+            detail = f"{name_of(source)}: last frame at {target - gap:.2f} s, wanted {target:.2f} s"
             raise VideoError("truncated" if promised else "too short", detail)
         best = before if after is None or gap <= _time(after, origin, source) - target else after
         yield Picture(best, _displayed(stream, best))
@@ -321,7 +286,7 @@ def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatte
 @contextmanager
 def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its first video stream; FFmpeg's errors in the block become `VideoError`s."""
-    _check_file(source)
+    check_file(source)
     try:
         with av.open(
             io.BytesIO(source) if isinstance(source, bytes) else str(source),
@@ -330,17 +295,17 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
         ) as container:
             assert isinstance(container, InputContainer)
             if not container.streams.video:
-                raise VideoError("no video stream", _name(source))
+                raise VideoError("no video stream", name_of(source))
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise VideoError("not a video", f"{_name(source)}: unknown codec")
+                raise VideoError("not a video", f"{name_of(source)}: unknown codec")
             if stream.width * stream.height > MAX_PIXELS:
-                raise VideoError("too large", f"{_name(source)}: {stream.height}x{stream.width} pixels")
+                raise VideoError("too large", f"{name_of(source)}: {stream.height}x{stream.width} pixels")
             stream.codec_context.thread_count = threads
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         cause = "not a video" if isinstance(error, av.InvalidDataError) else "decoding error"
-        raise VideoError(cause, f"{_name(source)} ({_reason(error)})") from None
+        raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
 
 
 def _frames_from(
@@ -369,7 +334,7 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
 
 def _time(frame: VideoFrame, origin: float, source: Path | bytes) -> float:
     if frame.pts is None:
-        raise VideoError("no timestamps", f"{_name(source)}: convert it to mp4")
+        raise VideoError("no timestamps", f"{name_of(source)}: convert it to mp4")
     return frame.time - origin
 
 
@@ -386,19 +351,29 @@ def _displayed(stream: VideoStream, frame: VideoFrame) -> Shape:
     return Shape(width, height, turns) if turns % 2 else Shape(height, width, turns)
 
 
-def _check_file(source: Path | bytes) -> None:
+def check_file(source: Path | bytes) -> None:
+    """Raise VideoError where there is nothing to read."""
+    try:
+        problem = _problem(source)
+    except OSError as error:
+        raise VideoError("unreadable file", f"{name_of(source)} ({reason_of(error)})") from None
+    if problem:
+        raise VideoError(problem, name_of(source))
+
+
+def _problem(source: Path | bytes) -> str:
     if isinstance(source, bytes):
-        if not source:
-            raise VideoError("empty file", "0 bytes")
-    elif not source.is_file():
-        raise VideoError("missing file", str(source))
-    elif source.stat().st_size == 0:
-        raise VideoError("empty file", str(source))
+        return "" if source else "empty file"
+    if not source.is_file():
+        return "missing file"
+    return "" if source.stat().st_size else "empty file"
 
 
-def _name(source: Path | bytes) -> str:
+def name_of(source: Path | bytes) -> str:
+    """What messages call a source."""
     return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """An error as part of a line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
