@@ -6,6 +6,7 @@ A source is a path or the file's bytes; what is wrong with a file is a `VideoErr
 """
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,21 @@ from torch import Tensor
 from .video_io import MAX_PIXELS, VideoError, check_file, name_of, reason_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+# What its parsers let through where a file (its EXIF data, say) is damaged.
+_PILLOW_ERRORS = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+)
 
 
 def read_image(source: Path | bytes, *, size: tuple[int, int]) -> Tensor:
@@ -37,11 +53,15 @@ def open_image(source: Path | bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError("too large", f"{name_of(source)}: {image.height}x{image.width} pixels")
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # gray of 16 bits, all of which Pillow's own conversion would make white
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
             if not upright.has_transparency_data:
                 return upright.convert("RGB")
             layer = upright.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except VideoError:
+        raise
+    except _PILLOW_ERRORS as error:
         raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
 
 
