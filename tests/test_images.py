@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from sat_ssvae.data import images
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.images import read_image
-from sat_ssvae.data.video_io import VideoError
 
 from .test_video_io import corner_pictures, corners
 

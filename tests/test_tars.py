@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
 from sat_ssvae.data import tars
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
 from sat_ssvae.data.tars import TarStore
-from sat_ssvae.data.video_io import VideoError
 
 from .processes import unmeasured
 from .shard_files import meta, small, write_tar

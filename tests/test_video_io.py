@@ -10,14 +10,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sat_ssvae.data import video_io
-from sat_ssvae.data.video_io import (
-    VideoError,
-    probe,
-    read_clip,
-    to_uint8,
-    to_unit_range,
-    write_video,
-)
+from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.video_io import probe, read_clip, to_uint8, to_unit_range, write_video
 from sat_ssvae.errors import UserError
 
 COUNTED_FRAMES, COUNTED_FPS = 60, 20

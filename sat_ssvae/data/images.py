@@ -2,7 +2,7 @@
 
 clip = read_image(path, size=(256, 256))     # uint8 C 1 H W
 
-A source is a path or the file's bytes; what is wrong with a file is a `VideoError`, as in `video_io`.
+A source is a path or the file's bytes; what is wrong with a file is a `VideoError`.
 """
 
 import io
@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .video_io import MAX_PIXELS, VideoError, check_file, name_of, reason_of
+from .files import VideoError, check_file, name_of, reason_of
+from .video_io import MAX_PIXELS
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 

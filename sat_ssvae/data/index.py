@@ -15,12 +15,13 @@ from typing import Any
 from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
+from .files import VideoError
 from .images import IMAGE_SUFFIXES, open_image
 from .remote import Remote, ShardCache, find_remote, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
 from .tars import TarStore
-from .video_io import MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, VideoError, probe
+from .video_io import MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, probe
 
 logger = logging.getLogger(__name__)
 

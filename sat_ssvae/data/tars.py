@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from .files import VideoError
 from .images import IMAGE_SUFFIXES
 from .remote import Remote
 from .skips import printable
-from .video_io import VIDEO_SUFFIXES, VideoError
+from .video_io import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

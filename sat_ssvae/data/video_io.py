@@ -8,6 +8,7 @@ are applied. Everything wrong with a file is a `VideoError`, whose `cause` is a 
 """
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from ..errors import UserError
+from .files import VideoError, check_file, name_of, reason_of
 from .h264 import (
     ACCURATE_ROUNDING,
     BICUBIC,
@@ -51,24 +53,10 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gi
 # MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
 _COUNT_FROM_START = "mpeg"
 _USUAL_FPS = 25.0  # where a file does not tell
+# Seconds by which to seek earlier where the frame before a key frame, or any in formats without an index, is missed.
+_STEPS_BACK = (0.0, 1.0, 4.0, 16.0, math.inf)
+_BEFORE = 60.0  # seconds before the start; a seek to the start itself misses it in MPEG transport streams
 _ROUNDING = 1e-6  # seconds by which number / rate may miss the time that the file gives that frame
-
-
-class VideoError(UserError):
-    """A file that cannot be used.
-
-    Attributes:
-        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
-            "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image",
-            "unreadable file".
-    """
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(f"{cause}: {detail}")
-        self.cause = cause
-
-    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
-        return VideoError, (self.cause, str(self).removeprefix(f"{self.cause}: "))
 
 
 @dataclass(frozen=True)
@@ -92,13 +80,16 @@ def probe(source: Path | bytes) -> VideoInfo:
         first = next(_decode(container, stream), None)
         if first is None:
             raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
-        shape = _displayed(stream, first)
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or _USUAL_FPS
-        duration, frames = _duration(container, stream), stream.frames
-        if not duration or container.format.name == _COUNT_FROM_START:
-            container.seek(0)
-            frames = sum(packet.size > 0 for packet in container.demux(stream))
-            duration = frames / fps
+        shape = _displayed(stream, first, source)
+        fps, duration, frames = float(stream.average_rate or 0), _duration(container, stream), stream.frames
+        if not fps or not duration or container.format.name == _COUNT_FROM_START:
+            frames, span = _count(container, stream)
+            if not fps and span:
+                fps = (frames - 1) / span
+            fps = fps or float(stream.guessed_rate or 0) or _USUAL_FPS
+            if container.format.name == _COUNT_FROM_START:
+                duration = frames / fps
+            duration = duration or (span + 1 / fps if span else frames / fps)
         if duration > MAX_SECONDS or fps > MAX_FPS:
             detail = f"{duration:.0f} s at {fps:.0f} frames per second"
             raise VideoError("impossible header", f"{name_of(source)}: {detail}")
@@ -191,10 +182,10 @@ def nearest_frames(
     """For each of the ascending `times` (seconds from the first frame), the decoded frame nearest to it.
 
     Raises:
-        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when the
-            header promised that frame.
+        VideoError: "too short" when a time lies more than one frame after the last frame and after its end,
+            "truncated" when the header promised that frame.
     """
-    origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+    origin = _origin(stream)
     step = float(1 / (stream.average_rate or _USUAL_FPS))
     wanted = iter(times)
     target = next(wanted, None)
@@ -208,12 +199,13 @@ def nearest_frames(
         if before is None:
             raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         gap = target - _time(before, origin, source)
-        if after is None and gap > step * 1.01:
+        # A screen that stands still is one frame that lasts long.
+        if after is None and gap > max(step, float(before.duration * (before.time_base or 0))) * 1.01:
             promised = _duration(container, stream) >= target
             detail = f"{name_of(source)}: last frame at {target - gap:.2f} s, wanted {target:.2f} s"
             raise VideoError("truncated" if promised else "too short", detail)
         best = before if after is None or gap <= _time(after, origin, source) - target else after
-        yield Picture(best, _displayed(stream, best))
+        yield Picture(best, _displayed(stream, best, source))
         target = next(wanted, None)
 
 
@@ -231,7 +223,7 @@ def read_frames(source: Path | bytes) -> Iterator["TimedFrame"]:
         first: VideoFrame | None = None
         for index, frame in enumerate(_decode(container, stream)):
             first = first or frame
-            shape = _displayed(stream, first)
+            shape = _displayed(stream, first, source)
             time = index * step
             if frame.pts is not None and first.pts is not None and frame.time_base is not None:
                 time = (frame.pts - first.pts) * frame.time_base
@@ -268,6 +260,9 @@ def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> 
         max(height, round(picture.shape.height * scale)),
         max(width, round(picture.shape.width * scale)),
     )
+    if covering[0] * covering[1] > MAX_PIXELS:
+        detail = f"{picture.shape.height}x{picture.shape.width} pixels to cover {height}x{width}"
+        raise VideoError("impossible header", detail)
     top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
     return upright_rgb(picture, covering, scaler)[top : top + height, left : left + width]
 
@@ -303,7 +298,7 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
                 raise VideoError("too large", f"{name_of(source)}: {stream.height}x{stream.width} pixels")
             stream.codec_context.thread_count = threads
             yield container, stream
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: another stream begins in the middle
         cause = "not a video" if isinstance(error, av.InvalidDataError) else "decoding error"
         raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
 
@@ -311,17 +306,23 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
 def _frames_from(
     container: InputContainer, stream: VideoStream, start: float, origin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
-    """Decode from the key frame at or before `start`, or from the very beginning where seeking overshoots."""
+    """Decode from the key frame at or before `start`, or from a place before it where seeking overshoots."""
     if start <= 0 or container.format.name == _COUNT_FROM_START:
         yield from _decode(container, stream)
         return
-    container.seek(round((start + origin) / (stream.time_base or 1)), stream=stream)
-    frames = _decode(container, stream)
-    first = next(frames, None)
-    if first is None or _time(first, origin, source) > start + _ROUNDING:
-        container.seek(stream.start_time or 0, stream=stream)
+    for back in _STEPS_BACK:
+        place = start - back if back < start else -_BEFORE
+        try:
+            container.seek(math.floor((place + origin + _ROUNDING) / (stream.time_base or 1)), stream=stream)
+        except av.FFmpegError:
+            if place >= 0:
+                raise
+            container.seek(stream.start_time or 0, stream=stream)  # AVI has no places before its start
         frames = _decode(container, stream)
-    else:
+        first = next(frames, None)
+        if place < 0 or (first is not None and _time(first, origin, source) <= start + _ROUNDING):
+            break
+    if first is not None:
         yield first
     yield from frames
 
@@ -338,42 +339,37 @@ def _time(frame: VideoFrame, origin: float, source: Path | bytes) -> float:
     return frame.time - origin
 
 
+def _origin(stream: VideoStream) -> float:
+    """Seconds at which a file says that the stream begins."""
+    return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+
+
 def _duration(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
+    duration = container.duration / av.time_base if container.duration else 0.0
+    if container.format.name.startswith("matroska"):  # it tells when the last stream ends, not how long it lasts
+        return max(0.0, duration - max(0.0, _origin(stream)))
+    return duration
 
 
-def _displayed(stream: VideoStream, frame: VideoFrame) -> Shape:
+def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float]:
+    """The number of frames, and the seconds from the first to the last; 0 where the packets do not tell."""
+    container.seek(0)
+    frames, first, last = 0, math.inf, -math.inf
+    for packet in container.demux(stream):
+        frames += packet.size > 0
+        if packet.size and packet.pts is not None and stream.time_base:
+            time = float(packet.pts * stream.time_base)
+            first, last = min(first, time), max(last, time)
+    told = last > first and container.format.name != _COUNT_FROM_START
+    return frames, last - first if told else 0.0
+
+
+def _displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> Shape:
     aspect = float(stream.sample_aspect_ratio or 1)
     height, width = frame.height, max(1, round(frame.width * aspect))
+    if height * width > MAX_PIXELS:
+        raise VideoError("impossible header", f"{name_of(source)}: {height}x{width} pixels as displayed")
     turns = round(frame.rotation / 90) % 4
     return Shape(width, height, turns) if turns % 2 else Shape(height, width, turns)
-
-
-def check_file(source: Path | bytes) -> None:
-    """Raise VideoError where there is nothing to read."""
-    try:
-        problem = _problem(source)
-    except OSError as error:
-        raise VideoError("unreadable file", f"{name_of(source)} ({reason_of(error)})") from None
-    if problem:
-        raise VideoError(problem, name_of(source))
-
-
-def _problem(source: Path | bytes) -> str:
-    if isinstance(source, bytes):
-        return "" if source else "empty file"
-    if not source.is_file():
-        return "missing file"
-    return "" if source.stat().st_size else "empty file"
-
-
-def name_of(source: Path | bytes) -> str:
-    """What messages call a source."""
-    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-
-
-def reason_of(error: Exception) -> str:
-    """An error as part of a line."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
