@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import torch
 
 from sat_ssvae.config import load_config
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import Batch, training_batches
-from sat_ssvae.data.video_io import VideoError, read_clip
+from sat_ssvae.data.video_io import read_clip
 
 MAX_ATTEMPTS = 100
 WARM_UP = 2  # clips of a process that decodes and batches of a worker, before the clock starts

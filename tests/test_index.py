@@ -35,6 +35,7 @@ def test_paths(tiny_videos, tiny_shards, form):
     [
         (lambda folder: folder / "none", "does not exist"),
         (lambda folder: folder / "none-{0..3}.tar", "none-0.tar does not exist"),
+        (lambda folder: folder / "none-{0..3.tar", "Unbalanced braces"),
         (lambda folder: folder, "neither .tar shards nor videos"),
         (lambda folder: folder / "a.mp4", "is not a .tar file"),
         (lambda folder: folder / "a.tar.gz", "gunzip"),
@@ -219,3 +220,22 @@ def test_any_meta_file_is_a_skip_or_one_line(tiny_shards, tmp_path_factory, line
 def test_impossible_meta_values_are_measured_instead(tmp_path, tiny_video, field, value):
     tar = write_tar(tmp_path / "a.tar", [("a.mp4", tiny_video)], [meta("a", **{field: value})])
     assert [clip.start for clip in fixed_clips(small(tar), stride=0.5)] == [0, 0.5]
+
+
+@pytest.mark.parametrize(("field", "value"), [("duration", 0), ("fps", 0), ("fps", 5e-324)])
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_a_video_without_duration_or_rate_is_measured(tmp_path, tiny_video, field, value, num_frames):
+    tar = write_tar(tmp_path / "a.tar", [("a.mp4", tiny_video)], [meta("a", **{field: value})])
+    config = small(tar, num_frames=num_frames)
+    assert next(training_batches(config, batch_size=1, seed=0)).keys == ["a/a"]
+    assert [clip.start for clip in fixed_clips(config, stride=0.5)][:2] == [0, 0.5]
+
+
+@pytest.mark.parametrize("path", [".", "..", "../in/."])
+def test_the_folder_where_one_is_has_a_name_like_any_other(tmp_path, tiny_video, monkeypatch, path):
+    """`..` in the name of a sample would lead those who name files after it out of their folder."""
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    (tmp_path / "in" / "a.mp4").write_bytes(tiny_video)
+    monkeypatch.chdir(tmp_path / "in" / ("deeper" if path == ".." else ""))
+    config = DataConfig(path=path, num_frames=5, resolution=32, num_workers=0)
+    assert [clip.key for clip in fixed_clips(config, stride=100)] == ["in/a.mp4"]

@@ -2,8 +2,9 @@ import av
 import numpy as np
 import pytest
 
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.resample import count_resampled, read_resampled
-from sat_ssvae.data.video_io import VideoError, probe, read_clip
+from sat_ssvae.data.video_io import probe, read_clip
 
 from .test_reconstruct import waves
 from .test_video_io import encode

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sat_ssvae.data.video_io import VideoError, write_video
+from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.unified_reward import (
     VERSIONS,

@@ -1,4 +1,3 @@
-import io
 import pickle
 import struct
 from fractions import Fraction
@@ -9,18 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from sat_ssvae.data import video_io
-from sat_ssvae.data.video_io import (
-    VideoError,
-    probe,
-    read_clip,
-    read_image,
-    to_uint8,
-    to_unit_range,
-    write_video,
-)
+from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.video_io import probe, read_clip, to_uint8, to_unit_range, write_video
 from sat_ssvae.errors import UserError
 
 COUNTED_FRAMES, COUNTED_FPS = 60, 20
@@ -352,33 +343,3 @@ def test_write_video_says_what_is_wrong(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
     with pytest.raises(VideoError, match="no frame"):
         write_video(tmp_path / "v.mp4", torch.zeros(3, 0, 16, 16), fps=8)
-
-
-def saved(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def test_images(tmp_path):
-    picture = Image.fromarray(corner_pictures(64, 96)[0])
-    clip = read_image(saved(picture, "PNG"), size=(64, 96))
-    assert clip.shape == (3, 1, 64, 96) and corners(clip[:, 0]) == ["red", "green", "blue", "white"]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn clockwise
-    turned = read_image(saved(picture, "JPEG", exif=exif, quality=95), size=(96, 64))
-    assert corners(turned[:, 0]) == ["white", "red", "green", "blue"]
-    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    assert read_image(saved(clear, "PNG"), size=(16, 16)).min() == 255
-    (tmp_path / "gray.png").write_bytes(saved(Image.new("L", (20, 20), 70), "PNG"))
-    assert torch.equal(read_image(tmp_path / "gray.png", size=(8, 8)), torch.full((3, 1, 8, 8), 70, dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_bad_images(tmp_path, content):
-    (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(VideoError) as caught:
-        read_image(tmp_path / "bad.png", size=(8, 8))
-    assert caught.value.cause == ("not an image" if content else "empty file")
-    with pytest.raises(VideoError, match="missing file"):
-        read_image(tmp_path / "none.png", size=(8, 8))

@@ -26,10 +26,10 @@ from webdataset.writer import TarWriter
 
 from .. import distributed
 from ..config import Config, fingerprint, parse_config
-from ..data.index import TarStore
+from ..data.files import VideoError
 from ..data.shards import Clip, DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
-from ..data.video_io import VideoError
+from ..data.tars import TarStore
 from ..errors import UserError
 from ..evaluation.autoencoders import VideoAutoencoder
 from ..progress import progress_bar

@@ -7,25 +7,26 @@ be used goes to `on_skip` and the chain goes on.
 import json
 import logging
 import math
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
 from ..errors import UserError
+from .files import VideoError
+from .images import IMAGE_SUFFIXES, open_image
 from .remote import Remote, ShardCache, find_remote, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
-from .video_io import IMAGE_SUFFIXES, MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, VideoError, open_image, probe
+from .tars import TarStore
+from .video_io import MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, probe
 
 logger = logging.getLogger(__name__)
 
 META_SUFFIX = ".meta.jsonl"
-_TAR_BLOCK = 512
+_MIN_FPS = 1e-3
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
 Record = dict[str, Any]
@@ -52,87 +53,6 @@ class Sample:
 
 
 @dataclass
-class TarStore:
-    """A tar whose members are read at random through an index of offsets, built at the first read."""
-
-    path: Path
-    remote: Remote | None = None
-    _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The tar's name without its suffix."""
-        return self.path.stem
-
-    def keys(self) -> list[str]:
-        """Keys of the samples, in the tar's order."""
-        return list(self.members())
-
-    def media(self, key: str) -> tuple[str, bytes]:
-        """The suffix and the bytes of a sample's video, else of its image.
-
-        Raises:
-            VideoError: "not in the tar", "no video or image", "truncated".
-        """
-        members = self.members().get(key)
-        if members is None:
-            raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}")
-        suffix = _media(members)
-        if suffix is None:
-            raise VideoError("no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only")
-        return suffix, self._read(*members[suffix])
-
-    def read(self, key: str, suffix: str) -> bytes:
-        """The bytes of KEY.suffix.
-
-        Raises:
-            VideoError: "not in the tar", "truncated".
-        """
-        member = self.members().get(key, {}).get(suffix)
-        if member is None:
-            raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}.{suffix}")
-        return self._read(*member)
-
-    def caption(self, key: str) -> str:
-        """The caption in KEY.json or KEY.txt; empty where there is none."""
-        members = self.members().get(key, {})
-        if "json" in members:
-            try:
-                content = json.loads(self._read(*members["json"]))
-            except ValueError:
-                raise VideoError("broken json", f"{self.path}: {printable(key)}.json") from None
-            return str(content.get("caption") or "") if isinstance(content, dict) else ""
-        return self._read(*members["txt"]).decode(errors="replace").strip() if "txt" in members else ""
-
-    def members(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """For each key, suffix -> (offset, size)."""
-        if self._members is None:
-            try:
-                with self._open() as file:
-                    self._members = _index_tar(file, self.path)
-            except VideoError:
-                raise
-            except (tarfile.TarError, OSError, ValueError) as error:
-                raise VideoError("unreadable tar", f"{self.path} ({error})") from None
-        return self._members
-
-    def forget(self) -> None:
-        """Drop the index; it is built again when it is needed."""
-        self._members = None
-
-    def _open(self) -> IO[bytes]:
-        return self.path.open("rb", buffering=0) if self.remote is None else self.remote.open()
-
-    def _read(self, offset: int, size: int) -> bytes:
-        with self._open() as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise VideoError("truncated", f"{self.path} ends inside a sample")
-        return data
-
-
-@dataclass
 class FolderStore:
     """A folder of videos and images; keys are paths in it, NAME.txt beside NAME.mp4 is its caption."""
 
@@ -140,8 +60,8 @@ class FolderStore:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The folder's name, which `.` and `..` do not tell."""
+        return (self.path.resolve() if self.path.name in ("", "..") else self.path).name
 
     def keys(self) -> list[str]:
         """Paths of the videos and images, sorted."""
@@ -200,7 +120,7 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
     """
     patterns = [paths] if isinstance(paths, str) else list(paths)
     stores: list[Store] = []
-    for place in [url for pattern in patterns for url in expand_urls(pattern)]:
+    for place in [url for pattern in patterns for url in _expanded(pattern)]:
         if is_remote(place):
             if cache is None:
                 raise UserError(f"{place}: give a local file or folder here, fetch the shard first")
@@ -220,6 +140,13 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
                 f"{path} {problem}: give a folder of shards or videos, a .tar, or a pattern (a-{{0..9}}.tar)"
             )
     return stores
+
+
+def _expanded(pattern: str) -> list[str]:
+    try:
+        return list(expand_urls(pattern))
+    except ValueError as error:
+        raise UserError(f"{pattern}: {error}") from None
 
 
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
@@ -271,9 +198,9 @@ def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:
 
 
 def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
-    meta = store.path.with_name(store.path.stem + META_SUFFIX)
-    if not (isinstance(store, TarStore) and meta.is_file()):
-        if isinstance(store, TarStore):
+    meta = store.path.with_name(store.path.stem + META_SUFFIX) if isinstance(store, TarStore) else None
+    if meta is None or not meta.is_file():
+        if meta is not None:
             logger.warning("%s: no %s beside it, so every sample is probed now", store.path, meta.name)
         try:
             yield from (({"key": key}, f"{store.name}/{key}") for key in store.keys())  # noqa: SIM118 - a store is no dict
@@ -297,7 +224,9 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
 def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterator[Record]:
     """Stage: records whose duration, fps or size is missing or impossible get them from the file itself."""
     for record in records:
-        if all(_plausible(record.get(name), limit) for name, limit in _LIMITS.items()):
+        plausible = all(_plausible(record.get(name), limit) for name, limit in _LIMITS.items())
+        # An image has neither a duration nor a rate, a video both.
+        if plausible and (record["duration"] > 0) == (record["fps"] >= _MIN_FPS):
             yield record
             continue
         try:
@@ -352,37 +281,3 @@ def _problem(name: str, value: Any, wanted: tuple[float | None, float | None] | 
 
 def _plausible(value: object, limit: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= limit
-
-
-def _media(members: Mapping[str, Any]) -> str | None:
-    videos = [suffix for suffix in members if f".{suffix}" in VIDEO_SUFFIXES]
-    images = [suffix for suffix in members if f".{suffix}" in IMAGE_SUFFIXES]
-    return next(iter(videos + images), None)
-
-
-def _whole_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members up to the first damaged header; a first one that is damaged raises tarfile.ReadError."""
-    count = 0
-    try:
-        for member in tar:
-            yield member
-            count += 1
-    except tarfile.ReadError:
-        if count == 0:
-            raise
-
-
-def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Offsets of the members by key and suffix, as WebDataset splits names; a repeated name counts once."""
-    index: dict[str, dict[str, tuple[int, int]]] = {}
-    end = 0
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in _whole_members(tar):
-            end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
-            key, suffix = base_plus_ext(member.name)
-            if member.isreg() and not member.issparse() and key is not None:
-                index.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
-    file.seek(end)
-    if file.read(_TAR_BLOCK).strip(b"\0") or file.tell() < end + _TAR_BLOCK:
-        logger.warning("%s: damaged or cut off after %d samples", path, len(index))
-    return index

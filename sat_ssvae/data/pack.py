@@ -28,21 +28,11 @@ from webdataset.writer import TarWriter
 from ..config import Config, fingerprint
 from ..errors import UserError
 from ..progress import progress_bar
+from .files import VideoError
+from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem, list_items
 from .skips import Skip, read_skips
-from .video_io import (
-    IMAGE_SUFFIXES,
-    VideoError,
-    VideoInfo,
-    encode_h264,
-    encode_jpeg,
-    nearest_frames,
-    open_image,
-    open_video,
-    probe,
-    read_clip,
-    upright_rgb,
-)
+from .video_io import VideoInfo, encode_h264, nearest_frames, open_video, probe, read_clip, upright_rgb
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import IO
 from filelock import FileLock
 
 from ..errors import UserError
-from .video_io import VideoError
+from .files import VideoError
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from .video_io import VideoError, VideoInfo, cover, nearest_frames, open_video, probe
+from .files import VideoError
+from .video_io import VideoInfo, cover, nearest_frames, open_video, probe
 
 
 def read_resampled(source: Path | bytes, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -29,12 +29,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..assets import cache_dir
 from ..errors import UserError
+from .files import VideoError
+from .images import IMAGE_SUFFIXES, read_image
 from .index import RecentStores, Sample, find_stores, list_samples
 from .mixture import Mixture, epoch_order
 from .remote import ShardCache
 from .settings import DataConfig, nearest_bucket
 from .skips import Skip, SkipLog, in_words
-from .video_io import IMAGE_SUFFIXES, VideoError, read_clip, read_image, to_unit_range
+from .video_io import read_clip, to_unit_range
 
 logger = logging.getLogger(__name__)
 

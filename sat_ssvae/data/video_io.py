@@ -8,6 +8,7 @@ are applied. Everything wrong with a file is a `VideoError`, whose `cause` is a 
 """
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,10 +24,10 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
+from .files import VideoError, check_file, name_of, reason_of
 from .h264 import (
     ACCURATE_ROUNDING,
     BICUBIC,
@@ -46,30 +47,16 @@ MAX_FPS = 1000.0
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"}
 )
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 # Demuxers of real video files. Without this list FFmpeg also opens text (as "ansi art") and playlists.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
 # MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
 _COUNT_FROM_START = "mpeg"
 _USUAL_FPS = 25.0  # where a file does not tell
+# Seconds by which to seek earlier where the frame before a key frame, or any in formats without an index, is missed.
+_STEPS_BACK = (0.0, 1.0, 4.0, 16.0, math.inf)
+_BEFORE = 60.0  # seconds before the start; a seek to the start itself misses it in MPEG transport streams
 _ROUNDING = 1e-6  # seconds by which number / rate may miss the time that the file gives that frame
-
-
-class VideoError(UserError):
-    """A file that cannot be used.
-
-    Attributes:
-        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
-            "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image".
-    """
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(f"{cause}: {detail}")
-        self.cause = cause
-
-    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
-        return VideoError, (self.cause, str(self).removeprefix(f"{self.cause}: "))
 
 
 @dataclass(frozen=True)
@@ -92,17 +79,20 @@ def probe(source: Path | bytes) -> VideoInfo:
     with open_video(source) as (container, stream):
         first = next(_decode(container, stream), None)
         if first is None:
-            raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
-        shape = _displayed(stream, first)
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or _USUAL_FPS
-        duration, frames = _duration(container, stream), stream.frames
-        if not duration or container.format.name == _COUNT_FROM_START:
-            container.seek(0)
-            frames = sum(packet.size > 0 for packet in container.demux(stream))
-            duration = frames / fps
+            raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
+        shape = _displayed(stream, first, source)
+        fps, duration, frames = float(stream.average_rate or 0), _duration(container, stream), stream.frames
+        if not fps or not duration or container.format.name == _COUNT_FROM_START:
+            frames, span = _count(container, stream)
+            if not fps and span:
+                fps = (frames - 1) / span
+            fps = fps or float(stream.guessed_rate or 0) or _USUAL_FPS
+            if container.format.name == _COUNT_FROM_START:
+                duration = frames / fps
+            duration = duration or (span + 1 / fps if span else frames / fps)
         if duration > MAX_SECONDS or fps > MAX_FPS:
             detail = f"{duration:.0f} s at {fps:.0f} frames per second"
-            raise VideoError("impossible header", f"{_name(source)}: {detail}")
+            raise VideoError("impossible header", f"{name_of(source)}: {detail}")
         return VideoInfo(duration, fps, frames or max(1, round(duration * fps)), shape.height, shape.width)
 
 
@@ -130,40 +120,6 @@ def read_clip(
     with open_video(source, threads) as (container, stream):
         frames = [cover(picture, size, scaler) for picture in nearest_frames(container, stream, times, source)]
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
-
-
-def read_image(source: Path | bytes, *, size: tuple[int, int]) -> Tensor:
-    """A still image as a clip of one frame: uint8 `C 1 H W`; EXIF rotation applied, transparency over white.
-
-    Raises:
-        VideoError: not a readable image.
-    """
-    picture = open_image(source)
-    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).unsqueeze(1).contiguous()
-
-
-def open_image(source: Path | bytes) -> Image.Image:
-    """An upright RGB image; see `read_image`."""
-    _check_file(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise VideoError("too large", f"{_name(source)}: {image.height}x{image.width} pixels")
-            upright = ImageOps.exif_transpose(image)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            layer = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError("not an image", f"{_name(source)} ({_reason(error)})") from None
-
-
-def encode_jpeg(image: Image.Image) -> bytes:
-    """An RGB image as a JPEG file of high quality."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=95)
-    return file.getvalue()
 
 
 def to_unit_range(video: Tensor) -> Tensor:
@@ -226,10 +182,10 @@ def nearest_frames(
     """For each of the ascending `times` (seconds from the first frame), the decoded frame nearest to it.
 
     Raises:
-        VideoError: "too short" when a time lies more than one frame after the last frame, "truncated" when the
-            header promised that frame.
+        VideoError: "too short" when a time lies more than one frame after the last frame and after its end,
+            "truncated" when the header promised that frame.
     """
-    origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+    origin = _origin(stream)
     step = float(1 / (stream.average_rate or _USUAL_FPS))
     wanted = iter(times)
     target = next(wanted, None)
@@ -241,14 +197,15 @@ def nearest_frames(
         while after is not None and _time(after, origin, source) < target:
             before, after = after, next(frames, None)
         if before is None:
-            raise VideoError("decoding error", f"{_name(source)}: no frame decodes")
+            raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         gap = target - _time(before, origin, source)
-        if after is None and gap > step * 1.01:
+        # A screen that stands still is one frame that lasts long.
+        if after is None and gap > max(step, float(before.duration * (before.time_base or 0))) * 1.01:
             promised = _duration(container, stream) >= target
-            detail = f"{_name(source)}: last frame at {target - gap:.2f} s, wanted {target:.2f} s"
+            detail = f"{name_of(source)}: last frame at {target - gap:.2f} s, wanted {target:.2f} s"
             raise VideoError("truncated" if promised else "too short", detail)
         best = before if after is None or gap <= _time(after, origin, source) - target else after
-        yield Picture(best, _displayed(stream, best))
+        yield Picture(best, _displayed(stream, best, source))
         target = next(wanted, None)
 
 
@@ -266,7 +223,7 @@ def read_frames(source: Path | bytes) -> Iterator["TimedFrame"]:
         first: VideoFrame | None = None
         for index, frame in enumerate(_decode(container, stream)):
             first = first or frame
-            shape = _displayed(stream, first)
+            shape = _displayed(stream, first, source)
             time = index * step
             if frame.pts is not None and first.pts is not None and frame.time_base is not None:
                 time = (frame.pts - first.pts) * frame.time_base
@@ -303,6 +260,9 @@ def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> 
         max(height, round(picture.shape.height * scale)),
         max(width, round(picture.shape.width * scale)),
     )
+    if covering[0] * covering[1] > MAX_PIXELS:
+        detail = f"{picture.shape.height}x{picture.shape.width} pixels to cover {height}x{width}"
+        raise VideoError("impossible header", detail)
     top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
     return upright_rgb(picture, covering, scaler)[top : top + height, left : left + width]
 
@@ -321,7 +281,7 @@ def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatte
 @contextmanager
 def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its first video stream; FFmpeg's errors in the block become `VideoError`s."""
-    _check_file(source)
+    check_file(source)
     try:
         with av.open(
             io.BytesIO(source) if isinstance(source, bytes) else str(source),
@@ -330,33 +290,39 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
         ) as container:
             assert isinstance(container, InputContainer)
             if not container.streams.video:
-                raise VideoError("no video stream", _name(source))
+                raise VideoError("no video stream", name_of(source))
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise VideoError("not a video", f"{_name(source)}: unknown codec")
+                raise VideoError("not a video", f"{name_of(source)}: unknown codec")
             if stream.width * stream.height > MAX_PIXELS:
-                raise VideoError("too large", f"{_name(source)}: {stream.height}x{stream.width} pixels")
+                raise VideoError("too large", f"{name_of(source)}: {stream.height}x{stream.width} pixels")
             stream.codec_context.thread_count = threads
             yield container, stream
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: another stream begins in the middle
         cause = "not a video" if isinstance(error, av.InvalidDataError) else "decoding error"
-        raise VideoError(cause, f"{_name(source)} ({_reason(error)})") from None
+        raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
 
 
 def _frames_from(
     container: InputContainer, stream: VideoStream, start: float, origin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
-    """Decode from the key frame at or before `start`, or from the very beginning where seeking overshoots."""
+    """Decode from the key frame at or before `start`, or from a place before it where seeking overshoots."""
     if start <= 0 or container.format.name == _COUNT_FROM_START:
         yield from _decode(container, stream)
         return
-    container.seek(round((start + origin) / (stream.time_base or 1)), stream=stream)
-    frames = _decode(container, stream)
-    first = next(frames, None)
-    if first is None or _time(first, origin, source) > start + _ROUNDING:
-        container.seek(stream.start_time or 0, stream=stream)
+    for back in _STEPS_BACK:
+        place = start - back if back < start else -_BEFORE
+        try:
+            container.seek(math.floor((place + origin + _ROUNDING) / (stream.time_base or 1)), stream=stream)
+        except av.FFmpegError:
+            if place >= 0:
+                raise
+            container.seek(stream.start_time or 0, stream=stream)  # AVI has no places before its start
         frames = _decode(container, stream)
-    else:
+        first = next(frames, None)
+        if place < 0 or (first is not None and _time(first, origin, source) <= start + _ROUNDING):
+            break
+    if first is not None:
         yield first
     yield from frames
 
@@ -369,36 +335,41 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
 
 def _time(frame: VideoFrame, origin: float, source: Path | bytes) -> float:
     if frame.pts is None:
-        raise VideoError("no timestamps", f"{_name(source)}: convert it to mp4")
+        raise VideoError("no timestamps", f"{name_of(source)}: convert it to mp4")
     return frame.time - origin
+
+
+def _origin(stream: VideoStream) -> float:
+    """Seconds at which a file says that the stream begins."""
+    return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
 
 
 def _duration(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
+    duration = container.duration / av.time_base if container.duration else 0.0
+    if container.format.name.startswith("matroska"):  # it tells when the last stream ends, not how long it lasts
+        return max(0.0, duration - max(0.0, _origin(stream)))
+    return duration
 
 
-def _displayed(stream: VideoStream, frame: VideoFrame) -> Shape:
+def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float]:
+    """The number of frames, and the seconds from the first to the last; 0 where the packets do not tell."""
+    container.seek(0)
+    frames, first, last = 0, math.inf, -math.inf
+    for packet in container.demux(stream):
+        frames += packet.size > 0
+        if packet.size and packet.pts is not None and stream.time_base:
+            time = float(packet.pts * stream.time_base)
+            first, last = min(first, time), max(last, time)
+    told = last > first and container.format.name != _COUNT_FROM_START
+    return frames, last - first if told else 0.0
+
+
+def _displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> Shape:
     aspect = float(stream.sample_aspect_ratio or 1)
     height, width = frame.height, max(1, round(frame.width * aspect))
+    if height * width > MAX_PIXELS:
+        raise VideoError("impossible header", f"{name_of(source)}: {height}x{width} pixels as displayed")
     turns = round(frame.rotation / 90) % 4
     return Shape(width, height, turns) if turns % 2 else Shape(height, width, turns)
-
-
-def _check_file(source: Path | bytes) -> None:
-    if isinstance(source, bytes):
-        if not source:
-            raise VideoError("empty file", "0 bytes")
-    elif not source.is_file():
-        raise VideoError("missing file", str(source))
-    elif source.stat().st_size == 0:
-        raise VideoError("empty file", str(source))
-
-
-def _name(source: Path | bytes) -> str:
-    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from ..data.files import VideoError
 from ..data.index import FolderStore, Store, find_stores, read_records
 from ..data.skips import Skip, printable
-from ..data.video_io import VIDEO_SUFFIXES, VideoError
+from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
 from .journal import append, read_journal
 

@@ -20,8 +20,9 @@ from typing import Literal
 from pydantic import Field
 
 from ..config import fingerprint
+from ..data.files import VideoError
 from ..data.skips import printable
-from ..data.video_io import VIDEO_SUFFIXES, VideoError
+from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
 from ..progress import progress_bar
 from .intervals import MeanInterval, mean_interval

@@ -20,7 +20,8 @@ from typing import Any
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from ..data.video_io import encode_jpeg, nearest_frames, open_video, probe, upright_rgb
+from ..data.images import encode_jpeg
+from ..data.video_io import nearest_frames, open_video, probe, upright_rgb
 from ..errors import UserError
 
 CAPTION_FIELD = "{caption}"

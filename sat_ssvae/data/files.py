@@ -1,0 +1,50 @@
+"""What is read is a path or a file's bytes; what is wrong with it is a `VideoError`, with a category to count by."""
+
+from pathlib import Path
+
+from ..errors import UserError
+
+
+class VideoError(UserError):
+    """A file that cannot be used.
+
+    Attributes:
+        cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
+            "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image",
+            "unreadable file".
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        return VideoError, (self.cause, str(self).removeprefix(f"{self.cause}: "))
+
+
+def check_file(source: Path | bytes) -> None:
+    """Raise VideoError where there is nothing to read."""
+    try:
+        problem = _problem(source)
+    except OSError as error:
+        raise VideoError("unreadable file", f"{name_of(source)} ({reason_of(error)})") from None
+    if problem:
+        raise VideoError(problem, name_of(source))
+
+
+def _problem(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return "" if source else "empty file"
+    if not source.is_file():
+        return "missing file"
+    return "" if source.stat().st_size else "empty file"
+
+
+def name_of(source: Path | bytes) -> str:
+    """What messages call a source."""
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def reason_of(error: Exception) -> str:
+    """An error as part of a line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

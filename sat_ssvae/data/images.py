@@ -1,0 +1,73 @@
+"""Still images, as clips of one frame.
+
+clip = read_image(path, size=(256, 256))     # uint8 C 1 H W
+
+A source is a path or the file's bytes; what is wrong with a file is a `VideoError`.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .files import VideoError, check_file, name_of, reason_of
+from .video_io import MAX_PIXELS
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+# What its parsers let through where a file (its EXIF data, say) is damaged.
+_PILLOW_ERRORS = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+)
+
+
+def read_image(source: Path | bytes, *, size: tuple[int, int]) -> Tensor:
+    """A still image as a clip of one frame: uint8 `C 1 H W`; EXIF rotation applied, transparency over white.
+
+    Raises:
+        VideoError: not a readable image.
+    """
+    picture = open_image(source)
+    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).unsqueeze(1).contiguous()
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """An upright RGB image; see `read_image`."""
+    check_file(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise VideoError("too large", f"{name_of(source)}: {image.height}x{image.width} pixels")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # gray of 16 bits, all of which Pillow's own conversion would make white
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    except VideoError:
+        raise
+    except _PILLOW_ERRORS as error:
+        raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """An RGB image as a JPEG file of high quality."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    return file.getvalue()

@@ -1,0 +1,123 @@
+"""Headers of tars that lie: whatever they claim, the samples before them are read, at once and in little memory."""
+
+import io
+import resource
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from webdataset.tariterators import base_plus_ext
+
+from sat_ssvae.data import tars
+from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.shards import fixed_clips
+from sat_ssvae.data.skips import SkipLog
+from sat_ssvae.data.tars import TarStore
+
+from .processes import unmeasured
+from .shard_files import meta, small, write_tar
+
+
+def header(name, size, kind=b"0"):
+    """A member's header; `size` is an octal number of 33 bits at most, any number base 256."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    if 0 <= size < 8**11:
+        block[124:136] = b"%011o\0" % size
+    else:
+        block[124:136] = bytes([0x80 if size >= 0 else 0xFF]) + (size % 2**88).to_bytes(11, "big")
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def member(name, data, kind=b"0"):
+    return header(name, len(data), kind) + data + bytes(-len(data) % 512)
+
+
+LIES = {
+    "negative": header("b.mp4", -512),
+    "negative, by a whole header": header("b.mp4", -1024),
+    "negative, in a record before": member("b", b"14 size=-1024\n", b"x") + header("b.mp4", 0),
+    "more than a disk": header("b.mp4", 2**62),
+    "no 64-bit number": header("b.mp4", 2**80),
+    "a name of 4 EiB": header("b", 2**62, b"L"),
+    "a name of no 64-bit size": header("b", 2**80, b"L"),
+    "records of 32 TiB": header("b", 2**45, b"x"),
+    "names of names": header("b", 0, b"L") * 3000,
+    "a name of slashes": member("b", b"/" * 60000 + b"\0", b"L") + header("b", 0),
+    "a name of folders": member("b", b"a/" * 30000 + b"\0", b"L") + header("b", 0),
+}
+
+READ = """
+import resource, sys
+from pathlib import Path
+from sat_ssvae.data.tars import TarStore
+from sat_ssvae.data.video_io import VideoError
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+for path in sys.argv[1:]:
+    store = TarStore(Path(path))
+    assert store.media("a") == ("mp4", b"video"), path
+    for key in store.keys():
+        try:
+            store.media(key)
+        except VideoError as error:
+            assert error.cause in ("truncated", "no video or image"), path
+"""
+
+
+def test_no_header_costs_time_or_memory(tmp_path):
+    """In a process of its own: without bounds these take gigabytes, or never end."""
+    for number, lie in enumerate(LIES.values()):
+        (tmp_path / f"{number}.tar").write_bytes(member("a.mp4", b"video") + lie + bytes(1024))
+    done = subprocess.run(
+        [sys.executable, "-c", READ, *sorted(map(str, tmp_path.glob("*.tar")))],
+        env=unmeasured(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("damaged or cut off after") >= 8
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("first", [header("b.mp4", -512), header("b", 0, b"L") * 3000])
+def test_a_tar_that_begins_with_one_is_unreadable(tmp_path, first):
+    (tmp_path / "a.tar").write_bytes(first + member("a.mp4", b"video") + bytes(1024))
+    with pytest.raises(VideoError, match="unreadable tar"):
+        TarStore(tmp_path / "a.tar").keys()
+
+
+def test_a_file_that_gives_little_at_a_time_is_read_whole(tmp_path, monkeypatch):
+    """As one on a network may, and any file beyond 2 GiB."""
+
+    class Slow(io.FileIO):
+        def read(self, size=-1):
+            return super().read(min(size, 1000))
+
+    tar = write_tar(tmp_path / "a.tar", [("a.mp4", bytes(range(250)) * 30), ("b.mp4", b"b" * 1500)])
+    monkeypatch.setattr(TarStore, "_open", lambda store: Slow(store.path))
+    store = TarStore(tar)
+    assert store.media("a")[1] == bytes(range(250)) * 30 and store.media("b")[1] == b"b" * 1500
+
+
+@given(st.text(st.sampled_from("ab/.é_"), max_size=12))
+def test_names_are_split_as_webdataset_splits_them(name):
+    expected = base_plus_ext(name)
+    hidden = name.rpartition("/")[2].startswith(".")
+    assert tars._split(name) == (("", "") if hidden or expected[0] is None else expected)
+
+
+def test_a_caption_nested_without_end_is_a_skip(tmp_path, tiny_video):
+    members = [("a.mp4", tiny_video), ("a.json", b"[" * 100_000), ("b.mp4", tiny_video)]
+    tar = write_tar(tmp_path / "a.tar", members, [meta("a"), meta("b")])
+    skips = SkipLog(max_share=1)
+    assert [clip.key for clip in fixed_clips(small(tar), stride=100, skips=skips)] == ["a/b"]
+    assert skips.counts == {"broken json": 1}
