@@ -52,7 +52,7 @@ def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
 def _alone(output: Path) -> Iterator[None]:
     """Two trainings in one folder would delete each other's checkpoints."""
     path = output / ".lock"
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             # The process's own, unlike flock: it ends with the process, and not with the last of the readers of data
             # that were forked from it, which notice only seconds later that it was killed.
