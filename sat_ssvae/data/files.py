@@ -1,5 +1,6 @@
 """What is read is a path or a file's bytes; what is wrong with it is a `VideoError`, with a category to count by."""
 
+import re
 from pathlib import Path
 
 from ..errors import UserError
@@ -48,3 +49,12 @@ def name_of(source: Path | bytes) -> str:
 def reason_of(error: Exception) -> str:
     """An error as part of a line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def without_secrets(text: object) -> str:
+    """A text without what follows the question mark of an address (signatures) and precedes its host (passwords)."""
+
+    def public(address: re.Match[str]) -> str:
+        return f"{address[1]}{address[2]}{'?...' if address[3] else ''}"
+
+    return re.sub(r"(https?://)(?:[^/\s@]*@)?([^\s?'\"]*)(\?(?:[^\s'\"]*[^\s'\",:)])?)?", public, str(text))

@@ -15,7 +15,7 @@ from typing import Any
 from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
-from .files import VideoError
+from .files import VideoError, without_secrets
 from .images import IMAGE_SUFFIXES, open_image
 from .remote import Remote, ShardCache, find_remote, is_remote
 from .settings import AnyOf, Filters
@@ -123,7 +123,7 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
     for place in [url for pattern in patterns for url in _expanded(pattern)]:
         if is_remote(place):
             if cache is None:
-                raise UserError(f"{place}: give a local file or folder here, fetch the shard first")
+                raise UserError(f"{without_secrets(place)}: give a local file or folder here, fetch the shard first")
             local = find_remote(place, cache)
             stores.append(TarStore(local, Remote(place, cache, local)))
             continue
@@ -146,7 +146,7 @@ def _expanded(pattern: str) -> list[str]:
     try:
         return list(expand_urls(pattern))
     except ValueError as error:
-        raise UserError(f"{pattern}: {error}") from None
+        raise UserError(without_secrets(f"{pattern}: {error}")) from None
 
 
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:

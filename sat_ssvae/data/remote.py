@@ -6,11 +6,14 @@ An address is `https://host/a-000000.tar`, or `pipe:` and a command that prints 
 
 import contextlib
 import hashlib
+import http.client
 import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -21,15 +24,19 @@ from typing import IO
 from filelock import FileLock
 
 from ..errors import UserError
-from .files import VideoError
+from .files import VideoError, reason_of, without_secrets
 
 logger = logging.getLogger(__name__)
 
+_TAR_BLOCK = 512
 SCHEMES = ("http://", "https://", "pipe:")
 TRIES = 3
 TIMEOUT = 60.0
 """Seconds that a server may be silent."""
+PIPE_TIMEOUT = 600.0
+"""Seconds that a command may print nothing."""
 _PAUSE = 1.0
+_REST = 300.0  # seconds in which what could not be had is not asked for again: a shard has a thousand samples
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,22 @@ class ShardCache:
 
     folder: Path
     limit: int = 0
+    _failed: dict[str, tuple[float, str]] = field(default_factory=dict, repr=False, compare=False)
 
     def place(self, url: str) -> Path:
         """Where the shard of `url` is kept, with a name that differs where addresses do."""
-        name = re.search(r"([^/\s]+)\.tar", url)
+        name = re.search(r"([^/\s?&=]+)\.tar", url)
         return self.folder / f"{name[1] if name else 'shard'}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.tar"
 
     def fetch(self, url: str, target: Path, tries: int = TRIES) -> None:
         """Have `target`, which appears when it is complete.
 
         Raises:
-            VideoError: "unreachable", after several tries.
+            VideoError: "unreachable", after several tries, and for some minutes without another one.
         """
+        since, reason = self._failed.get(url, (-_REST, ""))
+        if time.monotonic() - since < _REST:
+            raise VideoError("unreachable", reason)
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(f"{target.suffix}.lock")):
             if target.exists():
@@ -58,14 +69,21 @@ class ShardCache:
             for attempt in range(tries):
                 try:
                     with partial.open("w+b") as file:
-                        if not _copy(url, file) and not _is_whole(file, target.suffix):
+                        length_known = _copy(url, file)
+                        if not _is_whole(file, target.suffix, length_known):
                             raise OSError(f"what came is no whole {target.suffix}")
                     break
-                except (OSError, urllib.error.URLError, subprocess.CalledProcessError) as error:
+                # ValueError: an address or a header that cannot be understood.
+                except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
                     partial.unlink(missing_ok=True)
-                    gone = isinstance(error, urllib.error.HTTPError) and error.code in (403, 404, 410)
+                    gone = False
+                    if isinstance(error, urllib.error.HTTPError):
+                        gone = error.code in (403, 404, 410)
+                        error.close()  # it holds the connection
                     if gone or attempt + 1 == tries:
-                        raise VideoError("unreachable", f"{url} ({error})") from None
+                        reason = without_secrets(f"{url} ({reason_of(error)})")
+                        self._failed[url] = time.monotonic(), reason
+                        raise VideoError("unreachable", reason) from None
                     time.sleep(_PAUSE * 2**attempt)
             partial.replace(target)
         self._make_room(target)
@@ -89,12 +107,11 @@ class ShardCache:
 def _copy(url: str, file: IO[bytes]) -> bool:
     """Write what a server sends or a command prints; returns whether its length is known to be right."""
     if url.startswith("pipe:"):
-        # The user's own command, as in WebDataset: its configuration says what to run. Whichever part of it fails, what
-        # it printed is not a whole shard.
-        command = ["bash", "-o", "pipefail", "-c", url.removeprefix("pipe:")]
-        subprocess.run(command, check=True, stdout=file)
+        _run(url.removeprefix("pipe:"), file)
         return False
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            raise OSError(f"it comes compressed ({encoding})")
         shutil.copyfileobj(response, file, 1 << 20)
         expected = response.headers.get("Content-Length")
     if expected is not None and file.tell() != int(expected):
@@ -102,14 +119,44 @@ def _copy(url: str, file: IO[bytes]) -> bool:
     return expected is not None
 
 
-def _is_whole(file: IO[bytes], suffix: str) -> bool:
-    """Whether it ends as tars do, or begins as a meta file does; a page that says what went wrong does neither."""
+def _run(command: str, file: IO[bytes]) -> None:
+    """The user's own command, as in WebDataset: its configuration says what to run.
+
+    Whichever part of it fails, what it printed is not a whole shard; all of them end together.
+    """
+    process = subprocess.Popen(["bash", "-o", "pipefail", "-c", command], stdout=file, start_new_session=True)
+    printed, since = 0, time.monotonic()
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if process.wait(timeout=min(1.0, PIPE_TIMEOUT)):
+                    raise OSError(f"it ended with status {process.returncode}")
+                return
+            if (size := os.fstat(file.fileno()).st_size) > printed:
+                printed, since = size, time.monotonic()
+            elif time.monotonic() - since >= PIPE_TIMEOUT:
+                raise OSError(f"it printed nothing for {PIPE_TIMEOUT:g} seconds")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _is_whole(file: IO[bytes], suffix: str, length_known: bool) -> bool:
+    """Whether it begins as a tar or a meta file and ends as a tar; a page that says what went wrong does neither."""
+    file.seek(0)
+    head = file.read(_TAR_BLOCK)
     if suffix != ".tar":
-        file.seek(0)
-        return file.read(1) == b"{"
+        return head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    if length_known:  # a tar that was cut off before it was stored there gives what it has, as a local one does
+        return True
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1024))
-    return size % 512 == 0 and file.read() == bytes(1024)
+    file.seek(max(0, size - 2 * _TAR_BLOCK))
+    return size % _TAR_BLOCK == 0 and file.read() == bytes(2 * _TAR_BLOCK)
 
 
 def find_remote(url: str, cache: ShardCache) -> Path:
@@ -119,7 +166,7 @@ def find_remote(url: str, cache: ShardCache) -> Path:
         UserError: no .tar address, or neither can be had.
     """
     if ".tar" not in url:
-        raise UserError(f"{url}: expected the address of a .tar shard")
+        raise UserError(f"{without_secrets(url)}: expected the address of a .tar shard")
     place = cache.place(url)
     head, _, tail = url.rpartition(".tar")
     # A command that fails does not say whether there is no such file, which is nothing to wait for.
@@ -127,7 +174,8 @@ def find_remote(url: str, cache: ShardCache) -> Path:
     try:
         cache.fetch(f"{head}.meta.jsonl{tail}", place.with_name(f"{place.stem}.meta.jsonl"), tries)
     except VideoError as error:
-        logger.warning("%s: no .meta.jsonl beside it, so it is fetched whole now (%s)", url, error)
+        public = without_secrets(url)
+        logger.warning("%s: no .meta.jsonl beside it, so it is fetched whole now (%s)", public, error)
         try:
             cache.fetch(url, place)
         except VideoError as again:
@@ -156,7 +204,7 @@ class Remote:
                 return file
             except FileNotFoundError:
                 self.cache.fetch(self.url, self.place)
-        raise VideoError("unreachable", f"{self.url}: the cache is too small, raise data.cache_gib")
+        raise VideoError("unreachable", f"{without_secrets(self.url)}: the cache is too small, raise data.cache_gib")
 
 
 def is_remote(place: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Config, added_field
+from .files import without_secrets
 
 Place = str | tuple[str, ...]
 Size = tuple[int, int]
@@ -113,6 +114,11 @@ class DataConfig(Config):
     def sizes(self) -> tuple[Size, ...]:
         """All (height, width) that clips of `path` may have."""
         return self.buckets or (self.size,)
+
+    @property
+    def shown_path(self) -> str:
+        """`path` for messages."""
+        return without_secrets(self.path)
 
     @property
     def span(self) -> float:

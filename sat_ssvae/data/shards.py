@@ -108,7 +108,7 @@ def training_batches(
         skips.succeeded(len(loaded.keys))
         skips.check()
         if not loaded.complete:
-            place = f"{config.path}: " if config.path else ""
+            place = f"{config.shown_path}: " if config.path else ""
             raise UserError(f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({in_words(skips.failures)})")
         yield Batch(loaded.video, loaded.keys, loaded.captions)
 
@@ -206,9 +206,9 @@ def _open(config: DataConfig, skips: SkipLog, rank: int = 0) -> list["_ClipReade
     samples = _part(samples, config)
     left_out = in_words(skips.counts - before)
     if not samples:
-        raise UserError(f"{config.path}: no usable sample ({left_out or 'empty'}){example}")
+        raise UserError(f"{config.shown_path}: no usable sample ({left_out or 'empty'}){example}")
     if left_out:
-        logger.warning("%s: %d samples, left out: %s", config.path, len(samples), left_out)
+        logger.warning("%s: %d samples, left out: %s", config.shown_path, len(samples), left_out)
     by_size: dict[tuple[int, int], list[Sample]] = {size: [] for size in config.sizes}
     for sample in samples:
         by_size[nearest_bucket(sample.height, sample.width, config.sizes)].append(sample)
@@ -227,7 +227,7 @@ def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
         return samples
     if len(samples) < 2:
         raise UserError(
-            f"{config.path}: one usable sample cannot be split into training and held-out clips; "
+            f"{config.shown_path}: one usable sample cannot be split into training and held-out clips; "
             "cut it up with `sat-ssvae pack ... segment_seconds=5`, or give folders train/ and heldout/"
         )
     by_hash = sorted(samples, key=lambda sample: hashlib.sha256(sample.name.encode()).digest())

@@ -78,7 +78,9 @@ def load_clips(config: SpectraConfig) -> Tensor:
     """
     clips = [clip.video for clip in fixed_clips(config.data, stride=config.stride, limit=config.max_clips)]
     if len(clips) < 2:
-        raise UserError(f"{config.data.path}: {len(clips)} clip; spectra need at least 2, give more or longer videos")
+        raise UserError(
+            f"{config.data.shown_path}: {len(clips)} clip; spectra need at least 2, give more or longer videos"
+        )
     return torch.stack(clips)
 
 

@@ -161,7 +161,7 @@ def _heldout(config: MonitorConfig, data: DataConfig) -> Tensor:
     clips = fixed_clips(fixed, stride=fixed.span + 1 / fixed.fps, limit=config.clips, skips=SkipLog(max_share=1))
     videos = [clip.video for clip in clips]
     if not videos:
-        raise UserError(f"{fixed.path}: no held-out clip can be read")
+        raise UserError(f"{fixed.shown_path}: no held-out clip can be read")
     return torch.stack(videos)
 
 
