@@ -10,7 +10,6 @@ posterior samples and masks are functions of seed, rank and step.
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from .monitor import Monitor
 from .run_folder import claimed_folder
 from .settings import TrainConfig
 from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
+from .timer import Timer
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class _Training:
                 opened.enter_context(resource)
             stop = opened.enter_context(StopRequest())
             monitor = self._monitor(opened)
-            timer = _Timer(batches)
+            timer = Timer(batches)
             while self.step < config.max_steps:
                 terms, verdict, extra = self._step(timer, skips, stop)
                 self.step += 1
@@ -348,28 +348,6 @@ class _Training:
         values = distributed.mean_over_ranks(terms).tolist()
         named = zip([*_loss_names(self.config), "lcr_weight"], values, strict=True)
         return {"lr": self.engine.get_lr()[0], **dict(named)}
-
-
-class _Timer(Iterator[Batch]):
-    """Hands on batches and notes how long they let the loop wait."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
-
-    def __next__(self) -> Batch:
-        begin = time.monotonic()
-        batch = next(self._batches)
-        self._waited += time.monotonic() - begin
-        self._count += 1
-        return batch
-
-    def lap(self) -> dict[str, float]:
-        """Seconds a batch since the last call, and the share of them that was spent waiting for it."""
-        seconds = time.monotonic() - self._begin
-        lap = {"batch_seconds": seconds / max(self._count, 1), "data_share": self._waited / seconds}
-        self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
-        return lap
 
 
 def _loss_names(config: TrainConfig) -> list[str]:

@@ -1,0 +1,28 @@
+"""How much of a training's time goes into waiting for data."""
+
+import time
+from collections.abc import Iterator
+
+from ..data.shards import Batch
+
+
+class Timer(Iterator[Batch]):
+    """Hands on batches and notes how long they let the loop wait."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
+
+    def __next__(self) -> Batch:
+        begin = time.monotonic()
+        batch = next(self._batches)
+        self._waited += time.monotonic() - begin
+        self._count += 1
+        return batch
+
+    def lap(self) -> dict[str, float]:
+        """Seconds a batch since the last call, and the share of them that was spent waiting for it."""
+        seconds = time.monotonic() - self._begin
+        lap = {"batch_seconds": seconds / max(self._count, 1), "data_share": self._waited / seconds}
+        self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
+        return lap
