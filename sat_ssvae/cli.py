@@ -50,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atexit.register(distributed.leave)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
+    except RuntimeError as error:
+        # torch notices a process that decodes for us and ends, wherever this one is at that moment.
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        hint = "where memory was short, take fewer (data.num_workers); the same command goes on from what is finished"
+        parser.exit(2, f"error: {reason}: {hint}\n")
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, "interrupted; what is finished is kept, the same command goes on from there\n")
     except ModuleNotFoundError as error:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.inputs import PackItem
 from sat_ssvae.data.pack import PackConfig, pack
@@ -122,6 +124,63 @@ def test_csv(tiny_videos, tmp_path):
     assert records[1]["duration"] == 1.0 and records[1]["source"] == "videos/bars4.mp4@0.500"
     assert report.skipped == {"missing file": 1}
     assert skips_in(tmp_path / "out")[0]["source"] == "videos/gone.mp4"
+
+
+def test_several_folders_and_files(tiny_videos, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tiny_videos / "bars0.mp4", tmp_path / name)
+    (tmp_path / "two" / "bars0.txt").write_text("in the second")
+    (tmp_path / "clips.csv").write_text("path,caption\none/bars0.mp4,in the table\n")
+    inputs = [tmp_path / "one", tmp_path / "two", tiny_videos / "bars1.mp4", tmp_path / "clips.csv"]
+    assert main(["pack", *map(str, inputs), "--output", str(tmp_path / "out"), "workers=1"]) == 0
+    records = records_in(tmp_path / "out")
+    assert [record["source"] for record in records] == ["bars0.mp4", "bars0.mp4", "bars1.mp4", "one/bars0.mp4"]
+    assert [record.get("caption") for record in records] == [None, "in the second", None, "in the table"]
+    assert "4 samples in 1 shards; skipped: nothing" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"gone: no such file or folder"):
+        pack([tmp_path / "one", tmp_path / "gone"], tmp_path / "other", PackConfig())
+
+
+def test_the_output_may_lie_in_the_input_or_around_it(tiny_videos, tmp_path):
+    inputs = shutil.copytree(tiny_videos, tmp_path / "in")
+    for output in (inputs / "shards", tmp_path, inputs / "deep" / "er"):
+        for _ in range(2):  # again with what the first one made there
+            assert pack(inputs, output, PackConfig(workers=1)).samples == 5
+        shutil.rmtree(inputs / "shards", ignore_errors=True)
+    with pytest.raises(UserError, match="a folder of their own"):
+        pack(inputs, tmp_path / "in" / "deep" / "..", PackConfig(workers=1))
+
+
+def test_a_file_that_cannot_be_read_any_more_is_a_skip(tiny_videos, tmp_path, monkeypatch):
+    """Deleted meanwhile, or on a damaged disk; the other ones are packed."""
+    original = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == "bars2.mp4":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    report = pack(tiny_videos, tmp_path / "out", PackConfig(workers=1))
+    assert report.samples == 4 and report.skipped == {"unreadable file": 1}
+    (skip,) = skips_in(tmp_path / "out")
+    assert skip["source"] == "bars2.mp4" and "Input/output error" in skip["detail"]
+
+
+def test_a_file_that_may_not_be_asked_for_is_a_skip(tiny_videos, tmp_path, monkeypatch):
+    """As in a folder that one may not enter."""
+    original = Path.is_file
+
+    def is_file(path):
+        if path.name == "secret.mp4":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return original(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    (tmp_path / "clips.csv").write_text(f"path\n{tiny_videos}/bars0.mp4\nsecret.mp4\n")
+    report = pack(tmp_path / "clips.csv", tmp_path / "out", PackConfig(workers=1))
+    assert report.samples == 1 and report.skipped == {"unreadable file": 1}
 
 
 @pytest.mark.parametrize(

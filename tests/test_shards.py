@@ -1,5 +1,10 @@
 import itertools
+import multiprocessing
+import os
 import random
+import re
+import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -9,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
+from sat_ssvae.data import shards
 from sat_ssvae.data.mixture import epoch_order
 from sat_ssvae.data.pack import PackConfig, PackItem, pack
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
@@ -240,6 +247,30 @@ def test_nothing_readable_ends_in_one_line(tmp_path, workers):
     with pytest.raises(UserError) as caught:
         next(training_batches(small(tar, num_workers=workers), batch_size=2, seed=0))
     assert "not a video" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_killed_worker_ends_the_command_with_one_line(tiny_shards, tmp_path, monkeypatch, capsys, waits):
+    """As the system does it when memory is short; also while the command does something else."""
+    original = shards._loader
+
+    def loader(*arguments):
+        for number, loaded in enumerate(original(*arguments)):
+            if number == 1:
+                (worker,) = multiprocessing.active_children()
+                os.kill(worker.pid, signal.SIGKILL)
+                if not waits:
+                    time.sleep(20)
+            yield loaded
+
+    monkeypatch.setattr(shards, "_loader", loader)
+    arguments = ["check-data", str(tiny_shards), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "num_frames=5", "resolution=32", "num_workers=1"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    how = r"(is killed by signal: Killed|exited unexpectedly): where memory was short"
+    assert re.match(rf"error: DataLoader worker \(.*\) {how}", last)
 
 
 def test_images_are_clips_of_one_frame(tmp_path, tiny_videos):

@@ -1,6 +1,7 @@
 """What the packer is given: a folder, a CSV or a list, as a list of files with captions and time ranges."""
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,26 +23,31 @@ class PackItem:
     end: float | None = None
 
 
-def list_items(inputs: Path | Sequence[Path | PackItem]) -> list[PackItem]:
-    """The inputs of `pack`, in a fixed order.
+def list_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[PackItem]:
+    """The inputs of `pack`, in a fixed order, without what lies in `output`.
 
     Raises:
-        UserError: no such file or folder, a malformed CSV.
+        UserError: no such file or folder, a malformed CSV, a folder that is the output's, too.
     """
     if isinstance(inputs, Path):
         if inputs.is_dir():
-            return list(_folder_items(inputs))
+            return list(_folder_items(inputs, output))
         if not inputs.exists():
             raise UserError(f"{inputs}: no such file or folder")
         if inputs.suffix.lower() == ".csv":
             return list(_csv_items(inputs))
         return [PackItem(inputs, inputs.name)]
-    return [item if isinstance(item, PackItem) else PackItem(item, item.name) for item in inputs]
+    return [
+        item for given in inputs for item in ([given] if isinstance(given, PackItem) else list_items(given, output))
+    ]
 
 
-def _folder_items(folder: Path) -> Iterator[PackItem]:
+def _folder_items(folder: Path, output: Path) -> Iterator[PackItem]:
+    inside = Path(os.path.relpath(output.resolve(), folder.resolve()))
+    if inside == Path():
+        raise UserError(f"{output}: shards need a folder of their own, which may lie in that of the videos")
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        if path.suffix.lower() in SIDECAR_SUFFIXES:
+        if path.suffix.lower() in SIDECAR_SUFFIXES or path.relative_to(folder).is_relative_to(inside):
             continue
         sidecar = path.with_suffix(".txt")
         caption = sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""

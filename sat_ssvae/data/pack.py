@@ -8,6 +8,7 @@ height, source, caption. An interrupted run continues with the first unfinished 
 used is listed in skipped.jsonl.
 """
 
+import contextlib
 import itertools
 import json
 import logging
@@ -86,7 +87,7 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
 
     Args:
         inputs: a folder (searched recursively; NAME.txt beside a video is its caption), a CSV file with the
-            columns path and optionally caption, start, end (seconds), or a list of files or `PackItem`s.
+            columns path and optionally caption, start, end (seconds), or a list of these, files and `PackItem`s.
         output: made if it does not exist; holds nothing but this pack.
         config: what to change on the way, and how many samples make a shard.
 
@@ -94,7 +95,7 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
         UserError: no such input, a malformed CSV, nothing usable in it, an output folder that holds another
             pack, no space left.
     """
-    items = list_items(inputs)
+    items = list_items(inputs, output)
     if not items:
         raise UserError(f"{inputs}: no video or image in it")
     try:
@@ -117,7 +118,7 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
             item.caption,
             item.start,
             item.end,
-            item.path.stat().st_size if item.path.is_file() else None,
+            _size(item.path),
         ]
         for item in items
     ]
@@ -144,6 +145,12 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
     _replace_text(output / SKIPPED_FILE, "".join(skip.to_json(shard=None) for skip in unusable))
     _replace_text(plan_file, json.dumps({"fingerprint": ours, "segments": parts}))
     return [replace(items[index], start=start, end=end) for index, start, end in parts]
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size if path.is_file() else None
+    return None
 
 
 def _whole(item: PackItem, _config: PackConfig) -> list[tuple[float, float | None]] | Skip:
@@ -230,6 +237,8 @@ def _convert(segment: PackItem, config: PackConfig) -> _Sample | Skip:
             suffix, (data, info) = "mp4", _convert_video(segment, config)
     except VideoError as error:
         return Skip(source, error.cause, str(error))
+    except OSError as error:  # gone meanwhile, or on a damaged disk: again and again, so no reason to stop
+        return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
     caption = {"caption": segment.caption} if segment.caption else {}
     return _Sample(suffix, data, {**asdict(info), "source": source, **caption})
 
