@@ -208,7 +208,9 @@ def test_a_hostfile_starts_a_rank_on_each_host_with_the_arguments_as_given(tiny_
     assert done.stdout.count("autoencoder: ") == 1
     held = json.loads((tmp_path / "runs" / name / "config.json").read_text())
     assert held["data"]["path"] == pattern
-    state = torch.load(tmp_path / "runs" / name / "checkpoints" / "step_1" / "mp_rank_00_model_states.pt")
+    state = torch.load(
+        tmp_path / "runs" / name / "checkpoints" / "step_1" / "mp_rank_00_model_states.pt", weights_only=True
+    )
     assert state["world_size"] == 2
 
 

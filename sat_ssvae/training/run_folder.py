@@ -7,6 +7,7 @@ with claimed_folder(config, output):
 import contextlib
 import fcntl
 import json
+import logging
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from .. import distributed
 from ..errors import UserError
 from .durable import sync
 from .settings import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 OPERATIONAL = {
     "log_every",
@@ -62,8 +65,8 @@ def _alone(output: Path) -> Iterator[None]:
                 f"{output}: another process trains there; wait for its end, stop it, or choose another name "
                 f"(where its machine is gone and the lock stays, delete {path})"
             ) from None
-        except OSError:  # a file system that knows no locks
-            pass
+        except OSError as error:  # a file system that knows no locks
+            logger.debug("%s cannot be locked (%s)", path, error)
         yield
 
 
