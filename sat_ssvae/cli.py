@@ -4,6 +4,7 @@ import argparse
 import atexit
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torch notices a process that decodes for us and ends, wherever this one is at that moment.
         if "DataLoader worker" not in str(error):
             raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or each one that ends from now on raises it again
         reason = " ".join(str(error).split()).rstrip(".")
         hint = "where memory was short, take fewer (data.num_workers); the same command goes on from what is finished"
         parser.exit(2, f"error: {reason}: {hint}\n")

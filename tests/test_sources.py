@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import io
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from PIL import Image
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data import remote
+from sat_ssvae.data.check import check_data
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.settings import DataConfig, nearest_bucket
 from sat_ssvae.data.shards import fixed_clips, training_batches
@@ -298,3 +301,33 @@ def test_check_data_reports_everything(tmp_path, tiny_video, capsys):
     for cause in ("not a video", "empty file", "too short"):
         assert f"1 left out: {cause}" in out or f"2 left out: {cause}" in out
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
+
+
+def test_check_data_takes_each_video_in_its_own_size(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, (height, width) in {"wide": (48, 96), "tall": (96, 48), "small": (24, 24)}.items():
+        write_video(folder / f"{name}.mp4", torch.rand(3, 24, height, width) * 2 - 1, fps=24)
+    options = ["num_frames=5", "num_workers=0", "buckets=[[32, 64], [64, 32]]"]
+    assert main(["check-data", str(folder), "--output", str(tmp_path), *options]) == 0
+    out = capsys.readouterr().out
+    assert "2 clips of 2 samples can be used" in out and "1 left out: too small" in out
+
+
+def test_check_data_counts_sources_whose_samples_have_the_same_names(tmp_path, tiny_video):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "clips.tar", [("a.mp4", tiny_video)], [meta("a")])
+    config = configured(sources=[{"path": str(tmp_path / name)} for name in ("one", "two")])
+    assert check_data(config, SkipLog(max_share=1)).samples == 2
+
+
+def test_check_data_names_files_whose_names_are_no_text(tmp_path, tiny_video, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.mp4").write_bytes(tiny_video)
+    (tmp_path / "in" / os.fsdecode(b"bad-\xff.mp4")).write_bytes(b"no video")
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", written)
+    assert main(["check-data", str(tmp_path / "in"), "--output", str(tmp_path), "num_frames=5", "resolution=32"]) == 0
+    written.seek(0)
+    assert "in/bad-\\udcff.mp4: not a video" in written.read()

@@ -121,3 +121,21 @@ def test_a_caption_nested_without_end_is_a_skip(tmp_path, tiny_video):
     skips = SkipLog(max_share=1)
     assert [clip.key for clip in fixed_clips(small(tar), stride=100, skips=skips)] == ["a/b"]
     assert skips.counts == {"broken json": 1}
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax", "ustar"])
+def test_a_tar_of_a_whole_folder_is_found_by_the_meta_file(tmp_path, tiny_video, form):
+    """Its names begin with `./`; a long one takes a header of its own, and a link is no video."""
+    folder, long = tmp_path / "in", "long" * 40
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.mp4", "b.MP4", f"deep/{long}.mp4" if form != "ustar" else "deep/d.mp4"):
+        (folder / name).write_bytes(tiny_video)
+    (folder / "link.mp4").symlink_to("a.mp4")
+    keys = ["a", "b", f"deep/{long}" if form != "ustar" else "deep/d"]
+    tar = write_tar(tmp_path / "s.tar", [], [*map(meta, keys), meta("link")])
+    subprocess.run(["tar", f"--format={form}", "-cf", tar, "-C", folder, "."], check=True)
+    skips = SkipLog(max_share=1)
+    assert [clip.key for clip in fixed_clips(small(tar), stride=100, skips=skips)] == [f"s/{key}" for key in keys]
+    assert skips.counts == {"not in the tar": 1}
+    tar.with_name("s.meta.jsonl").unlink()
+    assert len(list(fixed_clips(small(tar), stride=100))) == 3

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     """Read everything; print counts, causes, and where the list lies."""
     from ..data.check import check_data
     from ..data.settings import DataConfig
-    from ..data.skips import SkipLog, read_skips
+    from ..data.skips import SkipLog, printable, read_skips
 
     config = load_config(DataConfig, None, [f"path={options.path}", *options.overrides])
     listing = options.output / "skipped.jsonl"
@@ -36,4 +36,4 @@ def run(options: argparse.Namespace) -> None:
     lines += [f"         such as {skip['source']}: {skip['cause']} ({skip['detail']})" for skip in new[:EXAMPLES]]
     if report.skipped:
         lines.append(f"all of them: {listing}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable("\n".join(lines) + "\n"))

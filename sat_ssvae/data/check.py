@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..progress import progress_bar
 from .settings import DataConfig
-from .shards import fixed_clips
+from .shards import clips_by_size
 from .skips import SkipLog
 
 
@@ -30,20 +30,19 @@ def check_data(config: DataConfig, skips: SkipLog) -> DataReport:
     """Decode all of every sample of every source, clip after clip, as training would.
 
     Args:
-        config: as for training; each source is read in its first size, without a held-out part.
+        config: as for training.
         skips: receives what cannot be used; should not raise (`max_share=1`).
 
     Raises:
         UserError: nothing usable in one of the sources.
     """
-    captioned: dict[str, bool] = {}
+    captioned: dict[tuple[int, str], bool] = {}  # sources may have names in common
     clips = 0
-    for stream in config.streams():
-        single = stream.config.model_copy(update={"resolution": stream.config.sizes[0], "buckets": ()})
-        stride = (single.num_frames - 1) / single.fps + 1 / single.fps
-        places = fixed_clips(single, stride=stride, skips=skips)
-        for clip in progress_bar(places, "checking", "clip"):
-            clips += 1
-            captioned[clip.key] = bool(clip.caption)
+    for number, stream in enumerate(config.streams()):
+        stride = stream.config.span + 1 / stream.config.fps
+        for places in clips_by_size(stream.config, stride=stride, skips=skips):
+            for clip in progress_bar(places, "checking", "clip"):
+                clips += 1
+                captioned[number, clip.key] = bool(clip.caption)
     by_cause = Counter(skips.counts)
     return DataReport(len(captioned), clips, sum(captioned.values()), dict(by_cause.most_common()))

@@ -155,11 +155,14 @@ def fixed_clips(
     if config.sources or config.buckets:
         raise UserError("fixed clips come from one source and have one size: give `path` and `resolution` alone")
     skips = skips if skips is not None else SkipLog(max_share=config.max_skip_share)
-    (reader,) = _open(config, skips)
-    places = [place for number in range(len(reader.samples)) for place in reader.starts(number, stride)]
-    if limit is not None and limit < len(places):
-        places = [places[index * len(places) // limit] for index in range(limit)]
-    return FixedClips(reader, places, skips)
+    (clips,) = clips_by_size(config, stride=stride, skips=skips)
+    count = min(limit, len(clips)) if limit is not None else len(clips)
+    return FixedClips(clips._reader, [clips._places[i * len(clips) // count] for i in range(count)], skips)
+
+
+def clips_by_size(config: DataConfig, *, stride: float, skips: SkipLog) -> list[FixedClips]:
+    """As `fixed_clips`, one for each size of `config.buckets` that a sample is cut to."""
+    return [FixedClips(reader, reader.starts(stride), skips) for reader in _open(config, skips)]
 
 
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
@@ -283,10 +286,10 @@ class _ClipReader:
     stores: RecentStores
     samples: list[Sample]
 
-    def starts(self, number: int, stride: float) -> list[tuple[int, float]]:
-        """(sample number, start) of the clips `stride` seconds apart."""
-        last = _last_start(self.samples[number], self.config)
-        return [(number, step * stride) for step in range(int(last / stride) + 1)]
+    def starts(self, stride: float) -> list[tuple[int, float]]:
+        """(sample number, start) of the clips `stride` seconds apart of every sample."""
+        lasts = (_last_start(sample, self.config) for sample in self.samples)
+        return [(number, step * stride) for number, last in enumerate(lasts) for step in range(int(last / stride) + 1)]
 
     def random_start(self, number: int, generator: np.random.Generator) -> float:
         """A start on one of the video's frames, so that a rate which divides its rate gives even steps."""

@@ -46,8 +46,8 @@ class TarStore:
         Raises:
             VideoError: "not in the tar", "no video or image", "truncated".
         """
-        members = self.members().get(key)
-        if members is None:
+        members = self._files_of(key)
+        if not members:
             raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}")
         suffix = _media(members)
         if suffix is None:
@@ -60,14 +60,14 @@ class TarStore:
         Raises:
             VideoError: "not in the tar", "truncated".
         """
-        member = self.members().get(key, {}).get(suffix)
+        member = self._files_of(key).get(suffix)
         if member is None:
             raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}.{suffix}")
         return self._read(*member)
 
     def caption(self, key: str) -> str:
         """The caption in KEY.json or KEY.txt; empty where there is none."""
-        members = self.members().get(key, {})
+        members = self._files_of(key)
         if "json" in members:
             try:
                 content = json.loads(self._read(*members["json"]))
@@ -75,6 +75,11 @@ class TarStore:
                 raise VideoError("broken json", f"{self.path}: {printable(key)}.json") from None
             return str(content.get("caption") or "") if isinstance(content, dict) else ""
         return self._read(*members["txt"]).decode(errors="replace").strip() if "txt" in members else ""
+
+    def _files_of(self, key: str) -> dict[str, tuple[int, int]]:
+        """Under the name that `tar -C FOLDER -c .` gives it, too, which nobody writes into a meta file."""
+        members = self.members()
+        return members.get(key) or members.get(f"./{key}") or {}
 
     def members(self) -> dict[str, dict[str, tuple[int, int]]]:
         """For each key, suffix -> (offset, size)."""
