@@ -73,8 +73,8 @@ class Launch:
                 return
             with tempfile.TemporaryDirectory() as copies:
                 torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
-                # Each line comes with the number of its process.
-                numbered = ["--tee", "3", "--log_dir", copies]
+                # What goes to stderr comes with the number of its process, and in its order.
+                numbered = ["--tee", "2", "--log_dir", copies]
                 self._run(["-m", *torchrun, *numbered, *command], log, show, {})
 
     def engine(self, job: InitialJob | ArmJob, folder: Path) -> None:
