@@ -3,7 +3,6 @@
 import gzip
 import http.server
 import logging
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
 from sat_ssvae.errors import UserError
 
+from .servers import serving
 from .shard_files import meta, write_tar
 
 PAGE = b"<html>Please log in</html>"
@@ -72,12 +72,8 @@ def server(tmp_path, tiny_video, monkeypatch):
     tar = write_tar(tmp_path / "a.tar", [(f"{n}.mp4", tiny_video) for n in range(3)], [meta(str(n)) for n in range(3)])
     names = (tar, tmp_path / "a.meta.jsonl")
     Misbehaving.files, Misbehaving.requests = {path.name: path.read_bytes() for path in names}, Counter()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
+    with serving(Misbehaving) as address:
+        yield address
 
 
 def clips_of(path, cache, skips=None):

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
 from typing import ClassVar
 
@@ -27,6 +26,7 @@ from sat_ssvae.data.skips import SkipLog
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
 
+from .servers import serving
 from .shard_files import meta, small, write_tar
 
 
@@ -155,12 +155,8 @@ def server(tiny_shards, monkeypatch):
     monkeypatch.setattr(remote, "_PAUSE", 0.01)
     Server.requests, Server.failures = Counter(), 0
     handler = functools.partial(Server, directory=str(tiny_shards))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
+    with serving(handler) as address:
+        yield address
 
 
 def clips_of(config, **options):
