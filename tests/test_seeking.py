@@ -104,6 +104,9 @@ def test_a_last_frame_lasts_as_long_as_it_says(tmp_path, name):
                 packet.duration = int(3 / packet.time_base)
             packet.stream = stream
             output.mux(packet)
+    with av.open(str(tmp_path / name)) as written:
+        if not any(packet.duration for packet in written.demux(video=0)):
+            pytest.skip("FFmpeg before 8.1.2 writes no durations into Matroska files")
     info = probe(tmp_path / name)
     assert info.duration > 3.5
     clip = read_clip(tmp_path / name, start=0.9, num_frames=9, fps=4, size=(32, 32))
