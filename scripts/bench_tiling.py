@@ -17,7 +17,7 @@ from _bench import in_own_process, machine, memory_peak
 from sat_ssvae import SSVAE
 from sat_ssvae.data.video_io import read_clip, to_uint8, to_unit_range
 from sat_ssvae.distributed import default_device
-from sat_ssvae.evaluation.metrics import psnr
+from sat_ssvae.metrics.fidelity import psnr
 
 SIZE = (1088, 1920)
 FRAMES = 5

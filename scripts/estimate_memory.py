@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.training.engine import BUCKET
+from sat_ssvae.engine.optimization import BUCKET
 from sat_ssvae.vae.layers import ResidualBlock
 
 GIB = 2**30

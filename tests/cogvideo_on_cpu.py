@@ -1,6 +1,6 @@
 """Runs a script of CogVideoX, or a module, where there is no GPU: python cogvideo_on_cpu.py train_video.py ARGUMENTS
 
-    python cogvideo_on_cpu.py -m sat_ssvae.cogvideo.engine job.json
+    python cogvideo_on_cpu.py -m sat_ssvae.cogvideo.worker job.json
 
 CogVideoX's and SAT's code names the device "cuda" in many places. Here that means the CPU; nothing else is changed.
 """

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.cogvideo.check import check, merge
+from sat_ssvae.cogvideo.compatibility import check, merge
 from sat_ssvae.data.video_io import probe, write_video
 from sat_ssvae.vae.statistics import LatentStats
 

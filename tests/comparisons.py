@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sat_ssvae.convergence.analysis import (
+from sat_ssvae.comparison.analysis import (
     ArmResult,
     ComparisonResults,
     CurvePoint,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.convergence.analysis import CurvePoint, Estimate, paired_difference, speed_up, student_t975
+from sat_ssvae.comparison.analysis import CurvePoint, Estimate, paired_difference, speed_up, student_t975
 
 from .comparisons import STEPS, comparison, curve_points, decay
 

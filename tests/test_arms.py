@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.convergence.arms import (
+from sat_ssvae.autoencoders.foreign import describe, open_autoencoder
+from sat_ssvae.comparison.arms import (
     absolute,
     common_patches,
     given_identity,
@@ -15,9 +16,8 @@ from sat_ssvae.convergence.arms import (
     open_given,
     shape_warning,
 )
-from sat_ssvae.convergence.settings import ArmConfig, ClipsConfig
+from sat_ssvae.comparison.settings import ArmConfig, ClipsConfig
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.autoencoders import describe, open_autoencoder
 from sat_ssvae.training.trainer import TrainConfig
 
 from . import foreign_models

@@ -6,14 +6,14 @@ import diffusers
 import pytest
 import torch
 
-from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.autoencoders import (
+from sat_ssvae.autoencoders.foreign import (
     DiffusersAutoencoder,
     FrameAutoencoder,
     denormalized,
     normalized,
     open_autoencoder,
 )
+from sat_ssvae.errors import UserError
 from sat_ssvae.vae.statistics import LatentStats
 
 from . import foreign_models

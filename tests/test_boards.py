@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sat_ssvae.training import boards
-from sat_ssvae.training.boards import TensorBoard, WeightsAndBiases
+from sat_ssvae.training import loggers as boards
+from sat_ssvae.training.loggers import TensorBoard, WeightsAndBiases
 from sat_ssvae.training.trainer import train
 
 from .ranks import free_port

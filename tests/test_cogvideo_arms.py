@@ -5,7 +5,7 @@ import yaml
 
 from sat_ssvae import UserError
 from sat_ssvae.cli import main
-from sat_ssvae.cogvideo.arms import differences, read_arms
+from sat_ssvae.cogvideo.configurations import differences, read_arms
 
 from .test_cogvideo_check import NETWORK, OVERLAYS, nested, stock_main, stock_v1
 

@@ -11,9 +11,9 @@ import yaml
 
 from sat_ssvae import UserError
 from sat_ssvae.cli import main
-from sat_ssvae.cogvideo.check import Settings, check, merge
-from sat_ssvae.cogvideo.latent_shards import LatentInfo
-from sat_ssvae.cogvideo.transformer import adapt, read_transformer
+from sat_ssvae.cogvideo.compatibility import Settings, check, merge
+from sat_ssvae.cogvideo.sat_transformer import adapt, read_transformer
+from sat_ssvae.latents.shards import LatentInfo
 
 from .test_project import ROOT
 

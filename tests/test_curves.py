@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sat_ssvae.convergence.curves import MAX_POINTS, isotonic, smooth_curve, steps_to_reach, without_outliers
+from sat_ssvae.comparison.curves import MAX_POINTS, isotonic, smooth_curve, steps_to_reach, without_outliers
 
 scores = st.floats(-100, 100, allow_subnormal=False)
 steps_of = st.integers(1, 50)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.degradations import Degradation
-from sat_ssvae.evaluation.metrics import psnr
+from sat_ssvae.metrics.fidelity import psnr
 
 
 def picture(frames=6, height=33, width=40):

@@ -7,19 +7,20 @@ import torch
 from torch import nn
 
 from sat_ssvae.cogvideo.first_stage import SSVAEFirstStage
-from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
-from sat_ssvae.convergence.dit import DiTConfig, build_dit
-from sat_ssvae.convergence.latents import LatentSet, encode_latents
-from sat_ssvae.convergence.restore import RestoreConfig, Restorer
-from sat_ssvae.convergence.run_index import TrainedTransformer
-from sat_ssvae.convergence.scoring import DiTGenerator, ScoringConfig, measure_arm, score_generator
-from sat_ssvae.convergence.settings import ClipsConfig
-from sat_ssvae.convergence.text import CaptionStates
+from sat_ssvae.comparison.run_index import TrainedTransformer
+from sat_ssvae.comparison.scoring import DiTGenerator, ScoringConfig, measure_arm, score_generator
+from sat_ssvae.comparison.settings import ClipsConfig
 from sat_ssvae.data.shards import DataConfig, fixed_clips
-from sat_ssvae.evaluation.features import ClipFeatures, FrameFeatures
-from sat_ssvae.evaluation.metrics import reconstruction_scores
+from sat_ssvae.diffusion.process import FlowMatching, VPrediction
+from sat_ssvae.diffusion.text import CaptionStates
+from sat_ssvae.diffusion.transformer import DiTConfig, build_dit
 from sat_ssvae.evaluation.reconstruct import ReconstructConfig, reconstruct
+from sat_ssvae.evaluation.restore import RestoreConfig, Restorer
 from sat_ssvae.evaluation.spectra import SpectraConfig, measure_latents
+from sat_ssvae.latents.latent_set import LatentSet, encode_latents
+from sat_ssvae.metrics.features import ClipFeatures, FrameFeatures
+from sat_ssvae.metrics.fidelity import reconstruction_scores
+from sat_ssvae.metrics.perceptual import Perceptual, build_perceptual
 from sat_ssvae.spectral.correlation import local_correlation
 from sat_ssvae.spectral.spectrum import (
     channel_eigenvalues,
@@ -31,7 +32,6 @@ from sat_ssvae.spectral.spectrum import (
 from sat_ssvae.training.discriminator import AdversarialConfig, Discriminator, critic_loss
 from sat_ssvae.training.losses import LCRConfig, LMRConfig, Objective, ObjectiveConfig
 from sat_ssvae.training.monitor import Monitor, MonitorConfig
-from sat_ssvae.training.perceptual import Perceptual, build_perceptual
 from sat_ssvae.vae.statistics import LatentStats
 
 from .elsewhere import elsewhere

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from sat_ssvae.convergence.diffusion import (
+from sat_ssvae.diffusion.process import (
     DiffusionProcess,
     FlowMatching,
     VPrediction,

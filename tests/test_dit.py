@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sat_ssvae.config import parse_config
-from sat_ssvae.convergence.dit import (
+from sat_ssvae.diffusion.transformer import (
     DiT,
     DiTConfig,
     attend,

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
-from sat_ssvae.convergence.dit import build_dit
-from sat_ssvae.convergence.dit_training import (
+from sat_ssvae.diffusion.process import FlowMatching, VPrediction
+from sat_ssvae.diffusion.text import CaptionStates
+from sat_ssvae.diffusion.training import (
     LOSS_COLUMNS,
     DiTTrainConfig,
     draw,
@@ -24,10 +24,10 @@ from sat_ssvae.convergence.dit_training import (
     save_dit,
     train_dit,
 )
-from sat_ssvae.convergence.latents import LatentSet, LatentStats
-from sat_ssvae.convergence.text import CaptionStates
+from sat_ssvae.diffusion.transformer import build_dit
+from sat_ssvae.engine.optimization import OptimizerConfig
 from sat_ssvae.errors import UserError
-from sat_ssvae.training.engine import OptimizerConfig
+from sat_ssvae.latents.latent_set import LatentSet, LatentStats
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=4, schedule="constant", clip_norm=1.0)

@@ -8,16 +8,16 @@ import torch
 
 from sat_ssvae.cli import main
 from sat_ssvae.commands.compare import _arms
+from sat_ssvae.comparison.experiment import compare
+from sat_ssvae.comparison.results import ComparisonResults
+from sat_ssvae.comparison.run_index import RunIndex
+from sat_ssvae.comparison.settings import ClipSource, CompareConfig
 from sat_ssvae.config import load_config, packaged, parse_config, read_yaml
-from sat_ssvae.convergence.dit import DiTConfig
-from sat_ssvae.convergence.experiment import compare
-from sat_ssvae.convergence.latents import LatentSet
-from sat_ssvae.convergence.restore import RestoreConfig, Restorer, restore
-from sat_ssvae.convergence.results import ComparisonResults
-from sat_ssvae.convergence.run_index import RunIndex
-from sat_ssvae.convergence.settings import ClipSource, CompareConfig
+from sat_ssvae.diffusion.transformer import DiTConfig
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.degradations import Degradation
+from sat_ssvae.evaluation.restore import RestoreConfig, Restorer, restore
+from sat_ssvae.latents.latent_set import LatentSet
 from sat_ssvae.training.trainer import TrainConfig
 from sat_ssvae.vae.autoencoder import SSVAEConfig
 

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.evaluation.features import (
+from sat_ssvae.metrics.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ClipFeatures,
     FrameFeatures,
     spaced_frames,
 )
-from sat_ssvae.evaluation.kernel_distance import kernel_distance
+from sat_ssvae.metrics.kernel_distance import kernel_distance
 
 # Made by efficientnet-lite-pytorch 0.1.0 from pattern(2, 3, 224, 224) (CPU, float32): pooled features.
 LITE0_MEAN, LITE0_STD = 0.1480841040611267, 0.46457985043525696

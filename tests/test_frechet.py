@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.frechet import I3D, SIDE, ClipCollector, frechet_distance
+from sat_ssvae.metrics.frechet import I3D, SIDE, ClipCollector, frechet_distance
 
 from .foreign_models import small_i3d
 from .small_models import random_video

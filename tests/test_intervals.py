@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.evaluation.intervals import MIN_VALUES, mean_interval
+from sat_ssvae.metrics.intervals import MIN_VALUES, mean_interval
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.floats(-50, 50))

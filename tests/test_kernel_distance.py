@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.kernel_distance import bootstrap_interval, kernel_distance
+from sat_ssvae.metrics.kernel_distance import bootstrap_interval, kernel_distance
 
 
 class Gaussian:

@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from sat_ssvae import UserError
+from sat_ssvae.autoencoders.foreign import FrameAutoencoder, normalized, open_autoencoder
 from sat_ssvae.cli import main
 from sat_ssvae.cogvideo import LatentDataset, SSVAEFirstStage
-from sat_ssvae.cogvideo.latent_shards import EncodeConfig, encode_shards
 from sat_ssvae.data.shards import DataConfig, fixed_clips
-from sat_ssvae.evaluation.autoencoders import FrameAutoencoder, normalized, open_autoencoder
+from sat_ssvae.latents.shards import EncodeConfig, encode_shards
 from sat_ssvae.vae.statistics import LatentStats
 
 from . import foreign_models

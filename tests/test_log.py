@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sat_ssvae.engine.log import JsonLog, MetricsLog
 from sat_ssvae.errors import UserError
-from sat_ssvae.training.log import JsonLog, MetricsLog
 
 
 def test_rows_beyond_the_start_and_half_rows_are_dropped(tmp_path):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from sat_ssvae.data.video_io import to_uint8, to_unit_range
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.metrics import perceptual_distance, psnr, reconstruction_scores, ssim
-from sat_ssvae.training.perceptual import build_perceptual
+from sat_ssvae.metrics.fidelity import perceptual_distance, psnr, reconstruction_scores, ssim
+from sat_ssvae.metrics.perceptual import build_perceptual
 
 
 def clips(batch=2, frames=3, size=(24, 32), seed=0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,7 +64,7 @@ def test_what_is_missing_is_named(tiny_shards, tmp_path):
 
 
 def test_a_package_that_is_missing_is_named_before_the_first_step(tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "sat_ssvae.evaluation.metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "sat_ssvae.metrics.fidelity", raising=False)
     monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
     monitor = {"every": 4, "path": str(tiny_shards)}
     with pytest.raises(UserError, match=r"monitor.every needs `pip install sat-ssvae\[compare\]`"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_ssvae.errors import UserError
-from sat_ssvae.training.perceptual import MIN_SIZE, STLPIPS, PerceptualName, build_perceptual
+from sat_ssvae.metrics.perceptual import MIN_SIZE, STLPIPS, PerceptualName, build_perceptual
 
 # Made by the original package (CPU, float32) from pattern(2, 3, *size) and pattern(2, 3, *size, phase=0.5).
 ORIGINAL = [

@@ -26,7 +26,8 @@ from pathlib import Path
 from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
-from sat_ssvae.training import engine, trainer
+from sat_ssvae.engine import optimization as engine
+from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import TrainConfig, train
 
 CPU = torch.device("cpu")

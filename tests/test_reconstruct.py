@@ -14,10 +14,10 @@ from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.video_io import probe, read_clip, read_frames, to_unit_range, write_video
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.frechet import I3D, ClipCollector, frechet_distance
 from sat_ssvae.evaluation.items import list_items
-from sat_ssvae.evaluation.metrics import reconstruction_scores
 from sat_ssvae.evaluation.reconstruct import ReconstructConfig, reconstruct
+from sat_ssvae.metrics.fidelity import reconstruction_scores
+from sat_ssvae.metrics.frechet import I3D, ClipCollector, frechet_distance
 
 from . import foreign_models
 from .small_models import tiny_vae

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 
 from sat_ssvae.cli import main
+from sat_ssvae.comparison.run_index import RunIndex, TrainedTransformer
+from sat_ssvae.comparison.settings import ClipsConfig
 from sat_ssvae.config import parse_config
-from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
-from sat_ssvae.convergence.dit import DiTConfig, build_dit
-from sat_ssvae.convergence.dit_training import save_dit
-from sat_ssvae.convergence.restore import INPUT, ROUND_TRIP, RestoreConfig, Restorer, restore
-from sat_ssvae.convergence.run_index import RunIndex, TrainedTransformer
-from sat_ssvae.convergence.settings import ClipsConfig
 from sat_ssvae.data.video_io import probe, read_frames
+from sat_ssvae.diffusion.process import FlowMatching, VPrediction
+from sat_ssvae.diffusion.training import save_dit
+from sat_ssvae.diffusion.transformer import DiTConfig, build_dit
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.degradations import Degradation
-from sat_ssvae.evaluation.metrics import psnr
+from sat_ssvae.evaluation.restore import INPUT, ROUND_TRIP, RestoreConfig, Restorer, restore
+from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.vae.checkpoint import weights_digest
 
 from .small_models import tiny_vae

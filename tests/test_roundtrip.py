@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.evaluation.autoencoders import DiffusersAutoencoder, FrameAutoencoder
-from sat_ssvae.evaluation.roundtrip import round_trip
+from sat_ssvae.autoencoders.foreign import DiffusersAutoencoder, FrameAutoencoder
+from sat_ssvae.autoencoders.roundtrip import round_trip
 from sat_ssvae.vae.padding import crop_to, pad_to_valid
 
 from . import foreign_models

@@ -1,8 +1,8 @@
 import pytest
 
-from sat_ssvae.convergence.diffusion import FlowMatching
-from sat_ssvae.convergence.run_index import INDEX_NAME, RunIndex, TrainedTransformer
-from sat_ssvae.convergence.settings import ClipsConfig
+from sat_ssvae.comparison.run_index import INDEX_NAME, RunIndex, TrainedTransformer
+from sat_ssvae.comparison.settings import ClipsConfig
+from sat_ssvae.diffusion.process import FlowMatching
 from sat_ssvae.errors import UserError
 
 

@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.convergence.diffusion import FlowMatching, VPrediction
-from sat_ssvae.convergence.latents import LatentSet, LatentStats
-from sat_ssvae.convergence.scoring import (
+from sat_ssvae.comparison.scoring import (
     DiTGenerator,
     ScoringConfig,
     distance_floors,
@@ -17,6 +15,8 @@ from sat_ssvae.convergence.scoring import (
     reconstruction_quality,
     score_generator,
 )
+from sat_ssvae.diffusion.process import FlowMatching, VPrediction
+from sat_ssvae.latents.latent_set import LatentSet, LatentStats
 from sat_ssvae.spectral.spectrum import latent_eigenvalues, mean_gaussian_floor
 
 CONFIG = ScoringConfig(samples=16, sampler_steps=2, denoising_clips=8, loss_levels=4, batch_size=6, noise_levels=(0.5,))

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sat_ssvae.autoencoders.foreign import FrameAutoencoder
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
-from sat_ssvae.convergence.spectra_report import SpectraResults, table, write_spectra
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.autoencoders import FrameAutoencoder
-from sat_ssvae.evaluation.metrics import psnr
 from sat_ssvae.evaluation.spectra import SpectraConfig, add_noise, drop_channels, load_clips, measure_latents
+from sat_ssvae.evaluation.spectra_page import SpectraResults, table, write_spectra
+from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.spectral.spectrum import dct_amplitude
 from sat_ssvae.vae.statistics import LatentStats
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sat_ssvae.assets import fetch
-from sat_ssvae.convergence.text import TextEncoder, encode_captions
+from sat_ssvae.diffusion.text import TextEncoder, encode_captions
 from sat_ssvae.errors import UserError
 
 CPU = torch.device("cpu")

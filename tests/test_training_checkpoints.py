@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sat_ssvae import storage as durable
+from sat_ssvae.engine.optimization import complete_steps, save_checkpoint
 from sat_ssvae.errors import UserError
-from sat_ssvae.training import durable
-from sat_ssvae.training.engine import complete_steps, save_checkpoint
 from sat_ssvae.training.trainer import train
 
 from .test_stages import ADVERSARIAL

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.convergence.windows import Window, join, windows
+from sat_ssvae.evaluation.windows import Window, join, windows
 
 
 def numbered(count):

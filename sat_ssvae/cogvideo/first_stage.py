@@ -108,7 +108,7 @@ class SSVAEFirstStage(nn.Module):
         self.stats = _statistics(config, self.vae)
         self._decoding: DecodeStream | None = None
         if config.check_configuration:
-            from .check import check_process
+            from .compatibility import check_process
 
             check_process(self)
 

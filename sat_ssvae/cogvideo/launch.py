@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
-from ..convergence.bookkeeping import write_text
+from ..comparison.bookkeeping import write_text
 from ..errors import UserError
 from ..progress import progress_bar
-from .engine import SCORED, ArmJob, InitialJob
+from .worker import SCORED, ArmJob, InitialJob
 
 LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.* total loss (\S+) \|")
 """A line of train_video.py's log: iteration, and the mean loss since the line before."""

@@ -62,7 +62,7 @@ def add(commands: Any) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     """Print what does not fit, if anything."""
-    from ..cogvideo.check import check, merge
+    from ..cogvideo.compatibility import check, merge
 
     findings = check(merge(options.base), options.era)
     for finding in findings:
@@ -74,8 +74,8 @@ def run_check(options: argparse.Namespace) -> None:
 
 def run_adapt(options: argparse.Namespace) -> None:
     """Copy, and print what was left out."""
-    from ..cogvideo.check import Settings, merge
-    from ..cogvideo.transformer import adapt
+    from ..cogvideo.compatibility import Settings, merge
+    from ..cogvideo.sat_transformer import adapt
 
     for name, found, needed in adapt(options.transformer, options.output, Settings(merge(options.base)).transformer()):
         sys.stdout.write(f"left out {name}: {found}, needed {needed}; training starts it afresh\n")
@@ -84,12 +84,12 @@ def run_adapt(options: argparse.Namespace) -> None:
 
 def run_compare(options: argparse.Namespace) -> None:
     """Run the comparison on CogVideoX's own training and print its summary."""
-    from ..cogvideo.arms import read_arms
-    from ..cogvideo.comparison import CogVideoComparison, compare
+    from ..cogvideo.configurations import read_arms
     from ..cogvideo.first_stage import check_patched
     from ..cogvideo.launch import Launch
+    from ..cogvideo.native_comparison import CogVideoComparison, compare
+    from ..comparison.summary import summary_table
     from ..config import load_config
-    from ..convergence.summary import summary_table
 
     sat, output = _sat_folder(options.cogvideo), options.output.resolve()
     launch = Launch(_interpreter(options.python), options.processes)

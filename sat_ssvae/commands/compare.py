@@ -41,9 +41,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the experiment and print its summary."""
-    from ..convergence.experiment import compare
-    from ..convergence.settings import ClipSource, CompareConfig
-    from ..convergence.summary import summary_table
+    from ..comparison.experiment import compare
+    from ..comparison.settings import ClipSource, CompareConfig
+    from ..comparison.summary import summary_table
     from ..distributed import default_device
 
     path = options.config or packaged(f"compare_{options.preset}.yaml")
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`NAME=CONFIG[:CHECKPOINT]` or `NAME=VAE` options as the configuration's `arms` section."""
-    from ..evaluation.autoencoders import KINDS
+    from ..autoencoders.foreign import KINDS
 
     arms: dict[str, dict[str, Any]] = {}
     for specification in specifications:

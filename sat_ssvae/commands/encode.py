@@ -21,9 +21,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Encode, on every rank of the launcher; print how many clips there are."""
-    from ..cogvideo.latent_shards import EncodeConfig, encode_shards
+    from ..autoencoders.foreign import open_autoencoder
     from ..distributed import default_device, initialize, rank
-    from ..evaluation.autoencoders import open_autoencoder
+    from ..latents.shards import EncodeConfig, encode_shards
 
     config = load_config(EncodeConfig, None, options.overrides, replace={"data": {"path": options.videos}})
     vae = open_autoencoder(options.vae)

@@ -14,7 +14,7 @@ from ._options import add_overrides
 from ._table import aligned
 
 if TYPE_CHECKING:
-    from ..evaluation.autoencoders import VideoAutoencoder
+    from ..autoencoders.foreign import VideoAutoencoder
     from ..evaluation.reconstruct import ReconstructConfig, ReconstructionReport
 
 
@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Reconstruct; write scores.csv and scores.json; print them as a table."""
+    from ..autoencoders.foreign import open_autoencoder
     from ..distributed import default_device
-    from ..evaluation.autoencoders import open_autoencoder
     from ..evaluation.reconstruct import ReconstructConfig, reconstruct
 
     flags = [f"{name}=true" for name in ("side_by_side", "error_map") if getattr(options, name)]

@@ -14,7 +14,7 @@ from ._options import add_overrides
 from ._table import aligned
 
 if TYPE_CHECKING:
-    from ..convergence.restore import RestorationReport, RestoreConfig
+    from ..evaluation.restore import RestorationReport, RestoreConfig
 
 PICTURE_SUFFIXES = (".png", ".webp")
 
@@ -50,9 +50,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Restore; write scores.csv and scores.json; print them as tables."""
-    from ..convergence.restore import RestoreConfig, Restorer, restore
     from ..distributed import default_device
     from ..evaluation.degradations import Degradation
+    from ..evaluation.restore import RestoreConfig, Restorer, restore
 
     if options.picture and options.picture.suffix not in PICTURE_SUFFIXES:
         raise UserError(f"--picture {options.picture}: give a name that ends in {' or '.join(PICTURE_SUFFIXES)}")
@@ -105,7 +105,7 @@ def _write_csv(report: "RestorationReport", path: Path) -> None:
 
 def _tables(report: "RestorationReport", config: "RestoreConfig") -> str:
     """PSNR of each video before and after, and the means of all metrics with their change."""
-    from ..convergence.restore import INPUT, ORIGINAL, view_names
+    from ..evaluation.restore import INPUT, ORIGINAL, view_names
 
     views = [name for name in view_names(config, scored=True) if name != ORIGINAL]
     scored = [video for video in report.videos if video.scores]
@@ -122,8 +122,8 @@ def _tables(report: "RestorationReport", config: "RestoreConfig") -> str:
 
 def _mean_and_change(videos: list[Any], view: str, metric: str) -> tuple[str, str]:
     """Mean of a metric over videos, and of its difference to the degraded video's."""
-    from ..convergence.analysis import paired_difference
-    from ..convergence.restore import INPUT
+    from ..comparison.analysis import paired_difference
+    from ..evaluation.restore import INPUT
 
     after, before = ([video.scores[name][metric] for video in videos] for name in (view, INPUT))
     digits = 2 if metric == "psnr" else 3
@@ -137,9 +137,9 @@ def _mean_and_change(videos: list[Any], view: str, metric: str) -> tuple[str, st
 
 
 def _write_picture(report: "RestorationReport", config: "RestoreConfig", output: Path, path: Path) -> None:
-    from ..convergence.pictures import labelled_grid, middle_frame
-    from ..convergence.restore import side_by_side_path, view_names
-    from ..evaluation.features import spaced_frames
+    from ..comparison.report.pictures import labelled_grid, middle_frame
+    from ..evaluation.restore import side_by_side_path, view_names
+    from ..metrics.features import spaced_frames
 
     alike = [video for video in report.videos if video.scores] or report.videos  # as many views in every row
     names = view_names(config, scored=bool(alike[0].scores))

@@ -12,8 +12,8 @@ from ..config import load_config
 from ._options import add_overrides
 
 if TYPE_CHECKING:
-    from ..evaluation.intervals import MeanInterval
     from ..evaluation.reward import RewardConfig, Scored
+    from ..metrics.intervals import MeanInterval
 
 
 def add(commands: Any) -> None:

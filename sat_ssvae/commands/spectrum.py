@@ -29,10 +29,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all autoencoders on the same clips; write the page and print the table."""
-    from ..convergence.spectra_report import SpectraResults, table, write_spectra
+    from ..autoencoders.foreign import open_autoencoder
     from ..distributed import default_device
-    from ..evaluation.autoencoders import open_autoencoder
     from ..evaluation.spectra import SpectraConfig, load_clips, measure_latents
+    from ..evaluation.spectra_page import SpectraResults, table, write_spectra
 
     places = _places(options.vae)
     config = load_config(SpectraConfig, None, [f"data.path={options.data}", *options.overrides])

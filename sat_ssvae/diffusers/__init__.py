@@ -1,5 +1,5 @@
 """SSVAE in the pipelines of the diffusers library, which the extra `diffusers` installs."""
 
-from .autoencoder import AutoencoderSSVAE
+from .ssvae import AutoencoderSSVAE
 
 __all__ = ["AutoencoderSSVAE"]

@@ -3,7 +3,6 @@
 for item in list_items(Path("videos"), skipped): ...
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -14,8 +13,6 @@ from ..data.skips import Skip, printable
 from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
 from .journal import append, read_journal
-
-_BLOCK = 1 << 20
 
 
 class Item(NamedTuple):
@@ -114,18 +111,6 @@ def check_output(output: Path, source: Path) -> None:
     """
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
-
-
-def digest_of(source: Path | bytes) -> str:
-    """SHA-256 of a file, or of its bytes."""
-    digest = hashlib.sha256()
-    if isinstance(source, bytes):
-        digest.update(source)
-    else:
-        with source.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _caption(store: Store, key: str) -> str:

@@ -22,18 +22,19 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..autoencoders.foreign import VideoAutoencoder
+from ..autoencoders.roundtrip import round_trip
 from ..config import Config, added_field, fingerprint
 from ..data.skips import Skip
 from ..data.video_io import TimedFrame, probe, read_frames, to_uint8, to_unit_range
 from ..data.video_write import VideoWriter
+from ..metrics.fidelity import reconstruction_scores
+from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
+from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..progress import progress_bar
-from ..training.perceptual import Perceptual, PerceptualName, build_perceptual
+from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
-from .autoencoders import VideoAutoencoder
-from .frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
-from .items import Item, digest_of, work_through
-from .metrics import reconstruction_scores
-from .roundtrip import round_trip
+from .items import Item, work_through
 
 ERROR_GAIN = 4
 """An error map shows so many times the absolute difference of each channel."""

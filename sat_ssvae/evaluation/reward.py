@@ -24,8 +24,8 @@ from ..data.files import VideoError
 from ..data.skips import printable
 from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
+from ..metrics.intervals import MeanInterval, mean_interval
 from ..progress import progress_bar
-from .intervals import MeanInterval, mean_interval
 from .journal import append, read_journal
 from .reward_client import ChatClient, RequestFailed, ServerConfig
 from .unified_reward import (

@@ -14,9 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..autoencoders.foreign import VideoAutoencoder
 from ..config import Config
 from ..data.shards import DataConfig, fixed_clips
 from ..errors import UserError
+from ..metrics.fidelity import psnr
 from ..progress import progress_bar
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import (
@@ -29,8 +31,6 @@ from ..spectral.spectrum import (
     modes_for,
 )
 from ..vae.statistics import LatentStats
-from .autoencoders import VideoAutoencoder
-from .metrics import psnr
 
 
 class SpectraConfig(Config):

@@ -10,7 +10,6 @@ loss: Lim and Ye, arXiv 1705.02894.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
+from ..engine.precision import Precision, autocast
 
-Precision = Literal["float32", "bfloat16", "float16"]
 _GROUPS = 8
 
 
@@ -100,13 +99,6 @@ def _patch_classifier(conv: type[_FrameConv] | type[_VideoConv], widths: Sequenc
             nn.LeakyReLU(0.2),
         ]
     return nn.Sequential(*layers, conv(widths[-1], 1, stride=1))
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """A context in which convolutions run in `precision`."""
-    if precision == "float32":
-        return torch.autocast(device.type, enabled=False)
-    return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
 def critic_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import Config
+from ..engine.precision import Precision, autocast
+from ..metrics.perceptual import PerceptualName, build_perceptual
 from ..spectral.correlation import Tiling, correlation_loss, local_correlation
 from ..spectral.masking import MaskKind, apply_mask, draw_mask, draw_ratios
 from ..vae.autoencoder import SSVAE
 from ..vae.layers import repeat_first_frame
 from ..vae.posterior import Posterior
-from .discriminator import Discriminator, Precision, autocast, generator_loss
-from .perceptual import PerceptualName, build_perceptual
+from .discriminator import Discriminator, generator_loss
 
 LCR_LIMIT = 1e8
 """Largest ratio of gradient norms (published)."""

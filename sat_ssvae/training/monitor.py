@@ -18,13 +18,13 @@ from ..data.settings import DataConfig
 from ..data.shards import fixed_clips
 from ..data.skips import SkipLog
 from ..data.video_io import to_uint8, write_video
+from ..engine.log import JsonLog
+from ..engine.precision import Precision, autocast
 from ..errors import UserError
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
 from ..vae.autoencoder import SSVAE
-from .boards import Board, Pictures, TensorBoard, WeightsAndBiases
-from .discriminator import Precision, autocast
-from .log import JsonLog
+from .loggers import Board, Pictures, TensorBoard, WeightsAndBiases
 
 SHOWN_FRAMES = 4
 """Frames of a clip in the grid of pictures, evenly spaced."""
@@ -167,7 +167,7 @@ def _heldout(config: MonitorConfig, data: DataConfig) -> Tensor:
 
 def _metrics() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     try:
-        from ..evaluation.metrics import psnr, ssim
+        from ..metrics.fidelity import psnr, ssim
     except ImportError as error:
         raise UserError(f"monitor.every needs `pip install sat-ssvae[compare]` ({error})") from None
     return {"psnr": psnr, "ssim": ssim}

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import distributed
 from ..errors import UserError
-from .durable import sync
+from ..storage import sync
 from .settings import TrainConfig
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from ..config import added_field
 from ..data.shards import DataConfig
+from ..engine.optimization import OptimizerConfig
 from ..vae.autoencoder import SSVAEConfig
 from .discriminator import AdversarialConfig
-from .engine import OptimizerConfig
 from .losses import ObjectiveConfig
 from .monitor import MonitorConfig
 

@@ -21,20 +21,27 @@ from .. import distributed
 from ..data.shards import Batch, training_batches
 from ..data.skips import Skip, SkipLog
 from ..data.video_io import to_unit_range
+from ..engine.average import warmed_up_average
+from ..engine.log import JsonLog, MetricsLog
+from ..engine.optimization import (
+    build_engine,
+    complete_steps,
+    load_checkpoint,
+    load_other,
+    save_checkpoint,
+    save_weights,
+)
+from ..engine.stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 from ..errors import UserError
 from ..progress import progress_bar
+from ..storage import sync
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import load_pretrained, save_pretrained
-from .average import warmed_up_average
 from .discriminator import Discriminator, critic_loss
-from .durable import sync
-from .engine import build_engine, complete_steps, load_checkpoint, load_other, save_checkpoint, save_weights
-from .log import JsonLog, MetricsLog
 from .losses import Losses, Objective
 from .monitor import Monitor
 from .run_folder import claimed_folder
 from .settings import TrainConfig
-from .stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
 from .timer import Timer
 
 logger = logging.getLogger(__name__)

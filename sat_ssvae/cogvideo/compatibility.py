@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
+from ..latents.shards import LatentInfo
 from .first_stage import SSVAEFirstStage
-from .latent_shards import LatentInfo
-from .transformer import TransformerSizes, read_transformer
+from .sat_transformer import TransformerSizes, read_transformer
 
 Era = Literal["v1.0", "main"]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .items import digest_of
+from ..storage import digest_of
 
 SIDE = 224
 MIN_FRAMES = 10

@@ -28,13 +28,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import distributed
 from ..config import Config, fingerprint, load_config
+from ..engine.average import warmed_up_average
+from ..engine.optimization import OptimizerConfig, build_engine, load_checkpoint, save_checkpoint
 from ..errors import UserError
+from ..latents.latent_set import LatentSet
 from ..progress import progress_bar
-from ..training.average import warmed_up_average
-from ..training.engine import OptimizerConfig, build_engine, load_checkpoint, save_checkpoint
-from .diffusion import DiffusionProcess, FlowMatching
-from .dit import DiT, DiTConfig, build_dit
-from .latents import LatentSet
+from .process import DiffusionProcess, FlowMatching
+from .transformer import DiT, DiTConfig, build_dit
 
 if TYPE_CHECKING:
     from .text import CaptionStates

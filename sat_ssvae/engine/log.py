@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from .. import distributed
 from ..errors import UserError
-from .durable import sync
+from ..storage import sync
 
 
 class MetricsLog:

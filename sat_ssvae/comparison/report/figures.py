@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from .analysis import SpeedUp
-from .curves import MAX_POINTS
-from .results import ComparisonResults, CurvePoint
-from .verdict import Verdict, describe, evidence, ratio
+from ..analysis import SpeedUp
+from ..curves import MAX_POINTS
+from ..results import ComparisonResults, CurvePoint
+from ..verdict import Verdict, describe, evidence, ratio
 
 INK, QUIET, HAIRLINE = "#1b1f24", "#5b6570", "#d5dae0"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

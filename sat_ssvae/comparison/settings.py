@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..config import Config
+from ..diffusion.training import DiTTrainConfig
 from ..errors import UserError
-from .dit_training import DiTTrainConfig
 from .scoring import ScoringConfig
 
 

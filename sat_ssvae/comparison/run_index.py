@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 from ..config import Config, parse_config
+from ..diffusion.process import DiffusionProcess
 from ..errors import UserError
 from .bookkeeping import write_text
-from .diffusion import DiffusionProcess
 from .settings import ClipsConfig
 
 INDEX_NAME = "transformers.json"

@@ -11,7 +11,7 @@ from pytorch_msssim import ssim as msssim_ssim
 from torch import Tensor
 
 from ..errors import UserError
-from ..training.perceptual import Perceptual
+from .perceptual import Perceptual
 
 SSIM_WINDOW = 11  # pixels, Wang et al. (2004)
 _FRAMES_AT_ONCE = 32

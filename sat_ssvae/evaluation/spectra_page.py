@@ -12,8 +12,8 @@ from typing import Any
 
 import jinja2
 
-from ..evaluation.spectra import LatentSpectra
-from .figures import amplitude_figure, arms_of, robustness_figure, variance_figure
+from ..comparison.report.figures import amplitude_figure, arms_of, robustness_figure, variance_figure
+from .spectra import LatentSpectra
 
 _TEMPLATE = Path(__file__).with_name("spectrum.html.j2")
 AMPLITUDES_AT = (20, 40)

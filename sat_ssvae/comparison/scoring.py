@@ -17,20 +17,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
-from ..evaluation.kernel_distance import bootstrap_distances, bootstrap_interval, kernel_distance
-from ..evaluation.metrics import reconstruction_scores
+from ..diffusion.process import DiffusionProcess, guided
+from ..diffusion.transformer import DiT
+from ..latents.latent_set import LatentSet
+from ..metrics.fidelity import reconstruction_scores
+from ..metrics.kernel_distance import bootstrap_distances, bootstrap_interval, kernel_distance
+from ..metrics.perceptual import Perceptual
 from ..progress import progress_bar
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude, latent_eigenvalues
-from ..training.perceptual import Perceptual
 from .analysis import paired_difference
-from .diffusion import DiffusionProcess, guided
-from .dit import DiT
-from .latents import LatentSet
 from .results import ArmResult, Estimate
 
 if TYPE_CHECKING:
-    from .text import CaptionStates
+    from ..diffusion.text import CaptionStates
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """CogVideoX's model in a process of CogVideoX's own: its initial transformer, and the scores of its checkpoints.
 
-    cd CogVideo/sat && python -m sat_ssvae.cogvideo.engine job.json        # as `comparison.py` starts it
+    cd CogVideo/sat && python -m sat_ssvae.cogvideo.worker job.json        # as `comparison.py` starts it
 
 Everything that is scored is CogVideoX's: its data set, its first stage, its denoiser with its noise levels, its sampler
-with its guidance, built from the very files that train_video.py got. The measures are those of `..convergence.scoring`.
+with its guidance, built from the very files that train_video.py got. The measures are those of `..comparison.scoring`.
 """
 
 import importlib
@@ -21,12 +21,10 @@ from pydantic import Field, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..config import Config
-from ..convergence.bookkeeping import machine, write_text
-from ..convergence.latents import LatentSet
-from ..convergence.results import ArmResult
-from ..convergence.scores import is_scored, spread, write_scores
-from ..convergence.scoring import (
+from ..comparison.bookkeeping import machine, write_text
+from ..comparison.results import ArmResult
+from ..comparison.scores import is_scored, spread, write_scores
+from ..comparison.scoring import (
     ArmReference,
     EvaluationConfig,
     arm_result,
@@ -35,14 +33,16 @@ from ..convergence.scoring import (
     reconstruction_quality,
     score_generator,
 )
-from ..convergence.text import CaptionStates
+from ..config import Config
+from ..diffusion.text import CaptionStates
 from ..errors import UserError
-from ..evaluation.features import ClipFeatures, FrameFeatures
+from ..latents.latent_set import LatentSet
+from ..metrics.features import ClipFeatures, FrameFeatures
+from ..metrics.perceptual import build_perceptual
 from ..progress import progress_bar, setup_logging
-from ..training.perceptual import build_perceptual
 from ..vae.statistics import LatentStats
 from .registry import import_sat
-from .transformer import write_transformer
+from .sat_transformer import write_transformer
 
 logger = logging.getLogger(f"{__package__}.engine")  # __name__ is __main__ here
 
@@ -127,7 +127,7 @@ class FirstStage(nn.Module):
 
 
 class EngineGenerator:
-    """The engine's transformer, denoiser and sampler, as `..convergence.scoring.Generator`.
+    """The engine's transformer, denoiser and sampler, as `..comparison.scoring.Generator`.
 
     Noise levels t in [0, 1] stand for CogVideoX's discrete ones, 0 for its first and 1 for its last, pure noise.
     """

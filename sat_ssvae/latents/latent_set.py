@@ -31,8 +31,8 @@ from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 
 if TYPE_CHECKING:
+    from ..autoencoders.foreign import VideoAutoencoder
     from ..data.shards import Clip
-    from ..evaluation.autoencoders import VideoAutoencoder
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .check import NETWORK, Settings, check, merge
+from .compatibility import NETWORK, Settings, check, merge
 
 BASELINE, CANDIDATE = "stock", "ssvae"
 FOLLOW_FROM_LATENTS = (

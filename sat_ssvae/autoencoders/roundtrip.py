@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..vae.autoencoder import SSVAE
 from ..vae.padding import crop_to, pad_to_valid
-from .autoencoders import VideoAutoencoder
+from .foreign import VideoAutoencoder
 
 
 def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor]) -> Iterator[Tensor]:

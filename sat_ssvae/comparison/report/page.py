@@ -17,12 +17,10 @@ import yaml
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ..errors import UserError
-from .analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
-from .figures import amplitude_figure, arms_of, axis_limit, curve_figure, speed_up_figure, variance_figure
-from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, webp, write_clips
-from .results import ComparisonResults
-from .verdict import (
+from ...errors import UserError
+from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
+from ..results import ComparisonResults
+from ..verdict import (
     Conclusion,
     Verdict,
     describe,
@@ -35,6 +33,8 @@ from .verdict import (
     ratio,
     reconstruction_verdict,
 )
+from .figures import amplitude_figure, arms_of, axis_limit, curve_figure, speed_up_figure, variance_figure
+from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, webp, write_clips
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _GROUP_TITLES = {

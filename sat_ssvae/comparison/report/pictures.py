@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.video_io import read_frames, to_unit_range, write_video
+from ...data.video_io import read_frames, to_unit_range, write_video
 
 COLUMNS = 4
 _CELL = 160

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .. import distributed
 from ..config import Config
 from ..errors import UserError
-from .durable import sync
+from ..storage import sync
 
 logger = logging.getLogger(__name__)
 

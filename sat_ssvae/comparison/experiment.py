@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..autoencoders.foreign import VideoAutoencoder, describe
 from ..config import fingerprint, parse_config
 from ..data.demo import prepare_demo
 from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
+from ..diffusion.training import train_dit
+from ..diffusion.transformer import DiT
 from ..errors import UserError
-from ..evaluation.autoencoders import VideoAutoencoder, describe
-from ..evaluation.features import ClipFeatures, FrameFeatures
-from ..training.perceptual import build_perceptual
+from ..latents.latent_set import LatentSet, encode_latents
+from ..metrics.features import ClipFeatures, FrameFeatures
+from ..metrics.perceptual import build_perceptual
 from ..training.trainer import TrainConfig, train
 from ..vae.checkpoint import load_pretrained, weights_digest
 from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, content, machine
-from .dit import DiT
-from .dit_training import train_dit
-from .latents import LatentSet, encode_latents
-from .pictures import Pictures
-from .report import write_report
+from .report.page import write_report
+from .report.pictures import Pictures
 from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
 from .scores import as_pictures, is_scored, read_curves, read_samples, spread, write_scores
@@ -194,7 +194,7 @@ class _Comparison:
         if not any(latents.captions):
             return None
         from ..assets import fetch
-        from .text import TextEncoder, encode_captions
+        from ..diffusion.text import TextEncoder, encode_captions
 
         encoder = TextEncoder(fetch("minilm"), self.device)
         return encode_captions(encoder, latents.captions, length=self.config.text_length)

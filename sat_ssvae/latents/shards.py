@@ -25,13 +25,13 @@ from torch.utils.data import Dataset
 from webdataset.writer import TarWriter
 
 from .. import distributed
+from ..autoencoders.foreign import VideoAutoencoder
 from ..config import Config, fingerprint, parse_config
 from ..data.files import VideoError
 from ..data.shards import Clip, DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
 from ..data.tars import TarStore
 from ..errors import UserError
-from ..evaluation.autoencoders import VideoAutoencoder
 from ..progress import progress_bar
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from ..autoencoders.foreign import VideoAutoencoder, describe, open_autoencoder
 from ..errors import UserError
-from ..evaluation.autoencoders import VideoAutoencoder, describe, open_autoencoder
 from ..training.settings import TrainConfig
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest

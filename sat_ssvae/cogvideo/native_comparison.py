@@ -1,4 +1,4 @@
-"""The comparison on CogVideoX's own training: train_video.py for both arms, and the report of `..convergence`.
+"""The comparison on CogVideoX's own training: train_video.py for both arms, and the report of `..comparison`.
 
     bash scripts/compare_convergence.sh --cogvideo CogVideo --stock STOCK.yaml sft.yaml --ssvae OVERLAY.yaml
 
@@ -21,18 +21,18 @@ import yaml
 from pydantic import Field
 from safetensors.torch import load_file
 
+from ..comparison.bookkeeping import Stopwatch, content, write_text
+from ..comparison.report.page import write_report
+from ..comparison.report.pictures import Pictures
+from ..comparison.results import ComparisonResults, CurvePoint
+from ..comparison.scores import as_pictures, is_scored, read_curves, read_samples
+from ..comparison.scoring import EvaluationConfig, compared
 from ..config import Config, fingerprint
-from ..convergence.bookkeeping import Stopwatch, content, write_text
-from ..convergence.pictures import Pictures
-from ..convergence.report import write_report
-from ..convergence.results import ComparisonResults, CurvePoint
-from ..convergence.scores import as_pictures, is_scored, read_curves, read_samples
-from ..convergence.scoring import EvaluationConfig, compared
 from ..errors import UserError
-from .arms import BASELINE, Arm
-from .engine import ArmJob, InitialJob, is_measured, read_arm, read_environment
+from .configurations import BASELINE, Arm
 from .launch import LOSS, Launch, exclusive
-from .transformer import adapt
+from .sat_transformer import adapt
+from .worker import ArmJob, InitialJob, is_measured, read_arm, read_environment
 
 EQUAL_STARTS = (
     "equal in both arms for every tensor of equal shape; first and last layer, and the table of positions if its size "

@@ -23,29 +23,30 @@ from pydantic import Field
 from torch import Tensor
 
 from ..assets import fetch
+from ..autoencoders.foreign import VideoAutoencoder, open_autoencoder
+from ..comparison.run_index import RunIndex, TrainedTransformer
+from ..comparison.settings import ClipsConfig
 from ..config import Config, fingerprint
 from ..data.resample import read_resampled
 from ..data.skips import Skip
 from ..data.video_io import to_uint8, to_unit_range
 from ..data.video_write import VideoWriter
+from ..diffusion.process import DiffusionProcess, VPrediction, edit
+from ..diffusion.training import load_dit
+from ..diffusion.transformer import DiT
 from ..errors import UserError
-from ..evaluation.autoencoders import VideoAutoencoder, open_autoencoder
-from ..evaluation.degradations import Degradation
-from ..evaluation.items import Item, check_output, digest_of, list_items, work_through
-from ..evaluation.metrics import reconstruction_scores
+from ..metrics.fidelity import reconstruction_scores
+from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..progress import progress_bar
-from ..training.perceptual import Perceptual, PerceptualName, build_perceptual
+from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
-from .diffusion import DiffusionProcess, VPrediction, edit
-from .dit import DiT
-from .dit_training import load_dit
-from .run_index import RunIndex, TrainedTransformer
-from .settings import ClipsConfig
+from .degradations import Degradation
+from .items import Item, check_output, list_items, work_through
 from .windows import Window, join, windows
 
 if TYPE_CHECKING:
-    from .text import TextEncoder
+    from ..diffusion.text import TextEncoder
 
 JOURNAL = "restoration.jsonl"
 ORIGINAL, INPUT, ROUND_TRIP = "original", "degraded", "autoencoder alone"
@@ -124,7 +125,7 @@ class Restorer:
         model = load_dit(run / trained.folder).to(device)
         encoder = None
         if model.config.text_dim:
-            from .text import TextEncoder
+            from ..diffusion.text import TextEncoder
 
             encoder = TextEncoder(fetch("minilm"), device)
         stats = LatentStats(torch.tensor(trained.latent_mean), torch.tensor(trained.latent_std))
@@ -140,7 +141,7 @@ class Restorer:
         """What the transformer is told of a video, (1, l, d); None where it was trained without text."""
         if self.encoder is None:
             return None
-        from .text import encode_captions
+        from ..diffusion.text import encode_captions
 
         return encode_captions(self.encoder, [caption], length=self.text_length).states.to(self.device)
 

@@ -1,0 +1,1 @@
+"""Every video autoencoder behind one interface."""

@@ -1,0 +1,1 @@
+"""The diffusion transformer of the comparison: network, process, text and training."""

@@ -1,0 +1,1 @@
+"""What any training here needs: DeepSpeed engine, checkpoints, average, log, stability."""

@@ -1,0 +1,1 @@
+"""Clips encoded to latents on disk."""
