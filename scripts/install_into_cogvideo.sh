@@ -25,7 +25,7 @@ state() {
 by_hand() {
     awk '/^--- a\// { file = substr($0, 7); next }
         /^\+\+\+ / { next }
-        /^/ { printf "  %s, near line %d:\n", file, substr($2, 2); next }
+        /^@@/ { printf "  %s, near line %d:\n", file, substr($2, 2); next }
         /^-/ { printf "    replace  %s\n", substr($0, 2) }
         /^\+/ { printf "    by       %s\n", substr($0, 2) }' "$1" >&2
 }

@@ -83,7 +83,7 @@ def test_main_trains_and_samples_image_to_video(world, tmp_path):
     layers = tiny(world, "cogvideox1.5_5b_i2v"), large
     losses = checkout.train(*layers, training(world, tmp_path / "save", 2))
     assert len(losses) == 2
-    load, prompt = saved(tmp_path / "save"), f"a red bar{world / 'image.png'}"
+    load, prompt = saved(tmp_path / "save"), f"a red bar@@{world / 'image.png'}"
     checkout.sample(*layers, sampling(world, tmp_path / "out", load, 2, prompt, image2video=True, bf16=True))
     assert videos(tmp_path / "out") == {(5, 768, 1152)}
 
@@ -118,7 +118,7 @@ def test_v1_trains_and_samples_image_to_video(world, tmp_path):
     assert len(losses) == 2
     trained = saved(tmp_path / "save")
     assert videos(trained / "video" / "samples_gs-000002") == {(9, 64, 96)}
-    prompt = f"a red bar{world / 'image.png'}"
+    prompt = f"a red bar@@{world / 'image.png'}"
     v1_sampling(world, checkout, trained, tmp_path, prompt=prompt, image2video=True, bf16=True)
 
 

@@ -16,7 +16,7 @@ def hunks(patch):
     """(first old line's number, old lines, new lines) of a zero-context patch."""
     found = []
     for line in patch.read_text().splitlines():
-        if line.startswith(""):
+        if line.startswith("@@"):
             found.append((int(line.split()[1].split(",")[0][1:]), [], []))
         elif found:
             found[-1][1 if line[0] == "-" else 2].append(line[1:])
@@ -53,7 +53,7 @@ def patches_of(checkout):
 def test_a_patch_quotes_only_what_it_changes():
     for patch in ROOT.glob("patches/*/*.patch"):
         for line in patch.read_text().splitlines():
-            assert line.startswith(("--- a/", "+++ b/", "-", "+")) or line.split("")[2] == "", line
+            assert line.startswith(("--- a/", "+++ b/", "-", "+")) or line.split("@@")[2] == "", line
 
 
 def test_every_hunk_is_found_by_its_lines():
