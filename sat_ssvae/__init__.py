@@ -8,6 +8,7 @@ Whatever a user did wrong is a `UserError`: one line that says what to do.
 """
 
 from .errors import UserError
-from .vae.autoencoder import SSVAE, SSVAEConfig
+from .vae.autoencoder import SSVAE
+from .vae.config import SSVAEConfig
 
 __all__ = ["SSVAE", "SSVAEConfig", "UserError"]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sat_ssvae import SSVAE, SSVAEConfig, UserError
-from sat_ssvae.vae.checkpoint import infer_config, load_pretrained, save_pretrained
+from sat_ssvae.vae.checkpoint import infer_config
 from sat_ssvae.vae.statistics import LatentStats
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -30,14 +30,14 @@ def test_a_published_file_loads_without_its_training_tensors(tmp_path, weights, 
     path = tmp_path / "published.pth"
     torch.save({"state_dict": weights | {"loss.discriminator.weight": torch.zeros(3)}, "epoch": 3}, path)
     with caplog.at_level("INFO"):
-        vae = load_pretrained(path)
+        vae = SSVAE.from_pretrained(path)
     assert "left out 1 tensors that only training uses" in caplog.text
     for name, value in vae.state_dict().items():
         assert torch.equal(value, weights[name])
 
 
 def test_round_trip_of_a_folder(tmp_path, weights):
-    vae = load_pretrained(REFERENCE / "case_a.weights.safetensors")
+    vae = SSVAE.from_pretrained(REFERENCE / "case_a.weights.safetensors")
     vae.latent_stats = LatentStats(torch.arange(8.0), torch.full((8,), 2.0))
     vae.save_pretrained(tmp_path / "vae")
     again = SSVAE.from_pretrained(tmp_path / "vae")
@@ -49,7 +49,7 @@ def test_round_trip_of_a_folder(tmp_path, weights):
 
     again.latent_stats = None  # the folder must not keep the statistics of what it held before
     again.save_pretrained(tmp_path / "vae")
-    assert load_pretrained(tmp_path / "vae").latent_stats is None
+    assert SSVAE.from_pretrained(tmp_path / "vae").latent_stats is None
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_round_trip_of_a_folder(tmp_path, weights):
     ],
 )
 def test_wrong_statistics_are_one_line(tmp_path, content, message):
-    save_pretrained(load_pretrained(REFERENCE / "case_a.weights.safetensors"), tmp_path)
+    SSVAE.from_pretrained(REFERENCE / "case_a.weights.safetensors").save_pretrained(tmp_path)
     (tmp_path / "latent_stats.json").write_text(content)
     with pytest.raises(UserError, match="latent_stats.json.*" + message):
-        load_pretrained(tmp_path)
+        SSVAE.from_pretrained(tmp_path)
 
 
 def truncated(path, weights):
@@ -117,20 +117,21 @@ def test_other_files_get_one_line_that_names_them(tmp_path, weights, write, mess
     path = tmp_path / "file.pth"
     write(path, weights)
     with pytest.raises(UserError) as caught:
-        load_pretrained(path)
+        SSVAE.from_pretrained(path)
     text = str(caught.value)
     assert text.startswith(str(path)) and message in text and "\n" not in text
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
-        load_pretrained(tmp_path / "nothing.pth")
+        SSVAE.from_pretrained(tmp_path / "nothing.pth")
     with pytest.raises(UserError, match="no such checkpoint"):
-        load_pretrained(tmp_path)
+        SSVAE.from_pretrained(tmp_path)
 
 
 def test_saving_does_not_leave_half_a_file(tmp_path, monkeypatch):
-    save_pretrained(small := SSVAE(SSVAEConfig(base_channels=2, latent_channels=2)), tmp_path)
+    small = SSVAE(SSVAEConfig(base_channels=2, latent_channels=2))
+    small.save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
     def fail(*_arguments, **_options):
@@ -138,5 +139,5 @@ def test_saving_does_not_leave_half_a_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("sat_ssvae.vae.checkpoint.save_file", fail)
     with pytest.raises(UserError, match="make room"):
-        save_pretrained(small, tmp_path)
+        small.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

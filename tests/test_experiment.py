@@ -19,7 +19,7 @@ from sat_ssvae.evaluation.degradations import Degradation
 from sat_ssvae.evaluation.restore import RestoreConfig, Restorer, restore
 from sat_ssvae.latents.latent_set import LatentSet
 from sat_ssvae.training.trainer import TrainConfig
-from sat_ssvae.vae.autoencoder import SSVAEConfig
+from sat_ssvae.vae.config import SSVAEConfig
 
 from . import foreign_models
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.data.shards import Clip
 from sat_ssvae.errors import UserError
 from sat_ssvae.latents.latent_set import LatentSet, LatentStats, encode_latents
-from sat_ssvae.vae.autoencoder import SSVAE, SSVAEConfig
 from sat_ssvae.vae.checkpoint import weights_digest
 
 CPU = torch.device("cpu")

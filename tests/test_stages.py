@@ -15,7 +15,6 @@ from sat_ssvae.errors import UserError
 from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import train
 from sat_ssvae.vae.autoencoder import SSVAE
-from sat_ssvae.vae.checkpoint import load_pretrained
 
 from .test_trainer import CPU, configured, details, rows, settings
 
@@ -179,7 +178,7 @@ def test_the_average_is_what_is_handed_over(tiny_shards, tmp_path):
     assert [row["error"] for row in rows(tmp_path / "0.0")] == [row["error"] for row in rows(tmp_path / "0.999")]
     latest = torch.load(tmp_path / "0.999" / "latest.pth", weights_only=True)
     assert differing(average, latest) == set()
-    assert load_pretrained(tmp_path / "0.999" / "latest.pth").config.latent_channels == 4
+    assert SSVAE.from_pretrained(tmp_path / "0.999" / "latest.pth").config.latent_channels == 4
 
 
 def test_sigterm_saves_and_stops(tiny_shards, tmp_path):

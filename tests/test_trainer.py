@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sat_ssvae import SSVAE
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import TrainConfig, train
-from sat_ssvae.vae.checkpoint import load_pretrained
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_a_run_lowers_the_loss_and_writes_a_model_that_loads(tiny_shards, tmp_pa
     assert [int(row["step"]) for row in logged] == list(range(5, 91, 5))
     assert float(logged[-1]["error"]) < 0.85 * float(logged[0]["error"])
     assert float(logged[0]["lcr_weight"]) > 0
-    vae = load_pretrained(finished)
+    vae = SSVAE.from_pretrained(finished)
     assert vae.config.latent_channels == 4
     weights = load_file(finished / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())

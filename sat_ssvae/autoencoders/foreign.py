@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
-from ..vae.checkpoint import load_pretrained
 from ..vae.posterior import LOGVAR_RANGE, Posterior
 from ..vae.sizes import latent_size
 from ..vae.statistics import LatentStats
@@ -178,7 +177,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     """
     kind, colon, place = specification.partition(":")
     if not colon or Path(specification).exists():
-        return load_pretrained(specification).for_inference()
+        return SSVAE.from_pretrained(specification).for_inference()
     if kind not in KINDS or not place:
         known = ", ".join(KINDS)
         raise UserError(f"{specification}: expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of {known}")

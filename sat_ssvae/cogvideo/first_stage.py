@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ..config import Config, parse_config
 from ..errors import UserError
-from ..vae.autoencoder import SSVAE, SSVAEConfig
+from ..vae.autoencoder import SSVAE
+from ..vae.config import SSVAEConfig
 from ..vae.posterior import Posterior
 from ..vae.statistics import LatentStats
 from ..vae.streaming import DecodeStream

@@ -24,10 +24,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read, check, write; print where the result lies."""
-    from ..vae.checkpoint import load_pretrained, read_stats, save_weights, write_stats
+    from ..vae.autoencoder import SSVAE
+    from ..vae.checkpoint import read_stats, write_stats, write_weights
 
     form = options.to or _form_of(options.output)
-    vae = load_pretrained(options.input)
+    vae = SSVAE.from_pretrained(options.input)
     if options.latent_stats:
         vae.latent_stats = read_stats(options.latent_stats, vae.config.latent_channels)
     if form == "sat":
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     elif form == "folder":
         vae.save_pretrained(options.output)
     else:
-        save_weights(vae, options.output, "torch" if form == "torch" else "safetensors")
+        write_weights(vae.state_dict(), options.output, "torch" if form == "torch" else "safetensors")
         if vae.latent_stats is not None:  # a file of weights has no place for them
             beside = options.output.with_suffix(".latent_stats.json")
             write_stats(vae.latent_stats, beside)

@@ -100,7 +100,8 @@ def _rows(report: "ReconstructionReport") -> list[list[str]]:
 
 def _check_sizes(path: Path, vae: "VideoAutoencoder") -> None:
     """Refuse a checkpoint of another network than the configuration's; nothing else of it matters here."""
-    from ..vae.autoencoder import SSVAE, SSVAEConfig
+    from ..vae.autoencoder import SSVAE
+    from ..vae.config import SSVAEConfig
 
     values = read_yaml(path)
     model = {"latent_channels": values["channels"]} if "channels" in values else {}

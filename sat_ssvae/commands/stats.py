@@ -29,13 +29,14 @@ def run(options: argparse.Namespace) -> None:
     from ..distributed import default_device
     from ..errors import UserError
     from ..progress import progress_bar
-    from ..vae.checkpoint import STATISTICS_NAME, load_pretrained, write_stats
+    from ..vae.autoencoder import SSVAE
+    from ..vae.checkpoint import STATISTICS_NAME, write_stats
     from ..vae.statistics import StatsMeter
 
     if not options.checkpoint.is_dir():
         raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
     device = default_device()
-    vae = load_pretrained(options.checkpoint).to(device).for_inference()
+    vae = SSVAE.from_pretrained(options.checkpoint).to(device).for_inference()
     config = load_config(DataConfig, None, options.overrides, replace={"path": options.data})
     clips = fixed_clips(config, stride=options.stride, limit=options.limit)
     meter = StatsMeter(vae.config.latent_channels)

@@ -28,7 +28,8 @@ from ..latents.latent_set import LatentSet, encode_latents
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
 from ..training.trainer import TrainConfig, train
-from ..vae.checkpoint import load_pretrained, weights_digest
+from ..vae.autoencoder import SSVAE
+from ..vae.checkpoint import weights_digest
 from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, content, machine
 from .report.page import write_report
@@ -153,7 +154,7 @@ class _Comparison:
         with self.minutes(f"autoencoder {name}"):
             finished = train(self.trainings[name], folder, self.device)
         self.places[name] = str(finished.relative_to(self.output))
-        return load_pretrained(finished).to(self.device).for_inference()
+        return SSVAE.from_pretrained(finished).to(self.device).for_inference()
 
     def _heldout_clips(self) -> Tensor:
         videos = [clip.video for clip in self._clips("heldout")]

@@ -21,7 +21,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from ..config import parse_config
-from ..vae.autoencoder import SSVAE, SSVAEConfig
+from ..vae.autoencoder import SSVAE
+from ..vae.config import SSVAEConfig
 from ..vae.statistics import LatentStats
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ..config import added_field
 from ..data.shards import DataConfig
 from ..engine.optimization import OptimizerConfig
-from ..vae.autoencoder import SSVAEConfig
+from ..vae.config import SSVAEConfig
 from .discriminator import AdversarialConfig
 from .losses import ObjectiveConfig
 from .monitor import MonitorConfig

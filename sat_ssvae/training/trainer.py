@@ -36,7 +36,6 @@ from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import sync
 from ..vae.autoencoder import SSVAE
-from ..vae.checkpoint import load_pretrained, save_pretrained
 from .discriminator import Discriminator, critic_loss
 from .losses import Losses, Objective
 from .monitor import Monitor
@@ -325,7 +324,7 @@ class _Training:
         if distributed.rank() == 0:
             save_weights(self.vae, self.output / LATEST)
             vae = self.output / "vae"
-            save_pretrained(self.vae, vae)
+            self.vae.save_pretrained(vae)
             self._sync_logs()
             sync(*vae.iterdir(), vae, self.output)
             (self.output / "done").touch()
@@ -369,7 +368,7 @@ def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
         for size in data.sizes:
             vae.latent_size(data.num_frames, *size)  # raises where a size does not fit
     if config.resume_from is not None and not complete_steps(output / "checkpoints"):
-        loaded = load_pretrained(config.resume_from)
+        loaded = SSVAE.from_pretrained(config.resume_from)
         if loaded.config != config.model:
             differing = [name for name, value in loaded.config if getattr(config.model, name) != value]
             values = ", ".join(f"model.{name}={getattr(loaded.config, name)}" for name in differing)

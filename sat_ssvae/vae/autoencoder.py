@@ -10,60 +10,20 @@ The network is the one of "Delving into Latent Spectral Biasing of Video VAEs fo
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..config import Config
 from ..errors import UserError
+from .checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
+from .config import SSVAEConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .layers import CausalConv3d, ResidualBlock
 from .posterior import Posterior
-from .sizes import latent_size
 from .statistics import LatentStats
 from .streaming import DecodeStream, EncodeStream
 from .tiling import blend_tiles
-
-Positive = Annotated[int, Field(gt=0)]
-
-
-class SSVAEConfig(Config):
-    """Sizes of the network. The defaults are the published 48-channel model, 4x16x16 compression, 315 M parameters."""
-
-    in_channels: Positive = 3
-    """Channels of the video."""
-    latent_channels: Positive = 48
-    """Channels of the latents."""
-    base_channels: Positive = 32
-    """Width that the multipliers multiply."""
-    channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2, 4, 8, 16, 16)
-    """Width of each resolution level, shallowest first; every level but the last halves height and width."""
-    num_res_blocks: Positive = 3
-    """Residual blocks in each encoder level; decoder levels have one more."""
-    num_mid_blocks: Positive = 2
-    """Residual blocks in the middle, with attention between."""
-    temporal_downsample: tuple[bool, ...] = (False, False, True, True)
-    """Whether the downsampling after each level but the last halves time, too."""
-
-    @model_validator(mode="after")
-    def _levels_fit(self) -> "SSVAEConfig":
-        levels = len(self.channel_multipliers)
-        if len(self.temporal_downsample) != levels - 1:
-            raise ValueError(
-                f"temporal_downsample needs one entry per downsampling: {levels - 1} for {levels} channel_multipliers, "
-                f"found {len(self.temporal_downsample)}"
-            )
-        for level, temporal in enumerate(self.temporal_downsample):
-            shallow, deep = self.channel_multipliers[level : level + 2]
-            if (shallow * (8 if temporal else 4)) % deep:
-                raise ValueError(
-                    f"channel_multipliers {shallow} -> {deep}: the shortcut needs {deep} to divide "
-                    f"{shallow} x {8 if temporal else 4}"
-                )
-        return self
 
 
 class SSVAE(nn.Module):
@@ -87,12 +47,12 @@ class SSVAE(nn.Module):
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent position, in height and in width."""
-        return 2 ** len(self.config.temporal_downsample)
+        return self.config.spatial_factor
 
     @property
     def temporal_factor(self) -> int:
         """Frames per latent frame; frame 0 has a latent frame of its own."""
-        return 2 ** sum(self.config.temporal_downsample)
+        return self.config.temporal_factor
 
     @property
     def frame_step(self) -> int:
@@ -105,7 +65,7 @@ class SSVAE(nn.Module):
         Raises:
             UserError: the size does not fit; the message names the nearest that do.
         """
-        return latent_size((num_frames, height, width), self.temporal_factor, self.spatial_factor, "SSVAE")
+        return self.config.latent_size(num_frames, height, width)
 
     def encode(self, x: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Posterior:
         """Posterior of a video `B C T H W` in [-1, 1]; its latents are `b c t h w`.
@@ -119,7 +79,7 @@ class SSVAE(nn.Module):
         Raises:
             UserError: the shape does not fit the compression factors.
         """
-        self.check_video(x)
+        self.config.check_video(x)
         self.latent_size(*x.shape[2:])
         if tile_size is not None:
             return Posterior.from_moments(
@@ -142,7 +102,7 @@ class SSVAE(nn.Module):
             tile_size: make tiles of this many pixels a side, for memory that does not grow with H and W beyond the
                 result; the result is approximate, see `tiling.py`.
         """
-        self.check_latents(z)
+        self.config.check_latents(z)
         if tile_size is not None:
             return blend_tiles(lambda tile: self.decode(tile, chunk_frames), z, *self._tile(tile_size, encode=False))
         if chunk_frames is None:
@@ -161,11 +121,11 @@ class SSVAE(nn.Module):
 
     def encode_stream(self) -> EncodeStream:
         """What encodes one video in chunks of any length, see `streaming.py`."""
-        return EncodeStream(self)
+        return EncodeStream(self.encoder, self.config)
 
     def decode_stream(self) -> DecodeStream:
         """What decodes one video's latents in chunks of any length, see `streaming.py`."""
-        return DecodeStream(self)
+        return DecodeStream(self.decoder, self.config)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "SSVAE":
@@ -174,9 +134,12 @@ class SSVAE(nn.Module):
         Raises:
             UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
         """
-        from .checkpoint import load_pretrained
-
-        return load_pretrained(path)
+        checkpoint = read_checkpoint(path)
+        vae = cls(checkpoint.config)
+        check_fits(checkpoint.weights, vae.state_dict(), path)
+        vae.load_state_dict(checkpoint.weights)
+        vae.latent_stats = checkpoint.statistics
+        return vae
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights, configuration and, where there are some, the latents' statistics into a folder.
@@ -184,9 +147,7 @@ class SSVAE(nn.Module):
         Raises:
             UserError: the disk is full or the folder cannot be written; what was there before stays.
         """
-        from .checkpoint import save_pretrained
-
-        save_pretrained(self, folder)
+        write_checkpoint(folder, Checkpoint(self.config, self.state_dict(), self.latent_stats))
 
     def for_inference(self) -> "SSVAE":
         """Prepare for being used and not trained, in place: evaluation mode, frozen weights, in their fastest layout.
@@ -214,25 +175,12 @@ class SSVAE(nn.Module):
             if isinstance(module, ResidualBlock):
                 module.checkpointed = enabled
 
-    def check_video(self, x: Tensor) -> None:
-        """Refuse what is no `B C T H W` of a height and width that the compression divides."""
-        self._check_channels("video", x, "B C T H W", self.config.in_channels)
-        self.latent_size(1, *x.shape[3:])
-
-    def check_latents(self, z: Tensor) -> None:
-        """Refuse what is no `b c t h w`."""
-        self._check_channels("latents", z, "b c t h w", self.config.latent_channels)
-
     def _tile(self, pixels: int, encode: bool) -> tuple[int, int, int]:
         """Side of a tile in latent positions; positions of the input and of the output per latent position."""
         side, rest = divmod(pixels, self.spatial_factor)
         if side < 1 or rest:
             raise UserError(f"tile_size {pixels}: must be a multiple of {self.spatial_factor}")
         return side, *((self.spatial_factor, 1) if encode else (1, self.spatial_factor))
-
-    def _check_channels(self, what: str, x: Tensor, shape: str, channels: int) -> None:
-        if x.ndim != 5 or x.shape[1] != channels:
-            raise UserError(f"{what}: expected {shape} with {channels} channels, found {tuple(x.shape)}")
 
 
 def _at_least_one(chunk_frames: int) -> int:

@@ -1,10 +1,10 @@
-"""Reading and writing autoencoders.
+"""Checkpoints of the autoencoder: a folder, a safetensors file, or a torch file such as the published one.
 
-    vae = load_pretrained("ssvae_ch48.pth")         # a published file, safetensors, or a folder written here
-    save_pretrained(vae, "my_vae")
+    checkpoint = read_checkpoint("my_vae")      # config, weights, statistics; `SSVAE.from_pretrained` builds from it
+    write_checkpoint("my_vae", checkpoint)      # what `SSVAE.save_pretrained` calls
 
-A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where `vae.latent_stats` is known.
-Files without a configuration are read by inferring it from names and shapes.
+A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where the statistics are known. For
+files without a configuration the sizes are inferred from names and shapes.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from ..config import parse_config
 from ..errors import UserError
-from .autoencoder import SSVAE, SSVAEConfig
+from ..storage import atomic, write_text
+from .config import SSVAEConfig
 from .statistics import LatentStats
 
 logger = logging.getLogger(__name__)
@@ -35,10 +37,20 @@ TRAINING_PREFIX = "loss."
 """Published files keep the discriminator and the perceptual network under this prefix; only training uses them."""
 
 
-def load_pretrained(path: str | Path) -> SSVAE:
-    """Build the autoencoder that a folder, a safetensors file or a torch file holds; on the CPU, in float32.
+@dataclass(frozen=True)
+class Checkpoint:
+    """An autoencoder on disk."""
 
-    To use it and not to train it, see `SSVAE.for_inference`.
+    config: SSVAEConfig
+    """Sizes of the network."""
+    weights: Mapping[str, Tensor]
+    """By parameter name."""
+    statistics: LatentStats | None = None
+    """Of the latents on the training videos, where they are known."""
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a folder, a safetensors file or a torch file, onto the CPU.
 
     Raises:
         UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
@@ -47,47 +59,41 @@ def load_pretrained(path: str | Path) -> SSVAE:
     weights_path = path / WEIGHTS_NAME if path.is_dir() else path
     weights = _read_weights(weights_path)
     config = _read_config(path / CONFIG_NAME) if path.is_dir() else infer_config(weights, weights_path)
-    vae = SSVAE(config)
-    _check_names_and_shapes(vae.state_dict(), weights, weights_path)
-    vae.load_state_dict(weights)
-    if (path / STATISTICS_NAME).exists():
-        vae.latent_stats = read_stats(path / STATISTICS_NAME, config.latent_channels)
-    return vae
+    known = (path / STATISTICS_NAME).exists()
+    return Checkpoint(config, weights, read_stats(path / STATISTICS_NAME, config.latent_channels) if known else None)
 
 
-def save_pretrained(vae: SSVAE, folder: str | Path) -> None:
-    """Write `vae` and, where it has them, the statistics of its latents.
+def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a folder that `read_checkpoint` reads.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
     """
     folder = Path(folder)
-    save_weights(vae, folder / WEIGHTS_NAME, "safetensors")
-    _write_json(folder / CONFIG_NAME, vae.config.model_dump(mode="json"))
-    if vae.latent_stats is None:
-        (folder / STATISTICS_NAME).unlink(missing_ok=True)  # of other weights that were here before
+    write_weights(checkpoint.weights, folder / WEIGHTS_NAME, "safetensors")
+    _write_json(folder / CONFIG_NAME, checkpoint.config.model_dump(mode="json"))
+    if checkpoint.statistics is None:
+        (folder / STATISTICS_NAME).unlink(missing_ok=True)  # those of weights that were here before
     else:
-        write_stats(vae.latent_stats, folder / STATISTICS_NAME)
+        write_stats(checkpoint.statistics, folder / STATISTICS_NAME)
 
 
-def save_weights(vae: SSVAE, path: Path, form: Literal["safetensors", "torch"]) -> None:
-    """Write the weights alone into one file; a torch file has them under `state_dict`, as published ones.
+def write_weights(weights: Mapping[str, Tensor], path: Path, form: Literal["safetensors", "torch"]) -> None:
+    """Write weights into one file; a torch file has them under `state_dict`, like published ones.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     try:
-        if form == "torch":
-            torch.save({"state_dict": weights}, partial)
-        else:
-            save_file(weights, partial, metadata={"format": "pt"})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as partial:
+            if form == "torch":
+                torch.save({"state_dict": plain}, partial)
+            else:
+                save_file(plain, partial, metadata={"format": "pt"})
     except (OSError, RuntimeError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None
-    partial.replace(path)
 
 
 def write_stats(stats: LatentStats, path: Path) -> None:
@@ -157,6 +163,27 @@ def infer_config(weights: Mapping[str, Tensor], path: Path) -> SSVAEConfig:
     return parse_config(SSVAEConfig, values, source=str(path))
 
 
+def check_fits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse weights whose names or shapes are not the expected ones.
+
+    Raises:
+        UserError: names the first three differences; `source` is where the weights come from.
+    """
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not known" for name in found if name not in expected]
+    wrong += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{source}: does not fit this architecture: {'; '.join(wrong[:3])}{more}; "
+            "check that the file is complete and belongs to this configuration"
+        )
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
@@ -186,23 +213,5 @@ def _read_config(path: Path) -> SSVAEConfig:
     return parse_config(SSVAEConfig, values, source=str(path))
 
 
-def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not known" for name in found if name not in expected]
-    wrong += [
-        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"{path}: does not fit this architecture: {'; '.join(wrong[:3])}{more}; "
-            "check that the file is complete and belongs to this configuration"
-        )
-
-
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

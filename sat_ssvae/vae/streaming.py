@@ -11,24 +11,23 @@ A stream belongs to one video and owns all that is remembered of it (see `Stream
 them can run on one model.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .config import SSVAEConfig
+from .decoder import Decoder
+from .encoder import Encoder
 from .layers import Stream
 from .posterior import Posterior
-
-if TYPE_CHECKING:
-    from .autoencoder import SSVAE
 
 
 class EncodeStream:
     """Encodes a video chunk by chunk. Frames wait in the stream until they fill a latent frame."""
 
-    def __init__(self, vae: "SSVAE") -> None:
-        self._vae = vae
+    def __init__(self, encoder: Encoder, config: SSVAEConfig) -> None:
+        self._encoder = encoder
+        self._config = config
         self._stream = Stream()
         self._waiting: Tensor | None = None
 
@@ -40,19 +39,19 @@ class EncodeStream:
         Raises:
             UserError: height or width is not a multiple of the spatial factor, or differs from that of earlier chunks.
         """
-        self._vae.check_video(x)
+        self._config.check_video(x)
         if self._waiting is not None:
             _check_same("video", x, self._waiting)
             x = torch.cat([self._waiting, x], dim=2)
-        factor = self._vae.temporal_factor
+        factor = self._config.temporal_factor
         frames = x.shape[2]
         ready = (frames - 1) // factor * factor + 1 if self._stream.first and frames else frames // factor * factor
         # Copied, so that the whole chunk is not kept alive by its last frames.
         self._waiting = x[:, :, ready:].clone()
         if not ready:
-            c, (h, w) = self._vae.config.latent_channels, (size // self._vae.spatial_factor for size in x.shape[3:])
+            c, (h, w) = self._config.latent_channels, (size // self._config.spatial_factor for size in x.shape[3:])
             return Posterior.from_moments(x.new_empty(len(x), 2 * c, 0, h, w))
-        moments = self._vae.encoder(x[:, :, :ready], self._stream)
+        moments = self._encoder(x[:, :, :ready], self._stream)
         self._stream.first = False
         return Posterior.from_moments(moments)
 
@@ -64,7 +63,7 @@ class EncodeStream:
         """
         left = 0 if self._waiting is None else self._waiting.shape[2]
         if left:
-            factor = self._vae.temporal_factor
+            factor = self._config.temporal_factor
             raise UserError(
                 f"the video ends {left} frames after a latent frame: SSVAE takes {factor}k + 1 frames; repeat the last "
                 f"one {factor - left} times or leave {left} out"
@@ -74,8 +73,9 @@ class EncodeStream:
 class DecodeStream:
     """Decodes latents chunk by chunk."""
 
-    def __init__(self, vae: "SSVAE") -> None:
-        self._vae = vae
+    def __init__(self, decoder: Decoder, config: SSVAEConfig) -> None:
+        self._decoder = decoder
+        self._config = config
         self._stream = Stream()
         self._size: Tensor | None = None
 
@@ -87,14 +87,14 @@ class DecodeStream:
         Raises:
             UserError: the shape differs from that of earlier chunks.
         """
-        self._vae.check_latents(z)
+        self._config.check_latents(z)
         if self._size is not None:
             _check_same("latents", z, self._size)
         self._size = z[:, :, :0]
         if not z.shape[2]:
-            factor = self._vae.spatial_factor
-            return z.new_empty(len(z), self._vae.config.in_channels, 0, z.shape[3] * factor, z.shape[4] * factor)
-        video = self._vae.decoder(z, self._stream)
+            factor = self._config.spatial_factor
+            return z.new_empty(len(z), self._config.in_channels, 0, z.shape[3] * factor, z.shape[4] * factor)
+        video = self._decoder(z, self._stream)
         self._stream.first = False
         return video
 
