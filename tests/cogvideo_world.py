@@ -10,7 +10,9 @@ import yaml
 from PIL import Image
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.cogvideo.compatibility import check, merge
+from sat_ssvae.cogvideo.compatibility import find_mismatches
+from sat_ssvae.cogvideo.first_stage import build_first_stage
+from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.data.video_io import probe, write_video
 from sat_ssvae.vae.statistics import LatentStats
 
@@ -237,7 +239,8 @@ class Checkout:
         files = [self.stock, self.sat / "configs" / f"{kind}.yaml", *self.overlays]
         files += written(self.folder, script, *layers)
         if self.overlays:
-            assert check(merge(files)) == []
+            config = SATConfig(merge_configs(files))
+            assert find_mismatches(config, build_first_stage(config).latent_format) == []
         extra = [text for name, value in options.items() for text in (f"--{name}", value)]
         # sat_ssvae itself is not to be found beside the copy
         package = self.folder if self.copied else ROOT

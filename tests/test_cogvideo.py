@@ -15,7 +15,7 @@ import sys
 import pytest
 import torch
 
-from sat_ssvae.cogvideo.compatibility import Settings, merge
+from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import adapt, read_transformer
 
 from .cogvideo_world import (
@@ -96,7 +96,7 @@ def v1_sampling(world, checkout, trained, folder, **more):
         positions |= {"height_interpolation": 1.875, "width_interpolation": 1.875}
     layers = large, grid(30, 45, {"ckpt_path": str(world / "ssvae")})
     files = [checkout.stock, *checkout.overlays, *written(folder, "large", *layers)]
-    left_out = adapt(trained, folder / "adapted", Settings(merge(files)).transformer())
+    left_out = adapt(trained, folder / "adapted", SATConfig(merge_configs(files)).transformer())
     rotary = {"freqs_sin", "freqs_cos"} if "5b" in checkout.stock.stem else set()
     assert {name.split(".")[-1] for name, _, _ in left_out} == {"pos_embedding"} | rotary
     checkout.sample(*layers, sampling(world, folder / "out", folder / "adapted", frames=3, **more))
@@ -189,7 +189,7 @@ def test_a_reverted_checkout_is_the_stock_one_and_works(world, tmp_path, era, st
         }
         layers = large, stock_latents(world, stock, checkout.sat), grid(60, 90, {})
         files = [checkout.stock, *written(tmp_path, "large", *layers)]
-        adapt(trained, tmp_path / "adapted", Settings(merge(files)).transformer())
+        adapt(trained, tmp_path / "adapted", SATConfig(merge_configs(files)).transformer())
         trained = tmp_path / "adapted"
     checkout.sample(*layers, sampling(world, tmp_path / "out", trained, frames=3 if era == "v1.0" else 4))
     assert videos(tmp_path / "out") == {(frames, *size)}

@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from omegaconf import OmegaConf
@@ -29,6 +29,10 @@ from ..vae.config import SSVAEConfig
 from ..vae.posterior import Posterior
 from ..vae.statistics import LatentStats
 from ..vae.streaming import DecodeStream
+from .sat_config import SATConfig
+
+if TYPE_CHECKING:
+    from .compatibility import LatentFormat
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +113,18 @@ class SSVAEFirstStage(nn.Module):
         self.stats = _statistics(config, self.vae)
         self._decoding: DecodeStream | None = None
         if config.check_configuration:
-            from .compatibility import check_process
+            from .compatibility import check_running_script
 
-            check_process(self)
+            check_running_script(self.latent_format)
+
+    @property
+    def latent_format(self) -> "LatentFormat":
+        """What CogVideoX's configuration must fit."""
+        from .compatibility import LatentFormat
+
+        return LatentFormat(
+            self.vae.config.latent_channels, self.vae.spatial_factor, self.vae.temporal_factor, self.stats
+        )
 
     @property
     def spatial_factor(self) -> int:
@@ -215,6 +228,20 @@ class SSVAEFirstStage(nn.Module):
         if self.config.chunk_frames is None:
             return max(z.shape[2], 1)
         return max(self.config.chunk_frames // self.vae.temporal_factor, 1)
+
+
+def build_first_stage(config: SATConfig) -> SSVAEFirstStage:
+    """The first stage of a configuration, built as CogVideoX would.
+
+    Raises:
+        UserError: the configuration names another class, or the first stage cannot be built.
+    """
+    target = config.get("model.first_stage_config.target")
+    if not str(target).endswith(".SSVAEFirstStage"):
+        raise UserError(
+            f"model.first_stage_config.target is {target}; give an overlay of cogvideo_configs/ after the stock files"
+        )
+    return SSVAEFirstStage(**(config.get("model.first_stage_config.params") or {}))
 
 
 def check_patched(folder: Path | None = None) -> None:

@@ -77,8 +77,8 @@ class Launch:
                 numbered = ["--tee", "2", "--log_dir", copies]
                 self._run(["-m", *torchrun, *numbered, *command], log, show, {})
 
-    def engine(self, job: InitialJob | ArmJob, folder: Path) -> None:
-        """A job of `engine.py` in one process; job and log lie in `folder`.
+    def work(self, job: InitialJob | ArmJob, folder: Path) -> None:
+        """A job of `worker.py` in one process; job and log lie in `folder`.
 
         Raises:
             UserError: it failed.
@@ -93,7 +93,7 @@ class Launch:
         total = len(job.runs) * len(job.steps) if isinstance(job, ArmJob) and job.runs else None
         description = f"{DOING[job.task]} {job.arm}" if isinstance(job, ArmJob) else DOING[job.task]
         with progress_bar(total, description, "checkpoint") as bar:
-            self._run(["-m", f"{__package__}.engine", str(path)], path.with_suffix(".log"), show, ALONE)
+            self._run(["-m", f"{__package__}.worker", str(path)], path.with_suffix(".log"), show, ALONE)
 
     def _run(
         self, command: Sequence[str], log: Path, show: Callable[[str], None], variables: Mapping[str, str]

@@ -4,7 +4,7 @@
 
 Stages: measures of each arm's autoencoder -> one initial transformer a seed -> train_video.py for each arm and seed ->
 scores of each arm's checkpoints -> report. The measures need no checkpoint and come first: videos or packages that are
-missing cost no training. All but the report are processes of CogVideoX's code, see `engine.py` and `launch.py`. Each
+missing cost no training. All but the report are processes of CogVideoX's code, see `worker.py` and `launch.py`. Each
 works in a folder whose name carries a fingerprint of what it depends on: what is finished is found again. An unfinished
 training starts anew, because SAT's checkpoints hold no state of the optimiser, and a training that went on without it
 would be another one.
@@ -29,8 +29,8 @@ from ..comparison.scores import as_pictures, is_scored, read_curves, read_sample
 from ..comparison.scoring import EvaluationConfig, compared
 from ..config import Config, fingerprint
 from ..errors import UserError
-from .configurations import BASELINE, Arm
 from .launch import LOSS, Launch, exclusive
+from .native_arms import BASELINE, NativeArm
 from .sat_transformer import adapt
 from .worker import ArmJob, InitialJob, is_measured, read_arm, read_environment
 
@@ -60,7 +60,7 @@ class CogVideoComparison(Config):
 
 def compare(
     config: CogVideoComparison,
-    arms: tuple[Arm, Arm],
+    arms: tuple[NativeArm, NativeArm],
     heldout: Sequence[Path],
     output: Path,
     launch: Launch,
@@ -90,7 +90,7 @@ class _Comparison:
     def __init__(
         self,
         config: CogVideoComparison,
-        arms: tuple[Arm, Arm],
+        arms: tuple[NativeArm, NativeArm],
         heldout: tuple[Path, ...],
         output: Path,
         launch: Launch,
@@ -120,14 +120,14 @@ class _Comparison:
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def _measure(self, arm: Arm) -> Path:
-        """The folder with what `engine.measure` wrote, where the scores will lie, too."""
+    def _measure(self, arm: NativeArm) -> Path:
+        """The folder with what `worker.measure` wrote, where the scores will lie, too."""
         how = self.config.model_dump(mode="json", exclude={"seeds"})
         data = self.train_content, self.heldout_content
         folder = self.output / "scores" / f"{arm.name}-{fingerprint(how, arm.values, self._first_stage(arm), data)}"
         if not is_measured(folder):
             with self.minutes(f"measuring {arm.name}"):
-                self.launch.engine(self._job("measure", arm, folder), folder)
+                self.launch.work(self._job("measure", arm, folder), folder)
         return folder
 
     def _initial(self, seed: int) -> Path:
@@ -144,13 +144,13 @@ class _Comparison:
         with self.minutes("initial transformers"):
             if not load:
                 files = (*self.baseline.files, self._inference(self.baseline, folder))
-                self.launch.engine(InitialJob(files=files, seed=seed, output=folder / "drawn"), folder)
+                self.launch.work(InitialJob(files=files, seed=seed, output=folder / "drawn"), folder)
             adapt(Path(load) if load else folder / "drawn", folder / "partial", sizes)
         (folder / "partial").rename(finished)
         shutil.rmtree(folder / "drawn", ignore_errors=True)
         return finished
 
-    def _train(self, arm: Arm, seed: int, start: Path) -> Path:
+    def _train(self, arm: NativeArm, seed: int, start: Path) -> Path:
         """The folder with the checkpoints of a finished training."""
         data = self.train_content
         identity = fingerprint(
@@ -177,14 +177,14 @@ class _Comparison:
         (finished,) = (folder / "run").iterdir()
         return finished
 
-    def _score(self, arm: Arm, runs: dict[int, Path], folder: Path) -> None:
-        """Have `engine.score` write the scores that `folder` lacks."""
+    def _score(self, arm: NativeArm, runs: dict[int, Path], folder: Path) -> None:
+        """Have `worker.score` write the scores that `folder` lacks."""
         named = {_name(run): run for run in runs.values()}
         if not all(is_scored(folder / name, self.steps) for name in named):
             with self.minutes(f"scoring {arm.name}"):
-                self.launch.engine(self._job("score", arm, folder, runs=named, steps=self.steps), folder)
+                self.launch.work(self._job("score", arm, folder, runs=named, steps=self.steps), folder)
 
-    def _job(self, task: Literal["measure", "score"], arm: Arm, folder: Path, **more: Any) -> ArmJob:
+    def _job(self, task: Literal["measure", "score"], arm: NativeArm, folder: Path, **more: Any) -> ArmJob:
         return ArmJob(
             task=task,
             arm=arm.name,
@@ -198,7 +198,7 @@ class _Comparison:
             **more,
         )
 
-    def _inference(self, arm: Arm, folder: Path) -> Path:
+    def _inference(self, arm: NativeArm, folder: Path) -> Path:
         """The last configuration file of a process that does not train: what sample_video.py sets, too."""
         args = {"mode": "inference", "load": None, "force_inference": True}
         for precision in ("bf16", "fp16"):  # in training DeepSpeed's section decides
@@ -208,7 +208,7 @@ class _Comparison:
         write_text(path, yaml.safe_dump({"args": args, "model": {"network_config": network}}))
         return path
 
-    def _first_stage(self, arm: Arm) -> list[Any]:
+    def _first_stage(self, arm: NativeArm) -> list[Any]:
         """Changes when the autoencoder's weights do."""
         path = Path(str(arm.settings.get("model.first_stage_config.params.ckpt_path")))
         return content(path) if path.exists() else []

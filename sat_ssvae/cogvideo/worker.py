@@ -1,6 +1,6 @@
 """CogVideoX's model in a process of CogVideoX's own: its initial transformer, and the scores of its checkpoints.
 
-    cd CogVideo/sat && python -m sat_ssvae.cogvideo.worker job.json        # as `comparison.py` starts it
+    cd CogVideo/sat && python -m sat_ssvae.cogvideo.worker job.json        # as `launch.py` starts it
 
 Everything that is scored is CogVideoX's: its data set, its first stage, its denoiser with its noise levels, its sampler
 with its guidance, built from the very files that train_video.py got. The measures are those of `..comparison.scoring`.
@@ -44,7 +44,7 @@ from ..vae.statistics import LatentStats
 from .registry import import_sat
 from .sat_transformer import write_transformer
 
-logger = logging.getLogger(f"{__package__}.engine")  # __name__ is __main__ here
+logger = logging.getLogger(f"{__package__}.worker")  # __name__ is __main__ here
 
 SCORED = "scored a checkpoint"
 """What the log says after each."""
@@ -94,7 +94,7 @@ class ArmJob(Config):
     """The folder for what `measure` and `score` write."""
 
 
-def build_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, Any]:
+def build_diffusion_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, Any]:
     """CogVideoX's engine and arguments, as its sample_video.py builds them."""
     import_sat()  # also where there is no triton
     args = importlib.import_module("arguments").get_args(["--base", *map(str, files), "--seed", str(seed)])
@@ -105,12 +105,12 @@ def build_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, Any]:
 
 def write_initial(job: InitialJob) -> None:
     """The first thing that train_video.py draws after it set the seed is the transformer; so does this."""
-    engine, _ = build_engine(job.files, job.seed)
+    engine, _ = build_diffusion_engine(job.files, job.seed)
     transformer = {name: value for name, value in engine.state_dict().items() if name.startswith("model.")}
     write_transformer(transformer, job.output)
 
 
-class FirstStage(nn.Module):
+class SATAutoencoder(nn.Module):
     """The engine's autoencoder, of latents `b c t h w` as its transformer sees them; video `B 3 T H W` in [-1, 1]."""
 
     def __init__(self, engine: Any) -> None:
@@ -126,7 +126,7 @@ class FirstStage(nn.Module):
         return self.engine.decode_first_stage(latents.to(self.engine.dtype))
 
 
-class EngineGenerator:
+class SATGenerator:
     """The engine's transformer, denoiser and sampler, as `..comparison.scoring.Generator`.
 
     Noise levels t in [0, 1] stand for CogVideoX's discrete ones, 0 for its first and 1 for its last, pure noise.
@@ -197,7 +197,7 @@ class Clips:
         return torch.stack([video for video, _ in clips]), [caption for _, caption in clips]
 
 
-def encode(vae: FirstStage, clips: Clips | list[tuple[Tensor, str]]) -> LatentSet:
+def encode(vae: SATAutoencoder, clips: Clips | list[tuple[Tensor, str]]) -> LatentSet:
     """Their latents, with statistics that change nothing: they are as the transformer sees them."""
     captions, latents = [], []
     for index in progress_bar(range(len(clips)), "encoding", "clip"):
@@ -231,8 +231,8 @@ def measure(job: ArmJob) -> None:
     Raises:
         UserError: too few held-out clips, or no training clips.
     """
-    engine, args = build_engine(job.files)
-    vae, generator = FirstStage(engine), EngineGenerator(engine)
+    engine, args = build_diffusion_engine(job.files)
+    vae, generator = SATAutoencoder(engine), SATGenerator(engine)
     clips = Clips(args, job.train, job.max_train)
     if not len(clips):
         raise UserError(f"{', '.join(map(str, job.train))}: no training clips")
@@ -249,9 +249,9 @@ def score(job: ArmJob) -> None:
     Raises:
         UserError: too few held-out clips.
     """
-    engine, args = build_engine(job.files)
+    engine, args = build_diffusion_engine(job.files)
     engine.sampler.verbose = False
-    generator, reference = EngineGenerator(engine), _reference(job, args, FirstStage(engine))
+    generator, reference = SATGenerator(engine), _reference(job, args, SATAutoencoder(engine))
     floor = read_arm(job.output).floors["loss"].value
     load_checkpoint = importlib.import_module("sat.training.model_io").load_checkpoint
     for name, run in job.runs.items():
@@ -280,7 +280,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads((folder / "environment.json").read_text(encoding="utf-8")))
 
 
-def _reference(job: ArmJob, args: Any, vae: FirstStage) -> ArmReference:
+def _reference(job: ArmJob, args: Any, vae: SATAutoencoder) -> ArmReference:
     """Made anew for the scores: all clips and reconstructions would be a large file."""
     clips = Clips(args, job.heldout, job.max_heldout)
     if len(clips) < MIN_HELDOUT:

@@ -62,31 +62,35 @@ def add(commands: Any) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     """Print what does not fit, if anything."""
-    from ..cogvideo.compatibility import check, merge
+    from ..cogvideo.compatibility import find_mismatches
+    from ..cogvideo.first_stage import build_first_stage
+    from ..cogvideo.sat_config import SATConfig, merge_configs
 
-    findings = check(merge(options.base), options.era)
-    for finding in findings:
-        sys.stdout.write(f"{finding}\n")
-    if findings:
-        raise UserError(f"{len(findings)} of the settings do not fit; put right the lines above in an overlay")
+    config = SATConfig(merge_configs(options.base))
+    mismatches = find_mismatches(config, build_first_stage(config).latent_format, options.era)
+    for mismatch in mismatches:
+        sys.stdout.write(f"{mismatch}\n")
+    if mismatches:
+        raise UserError(f"{len(mismatches)} of the settings do not fit; put right the lines above in an overlay")
     sys.stdout.write("everything fits\n")
 
 
 def run_adapt(options: argparse.Namespace) -> None:
     """Copy, and print what was left out."""
-    from ..cogvideo.compatibility import Settings, merge
+    from ..cogvideo.sat_config import SATConfig, merge_configs
     from ..cogvideo.sat_transformer import adapt
 
-    for name, found, needed in adapt(options.transformer, options.output, Settings(merge(options.base)).transformer()):
+    sizes = SATConfig(merge_configs(options.base)).transformer()
+    for name, found, needed in adapt(options.transformer, options.output, sizes):
         sys.stdout.write(f"left out {name}: {found}, needed {needed}; training starts it afresh\n")
     sys.stdout.write(f"{options.output}: name it as args.load\n")
 
 
 def run_compare(options: argparse.Namespace) -> None:
     """Run the comparison on CogVideoX's own training and print its summary."""
-    from ..cogvideo.configurations import read_arms
     from ..cogvideo.first_stage import check_patched
     from ..cogvideo.launch import Launch
+    from ..cogvideo.native_arms import read_arms
     from ..cogvideo.native_comparison import CogVideoComparison, compare
     from ..comparison.summary import summary_table
     from ..config import load_config

@@ -11,7 +11,9 @@ import yaml
 
 from sat_ssvae import UserError
 from sat_ssvae.cli import main
-from sat_ssvae.cogvideo.compatibility import Settings, check, merge
+from sat_ssvae.cogvideo.compatibility import find_mismatches
+from sat_ssvae.cogvideo.first_stage import build_first_stage
+from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import adapt, read_transformer
 from sat_ssvae.latents.shards import LatentInfo
 
@@ -21,6 +23,11 @@ OVERLAYS = ROOT / "cogvideo_configs"
 NETWORK = "model.network_config.params"
 POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
 SFT = {"args": {"mode": "finetune"}, "data": {"target": "data_video.SFTDataset"}}
+
+
+def check(files, era=None):
+    config = SATConfig(merge_configs(files))
+    return find_mismatches(config, build_first_stage(config).latent_format, era)
 
 
 def network(**params):
@@ -111,7 +118,7 @@ def nested(dotted):
 @pytest.mark.parametrize("sampling", [False, True])
 @pytest.mark.parametrize("name", STOCKS)
 def test_the_overlays_fit(configuration, name, sampling):
-    assert check(merge(configuration(name, sampling=sampling))) == []
+    assert check(configuration(name, sampling=sampling)) == []
 
 
 def latents(folder, frames, height, width, mean=0.0):
@@ -125,7 +132,7 @@ def latents(folder, frames, height, width, mean=0.0):
 
 def test_encoded_latents_fit_or_are_named(configuration, tmp_path):
     def keys(name, changes):
-        return [finding.key for finding in check(merge(configuration(name, changes, more=["latents"])))]
+        return [mismatch.key for mismatch in check(configuration(name, changes, more=["latents"]))]
 
     assert keys("cogvideox_2b_5b", latents(tmp_path / "a", 49, 480, 720)) == []
     assert keys("cogvideox1.5_5b", latents(tmp_path / "b", 85, 768, 1360)) == []
@@ -137,11 +144,11 @@ def test_encoded_latents_fit_or_are_named(configuration, tmp_path):
 
 def test_the_lora_overlay_fits(configuration):
     frozen = {"model.not_trainable_prefixes": ["all"]}
-    (finding,) = check(merge(configuration("cogvideox_2b_5b", frozen)))
-    assert finding.key == "model.not_trainable_prefixes"
+    (mismatch,) = check(configuration("cogvideox_2b_5b", frozen))
+    assert mismatch.key == "model.not_trainable_prefixes"
     files = configuration("cogvideox_2b_5b", more=["cogvideox_lora"])
-    assert check(merge(files)) == []
-    assert "all" not in merge(files)["model"]["not_trainable_prefixes"]
+    assert check(files) == []
+    assert "all" not in merge_configs(files)["model"]["not_trainable_prefixes"]
 
 
 def test_every_overlay_is_checked_here():
@@ -178,24 +185,24 @@ def test_every_overlay_is_checked_here():
     ],
 )
 def test_a_wrong_number_is_named_with_the_right_one(configuration, name, key, wrong, right, sampling):
-    findings = check(merge(configuration(name, {key: wrong}, sampling)))
-    assert [(finding.key, finding.found, finding.expected) for finding in findings] == [(key, wrong, right)]
-    assert "\n" not in str(findings[0])
+    mismatchs = check(configuration(name, {key: wrong}, sampling))
+    assert [(mismatch.key, mismatch.found, mismatch.expected) for mismatch in mismatchs] == [(key, wrong, right)]
+    assert "\n" not in str(mismatchs[0])
 
 
 def test_a_patch_that_does_not_divide_the_grid_is_named(configuration):
-    findings = check(merge(configuration("cogvideox_2b_5b", {f"{NETWORK}.patch_size": 2})))
-    assert findings[0].key == "data.params.video_size"
-    assert findings[0].expected == "[480, 704]"
+    mismatchs = check(configuration("cogvideox_2b_5b", {f"{NETWORK}.patch_size": 2}))
+    assert mismatchs[0].key == "data.params.video_size"
+    assert mismatchs[0].expected == "[480, 704]"
 
 
 def test_configurations_of_the_other_era_are_told_apart(configuration):
-    findings = check(merge(configuration("cogvideox_2b_5b")), era="main")
-    assert [(finding.key, finding.expected) for finding in findings] == [
+    mismatchs = check(configuration("cogvideox_2b_5b"), era="main")
+    assert [(mismatch.key, mismatch.expected) for mismatch in mismatchs] == [
         (f"{NETWORK}.patch_size", "[1, 1, 1]"),
         (f"{POSITIONS}.height_interpolation", f"under {NETWORK}"),
     ]
-    assert check(merge(configuration("cogvideox1.5_5b")), era="v1.0")[0].key == f"{NETWORK}.patch_size"
+    assert check(configuration("cogvideox1.5_5b"), era="v1.0")[0].key == f"{NETWORK}.patch_size"
 
 
 @pytest.fixture
@@ -218,31 +225,31 @@ def transformer(tmp_path):
 
 def test_a_stock_transformer_is_named_and_adapted(configuration, transformer, tmp_path):
     files = configuration("cogvideox_2b_5b", {"args.load": str(transformer)})
-    (finding,) = check(merge(files))
-    assert finding.key == "args.load"
-    assert "(64, 16, 2, 2) instead of (64, 48, 1, 1); sat-ssvae cogvideo adapt" in finding.reason
+    (mismatch,) = check(files)
+    assert mismatch.key == "args.load"
+    assert "(64, 16, 2, 2) instead of (64, 48, 1, 1); sat-ssvae cogvideo adapt" in mismatch.reason
     adapted = tmp_path / "adapted"
-    left_out = adapt(transformer, adapted, Settings(merge(files)).transformer())
+    left_out = adapt(transformer, adapted, SATConfig(merge_configs(files)).transformer())
     assert {name.split(".")[-2] for name, _, _ in left_out} == {"proj", "linear"}
     kept, before = read_transformer(adapted), read_transformer(transformer)
     assert len(kept) == 2  # text_proj and the positions
     assert all(torch.equal(kept[name], before[name]) for name in kept)
-    assert check(merge(configuration("cogvideox_2b_5b", {"args.load": str(adapted)}))) == []
+    assert check(configuration("cogvideox_2b_5b", {"args.load": str(adapted)})) == []
     with pytest.raises(UserError, match="exists already"):
-        adapt(transformer, adapted, Settings(merge(files)).transformer())
+        adapt(transformer, adapted, SATConfig(merge_configs(files)).transformer())
 
 
 def test_rotary_tables_of_another_grid_are_left_out(configuration, tmp_path):
     """v1.0's 5B keeps them among its weights; the model computes its own."""
     changes = {f"{POSITIONS}.hidden_size_head": 32, f"{POSITIONS}.text_length": 226}
-    sizes = Settings(merge(configuration("cogvideox_2b_5b", changes))).transformer()
+    sizes = SATConfig(merge_configs(configuration("cogvideox_2b_5b", changes))).transformer()
     name = "model.diffusion_model.mixins.pos_embed.freqs_sin"
     assert sizes.misfits({name: torch.zeros(13 * 30 * 45, 32)}) == []
     assert sizes.misfits({name: torch.zeros(72, 32)}) == [(name, (72, 32), (13 * 30 * 45, 32))]
 
 
 def test_the_patches_of_main_are_flat(configuration):
-    shapes = Settings(merge(configuration("cogvideox1.5_5b"))).transformer().shapes()
+    shapes = SATConfig(merge_configs(configuration("cogvideox1.5_5b"))).transformer().shapes()
     assert shapes["patch_embed.proj.weight"] == (64, 96)
     assert shapes["final_layer.linear.weight"] == (96, 64)
 
@@ -283,7 +290,7 @@ def test_unusable_configurations_are_one_line(files, message, tmp_path):
         if not text.startswith("/"):
             paths[-1].write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        check(merge(paths))
+        check(paths)
     assert "\n" not in str(caught.value)
 
 
@@ -328,7 +335,7 @@ def test_damaged_transformers_are_one_line(tmp_path):
 
 def test_an_adapted_transformer_starts_any_training_at_its_first_step(configuration, transformer, tmp_path):
     """SAT counts a folder named by a number as so many iterations of a pretraining; this name it does not."""
-    adapt(transformer, tmp_path / "adapted", Settings(merge(configuration("cogvideox_2b_5b"))).transformer())
+    adapt(transformer, tmp_path / "adapted", SATConfig(merge_configs(configuration("cogvideox_2b_5b"))).transformer())
     assert (tmp_path / "adapted" / "latest").read_text() == "release"
     assert read_transformer(tmp_path / "adapted").keys() < read_transformer(transformer).keys()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .compatibility import NETWORK, Settings, check, merge
+from .compatibility import find_mismatches
+from .first_stage import build_first_stage
+from .sat_config import NETWORK, SATConfig, merge_configs
 
 BASELINE, CANDIDATE = "stock", "ssvae"
 FOLLOW_FROM_LATENTS = (
@@ -36,7 +38,7 @@ SET_BY_COMPARISON = (
 
 
 @dataclass(frozen=True)
-class Arm:
+class NativeArm:
     """An arm: the files that train_video.py gets as --base, and what they say together."""
 
     name: str
@@ -44,9 +46,9 @@ class Arm:
     values: dict[str, Any]
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SATConfig:
         """The values, read by dotted keys."""
-        return Settings(self.values)
+        return SATConfig(self.values)
 
     def data(self, key: str) -> tuple[Path, ...]:
         """The folders of `train_data` or `valid_data`; none where there is no list of them."""
@@ -54,7 +56,7 @@ class Arm:
         return tuple(Path(str(path)) for path in folders) if isinstance(folders, list) else ()
 
 
-def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[Arm, Arm]:
+def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[NativeArm, NativeArm]:
     """Baseline and candidate, whose files are those of the baseline and then the overlay's.
 
     Args:
@@ -67,7 +69,8 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
             one that cannot be compared.
     """
     arms = [
-        Arm(name, tuple(files), merge(files)) for name, files in ((BASELINE, stock), (CANDIDATE, [*stock, *overlay]))
+        NativeArm(name, tuple(files), merge_configs(files))
+        for name, files in ((BASELINE, stock), (CANDIDATE, [*stock, *overlay]))
     ]
     baseline, candidate = arms
     if differing := list(differences(baseline.values, candidate.values)):
@@ -77,12 +80,13 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
             f"{key} is {ours} in {baseline.name} and {theirs} in {candidate.name}{more}, but the arms may differ in "
             "their latents alone; put it into a file that is given last to --stock and to --ssvae"
         )
-    for arm in arms:
+    for arm in (baseline, candidate):
         _refuse_unusable(arm, heldout)
     afresh = {**candidate.values, "args": {**candidate.values.get("args", {}), "load": None}}
-    if findings := check(afresh):  # `load` is that of the stock transformer; the comparison adapts it
-        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        raise UserError(f"{candidate.name}: {findings[0]}{more}; put it right in a file given last to --ssvae")
+    config = SATConfig(afresh)  # `load` is that of the stock transformer; the comparison adapts it
+    if found := find_mismatches(config, build_first_stage(config).latent_format):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(f"{candidate.name}: {found[0]}{more}; put it right in a file given last to --ssvae")
     return baseline, candidate
 
 
@@ -94,7 +98,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[
             yield key, left.get(key), right.get(key)
 
 
-def _refuse_unusable(arm: Arm, heldout: Sequence[Path]) -> None:
+def _refuse_unusable(arm: NativeArm, heldout: Sequence[Path]) -> None:
     """Say what of an arm's settings makes no comparison."""
     get = arm.settings.get
     iterations = get("args.train_iters")

@@ -1,0 +1,122 @@
+"""CogVideoX's configuration files: merged as its scripts merge them, and read by dotted keys.
+
+config = SATConfig(merge_configs(["configs/cogvideox_2b.yaml", "configs/sft.yaml", "cogvideox_2b_5b.yaml"]))
+config.get("model.scale_factor")
+config.transformer().shapes()
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import UserError
+from .sat_transformer import TransformerSizes
+
+Era = Literal["v1.0", "main"]
+"""States of CogVideoX's code: tag v1.0 runs CogVideoX-2B and 5B, main runs CogVideoX1.5."""
+
+NETWORK = "model.network_config.params"
+DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.scale_factor": 1.0}
+"""CogVideoX's values where a configuration has none."""
+
+
+def era_of(sat: Path) -> Era:
+    """The state of the CogVideoX whose sat folder this is, told by how its diffusion_video.py decodes."""
+    return "main" if "fake_cp_size" in (sat / "diffusion_video.py").read_text(encoding="utf-8") else "v1.0"
+
+
+def merge_configs(files: Sequence[str | Path]) -> dict[str, Any]:
+    """Merge `--base` files as CogVideoX does: later files change and add keys.
+
+    Raises:
+        UserError: a file is missing or not readable as a YAML mapping.
+    """
+    try:
+        merged = OmegaConf.merge({}, *[OmegaConf.load(file) for file in files])  # a list does not merge with a mapping
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such configuration file") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{' '.join(map(str, files))}: not readable YAML configurations ({reason})") from None
+
+
+class SATConfig:
+    """A merged configuration, read by dotted keys; what is missing has CogVideoX's default, or is None."""
+
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        self._values = configuration
+
+    def get(self, key: str) -> Any:
+        """The value at `model.network_config.params.in_channels`, say."""
+        value: Any = self._values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return DEFAULTS.get(key) if value is None else value
+
+    def required(self, key: str) -> Any:
+        """The value of a key that CogVideoX's own files have.
+
+        Raises:
+            UserError: it is missing.
+        """
+        value = self.get(key)
+        if value is None:
+            raise UserError(f"{key} is missing; give the stock files before the overlay")
+        return value
+
+    def network(self, name: str) -> Any:
+        """A parameter of the transformer."""
+        return self.get(f"{NETWORK}.{name}")
+
+    def required_network(self, name: str) -> Any:
+        """A parameter of the transformer that the stock files have, see `required`."""
+        return self.required(f"{NETWORK}.{name}")
+
+    @property
+    def era(self) -> Era:
+        """The state of CogVideoX that the configuration is for: patch_size is a number in v1.0 and a list on main."""
+        return "main" if isinstance(self.network("patch_size"), list) else "v1.0"
+
+    @property
+    def samples(self) -> bool:
+        """Whether this is a configuration for sample_video.py."""
+        return bool(self.get("args.mode") == "inference")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether an image's latent is concatenated."""
+        return bool(self.get("model.noised_image_input"))
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Patch (time, height, width) of the transformer."""
+        patch = self.required_network("patch_size")
+        return (1, patch, patch) if isinstance(patch, int) else tuple(patch)
+
+    def transformer(self) -> TransformerSizes:
+        """Shapes of the transformer's tensors that depend on the latents.
+
+        Raises:
+            UserError: a number is missing.
+        """
+        return TransformerSizes(
+            hidden=self.required_network("hidden_size"),
+            in_channels=self.required_network("in_channels"),
+            out_channels=self.required_network("out_channels"),
+            patch=self.patch,
+            flat_patch=isinstance(self.required_network("patch_size"), list),
+            text_positions=self.network("modules.pos_embed_config.params.text_length") or 0,
+            video_positions=self._video_positions(),
+            rotary_size=self.network("modules.pos_embed_config.params.hidden_size_head"),
+        )
+
+    def _video_positions(self) -> int:
+        names = ("num_frames", "time_compressed_rate", "latent_height", "latent_width")
+        frames, rate, height, width = map(self.required_network, names)
+        _, rows, columns = self.patch
+        return int(((frames - 1) // rate + 1) * (height // rows) * (width // columns))
