@@ -239,6 +239,15 @@ def test_a_stock_transformer_is_named_and_adapted(configuration, transformer, tm
         adapt(transformer, adapted, SATConfig(merge_configs(files)).transformer())
 
 
+def test_an_adapted_transformer_brings_no_first_stage(configuration, transformer, tmp_path):
+    path = transformer / "1" / "mp_rank_00_model_states.pt"
+    module = torch.load(path, weights_only=True)["module"]
+    torch.save({"module": module | {"first_stage_model.encoder.weight": torch.ones(2)}}, path)
+    sizes = SATConfig(merge_configs(configuration("cogvideox_2b_5b"))).transformer()
+    adapt(transformer, tmp_path / "adapted", sizes)
+    assert all(name.startswith("model.") for name in read_transformer(tmp_path / "adapted"))
+
+
 def test_rotary_tables_of_another_grid_are_left_out(configuration, tmp_path):
     """v1.0's 5B keeps them among its weights; the model computes its own."""
     changes = {f"{POSITIONS}.hidden_size_head": 32, f"{POSITIONS}.text_length": 226}

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from torch import nn
 
 from sat_ssvae import UserError
 from sat_ssvae.cogvideo import SSVAEFirstStage
@@ -160,6 +161,54 @@ def test_last_layer_and_networks_are_the_autoencoders(stage):
 
 def test_weights_are_laid_out_as_deepspeed_needs_them(stage):
     assert all(parameter.is_contiguous() for parameter in stage.parameters())
+
+
+class Model(nn.Module):
+    """The place of a first stage in CogVideoX's model."""
+
+    def __init__(self, first_stage):
+        super().__init__()
+        self.model = nn.Linear(2, 2)
+        self.first_stage_model = first_stage
+
+
+def another_stage(folder):
+    stage = SSVAEFirstStage(ckpt_path=folder)
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            parameter.normal_()
+    return stage
+
+
+def test_the_first_stage_is_no_part_of_the_models_state(folder):
+    model = Model(SSVAEFirstStage(ckpt_path=folder))
+    assert set(model.state_dict()) == {"model.weight", "model.bias"}
+    assert set(model.first_stage_model.state_dict()) == {f"vae.{name}" for name in tiny_vae().state_dict()}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("saved", ["with", "without", "stock"])
+def test_a_models_checkpoint_does_not_replace_the_first_stage(folder, saved, strict, caplog):
+    model, other = Model(SSVAEFirstStage(ckpt_path=folder)), another_stage(folder)
+    module = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    if saved == "with":
+        module |= {f"first_stage_model.{name}": value for name, value in other.state_dict().items()}
+    elif saved == "stock":
+        module["first_stage_model.encoder.conv_in.conv.weight"] = torch.ones(4)
+    before = {name: value.clone() for name, value in model.first_stage_model.state_dict().items()}
+    with caplog.at_level(logging.INFO, logger="sat_ssvae"):
+        missing, unexpected = model.load_state_dict(module, strict=strict)
+    assert not missing and not unexpected
+    assert torch.equal(model.model.weight, module["model.weight"])
+    after = model.first_stage_model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert ("ckpt_path names the autoencoder" in caplog.text) == (saved != "without")
+
+
+def test_alone_it_loads_its_state(folder):
+    stage, other = SSVAEFirstStage(ckpt_path=folder), another_stage(folder)
+    stage.load_state_dict(other.state_dict())
+    assert torch.equal(stage.get_last_layer(), other.get_last_layer())
 
 
 @torch.no_grad()

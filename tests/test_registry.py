@@ -11,6 +11,7 @@ import torch
 from sat_ssvae import UserError
 from sat_ssvae.cogvideo import SSVAEFirstStage
 from sat_ssvae.cogvideo.registry import save_sat
+from sat_ssvae.cogvideo.sat_transformer import write_transformer
 from sat_ssvae.vae.statistics import LatentStats
 
 from .small_models import random_video, tiny_vae
@@ -92,3 +93,57 @@ else:
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
+
+
+CHECKPOINT = """
+import argparse, sys
+from pathlib import Path
+import torch
+from torch import nn
+from sat_ssvae.cogvideo import SSVAEFirstStage
+from sat_ssvae.cogvideo.registry import import_sat
+import_sat()
+from sat.arguments import initialize_distributed
+from sat.training.model_io import load_checkpoint, save_checkpoint
+
+class Model(nn.Module):
+    def __init__(self, folder):
+        super().__init__()
+        self.model = nn.Linear(4, 4)
+        self.first_stage_model = SSVAEFirstStage(ckpt_path=folder)
+
+work = Path(sys.argv[1])
+launch = dict(distributed_backend="gloo", device="cpu", rank=0, world_size=1, local_rank=0, model_parallel_size=1)
+args = argparse.Namespace(**launch, deepspeed=False, mode="inference", save=str(work / "saved"), load=sys.argv[2])
+initialize_distributed(args)
+trained, sampled = Model(work / "first"), Model(work / "second")
+save_checkpoint(1, trained, None, None, args)
+before = {name: value.clone() for name, value in sampled.first_stage_model.state_dict().items()}
+load_checkpoint(sampled, args)
+assert torch.equal(sampled.model.weight, trained.model.weight) == (args.load == args.save)
+after = sampled.first_stage_model.state_dict()
+assert all(torch.equal(after[name], value) for name, value in before.items())
+assert not torch.equal(after["vae.mask_token"], trained.first_stage_model.state_dict()["vae.mask_token"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["its own", "of an older version"])
+def test_a_checkpoint_of_sat_does_not_replace_the_autoencoder(tmp_path, checkpoint):
+    """Trained with one autoencoder, sampled with another decoder: ckpt_path decides."""
+    for name, seed in (("first", 1), ("second", 2)):
+        vae = tiny_vae()
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(vae.mask_token)
+        vae.latent_stats = LatentStats(torch.zeros(4), torch.full((4,), float(seed)))
+        vae.save_pretrained(tmp_path / name)
+    folder = tmp_path / "saved"
+    if checkpoint == "of an older version":  # whose checkpoints held the first stage
+        folder = tmp_path / "old"
+        module = {"model.weight": torch.ones(4, 4), "model.bias": torch.ones(4)}
+        first = {f"first_stage_model.vae.{name}": value for name, value in tiny_vae().state_dict().items()}
+        write_transformer(module | first, folder)
+    done = run(CHECKPOINT, tmp_path, folder)
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(tmp_path / "saved" / "1" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
+    assert set(saved) == {"model.weight", "model.bias"}

@@ -91,6 +91,9 @@ class SSVAEFirstStage(nn.Module):
     Videos are `B 3 T H W` in [-1, 1], latents standardised `b c t h w`. Results have the input's dtype and the module's
     device; the arithmetic is in the weights' dtype, the standardisation in float32.
 
+    Inside CogVideoX's model its weights are those of `ckpt_path`, always: they are not part of the model's state dict,
+    and a checkpoint that holds a first stage does not replace them. (Its own `state_dict` is complete.)
+
     Raises:
         UserError: a parameter is unknown or wrong, no checkpoint, no latent statistics, an unpatched CogVideoX, or, in
             its scripts, a configuration whose numbers do not fit.
@@ -112,6 +115,8 @@ class SSVAEFirstStage(nn.Module):
             parameter.data = parameter.data.contiguous()
         self.stats = _statistics(config, self.vae)
         self._decoding: DecodeStream | None = None
+        self.register_state_dict_post_hook(_leave_out_of_model)
+        self.register_load_state_dict_pre_hook(_keep_in_model)
         if config.check_configuration:
             from .compatibility import check_running_script
 
@@ -297,6 +302,25 @@ def _statistics(config: FirstStageConfig, vae: SSVAE) -> LatentStats:
 
 def _regularization_log(posterior: Posterior) -> dict[str, Tensor]:
     return {"kl_loss": posterior.kl().mean()}
+
+
+def _leave_out_of_model(stage: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """SAT saves CogVideoX's whole model; the autoencoder has its own file."""
+    if prefix:
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            del state_dict[name]
+
+
+def _keep_in_model(stage: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The statistics are those of ckpt_path, so another autoencoder's weights would not fit them."""
+    if not prefix:
+        return
+    found = [name for name in state_dict if name.startswith(prefix)]
+    for name in found:
+        del state_dict[name]
+    if found:
+        logger.info("the checkpoint holds a first stage, too; it is ignored, ckpt_path names the autoencoder")
+    state_dict.update({f"{prefix}{name}": value for name, value in stage.named_parameters()})  # so none is missing
 
 
 def _refuse_split(input_cp: bool, output_cp: bool) -> None:

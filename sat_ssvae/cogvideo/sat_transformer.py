@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
+FIRST_STAGE = "first_stage_model."
+"""What the names of an autoencoder's tensors begin with in a checkpoint of the whole model."""
 WEIGHTS_NAME = "mp_rank_00_model_states.pt"
 _RELEASE = "release"  # SAT's word for weights that are no step of a training
 
@@ -80,6 +82,8 @@ def read_transformer(folder: Path) -> dict[str, Tensor]:
 def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
     """Write a copy of a checkpoint folder to `output`, without the tensors that do not fit, which are returned.
 
+    A first stage in the checkpoint is left out, too: it belongs to other latents.
+
     Raises:
         UserError: `folder` holds no readable checkpoint, or `output` exists.
     """
@@ -88,7 +92,11 @@ def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
     checkpoint = _read(folder)
     misfits = sizes.misfits(checkpoint["module"])
     left_out = {name for name, _, _ in misfits}
-    module = {name: value for name, value in checkpoint["module"].items() if name not in left_out}
+    module = {
+        name: value
+        for name, value in checkpoint["module"].items()
+        if name not in left_out and not name.startswith(FIRST_STAGE)
+    }
     write_transformer(module, output)
     return misfits
 
