@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from .errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +34,11 @@ def default_device() -> torch.device:
 
 
 def initialize(device: torch.device) -> None:
-    """Start DeepSpeed's process group, once: from the launcher's environment, or alone when there is none."""
+    """Start DeepSpeed's process group, once: from the launcher's environment, or alone when there is none.
+
+    Raises:
+        UserError: the environment says that this is one of several processes, but not where the others are.
+    """
     if dist.is_initialized():
         return
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")  # else it warns of its guess
@@ -49,11 +55,24 @@ def initialize(device: torch.device) -> None:
         atexit.register(leave)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "RANK" not in os.environ:
-        # No launcher: a group of one that needs no port and no rank in the environment, which child processes inherit.
+    if not _launched():
+        # A group of one that needs no port and no rank in the environment, which child processes inherit.
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _launched() -> bool:
+    """Whether the environment is a launcher's. CogVideoX's recipes export half of it, for one process."""
+    place = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    missing = [name for name, value in place.items() if not value]
+    if missing and (place["RANK"] not in ("", "0") or place["WORLD_SIZE"] not in ("", "1")):
+        given = " ".join(f"{name}={value}" for name, value in place.items() if value)
+        raise UserError(
+            f"{given} is set, but not {' and '.join(missing)}: start several processes with torchrun or deepspeed, "
+            "or for a single one: unset RANK WORLD_SIZE"
+        )
+    return not missing
 
 
 def leave() -> None:

@@ -153,7 +153,7 @@ def test_training_on_latents_needs_no_encoder(world, tmp_path):
         tmp_path / "latents",
     ]
     data = ["data.num_frames=13", "data.fps=8", "data.resolution=[64,96]", "data.num_workers=0"]
-    subprocess.run([*map(str, command), *data], cwd=ROOT, check=True)
+    subprocess.run([*map(str, command), *data], cwd=ROOT, env=environment(), check=True)
     checkout = Checkout(world / "main", "cogvideox1.5_5b", ["cogvideox1.5_5b"], tmp_path)
     layer, latents = small(world, "cogvideox1.5_5b", latent_input=True)
     layer["data"]["target"] = "sgm.sat_ssvae.cogvideo.LatentDataset"
