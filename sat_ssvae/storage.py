@@ -1,34 +1,50 @@
 """Files that are whole or absent, and on the disk when they have to be.
 
 with atomic(path) as partial:
-save_file(tensors, partial)
+    save_file(tensors, partial)
 """
 
 import contextlib
+import glob
 import hashlib
 import os
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK = 1 << 20
+_NAME_PART = 48  # characters of the final name in the partial one, which has to stay below 255 bytes
+_ABANDONED = 24 * 3600.0  # seconds without a change after which nobody writes a partial file any more
 
 
 @contextlib.contextmanager
 def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to: renamed to it at the end, removed when the block fails.
 
-    The file gets the permissions of the user's umask, whatever its writer (safetensors: 0600) gave it.
+    A block that removes it leaves `path` as it was.
+
+    The file gets the permissions of the user's umask, whatever its writer (safetensors: 0600) gave it. Each
+    writer has a partial name of its own: of several at once the last one wins, with a whole file. The name ends in
+    `.partial`, so a writer that goes by the suffix has to be told the format.
 
     Args:
         path: the final name; its folder must exist.
         durable: wait until the file and its name are on the disk.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
+    prefix = f"{path.name[:_NAME_PART]}."
+    _remove_leftovers(path.parent, prefix)
+    partial = path.with_name(f"{prefix}{secrets.token_hex(4)}.partial")
     partial.touch()
-    mode = partial.stat().st_mode & 0o777
+    mode = partial.stat().st_mode & 0o777  # by the umask or the folder's default access list
     try:
         yield partial
+        if not partial.exists():
+            return
         with contextlib.suppress(PermissionError):  # some network file systems have no permissions
             partial.chmod(mode)
         if durable:
@@ -42,10 +58,38 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+def _remove_leftovers(folder: Path, prefix: str) -> None:
+    """Delete what processes that were killed left long ago."""
+    for leftover in folder.glob(f"{glob.escape(prefix)}????????.partial"):
+        with contextlib.suppress(OSError):  # another process deletes it, too, or it is another user's
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                leftover.unlink()
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a text file, UTF-8, whole or not at all."""
+    """Write a text file, UTF-8, whole or not at all; its folder is made."""
+    write_bytes(path, text.encode("utf-8"), durable=durable)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, durable=durable) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None, *, durable: bool = False
+) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with atomic(path, durable=durable) as partial:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
 
 
 def sync(*paths: Path) -> None:

@@ -353,8 +353,9 @@ def test_a_full_disk_keeps_finished_shards(tiny_videos, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_no_space_left(tiny_videos, tmp_path):
-    (tmp_path / "pack.json.partial").symlink_to("/dev/full")
+def test_no_space_left(tiny_videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("sat_ssvae.storage.secrets.token_hex", lambda _: "00000000")
+    (tmp_path / "pack.json.00000000.partial").symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left on device"):
         pack(tiny_videos, tmp_path, PackConfig())
 

@@ -235,7 +235,7 @@ for _ in range(2):
     next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGTERM)
-while not list(Path(cache).glob("clips-000001-*.tar.partial")):
+while not list(Path(cache).glob("clips-000001-*.partial")):
     time.sleep(0.05)
 print("it waits", flush=True)
 """

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
-from ..comparison.bookkeeping import write_text
 from ..errors import UserError
 from ..progress import progress_bar
+from ..storage import write_text
 from .worker import SCORED, ArmJob, InitialJob
 
 LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.* total loss (\S+) \|")

@@ -21,7 +21,7 @@ import yaml
 from pydantic import Field
 from safetensors.torch import load_file
 
-from ..comparison.bookkeeping import Stopwatch, content, write_text
+from ..comparison.bookkeeping import Stopwatch, content
 from ..comparison.report.page import write_report
 from ..comparison.report.pictures import Pictures
 from ..comparison.results import ComparisonResults, CurvePoint
@@ -29,6 +29,7 @@ from ..comparison.scores import as_pictures, is_scored, read_curves, read_sample
 from ..comparison.scoring import EvaluationConfig, compared
 from ..config import Config, fingerprint
 from ..errors import UserError
+from ..storage import write_text
 from .launch import LOSS, Launch, exclusive
 from .native_arms import BASELINE, NativeArm
 from .sat_transformer import adapt

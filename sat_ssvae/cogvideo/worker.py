@@ -18,10 +18,9 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, TypeAdapter
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..comparison.bookkeeping import machine, write_text
+from ..comparison.bookkeeping import machine
 from ..comparison.results import ArmResult
 from ..comparison.scores import is_scored, spread, write_scores
 from ..comparison.scoring import (
@@ -40,6 +39,7 @@ from ..latents.latent_set import LatentSet
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
 from ..progress import progress_bar, setup_logging
+from ..storage import save_tensors, write_text
 from ..vae.statistics import LatentStats
 from .registry import import_sat
 from .sat_transformer import write_transformer
@@ -308,8 +308,8 @@ def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: fl
         "originals": spread(reference.clips, shown),
         "reconstructions": spread(reference.reconstructions, shown),
     }
-    save_file({name: values.contiguous() for name, values in pictures.items()}, job.output / "clips.safetensors")
-    save_file({name: values.contiguous() for name, values in quality.items()}, job.output / "quality.safetensors")
+    save_tensors(job.output / "clips.safetensors", pictures)
+    save_tensors(job.output / "quality.safetensors", quality)
     environment = {"machine": machine(device), "packages": _versions()}
     write_text(job.output / "environment.json", json.dumps(environment, indent=1))
     write_text(job.output / "arm.json", TypeAdapter(ArmResult).dump_json(result, indent=1).decode())

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..storage import write_text
+
 
 class Stopwatch:
     """Minutes spent in each stage, over interruptions: `with stopwatch("latents"): ...`.
@@ -65,11 +67,3 @@ def machine(device: torch.device) -> dict[str, Any]:
         cpu = names[0].partition(":")[2].strip() if names else cpu
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"cpu": cpu, "cores": os.cpu_count() or 1, **gpu, "python": platform.python_version()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under another name first: what has the final name is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import Config, parse_config
 from ..diffusion.process import DiffusionProcess
 from ..errors import UserError
-from .bookkeeping import write_text
+from ..storage import write_text
 from .settings import ClipsConfig
 
 INDEX_NAME = "transformers.json"

@@ -10,18 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.video_io import to_uint8
-from .bookkeeping import write_text
+from ..storage import save_tensors, write_text
 from .results import CurvePoint, Estimate
 
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, Estimate], samples: Tensor) -> None:
     """Keep the scores of one step, and the samples to show, `n C T H W` in [-1, 1]."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"video": to_uint8(samples).contiguous()}, folder / f"step_{step}.safetensors")
+    save_tensors(folder / f"step_{step}.safetensors", {"video": to_uint8(samples)})
     plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
     write_text(folder / f"step_{step}.json", json.dumps(plain, indent=1))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..assets import attribution, fetch
 from ..errors import UserError
+from ..storage import write_text
 from .pack import PackConfig, PackItem, pack
 from .video_io import probe
 
@@ -78,7 +79,7 @@ def prepare_demo(
     pack(train, output / "train", config.model_copy(update={"segment_seconds": 6.0}))
     pack(heldout, output / "heldout", config)
     text = output / "ATTRIBUTION.txt"
-    text.write_text("Clips, scaled down and cut:\n\n" + attribution(used), encoding="utf-8")
+    write_text(text, "Clips, scaled down and cut:\n\n" + attribution(used))
     return DemoData(output / "train", output / "heldout", text)
 
 

@@ -24,15 +24,16 @@ from typing import Any, TypeVar
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from pydantic import Field
-from webdataset.writer import TarWriter
 
 from ..config import Config, fingerprint
 from ..errors import UserError
 from ..progress import progress_bar
+from ..storage import atomic, write_text
 from .files import VideoError
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem, list_items
 from .skips import Skip, read_skips
+from .tars import plain_tar
 from .video_io import VideoInfo, encode_h264, nearest_frames, open_video, probe, read_clip, upright_rgb
 
 logger = logging.getLogger(__name__)
@@ -142,8 +143,8 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackI
                 unusable.append(outcome)
             else:
                 parts += [[index, start, end] for start, end in outcome]
-    _replace_text(output / SKIPPED_FILE, "".join(skip.to_json(shard=None) for skip in unusable))
-    _replace_text(plan_file, json.dumps({"fingerprint": ours, "segments": parts}))
+    write_text(output / SKIPPED_FILE, "".join(skip.to_json(shard=None) for skip in unusable))
+    write_text(plan_file, json.dumps({"fingerprint": ours, "segments": parts}))
     return [replace(items[index], start=start, end=end) for index, start, end in parts]
 
 
@@ -182,7 +183,7 @@ def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) ->
     finished = _finished_shards(segments, output, config)
     todo = [shard for shard in range(len(starts)) if shard not in finished]
     kept = [line for line in read_skips(output / SKIPPED_FILE) if line["shard"] is None or line["shard"] in finished]
-    _replace_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
+    write_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def members(shard: int) -> range:
         return range(starts[shard], min(starts[shard] + config.samples_per_shard, len(segments)))
@@ -209,23 +210,23 @@ def _write_shard(
     tar, meta = _shard_paths(output, config, shard)
     records: list[dict[str, Any]] = []
     skips: list[Skip] = []
-    partial = tar.with_name(f"{tar.name}.partial")
-    with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
-        for index, outcome in outcomes:
-            advance()
-            if isinstance(outcome, Skip):
-                skips.append(outcome)
-                continue
-            key = f"{index:08d}"
-            writer.write({"__key__": key, outcome.suffix: outcome.data, "id": outcome.meta["source"].encode("utf-8")})
-            records.append({"key": key, **outcome.meta})
-    with (output / SKIPPED_FILE).open("a") as listing:
-        listing.writelines(skip.to_json(shard=shard) for skip in skips)
-    if not records:
-        partial.unlink()
-        return
-    partial.replace(tar)
-    _replace_text(meta, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    with atomic(tar) as partial:
+        with plain_tar(partial) as writer:
+            for index, outcome in outcomes:
+                advance()
+                if isinstance(outcome, Skip):
+                    skips.append(outcome)
+                    continue
+                key = f"{index:08d}"
+                identity = outcome.meta["source"].encode("utf-8")
+                writer.write({"__key__": key, outcome.suffix: outcome.data, "id": identity})
+                records.append({"key": key, **outcome.meta})
+        with (output / SKIPPED_FILE).open("a") as listing:
+            listing.writelines(skip.to_json(shard=shard) for skip in skips)
+        if not records:
+            partial.unlink()
+    if records:
+        write_text(meta, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _convert(segment: PackItem, config: PackConfig) -> _Sample | Skip:
@@ -320,12 +321,6 @@ def _finished_shards(segments: list[PackItem], output: Path, config: PackConfig)
 def _shard_paths(output: Path, config: PackConfig, shard: int) -> tuple[Path, Path]:
     stem = f"{config.name}-{shard:06d}"
     return output / f"{stem}.tar", output / f"{stem}.meta.jsonl"
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:

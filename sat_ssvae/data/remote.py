@@ -24,6 +24,7 @@ from typing import IO
 from filelock import FileLock
 
 from ..errors import UserError
+from ..storage import atomic
 from .files import VideoError, reason_of, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -65,17 +66,15 @@ class ShardCache:
         with FileLock(target.with_suffix(f"{target.suffix}.lock")):
             if target.exists():
                 return
-            partial = target.with_suffix(f"{target.suffix}.partial")
             for attempt in range(tries):
                 try:
-                    with partial.open("w+b") as file:
+                    with atomic(target) as partial, partial.open("w+b") as file:
                         length_known = _copy(url, file)
                         if not _is_whole(file, target.suffix, length_known):
                             raise OSError(f"what came is no whole {target.suffix}")
                     break
                 # ValueError: an address or a header that cannot be understood.
                 except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
-                    partial.unlink(missing_ok=True)
                     gone = False
                     if isinstance(error, urllib.error.HTTPError):
                         gone = error.code in (403, 404, 410)
@@ -85,7 +84,6 @@ class ShardCache:
                         self._failed[url] = time.monotonic(), reason
                         raise VideoError("unreachable", reason) from None
                     time.sleep(_PAUSE * 2**attempt)
-            partial.replace(target)
         self._make_room(target)
 
     def _make_room(self, newest: Path) -> None:

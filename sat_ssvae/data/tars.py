@@ -3,6 +3,7 @@
 suffix, data = TarStore(Path("a-000000.tar")).media("00000001")
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from webdataset.writer import TarWriter
 
 from .files import VideoError
 from .images import IMAGE_SUFFIXES
@@ -113,6 +116,13 @@ def _media(members: Mapping[str, Any]) -> str | None:
     videos = [suffix for suffix in members if f".{suffix}" in VIDEO_SUFFIXES]
     images = [suffix for suffix in members if f".{suffix}" in IMAGE_SUFFIXES]
     return next(iter(videos + images), None)
+
+
+@contextlib.contextmanager
+def plain_tar(path: Path) -> Iterator[TarWriter]:
+    """A tar to write whose members have neither times nor owners: the same samples give the same bytes."""
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+        yield writer
 
 
 class _Bounded:

@@ -9,7 +9,6 @@ are applied. Everything wrong with a file is a `VideoError`, whose `cause` is a 
 
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from ..errors import UserError
+from ..storage import atomic
 from .files import VideoError, check_file, name_of, reason_of
 from .h264 import (
     ACCURATE_ROUNDING,
@@ -143,12 +143,10 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
     """
     pictures = to_uint8(video).permute(1, 2, 3, 0).cpu().numpy()
     data = encode_h264(pictures, fps, crf=12)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        with atomic(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 

@@ -5,7 +5,6 @@ for frame in read_frames(source):
 writer.write(frame.picture, frame.time)
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -21,6 +20,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ..errors import UserError
+from ..storage import atomic
+from .files import VideoError
 from .h264 import add_h264_stream, even_frame, to_yuv420p
 from .video_io import open_video
 
@@ -41,7 +42,6 @@ class VideoWriter:
 
     def __init__(self, path: Path, fps: float, sound: Path | bytes | None = None) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._rate = Fraction(fps).limit_denominator(60_000)
         self._ticks = self._rate.numerator * -(-_TICKS // self._rate.numerator)
         self._sound_source = sound
@@ -53,7 +53,8 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         if not self.path.parent.is_dir():
             raise UserError(f"cannot write {self.path}: there is no such folder")
-        self._container: OutputContainer = self._open.enter_context(av.open(str(self._partial), "w", format="mp4"))
+        partial = self._open.enter_context(atomic(self.path))
+        self._container: OutputContainer = self._open.enter_context(av.open(str(partial), "w", format="mp4"))
         return self
 
     def write(self, picture: np.ndarray, time: Fraction) -> None:
@@ -73,15 +74,13 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None and self._video is not None:
-                self._container.mux(self._video.encode(None))
-                self._mux_sound(until=float("inf"))
-                self._open.close()
-                self._partial.replace(self.path)
-        finally:
-            self._open.close()
-            self._partial.unlink(missing_ok=True)
+        with self._open:  # an error in this block removes the file
+            if error is not None:
+                raise error
+            if self._video is None:
+                raise VideoError("too short", f"{self.path}: no frame to write")
+            self._container.mux(self._video.encode(None))
+            self._mux_sound(until=float("inf"))
 
     def _mux_sound(self, until: float) -> None:
         """Interleave: sound never runs ahead of the pictures, nor far behind them."""

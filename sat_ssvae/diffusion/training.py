@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -33,6 +33,7 @@ from ..engine.optimization import OptimizerConfig, build_engine, load_checkpoint
 from ..errors import UserError
 from ..latents.latent_set import LatentSet
 from ..progress import progress_bar
+from ..storage import save_tensors, write_text
 from .process import DiffusionProcess, FlowMatching
 from .transformer import DiT, DiTConfig, build_dit
 
@@ -278,7 +279,7 @@ class _Training:
         on_checkpoint(self.step, self.model)
         distributed.barrier()  # no rank may need the evaluation again
         if distributed.rank() == 0:
-            _write_text(path, json.dumps([*done, self.step]))
+            write_text(path, json.dumps([*done, self.step]))
         distributed.barrier()
 
     def _save(self) -> None:
@@ -310,7 +311,7 @@ class _LossLog:
                 complete = [row for row in csv.reader(file) if len(row) == len(LOSS_COLUMNS)]
             rows = [row for row in complete[1:] if int(row[0]) <= step]
         lines = [",".join(map(str, row)) for row in (LOSS_COLUMNS, *rows)]
-        _write_text(path, "\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
 
     def append(self, row: Sequence[float]) -> None:
         with self._path.open("a", newline="") as file:
@@ -319,10 +320,8 @@ class _LossLog:
 
 def save_dit(model: DiT, folder: Path) -> None:
     """Write `dit.safetensors` and `dit.yaml` (JSON, which is YAML); what has its final name is complete."""
-    _write_text(folder / "dit.yaml", model.config.model_dump_json(indent=2) + "\n")
-    partial = folder / "dit.safetensors.partial"
-    save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, partial)
-    partial.replace(folder / "dit.safetensors")
+    write_text(folder / "dit.yaml", model.config.model_dump_json(indent=2) + "\n")
+    save_tensors(folder / "dit.safetensors", model.state_dict())
 
 
 def load_dit(folder: Path) -> DiT:
@@ -353,9 +352,3 @@ def _identity(config: DiTTrainConfig, seed: int, data: Tensor) -> str:
 def _generator(*entropy: int) -> torch.Generator:
     """A CPU generator whose seed mixes all the numbers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from .. import distributed
 from ..errors import UserError
-from ..storage import sync
+from ..storage import atomic, write_text
 
 
 class MetricsLog:
@@ -36,13 +36,10 @@ class MetricsLog:
             return
         kept = [row for row in self._read() if int(row["step"]) <= start]
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with atomic(path, durable=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
-        sync(partial)
-        partial.replace(path)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns)
 
@@ -88,10 +85,7 @@ class JsonLog:
         # A killed process may leave half a line at the end.
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= start]
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        sync(partial)
-        partial.replace(path)
+        write_text(path, "".join(kept), durable=True)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:

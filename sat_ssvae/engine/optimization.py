@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .. import distributed
 from ..config import Config
 from ..errors import UserError
-from ..storage import sync
+from ..storage import atomic, sync
 
 logger = logging.getLogger(__name__)
 
@@ -163,13 +163,11 @@ def save_weights(module: nn.Module, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     try:
-        torch.save({name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, partial)
-        sync(partial)
-        partial.replace(path)
+        with atomic(path, durable=True) as partial:
+            torch.save(weights, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); make room") from error
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..autoencoders.foreign import VideoAutoencoder
@@ -32,7 +32,7 @@ from ..metrics.fidelity import reconstruction_scores
 from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
 from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..progress import progress_bar
-from ..storage import digest_of
+from ..storage import digest_of, save_tensors
 from ..vae.checkpoint import weights_digest
 from .items import Item, work_through
 
@@ -184,7 +184,7 @@ def _reconstruct_video(
                     writer.write(_VIEWS[view](frame.picture, picture), frame.time)
             advance(len(frames))
         if features:
-            save_file({name: collector.features() for name, collector in features.items()}, paths[_FEATURES])
+            save_tensors(paths[_FEATURES], {name: collector.features() for name, collector in features.items()})
     scores = {name: total / count for name, total in sums.items()}
     return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
 

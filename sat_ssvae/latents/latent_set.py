@@ -12,7 +12,6 @@ finished parts lie beside it in `NAME.parts`, so that an interrupted encoding go
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
 from ..progress import progress_bar
+from ..storage import save_tensors
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 
@@ -183,12 +182,7 @@ def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def _write(path: Path, latents: Tensor, header: dict[str, str]) -> None:
-    """Under another name first: what has the final name is complete."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file({"latents": latents.contiguous()}, partial, metadata=header)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        save_tensors(path, {"latents": latents}, header, durable=True)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None

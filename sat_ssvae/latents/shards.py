@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import Dataset
-from webdataset.writer import TarWriter
 
 from .. import distributed
 from ..autoencoders.foreign import VideoAutoencoder
@@ -30,9 +29,10 @@ from ..config import Config, fingerprint, parse_config
 from ..data.files import VideoError
 from ..data.shards import Clip, DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
-from ..data.tars import TarStore
+from ..data.tars import TarStore, plain_tar
 from ..errors import UserError
 from ..progress import progress_bar
+from ..storage import atomic, write_text
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
@@ -190,9 +190,7 @@ def _claim(output: Path, info: LatentInfo) -> None:
     if distributed.rank() == 0:
         output.mkdir(parents=True, exist_ok=True)
         if not path.exists() and not any(output.glob("*.tar")):
-            partial = path.with_name(f"{INFO_NAME}.partial")
-            partial.write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_text(path, info.model_dump_json(indent=1) + "\n")
     distributed.barrier()
     if LatentInfo.read(output) != info:
         raise UserError(f"{output} holds latents of other clips, settings or weights; choose an empty folder")
@@ -221,14 +219,12 @@ def _encode(
 
 
 def _write_shard(path: Path, first: int, samples: Iterator[tuple[Clip, Tensor]], bar: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+        with atomic(path) as partial, plain_tar(partial) as writer:
             for number, (clip, latent) in enumerate(samples, first):
                 data = save({"latent": latent.contiguous()}, {"source": f"{clip.key}@{clip.start:g}"})
                 writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": clip.caption.encode()})
                 bar.update()
-        partial.replace(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; finished shards are kept, run it again to go on") from None
 

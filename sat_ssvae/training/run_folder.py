@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import distributed
 from ..errors import UserError
-from ..storage import sync
+from ..storage import write_text
 from .settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,7 @@ def _keep_config(config: TrainConfig, output: Path) -> None:
                 f"{output} holds a run with another configuration ({differing}); choose another name, to start from "
                 f"its weights with resume_from={output / 'latest.pth'}, or delete it"
             )
-    partial = path.with_suffix(".partial")
-    partial.write_text(wanted, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
+    write_text(path, wanted, durable=True)
 
 
 def _steps(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from ...errors import UserError
+from ...storage import write_bytes, write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from ..results import ComparisonResults
 from ..verdict import (
@@ -83,12 +84,12 @@ def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | 
     try:
         stills = {f"pictures-{file_name(grid.title)}": grid.still for grids in shown.values() for grid in grids}
         for name, data in (figures | stills).items():
-            _write(folder / "figures" / f"{name}.png", data)
+            write_bytes(folder / "figures" / f"{name}.png", data)
         if pictures:
             write_clips(pictures, folder / "samples")
-        _write(folder / "results.json", document.encode())
-        _write(folder / "curves.csv", results.to_csv().encode())
-        _write(folder / "report.html", page.encode())
+        write_text(folder / "results.json", document)
+        write_text(folder / "curves.csv", results.to_csv())
+        write_text(folder / "report.html", page)
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {error.strerror}") from None
     return folder / "report.html"
@@ -341,10 +342,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Atomically: a reader or a killed run never leaves half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -1,0 +1,147 @@
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.shards import Clip
+from sat_ssvae.data.video_io import write_video
+from sat_ssvae.data.video_write import VideoWriter
+from sat_ssvae.engine import optimization
+from sat_ssvae.engine.log import MetricsLog
+from sat_ssvae.latents.latent_set import encode_latents
+from sat_ssvae.storage import atomic, digest_of, save_tensors, write_bytes, write_text
+from sat_ssvae.vae import checkpoint
+
+from .small_models import random_video, tiny_vae
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sat_ssvae.engine import optimization
+from sat_ssvae.engine.log import MetricsLog
+from sat_ssvae.latents.latent_set import encode_latents
+from sat_ssvae.storage import atomic
+with atomic(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os._exit(9)
+"""
+NAMES = st.text("abc.é 漢[*?]", min_size=1, max_size=80).filter(lambda name: name.strip("."))
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002, 0o077], ids="{:03o}".format)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder):
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+
+
+@given(data=st.binary(max_size=2000), name=NAMES)
+@settings(max_examples=30, deadline=None)
+def test_what_was_written_is_there_and_nothing_else(tmp_path_factory, data, name):
+    folder = tmp_path_factory.mktemp("storage")
+    write_bytes(folder / name, b"earlier")
+    write_bytes(folder / name, data, durable=True)
+    assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_bytes() == data
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("漢" * 85)
+    write_text(path, "text")
+    assert path.read_text(encoding="utf-8") == "text"
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "before")
+
+    def fail():
+        with atomic(path) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_removes_its_file_leaves_what_was_there(tmp_path):
+    with atomic(tmp_path / "file") as partial:
+        partial.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "file"
+    start = threading.Barrier(8)
+
+    def work(number):
+        start.wait()
+        for _ in range(20):
+            with atomic(path) as partial:
+                partial.write_bytes(bytes([number]) * 5000)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    content = path.read_bytes()
+    assert len(content) == 5000 and len(set(content)) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
+    path = tmp_path / "weights[1].pth"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    leftovers = list(tmp_path.iterdir())
+    assert len(leftovers) == 2
+    other = tmp_path / "weights[1].pth.another.partial.txt"
+    other.touch()
+    os.utime(leftovers[0], (0, time.time() - 25 * 3600))
+    write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, leftovers[1], other])
+
+
+def test_files_get_the_users_umask(tmp_path, umask):
+    write_text(tmp_path / "new" / "text", "text", durable=True)
+    write_bytes(tmp_path / "bytes", b"bytes")
+    save_tensors(tmp_path / "tensors.safetensors", {"x": torch.zeros(3, 4).T})
+    assert modes(tmp_path) == {0o666 & ~umask}
+
+
+def test_what_the_package_writes_gets_the_users_umask(tmp_path, tiny_videos, umask):
+    pack(tiny_videos, tmp_path / "shards", PackConfig(max_short_side=32, workers=1))
+    write_video(tmp_path / "video.mp4", torch.zeros(3, 2, 16, 16), 8)
+    with VideoWriter(tmp_path / "long.mp4", 8) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8), Fraction(0))
+    vae = tiny_vae()
+    vae.save_pretrained(tmp_path / "vae")
+    checkpoint.save_weights(vae, tmp_path / "vae" / "vae.pth", "torch")
+    (tmp_path / "run").mkdir()
+    optimization.save_weights(vae, tmp_path / "run" / "latest.pth")
+    clips = [Clip(random_video(5)[0], "film", "caption", 0.0)]
+    encode_latents(vae, clips, tmp_path / "latents.safetensors", batch_size=1, device=torch.device("cpu"))
+    with MetricsLog(tmp_path / "run" / "metrics.csv", ["step", "loss"], 0) as log:
+        log.write(1, {"loss": 0.5})
+    assert modes(tmp_path) == {0o666 & ~umask}
+
+
+def test_digest(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 700_000)
+    assert digest_of(tmp_path / "file") == digest_of(b"abc" * 700_000)
+    assert digest_of(b"abc").startswith("ba7816bf")
