@@ -131,7 +131,7 @@ def test_what_the_package_writes_gets_the_users_umask(tmp_path, tiny_videos, uma
         writer.write(np.zeros((16, 16, 3), np.uint8), Fraction(0))
     vae = tiny_vae()
     vae.save_pretrained(tmp_path / "vae")
-    checkpoint.save_weights(vae, tmp_path / "vae" / "vae.pth", "torch")
+    checkpoint.write_weights(vae.state_dict(), tmp_path / "vae" / "vae.pth", "torch")
     (tmp_path / "run").mkdir()
     optimization.save_weights(vae, tmp_path / "run" / "latest.pth")
     clips = [Clip(random_video(5)[0], "film", "caption", 0.0)]
