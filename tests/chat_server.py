@@ -7,7 +7,9 @@
 
 Every answer depends on the JPEG frames and the text that were sent. A plan says what happens to the next requests, one
 word each: ok, slow (4 s late), nonsense (no JSON), empty (JSON without an answer), chatter (an answer without ratings),
-drop (the connection ends), or an HTTP status. After the plan all is ok.
+drop (the connection ends), key (refused without the bearer token `k`), short (cut off below 2048 tokens), or an HTTP
+status; or an object: a `choice` as the API has it, with RATING where the ratings belong, or a `status` and an `error`.
+After the plan all is ok.
 """
 
 import base64
@@ -46,7 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock:
             Handler.active += 1
             fate = self.plan.pop(0) if self.plan else "ok"
-            self.requests.append(summary(request) | {"path": self.path, "fate": fate, "active": Handler.active})
+            about = {"path": self.path, "fate": fate, "active": Handler.active, "max_tokens": request["max_tokens"]}
+            self.requests.append(summary(request) | about | {"key": self.headers["Authorization"]})
         try:
             self.meet(fate, request)
         finally:
@@ -56,8 +59,15 @@ class Handler(BaseHTTPRequestHandler):
     def meet(self, fate, request):
         if fate == "slow":
             time.sleep(4)
-        if fate == "drop":
+        if isinstance(fate, dict):
+            self.meet_object(fate, request)
+        elif fate == "drop":
             self.close_connection = True
+        elif fate == "key" and self.headers["Authorization"] != "Bearer k":
+            self.reply(401, {"error": f"Unauthorized: {self.headers['Authorization']}"})
+        elif fate == "short" and request["max_tokens"] < 2048:
+            message = {"role": "assistant", "content": "<think> hmm, let me look at the frames"}
+            self.reply(200, {"choices": [{"message": message, "finish_reason": "length"}]})
         elif fate == "nonsense":
             self.reply(200, "<html>It works!</html>", plain=True)
         elif fate.isdecimal():
@@ -69,6 +79,13 @@ class Handler(BaseHTTPRequestHandler):
             answer = {"empty": None, "chatter": "A fine video, I like it."}.get(fate, rating(request))
             time.sleep(0.05)
             self.reply(200, {"choices": [{"message": {"role": "assistant", "content": answer}}]})
+
+    def meet_object(self, fate, request):
+        if "status" in fate:
+            self.reply(fate["status"], fate["error"])
+        else:
+            escaped = json.dumps(rating(request))[1:-1]
+            self.reply(200, {"choices": [json.loads(json.dumps(fate["choice"]).replace("RATING", escaped))]})
 
     def body(self):
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,6 +1,8 @@
 """The reward client against a real server process over HTTP."""
 
+import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +15,8 @@ from sat_ssvae.cli import main
 from sat_ssvae.config import load_config, parse_config
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.reward import RewardConfig, Scored, list_videos, paired_differences, score_videos, summarize
+from sat_ssvae.evaluation.generated import list_videos
+from sat_ssvae.evaluation.reward import RewardConfig, Scored, compare, pair_up, score_videos, summarize
 from sat_ssvae.evaluation.unified_reward import VERSIONS
 
 from .chat_server import serve
@@ -48,7 +51,7 @@ def videos(tmp_path):
 
 
 def config(server, **values):
-    return parse_config(RewardConfig, {"url": server.url, "timeout": 60, "pause": 0.01, "retries": 2} | values)
+    return parse_config(RewardConfig, {"url": server.url, "timeout": 60, "retries": 2} | values)
 
 
 def score(folder, config):
@@ -56,7 +59,7 @@ def score(folder, config):
 
 
 def ratings(scored):
-    return [record.scores["style"] for record in scored.records]
+    return [record.scores["style"] for record in scored.rated]
 
 
 def expected(levels):
@@ -66,22 +69,22 @@ def expected(levels):
 def test_scores_are_those_of_the_frames_and_prompts_that_were_sent(server, videos):
     scored = score(videos, config(server))
     assert ratings(scored) == expected([-0.6, -0.3, 0.0, 0.3, 0.6])
-    assert [record.video for record in scored.records] == [f"clip{number}" for number in range(5)]
+    assert [record.video for record in scored.rated] == [f"clip{number}" for number in range(5)]
     requests = sorted(server.requests, key=lambda request: request["text"])
     for number, request in enumerate(requests):
         assert request["path"] == "/v1/chat/completions" and request["temperature"] == 0
         assert request["sizes"] == [[32, 32]] * 16 and request["text"].endswith(f"Text Caption: gray number {number}")
     summary = summarize(scored, config(server))
-    assert summary.videos == 5 and summary.unparsable == [] and summary.failed == {}
-    assert list(summary.scores) == ["overall", "alignment", "physics", "style"]
-    assert summary.scores["overall"].low < summary.scores["overall"].mean < summary.scores["overall"].high
+    assert len(scored.rated) == 5 and scored.failures == {}
+    assert list(summary) == ["overall", "alignment", "physics", "style"]
+    assert summary["overall"].low < summary["overall"].mean < summary["overall"].high
 
 
 def test_version_1(server, videos):
     scored = score(videos, config(server, version=1))
     assert {len(request["sizes"]) for request in server.requests} == {8}
-    assert [record.scores["final"] for record in scored.records] == pytest.approx([2.8, 4.15, 5.5, 6.85, 8.2], abs=0.1)
-    assert list(summarize(scored, config(server, version=1)).scores) == ["overall", *VERSIONS[1].axes, "final"]
+    assert [record.scores["final"] for record in scored.rated] == pytest.approx([2.8, 4.15, 5.5, 6.85, 8.2], abs=0.1)
+    assert list(summarize(scored, config(server, version=1))) == ["overall", *VERSIONS[1].axes, "final"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -119,7 +122,7 @@ def test_passing_trouble_is_waited_out(server, videos, fate):
     server.plan([fate, "ok", fate])
     started = time.monotonic()
     scored = score(videos, config(server, timeout=2 if fate == "slow" else 60))
-    assert scored.failures == {} and len(scored.records) == 5
+    assert scored.failures == {} and len(scored.rated) == 5
     assert len(server.requests) == 7
     assert fate != "429" or time.monotonic() - started >= 1  # Retry-After
 
@@ -138,9 +141,9 @@ def test_lasting_trouble_fails_one_video_and_keeps_the_others(server, videos, fa
     server.plan(["ok", *[fate] * 3, "ok", "ok", "ok"])
     scored = score(videos, settings)
     assert list(scored.failures) == ["clip1"] and scored.failures["clip1"].startswith(reason)
-    assert [record.video for record in scored.records] == ["clip0", "clip2", "clip3", "clip4"]
+    assert [record.video for record in scored.rated] == ["clip0", "clip2", "clip3", "clip4"]
     server.plan([])
-    assert len(score(videos, settings).records) == 5 and len(server.requests) == 1
+    assert len(score(videos, settings).rated) == 5 and len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -153,15 +156,126 @@ def test_what_repetition_does_not_mend_is_not_repeated(server, videos, fate, rea
     assert len(server.requests) == 5
 
 
-def test_answers_without_ratings_are_counted_and_listed_and_not_asked_again(server, videos):
+def test_an_answer_without_ratings_is_a_failure_and_is_asked_again(server, videos):
     settings = config(server, batch_size=1)
     server.plan(["ok", "chatter"])
     scored = score(videos, settings)
-    summary = summarize(scored, settings)
-    assert summary.unparsable == ["clip1"] and summary.videos == 4
-    assert scored.records[1].answer == "A fine video, I like it."
+    assert list(scored.failures) == ["clip1"] and len(scored.rated) == 4
+    assert "no rating from 1 to 5 for Alignment in the answer 'A fine video, I like it.'" in scored.failures["clip1"]
     server.plan([])
-    assert score(videos, settings) == scored and server.requests == []
+    assert len(score(videos, settings).rated) == 5 and len(server.requests) == 1
+
+
+def test_an_answer_that_max_tokens_cut_off_says_so_and_is_asked_again(server, videos):
+    server.plan(["short"] * 5)
+    scored = score(videos, config(server))
+    assert scored.rated == []
+    assert set(scored.failures.values()) == {"cut off after 1024 tokens, before the ratings; raise max_tokens"}
+    with pytest.raises(UserError, match=r"no video got a score; clip.: cut off after 1024 tokens"):
+        summarize(scored, config(server))
+    server.plan(["short"] * 5)
+    assert len(score(videos, config(server, max_tokens=4096)).rated) == 5
+    assert {request["max_tokens"] for request in server.requests} == {4096}
+
+
+DRAFT = "Alignment Score (1-5): 1\nPhysics Score (1-5): 1\nStyle Score (1-5): 1"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": None, "reasoning_content": "hm", "reasoning": "RATING"}, "finish_reason": "length"},
+        {"message": {"content": "", "reasoning_content": "RATING"}, "finish_reason": "stop"},
+        {"message": {"content": f"<think>\n{DRAFT}\n</think>\nRATING"}},
+        {"message": {"content": f"{DRAFT}\n</think>\nRATING"}},  # the template opened the thinking
+        {"message": {"content": f"RATING\n<think>{DRAFT}"}},
+        {"message": {"content": [{"type": "text", "text": "RATING"}]}},
+        {"message": {"content": [{"type": "thinking", "thinking": DRAFT}, {"type": "text", "text": "RATING"}]}},
+        {"message": {"content": "RATING", "reasoning_content": DRAFT}, "finish_reason": "stop"},
+    ],
+)
+def test_ratings_are_found_wherever_servers_put_them(server, videos, choice):
+    server.plan([{"choice": choice}] * 5)
+    assert ratings(score(videos, config(server))) == expected([-0.6, -0.3, 0.0, 0.3, 0.6])
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": "Alignment Score (1-5): 3.5\nPhys"}, "finish_reason": "length"},
+        {"message": {"content": f"<think>{DRAFT}"}, "finish_reason": "length"},  # drafts are not the answer
+        {"message": {"content": None}, "finish_reason": "length"},
+    ],
+)
+def test_half_an_answer_is_none(server, videos, choice):
+    server.plan([{"choice": choice}])
+    scored = score(videos, config(server, batch_size=1))
+    assert scored.failures == {"clip0": "cut off after 1024 tokens, before the ratings; raise max_tokens"}
+
+
+def test_a_key_is_sent_and_never_shown(server, videos, capsys, monkeypatch):
+    server.plan(["key"])
+    with pytest.raises(UserError, match=r"HTTP 401 Unauthorized: Unauthorized.*api_key=.*OPENAI_API_KEY"):
+        score(videos, config(server, batch_size=1))
+    server.plan(["key"])
+    with pytest.raises(UserError) as refused:
+        score(videos, config(server, batch_size=1, api_key="secret-words"))
+    assert "secret-words" not in str(refused.value) and "***" in str(refused.value)
+    server.plan(["key"] * 5)
+    assert len(score(videos, config(server, api_key="k")).rated) == 5
+    (videos / "out.jsonl").unlink()
+    server.plan(["key"] * 5)
+    monkeypatch.setenv("OPENAI_API_KEY", "k\n")
+    assert len(score(videos, config(server)).rated) == 5
+    server.plan([])
+    assert main(["reward", "--video_dir", str(videos), f"url={server.url}", "api_key=4711"]) == 0
+    assert {request["key"] for request in server.requests} == {"Bearer 4711"}
+    assert "4711" not in "".join(capsys.readouterr())
+    written = [path.read_text() for path in videos.iterdir() if path.suffix in (".json", ".jsonl", ".csv")]
+    assert len(written) == 4 and not any("4711" in text or "secret-words" in text for text in written)
+    with pytest.raises(UserError, match="holds a character that no key has") as refused:
+        score(videos, config(server, api_key="sécret"))
+    assert "sécret" not in str(refused.value)
+
+
+LIMIT = {"error": {"message": "At most 1 image(s) may be provided in one prompt.", "code": 400}}
+CONTEXT = {"object": "error", "message": "This model's maximum context length is 4096 tokens. You requested 20000"}
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"), [(LIMIT, "--limit-mm-per-prompt"), (CONTEXT, "--max-model-len"), ({"detail": "no"}, "")]
+)
+def test_what_the_server_refuses_comes_with_advice(server, videos, error, advice):
+    server.plan([{"status": 400, "error": error}])
+    if error is LIMIT:  # the next video would fare no better
+        with pytest.raises(UserError, match=r"HTTP 400.*--limit-mm-per-prompt"):
+            score(videos, config(server, batch_size=1))
+        assert len(server.requests) == 1
+    else:
+        text = score(videos, config(server, batch_size=1)).failures["clip0"]
+        assert text.startswith("HTTP 400 Bad Request: ") and advice in text
+
+
+def test_a_proxy_is_named_and_loopback_goes_past_it(server, videos, monkeypatch):
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://user:word@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert len(score(videos, config(server)).rated) == 5
+    (videos / "out.jsonl").unlink()
+    elsewhere = parse_config(RewardConfig, {"url": "http://reward.example", "retries": 0})
+    message = r"http://reward.example: not reached through the proxy http://127.0.0.1:9 .*NO_PROXY=reward.example"
+    with pytest.raises(UserError, match=message) as failed:
+        score(videos, elsewhere)
+    assert "word" not in str(failed.value)
+    monkeypatch.setenv("http_proxy", server.url)  # a proxy that answers by itself
+    server.plan(["503"] * 5)
+    scored = score(videos, elsewhere.model_copy(update={"batch_size": 1, "max_failures": 9}))
+    assert f"it came through the proxy {server.url}" in scored.failures["clip0"]
+    for broken in ("socks5://127.0.0.1:9", "nonsense://127.0.0.1:9"):
+        monkeypatch.setenv("http_proxy", broken)
+        with pytest.raises(UserError, match=f"proxy {broken}"):
+            score(videos, elsewhere)
 
 
 def test_a_run_of_failures_ends_the_run_and_keeps_what_there_is(server, videos):
@@ -174,7 +288,7 @@ def test_a_run_of_failures_ends_the_run_and_keeps_what_there_is(server, videos):
 
 def test_a_server_that_is_down(videos):
     with pytest.raises(UserError, match=f"{DOWN}: no server there; start it, or give its address with url="):
-        score(videos, parse_config(RewardConfig, {"url": DOWN, "retries": 1, "pause": 0}))
+        score(videos, parse_config(RewardConfig, {"url": DOWN, "retries": 1}))
 
 
 def test_an_unknown_model_name_ends_the_run_at_once(server, videos):
@@ -187,21 +301,25 @@ def test_a_broken_video_is_listed_and_the_others_are_scored(server, videos):
     (videos / "clip1.mp4").write_bytes(b"broken")
     scored = score(videos, config(server))
     assert list(scored.failures) == ["clip1"] and "not a video" in scored.failures["clip1"]
-    assert len(scored.records) == 4
+    assert len(scored.rated) == 4
 
 
 def test_two_folders_are_compared_pair_by_pair(server, videos, tmp_path):
     brighter = gray_videos(tmp_path / "brighter", [-0.5, -0.2, 0.1, 0.4])
     settings = config(server)
     first, second = score(videos, settings), score(brighter, settings)
-    difference = paired_differences(first, second, settings)["overall"]
-    assert difference.count == 4 and difference.mean == pytest.approx(0.2, abs=0.03)
+    pairs = pair_up(first, second)
+    comparison = compare(pairs, settings)
+    difference = comparison.differences["overall"]
+    assert difference.count == len(pairs) == 4 and difference.mean == pytest.approx(0.2, abs=0.03)
     assert difference.high - difference.low < 0.05  # although the videos differ far more than the pairs
+    assert comparison.win_rate.mean == 1
+    assert compare([(one, one) for one, _ in pairs], settings).win_rate.mean == 0.5
     (brighter / "clip0.txt").write_text("another prompt")
     with pytest.raises(UserError, match="clip0: its prompt differs"):
-        paired_differences(first, score(brighter, settings), settings)
+        pair_up(first, score(brighter, settings))
     with pytest.raises(UserError, match="share no rated video"):
-        paired_differences(first, Scored(), settings)
+        pair_up(first, Scored())
 
 
 def test_prompts_from_json(videos, tmp_path):
@@ -218,6 +336,34 @@ def test_prompts_from_json(videos, tmp_path):
             list_videos(videos, table)
 
 
+LONG = "a long prompt " * 12
+
+
+def test_what_cogvideox_sampled(videos, tmp_path):
+    """Its folders are named by the prompt's number and up to 120 characters of it, spaces and slashes replaced."""
+    prompts = ["a red car", "day/night, a street", LONG.strip(), "a cat@@cat.png"]
+    table = tmp_path / "prompts.txt"
+    table.write_text("\n".join(prompts) + "\n")
+    outputs = tmp_path / "outputs"
+    for number, line in enumerate(prompts):
+        name = line.partition("@@")[0].replace(" ", "_").replace("/", "")[:120]
+        for sample in range(2):
+            place = outputs / f"{number}_{name}" / str(sample)
+            place.mkdir(parents=True)
+            shutil.copy(videos / "clip0.mp4", place / "000000.mp4")
+    found = list_videos(outputs, table)
+    assert [video.prompt for video in found] == [p.partition("@@")[0] for p in prompts for _ in range(2)]
+    assert found[1].name == "0_a_red_car/1/000000"
+    with pytest.raises(UserError, match=r"no prompt for this video; .*--prompts"):  # the name holds part of it
+        list_videos(outputs, None)
+    for path in outputs.glob("2_*/*/000000.mp4"):
+        path.unlink()
+    assert [video.prompt for video in list_videos(outputs, None)][::2] == ["a red car", "daynight, a street", "a cat"]
+    table.write_text("another prompt\n")
+    with pytest.raises(UserError, match=r"prompts.txt has no line for it"):
+        list_videos(outputs, table)
+
+
 def test_folders_that_hold_nothing_to_score(videos, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         list_videos(tmp_path / "nowhere", None)
@@ -231,7 +377,16 @@ def test_folders_that_hold_nothing_to_score(videos, tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    ["url=localhost:80", "url=http://", "url=http://a:b", "version=3", "batch_size=0", "timeout=0", "model_name=x"],
+    [
+        "url=localhost:80",
+        "url=http://",
+        "url=http://a:b",
+        "url=http://user:word@host",
+        "version=3",
+        "batch_size=0",
+        "timeout=0",
+        "model_name=x",
+    ],
 )
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):
@@ -243,7 +398,15 @@ def test_the_command_prints_scores_and_difference(server, videos, tmp_path, caps
     settings = [f"url={server.url}", "retries=0"]
     assert main(["reward", "--video_dir", str(brighter), "--against", str(videos), *settings]) == 0
     output = capsys.readouterr().out
-    assert f"{brighter}: 5 videos, UnifiedReward 2" in output and f"{brighter} minus {videos}, 5 pairs" in output
+    assert f"{brighter}: 5 videos, UnifiedReward 2; means, in brackets their 95 % intervals" in output
+    assert f"{brighter} minus {videos}, 5 pairs; means, in brackets their 95 % intervals" in output
+    assert "win rate               1.000 (1.000 to 1.000)" in output
+    rows = list(csv.reader((videos / "unified_reward_v2.csv").read_text().splitlines()))
+    assert rows[0] == ["video", "prompt", "overall", "alignment", "physics", "style"]
+    assert rows[5][:2] == ["clip4", "gray number 4"] and [float(rows[5][2])] == expected([0.6])
+    pairs = list(csv.DictReader((brighter / "unified_reward_v2_pairs.csv").read_text().splitlines()))
+    assert len(pairs) == 5 and all(0.1 < float(pair["difference"]) < 0.3 for pair in pairs)
+    assert json.loads((brighter / "unified_reward_v2_pairs.json").read_text())["win_rate"]["mean"] == 1
     summary = json.loads((videos / "unified_reward_v2.json").read_text())
     assert summary["videos"] == 5 and summary["scores"]["style"]["count"] == 5
     assert len((videos / "unified_reward_v2.jsonl").read_text().splitlines()) == 5
@@ -252,10 +415,10 @@ def test_the_command_prints_scores_and_difference(server, videos, tmp_path, caps
 def test_a_package_that_is_not_installed_is_named(videos, monkeypatch, capsys):
     for name in ("reward", "reward_client"):
         monkeypatch.delitem(sys.modules, f"sat_ssvae.evaluation.{name}")
-    monkeypatch.setitem(sys.modules, "httpx2", None)
+    monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(SystemExit):
         main(["reward", "--video_dir", str(videos)])
-    assert capsys.readouterr().err.startswith("error: the package httpx2 is not installed; an extra of sat-ssvae")
+    assert capsys.readouterr().err.startswith("error: the package openai is not installed; an extra of sat-ssvae")
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import io
+import json
 
 import pytest
 import torch
@@ -105,6 +106,8 @@ def test_answers_of_version_1():
         "Alignment Score (1-5): 3\nPhysics Score (1-5): 0.5\nStyle Score (1-5): 3",
         "Alignment Score (1-5): 3\nPhysics Score (1-5): 50\nStyle Score (1-5): 3",
         "Alignment Score (1-5): 3\nPhysics Score (1-5): -3\nStyle Score (1-5): 3",
+        "Alignment: 3/10\nPhysics: 3/10\nStyle: 3/10",  # another scale
+        '{"Alignment": 3, "Physics": null, "Style": 3}',
     ],
 )
 def test_incomplete_answers_and_ratings_off_the_scale_are_refused(answer):
@@ -121,3 +124,31 @@ def test_an_instruction_of_the_users_own(tmp_path):
         read_instruction(own)
     with pytest.raises(UserError, match="not a readable instruction"):
         read_instruction(tmp_path / "none.txt")
+
+
+TABLE = "| Axis | Score | Why |\n|---|:-:|---|\n"
+TABLE += "| **Alignment** (1-5) | 3.5 | 2 dogs |\n| Physics Score | `2.5` | ok |\n| Style | 4/5 | |"
+WIDE = "Ratings:\n\n| Alignment | Physics | Style |\n| --- | --- | --- |\n| 3.5 | 2.5 | 4 |\n\nDone."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TABLE,
+        WIDE,
+        "| Alignment Score (1-5) | 3.5 |\n| Physics Score (1-5) | 2.5 |\n| Style Score (1-5) | 4 |",
+        '```json\n{"Alignment Score": 3.5, "Physics Score": "2.5", "Style Score": 4}\n```',
+        '{"scores": {"alignment_score": 3.5, "physics": {"reason": "1", "score": 2.5}, "style": "4/5"}}',
+        "Alignment Score (1-5): 3.5/5\nPhysics Score (1-5): 2.5 / 5\nStyle Score (1-5): 4 out of 5",
+        "Alignment Score（1-5）：3.5\nPhysics：2.5\nStyle rating: **4**",
+        "Alignment Score (1 to 5, decimals allowed): 3,5\nPhysics Score = 2.5\n'Style': 4",
+    ],
+)
+def test_ratings_in_tables_json_and_fractions(answer):
+    assert parse_answer(f"Here they are.\n{answer}\nThat is all.", V2) == {"alignment": 3.5, "physics": 2.5, "style": 4}
+
+
+def test_json_keys_of_version_1():
+    scores = {"visual_quality": 3, "temporal_consistency": 2, "dynamic_degree": 1, "text_to_video_alignment": 4}
+    answer = json.dumps(scores | {"factual_consistency": 3.5, "final_score": 7})
+    assert list(parse_answer(answer, V1).values()) == [3, 2, 1, 4, 3.5, 7]

@@ -1,19 +1,24 @@
 """`sat-ssvae reward`: score generated videos with a UnifiedReward server."""
 
 import argparse
+import csv
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
+from ..storage import write_text
 from ._options import add_overrides
 
 if TYPE_CHECKING:
     from ..evaluation.reward import RewardConfig, Scored
     from ..metrics.intervals import MeanInterval
+
+
+_NOTE = "; means, in brackets their 95 % intervals"
 
 
 def add(commands: Any) -> None:
@@ -25,51 +30,65 @@ def add(commands: Any) -> None:
         "--against", type=Path, metavar="DIR", help="baseline: a folder with videos of the same names and prompts"
     )
     command.add_argument(
-        "--prompts", type=Path, metavar="JSON", help='{"video name": "prompt"} (default: NAME.txt beside each video)'
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='{"video name": "prompt"} in NAME.json, or the text file that CogVideoX sampled from, a prompt a line '
+        "(default: NAME.txt beside each video, or the names of CogVideoX's folders)",
     )
     command.add_argument("--batch_size", type=int, default=4, metavar="N", help="requests in flight (default: 4)")
     add_overrides(command)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score one folder or two, write the answers and the summary into them, print the summary."""
-    from ..evaluation.reward import RewardConfig, list_videos, paired_differences, score_videos
+    """Score one folder or two, write ratings, tables and the summary into them, print the summary."""
+    from ..evaluation.generated import list_videos
+    from ..evaluation.reward import RewardConfig, compare, pair_table, pair_up, score_videos
 
     config = load_config(RewardConfig, None, [f"batch_size={options.batch_size}", *options.overrides])
     folders = [options.video_dir] + ([options.against] if options.against else [])
     videos = {folder: list_videos(folder, options.prompts) for folder in folders}
-    answers = f"unified_reward_v{config.version}"
+    name = f"unified_reward_v{config.version}"
     scored = {}
     for folder in folders:
-        scored[folder] = score_videos(videos[folder], folder / f"{answers}.jsonl", config)
-        _report(scored[folder], folder / f"{answers}.json", config)
+        scored[folder] = score_videos(videos[folder], folder / f"{name}.jsonl", config)
+        _report(scored[folder], folder / f"{name}.json", config)
     if options.against:
-        differences = paired_differences(scored[options.against], scored[options.video_dir], config)
-        count = differences["overall"].count
-        sys.stdout.write(f"\n{options.video_dir} minus {options.against}, {count} pairs\n{_table(differences)}")
+        pairs = pair_up(scored[options.against], scored[options.video_dir])
+        comparison = compare(pairs, config)
+        _write_csv(pair_table(pairs, config), options.video_dir / f"{name}_pairs.csv")
+        document = {"baseline": str(options.against), "pairs": len(pairs), **asdict(comparison)}
+        write_text(options.video_dir / f"{name}_pairs.json", json.dumps(document, indent=1) + "\n")
+        sys.stdout.write(
+            f"\n{options.video_dir} minus {options.against}, {len(pairs)} pairs{_NOTE}\n"
+            f"{_table(comparison.differences)}  {'win rate':22} {comparison.win_rate}\n"
+        )
 
 
 def _report(scored: "Scored", path: Path, config: "RewardConfig") -> None:
-    """Write the summary of a folder to `path` and print it."""
-    from ..evaluation.reward import summarize
+    """Write the summary of a folder to `path` and its videos' ratings beside it; print the summary."""
+    from ..evaluation.reward import summarize, table
 
-    summary = summarize(scored, config)
+    means = summarize(scored, config)
     document = {
         "model": config.model,
         "version": config.version,
-        "videos": summary.videos,
-        "scores": {axis: asdict(mean) for axis, mean in summary.scores.items()},
-        "unparsable": summary.unparsable,
-        "failed": summary.failed,
+        "videos": len(scored.rated),
+        "scores": {axis: asdict(mean) for axis, mean in means.items()},
+        "failed": scored.failures,
     }
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    _write_csv(table(scored.rated, config), path.with_suffix(".csv"))
     sys.stdout.write(
-        f"{path.parent}: {summary.videos} videos, UnifiedReward {config.version}\n{_table(summary.scores)}"
+        f"{path.parent}: {len(scored.rated)} videos, UnifiedReward {config.version}{_NOTE}\n{_table(means)}"
     )
-    for name in summary.unparsable:
-        sys.stdout.write(f"  no ratings in the answer for {name}, see {path.with_suffix('.jsonl')}\n")
-    for name, reason in summary.failed.items():
+    for name, reason in scored.failures.items():
         sys.stdout.write(f"  {name} failed: {reason}\n")
+
+
+def _write_csv(rows: Sequence[Sequence[str]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def _table(scores: "Mapping[str, MeanInterval]") -> str:

@@ -3,17 +3,16 @@
     scored = score_videos(list_videos(Path("samples"), prompts=None), Path("rewards.jsonl"), RewardConfig())
     summary = summarize(scored, RewardConfig())
 
-The result file has one JSON line for each answer, written when the answer comes: an interrupted run asks only what has
-no line yet. A line belongs to a video's content, its prompt, the model's name and the instruction, and to nothing else.
+The result file has one JSON line for each answer with ratings, written when the answer comes: an interrupted run asks
+only what has no line yet. A line belongs to a video's content, its prompt, the model's name and the instruction, and to
+nothing else.
 """
 
-import hashlib
-import json
+import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +20,13 @@ from pydantic import Field
 
 from ..config import fingerprint
 from ..data.files import VideoError
-from ..data.skips import printable
-from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
 from ..metrics.intervals import MeanInterval, mean_interval
 from ..progress import progress_bar
+from ..storage import digest_of
+from .generated import GeneratedVideo
 from .journal import append, read_journal
-from .reward_client import ChatClient, RequestFailed, ServerConfig
+from .reward_client import Answer, ChatClient, RequestFailed, ServerConfig
 from .unified_reward import (
     VERSIONS,
     RewardVersion,
@@ -58,17 +57,8 @@ class RewardConfig(ServerConfig):
 
 
 @dataclass(frozen=True)
-class Video:
-    """A generated video; `name` is its path in its folder without the suffix."""
-
-    name: str
-    path: Path
-    prompt: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """One answered request. `scores` by axis; empty when the answer could not be parsed."""
+class RatedVideo:
+    """A video whose answer has ratings: `scores` by axis."""
 
     key: str
     video: str
@@ -79,168 +69,187 @@ class Record:
 
 @dataclass(frozen=True)
 class Scored:
-    """Records of a folder's videos in their order, and what was not answered: video -> reason."""
+    """A folder's rated videos in their order, and what got no rating: video -> reason."""
 
-    records: list[Record] = field(default_factory=list)
+    rated: list[RatedVideo] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a folder's videos got: means by axis over the `videos` that were rated, and the names of the others."""
+class Comparison:
+    """A folder less a baseline's, over the videos of the same name and prompt.
 
-    scores: dict[str, MeanInterval]
-    videos: int
-    unparsable: list[str]
-    failed: dict[str, str]
-
-
-def list_videos(folder: Path, prompts: Path | None) -> list[Video]:
-    """The folder's videos with their prompts, from NAME.txt beside each or from a JSON object {name: prompt}.
-
-    Names in the JSON are paths in the folder, with or without suffix.
-
-    Raises:
-        UserError: no folder, no video in it, prompts that cannot be read, or a video without one.
+    differences: mean by axis. win_rate: share of the pairs whose overall rating is higher; equal ones count half.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of videos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    if not paths:
-        raise UserError(f"{folder}: no video in it (known: {', '.join(sorted(VIDEO_SUFFIXES))})")
-    known = _read_prompts(prompts) if prompts else {}
-    videos = []
-    for path in paths:
-        inside = path.relative_to(folder)
-        prompt = known.get(str(inside)) or known.get(str(inside.with_suffix("")))
-        if prompt is None and prompts is None and (sidecar := path.with_suffix(".txt")).is_file():
-            prompt = sidecar.read_text(encoding="utf-8", errors="replace").strip()
-        if not prompt:
-            wanted = f"add it to {prompts}" if prompts else f"write it to {path.with_suffix('.txt')} or give --prompts"
-            raise UserError(f"{path}: no prompt for this video; {wanted}")
-        videos.append(Video(printable(str(inside.with_suffix(""))), path, prompt))
-    return videos
+
+    differences: dict[str, MeanInterval]
+    win_rate: MeanInterval
 
 
-def score_videos(videos: Sequence[Video], output: Path, config: RewardConfig) -> Scored:
-    """Ask for every video that `output` has no line for, and return all records.
+def score_videos(videos: Sequence[GeneratedVideo], output: Path, config: RewardConfig) -> Scored:
+    """Ask for every video that `output` has no ratings of, and return all of them.
 
-    A video that cannot be read and a request that fails are listed in `failures`; the next run tries them again.
+    A video that cannot be read, a request that fails and an answer without ratings are listed in `failures`; the next
+    run tries them again.
 
     Raises:
         UserError: the server is down or refuses, `max_failures` requests in a row failed, or `output` is not writable.
     """
-    version = VERSIONS[config.version]
-    instruction = read_instruction(config.instruction) if config.instruction else version.instruction
-    known = {record.key: record for record in read_journal(output, Record)}
-    keys = {video: _key(video, instruction, version, config.model) for video in videos}
-    missing = [video for video in videos if keys[video] not in known]
-    failures: dict[str, str] = {}
-    bar = progress_bar(len(videos), "scoring", "video", initial=len(videos) - len(missing))
-    # The client closes first: an interrupted run does not wait for the repetitions of its threads.
-    with bar, ThreadPoolExecutor(config.batch_size) as pool, ChatClient(config) as client:
+    return asyncio.run(_Scoring(videos, output, config).run())
 
-        def ask(video: Video) -> Record:
-            messages = chat_messages(video_frames(video.path, version), video.prompt, instruction)
-            answer = client.ask(messages)
-            return Record(keys[video], video.name, video.prompt, answer, _scores(answer, version))
 
+_Result = tuple[GeneratedVideo, RatedVideo | RequestFailed | VideoError]
+
+
+class _Scoring:
+    """One run over a folder."""
+
+    def __init__(self, videos: Sequence[GeneratedVideo], output: Path, config: RewardConfig) -> None:
+        self.videos, self.output, self.config = videos, output, config
+        self.version = VERSIONS[config.version]
+        self.instruction = read_instruction(config.instruction) if config.instruction else self.version.instruction
+        self.known = {record.key: record for record in read_journal(output, RatedVideo) if record.scores}
+        self.keys = {video: self._key(video) for video in videos}
+
+    async def run(self) -> Scored:
+        missing = [video for video in self.videos if self.keys[video] not in self.known]
+        failures: dict[str, str] = {}
         in_a_row = 0
-        for video, done in _in_flight(pool, ask, missing, config.batch_size):
+        with progress_bar(len(self.videos), "scoring", "video", initial=len(self.videos) - len(missing)) as bar:
+            async with aclosing(self._results(missing)) as results:
+                async for video, result in results:
+                    if isinstance(result, RatedVideo):
+                        in_a_row = 0
+                        self.known[result.key] = result
+                        append(self.output, result)
+                    else:
+                        failures[video.name] = str(result)
+                        in_a_row += isinstance(result, RequestFailed)
+                    if in_a_row >= self.config.max_failures:
+                        raise UserError(
+                            f"{self.config.url}: {in_a_row} requests in a row failed, at last: {result}; "
+                            f"what was scored is in {self.output}, the same command goes on"
+                        )
+                    bar.update()
+        return Scored([self.known[key] for key in self.keys.values() if key in self.known], failures)
+
+    async def _results(self, videos: Sequence[GeneratedVideo]) -> AsyncGenerator[_Result, None]:
+        """Each video with what became of it, as they finish; never more than `batch_size` are under way."""
+        free = asyncio.Semaphore(self.config.batch_size)
+        async with ChatClient(self.config) as client:
+
+            async def rate(video: GeneratedVideo) -> _Result:
+                async with free:
+                    try:
+                        return video, await self._rate(client, video)
+                    except (RequestFailed, VideoError) as error:
+                        return video, error
+
+            tasks = [asyncio.create_task(rate(video)) for video in videos]
             try:
-                record = done.result()
-            except (RequestFailed, VideoError) as error:
-                failures[video.name] = str(error)
-                in_a_row += isinstance(error, RequestFailed)
-                if in_a_row >= config.max_failures:
-                    raise UserError(
-                        f"{config.url}: {in_a_row} requests in a row failed, at last: {error}; "
-                        f"what was scored is in {output}, the same command goes on"
-                    ) from None
-            else:
-                in_a_row = 0
-                known[record.key] = record
-                append(output, record)
-            bar.update()
-    return Scored([known[keys[video]] for video in videos if keys[video] in known], failures)
+                for done in asyncio.as_completed(tasks):
+                    yield await done
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _rate(self, client: ChatClient, video: GeneratedVideo) -> RatedVideo:
+        frames = await asyncio.to_thread(video_frames, video.path, self.version)
+        answer = await client.ask(chat_messages(frames, video.prompt, self.instruction))
+        text, scores = _read(answer, self.version, self.config.max_tokens)
+        return RatedVideo(self.keys[video], video.name, video.prompt, text, scores)
+
+    def _key(self, video: GeneratedVideo) -> str:
+        content = digest_of(video.path)
+        return fingerprint(video.name, content, video.prompt, self.instruction, self.version.number, self.config.model)
 
 
-def summarize(scored: Scored, config: RewardConfig) -> Summary:
-    """Means with intervals over the videos that have ratings.
+def _read(answer: Answer, version: RewardVersion, max_tokens: int) -> tuple[str, dict[str, float]]:
+    """The first text of an answer that has all ratings, and these.
+
+    Raises:
+        RequestFailed: none has.
+    """
+    reason = ""
+    for text in answer.texts:
+        try:
+            return text, parse_answer(text, version)
+        except UnparsableAnswer as error:
+            logger.debug("unparsable answer (%s): %s", error, text)
+            reason = reason or f"{error} in the answer {text.strip()[:80]!r}"
+    if answer.cut_off:
+        raise RequestFailed(f"cut off after {max_tokens} tokens, before the ratings; raise max_tokens")
+    raise RequestFailed(reason)
+
+
+def summarize(scored: Scored, config: RewardConfig) -> dict[str, MeanInterval]:
+    """Means by axis with their intervals over the rated videos.
 
     Raises:
         UserError: no video got a score; the message has the first reason.
     """
-    rated = [record for record in scored.records if record.scores]
-    if not rated:
-        why = [f"{video}: {reason}" for video, reason in scored.failures.items()]
-        why += [f"{record.video}: no ratings in the answer {record.answer[:80]!r}" for record in scored.records]
-        raise UserError(f"no video got a score; {why[0]}")
-    scores = {axis: mean_interval(values, seed=config.seed) for axis, values in _columns(rated, config).items()}
-    unparsable = [record.video for record in scored.records if not record.scores]
-    return Summary(scores, len(rated), unparsable, scored.failures)
+    if not scored.rated:
+        video, reason = next(iter(scored.failures.items()))
+        raise UserError(f"no video got a score; {video}: {reason}")
+    return {axis: mean_interval(values, seed=config.seed) for axis, values in _columns(scored.rated, config).items()}
 
 
-def paired_differences(first: Scored, second: Scored, config: RewardConfig) -> dict[str, MeanInterval]:
-    """Mean of second - first by axis, over the videos that have the same name and prompt in both.
+def pair_up(baseline: Scored, candidate: Scored) -> list[tuple[RatedVideo, RatedVideo]]:
+    """The videos that are rated in both folders.
 
     Raises:
         UserError: the folders share no rated video, or one has different prompts.
     """
-    baseline = {record.video: record for record in first.records if record.scores}
-    pairs = [(baseline[other.video], other) for other in second.records if other.scores and other.video in baseline]
+    known = {record.video: record for record in baseline.rated}
+    pairs = [(known[other.video], other) for other in candidate.rated if other.video in known]
     if not pairs:
         raise UserError("the two folders share no rated video; equal prompts need equal file names")
     if unlike := [one.video for one, other in pairs if one.prompt != other.prompt]:
         raise UserError(f"{unlike[0]}: its prompt differs between the two folders, so the pair compares nothing")
+    return pairs
+
+
+def compare(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> Comparison:
+    """Mean differences, second less first, and how often the second has the higher overall rating."""
     before, after = (_columns([pair[side] for pair in pairs], config) for side in (0, 1))
-    return {
-        axis: mean_interval([b - a for a, b in zip(before[axis], after[axis], strict=True)], seed=config.seed)
+    differences = {
+        axis: [b - a for a, b in zip(before[axis], after[axis], strict=True)]
         for axis in before
         if axis in after and len(before[axis]) == len(after[axis]) == len(pairs)
     }
+    wins = [0.5 if difference == 0 else float(difference > 0) for difference in differences["overall"]]
+    return Comparison(
+        {axis: mean_interval(values, seed=config.seed) for axis, values in differences.items()},
+        mean_interval(wins, seed=config.seed),
+    )
 
 
-def _columns(records: Sequence[Record], config: RewardConfig) -> dict[str, list[float]]:
+def table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list[str]]:
+    """A header and one row a video, for a CSV file."""
+    axes = list(_columns(rated, config))
+    rows = [["video", "prompt", *axes]]
+    version = VERSIONS[config.version]
+    for record in rated:
+        values = {"overall": overall(record.scores, version), **record.scores}
+        rows.append([record.video, record.prompt, *(f"{values[a]:.4f}" if a in values else "" for a in axes)])
+    return rows
+
+
+def pair_table(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> list[list[str]]:
+    """A header and one row a pair, for a CSV file: the overall ratings of both, and their difference."""
+    rows = [["video", "prompt", "baseline", "candidate", "difference"]]
+    before, after = (_columns([pair[side] for pair in pairs], config)["overall"] for side in (0, 1))
+    for (_, record), a, b in zip(pairs, before, after, strict=True):
+        rows.append([record.video, record.prompt, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"])
+    return rows
+
+
+def _columns(rated: Sequence[RatedVideo], config: RewardConfig) -> dict[str, list[float]]:
     """Ratings by axis, and first of all their mean over the axes."""
     version = VERSIONS[config.version]
-    columns = {"overall": [overall(record.scores, version) for record in records]}
+    columns = {"overall": [overall(record.scores, version) for record in rated]}
     for axis in [*version.axes, "final"]:
-        if values := [record.scores[axis] for record in records if axis in record.scores]:
+        if values := [record.scores[axis] for record in rated if axis in record.scores]:
             columns[axis] = values
     return columns
-
-
-def _in_flight(
-    pool: ThreadPoolExecutor, ask: Callable[[Video], Record], videos: Sequence[Video], batch_size: int
-) -> Iterator[tuple[Video, "Future[Record]"]]:
-    """Videos with their finished requests, as they finish; never more than `batch_size` are under way."""
-    waiting = iter(videos)
-    running = {pool.submit(ask, video): video for video in islice(waiting, batch_size)}
-    while running:
-        for done in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(done), done
-            running |= {pool.submit(ask, video): video for video in islice(waiting, 1)}
-
-
-def _scores(answer: str, version: RewardVersion) -> dict[str, float]:
-    try:
-        return parse_answer(answer, version)
-    except UnparsableAnswer as error:
-        logger.debug("unparsable answer (%s): %s", error, answer)
-        return {}
-
-
-def _key(video: Video, instruction: str, version: RewardVersion, model: str) -> str:
-    content = hashlib.sha256(video.path.read_bytes()).hexdigest()
-    return fingerprint(video.name, content, video.prompt, instruction, version.number, model)
-
-
-def _read_prompts(path: Path) -> dict[str, str]:
-    try:
-        prompts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise UserError(f'{path}: expected one JSON object {{"video name": "prompt", ...}}')
-    return prompts

@@ -1,31 +1,40 @@
-"""A client of the OpenAI chat API that survives what a busy model server does.
+"""Questions to a model server over the OpenAI chat API, through the `openai` package.
 
-    with ChatClient(ServerConfig(url="http://localhost:8080")) as client:
-        answer = client.ask(messages)
+    async with ChatClient(ServerConfig(url="http://localhost:8080")) as client:
+        answer = await client.ask(messages)
 
-Refused connections, time-outs, "too many requests" and server errors are tried again, each time after twice the pause
-(or what the server's Retry-After asks for). What remains wrong is either `RequestFailed`, which concerns one request,
-or a `UserError`, after which no other request can succeed either.
+`openai` repeats refused connections, time-outs, "too many requests" and server errors with growing pauses. What remains
+wrong is either `RequestFailed`, which concerns one request, or a `UserError`, after which no other request can succeed.
 """
 
-import logging
-import random
-import threading
+import ipaddress
+import json
+import os
+import re
+import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
-from pydantic import Field, field_validator
+import openai
+from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
 from ..config import Config
 from ..errors import UserError
 
-logger = logging.getLogger(__name__)
-
-_TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-_HOPELESS = frozenset({401, 403, 404})  # wrong key, path or model name: the next request fares no better
-_MAX_PAUSE = 60.0
+KEY_VARIABLE = "OPENAI_API_KEY"
+_HOPELESS = frozenset({401, 403, 404, 407})  # wrong key, path, model name or proxy: the next request fares no better
+_MORE_IMAGES = "let the server take that many (vLLM: --limit-mm-per-prompt '{\"image\": 16}')"
+_LONGER = "give the server a longer context (vLLM: --max-model-len), or lower max_tokens"
+_HINTS = {
+    "image(s) may be provided": _MORE_IMAGES,
+    "limit-mm-per-prompt": _MORE_IMAGES,
+    "context length": _LONGER,
+    "maximum model length": _LONGER,
+}
+"""What to do about a refusal that holds these words."""
 
 
 class ServerConfig(Config):
@@ -35,124 +44,192 @@ class ServerConfig(Config):
     """The server; `/v1/chat/completions` is added to it."""
     model: str = "UnifiedReward"
     """The name that the model is served under."""
+    api_key: SecretStr = SecretStr("")
+    """The server's key; empty takes the environment variable OPENAI_API_KEY. It is sent to the server and written
+    nowhere."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds that an answer may take."""
     retries: int = Field(default=5, ge=0)
-    """How often a failed request is sent again."""
-    pause: float = Field(default=1.0, ge=0)
-    """Seconds before the first repetition; doubles each time, up to 60."""
+    """How often a failed request is sent again, after pauses that double from half a second to eight."""
     max_tokens: int = Field(default=1024, gt=0)
-    """Longest answer."""
+    """Longest answer; models that reason before they rate need more."""
 
     @field_validator("url")
     @classmethod
     def _http(cls, value: str) -> str:
         try:
-            url = httpx2.URL(value)
-        except httpx2.InvalidURL as error:
-            raise ValueError(str(error)) from None
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError("expected the address of a server, for example http://localhost:8080")
-        return value.rstrip("/").removesuffix("/v1")
+            url = TypeAdapter(AnyHttpUrl).validate_python(value)
+        except ValidationError:
+            raise ValueError("expected the address of a server, for example http://localhost:8080") from None
+        if url.username or url.password:
+            raise ValueError("expected an address without user and password; a key goes into api_key=...")
+        return value.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return value if isinstance(value, SecretStr) else str(value).strip()  # digits come as a number
+
+    @property
+    def key(self) -> str:
+        """`api_key`, or the environment variable's, or the word that servers without keys ignore."""
+        return self.api_key.get_secret_value() or os.environ.get(KEY_VARIABLE, "").strip() or "EMPTY"
 
 
 class RequestFailed(Exception):
     """One request got no usable answer, however often it was sent; the text says why."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer. `texts`: where ratings may stand, best place first; `cut_off`: it reached `max_tokens`."""
+
+    texts: tuple[str, ...]
+    cut_off: bool
+
+
 class ChatClient:
-    """Asks one question at a time in each thread; may be shared by threads. Closing it ends their repetitions."""
+    """Asks questions, any number at a time."""
 
     def __init__(self, config: ServerConfig) -> None:
+        """Raises UserError when the key or the proxy cannot be used."""
         self.config = config
-        self._http = httpx2.Client(timeout=httpx2.Timeout(config.timeout, connect=min(10.0, config.timeout)))
-        self._closed = threading.Event()
+        self._proxy = _proxy(config.url)
+        key = config.key
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise UserError(f"api_key or {KEY_VARIABLE}: holds a character that no key has")
+        timeout = openai.Timeout(config.timeout, connect=min(10.0, config.timeout))
+        try:
+            http = openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not _is_loopback(config.url))
+        except (ImportError, ValueError) as error:  # a SOCKS proxy without its package, or no address at all
+            raise UserError(f"the proxy {self._proxy} cannot be used ({error}); {self._bypass}") from None
+        self._api = openai.AsyncOpenAI(
+            api_key=key,
+            base_url=f"{config.url}/v1",
+            timeout=timeout,
+            max_retries=config.retries,
+            http_client=http,
+        )
 
-    def __enter__(self) -> "ChatClient":
+    async def __aenter__(self) -> "ChatClient":
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._closed.set()
-        self._http.close()
+        await self._api.close()
 
-    def ask(self, messages: Sequence[dict[str, Any]]) -> str:
+    async def ask(self, messages: Sequence[Any]) -> Answer:
         """The model's answer at temperature 0.
 
         Raises:
             RequestFailed: no usable answer to this request.
             UserError: the server is not there, or refuses requests of this kind.
         """
-        for attempt in range(self.config.retries + 1):
-            try:
-                response = self._post(messages)
-            except httpx2.TimeoutException as error:
-                reason, pause, down = f"no answer within {self.config.timeout:g} s", 0.0, _never_sent(error)
-            except httpx2.TransportError as error:
-                reason, pause, down = f"connection lost ({_words(error)})", 0.0, _never_sent(error)
-            else:
-                if response.status_code not in _TRY_AGAIN:
-                    return self._answer(response)
-                reason, pause, down = _status(response), _retry_after(response), False
-            if attempt < self.config.retries:
-                logger.debug("%s; trying again", reason)
-                if self._closed.wait(max(pause, self._backoff(attempt))):
-                    raise RequestFailed("the client was closed")
-        if down:
-            raise UserError(f"{self.config.url}: no server there; start it, or give its address with url=...")
-        raise RequestFailed(reason)
-
-    def _post(self, messages: Sequence[dict[str, Any]]) -> httpx2.Response:
-        body = {
-            "model": self.config.model,
-            "messages": messages,
-            "temperature": 0,
-            "max_tokens": self.config.max_tokens,
-        }
-        return self._http.post(f"{self.config.url}/v1/chat/completions", json=body)
-
-    def _answer(self, response: httpx2.Response) -> str:
-        if response.status_code in _HOPELESS:
-            raise UserError(f"{self.config.url}, model {self.config.model}: {_status(response)}")
-        if response.status_code != 200:
-            raise RequestFailed(_status(response))
+        config = self.config
         try:
-            answer = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            answer = None
-        if not isinstance(answer, str):
-            raise RequestFailed(f"no chat completion in the response: {_shortened(response.text)}")
-        return answer
+            response = await self._api.chat.completions.with_raw_response.create(
+                model=config.model, messages=messages, temperature=0, max_tokens=config.max_tokens
+            )
+        except openai.APIStatusError as error:
+            raise self._refused(error) from None
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error) from None
+        return _read_answer(response.text, config.max_tokens)
 
-    def _backoff(self, attempt: int) -> float:
-        """Seconds; half of it at random, so that a batch's repetitions do not arrive together."""
-        return min(_MAX_PAUSE, self.config.pause * 2**attempt) * random.uniform(0.5, 1.0)
+    def _refused(self, error: openai.APIStatusError) -> Exception:
+        said = self._without_key(_status(error))
+        hints = list(dict.fromkeys(hint for words, hint in _HINTS.items() if words in said))
+        if error.status_code in (401, 403):
+            hints = [f"give the server's key with api_key=... or in {KEY_VARIABLE}"]
+        if self._proxy and error.status_code in (403, 407, 502, 503, 504):
+            hints.append(f"it came through the proxy {self._proxy}; {self._bypass}")
+        text = "; ".join([said.rstrip("."), *hints])
+        if error.status_code in _HOPELESS or _MORE_IMAGES in hints:
+            return UserError(f"{self.config.url}, model {self.config.model}: {text}")
+        return RequestFailed(text)
+
+    def _unreachable(self, error: openai.APIConnectionError) -> Exception:
+        cause = error.__cause__ or error
+        # By name: some versions of openai speak through httpx, others through httpx2.
+        never_sent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError")
+        if never_sent and self._proxy:
+            reason = _shortened(str(cause)) or type(cause).__name__
+            return UserError(
+                f"{self.config.url}: not reached through the proxy {self._proxy} ({reason}); {self._bypass}"
+            )
+        if never_sent:
+            return UserError(f"{self.config.url}: no server there; start it, or give its address with url=...")
+        through = f", through the proxy {self._proxy}" if self._proxy else ""
+        if isinstance(error, openai.APITimeoutError):
+            return RequestFailed(f"no answer within {self.config.timeout:g} s{through}")
+        reason = self._without_key(_shortened(str(cause)) or type(cause).__name__)
+        return RequestFailed(f"connection lost ({reason}){through}")
+
+    @property
+    def _bypass(self) -> str:
+        return f"NO_PROXY={urlsplit(self.config.url).hostname} in the environment goes past it"
+
+    def _without_key(self, text: str) -> str:
+        """A server may repeat the key that it refuses."""
+        return re.sub(rf"(?<!\w){re.escape(self.config.key)}(?!\w)", "***", text)
 
 
-def _never_sent(error: httpx2.TransportError) -> bool:
-    return isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+def _read_answer(response: str, max_tokens: int) -> Answer:
+    try:
+        body = json.loads(response)
+        choice = body["choices"][0]
+        message = choice["message"]
+        content = _joined(message.get("content"))
+        thoughts = [_joined(message.get(name)) for name in ("reasoning_content", "reasoning")]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise RequestFailed(f"no chat completion in the response: {_shortened(response)}") from None
+    # After the thinking, where that stands in the answer; what is thought but not closed yet is no answer.
+    spoken = content.rpartition("</think>")[2].partition("<think>")[0]
+    texts = tuple(text for text in (spoken, *thoughts) if text.strip())
+    used = (body.get("usage") or {}).get("completion_tokens") or 0
+    cut_off = choice.get("finish_reason") == "length" or used >= max_tokens
+    if not texts and not cut_off:
+        raise RequestFailed(f"no chat completion with a text in the response: {_shortened(response)}")
+    return Answer(texts, cut_off)
 
 
-def _retry_after(response: httpx2.Response) -> float:
-    """The pause in seconds that the server asks for; 0 where it names none (or a date, which servers hardly send)."""
-    asked = response.headers.get("Retry-After", "")
-    return min(_MAX_PAUSE, float(asked)) if asked.isdecimal() else 0.0
+def _joined(content: Any) -> str:
+    """The text of a message, which is a string, a list of parts, or missing."""
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in content)
+    return content if isinstance(content, str) else ""
 
 
-def _status(response: httpx2.Response) -> str:
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified  # 0.0.0.0 is what servers print
+
+
+def _proxy(url: str) -> str:
+    """The proxy of the environment that leads to `url`, without its password; empty where there is none."""
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    if not proxy or _is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return proxy.replace(f"{urlsplit(proxy).netloc.rpartition('@')[0]}@", "") if "@" in proxy else proxy
+
+
+def _status(error: openai.APIStatusError) -> str:
+    """`HTTP 429 Too Many Requests: what the server said`."""
+    response = error.response
     try:
         content = response.json()
-        error = content.get("error", content)
-        detail = error.get("message") if isinstance(error, dict) else error
+        said = content.get("error", content.get("detail", content))
+        detail = said.get("message") if isinstance(said, dict) else said
     except (ValueError, AttributeError):
         detail = response.text
     detail = _shortened(str(detail or ""))
     return f"HTTP {response.status_code} {response.reason_phrase}" + (f": {detail}" if detail else "")
-
-
-def _words(error: Exception) -> str:
-    return _shortened(str(error)) or type(error).__name__
 
 
 def _shortened(text: str, length: int = 160) -> str:

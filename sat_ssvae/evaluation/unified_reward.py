@@ -10,6 +10,7 @@ How the SSVAE paper rescaled its UnifiedReward of 26 to 48 is not known: no scor
 """
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,20 +133,22 @@ def chat_messages(frames: Sequence[bytes], caption: str, instruction: str) -> li
 def parse_answer(answer: str, version: RewardVersion) -> dict[str, float]:
     """The ratings in an answer by axis, and version 1's `final` where it is there.
 
-    A line such as `**Alignment Score (1-5):** 2.40` is understood, whatever stands around it. Of an axis that is
-    rated several times (a model that thinks aloud) the last rating counts.
+    Understood are lines such as `**Alignment Score (1-5):** 2.40` or `Alignment: 4 out of 5`, rows or columns of a
+    Markdown table, and JSON, whatever stands around them. Of an axis that is rated several times (a model that thinks
+    aloud) the last rating counts.
 
     Raises:
         UnparsableAnswer: an axis has no rating, or one outside of its scale.
     """
     low, high = version.scale
+    text = _as_lines(answer)
     scores = {}
     for axis, words in version.axes.items():
-        rating = _last_number(rf"{re.escape(words)}(?:\s+Score)?\W*?(?:\({low}\s*[-–]\s*{high}\))?", answer)
+        rating = _last_rating(words, high, text)
         if rating is None or not low <= rating <= high:
             raise UnparsableAnswer(f"no rating from {low} to {high} for {words}")
         scores[axis] = rating
-    final = _last_number("Final Score", answer)
+    final = _last_rating("Final", 10, text)
     if version.number == 1 and final is not None and 1 <= final <= 10:
         scores["final"] = final
     return scores
@@ -171,6 +174,65 @@ def read_instruction(path: Path) -> str:
     return text
 
 
-def _last_number(words: str, answer: str) -> float | None:
-    found = re.findall(rf"{words}\W*?:[\s*_]*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
-    return float(found[-1]) if found else None
+_NUMBER = r"(-?\d+(?:[.,]\d+)?)"
+
+
+def _last_rating(words: str, high: int, text: str) -> float | None:
+    """The last number after `words: `, None where there is none or it is one of another scale (`3/10`)."""
+    name = re.sub(r"[ -]", r"[\\s_-]", words)
+    label = rf"{name}(?:[\s_]+(?:Score|Rating))?[\s*_`\"']*(?:[(（][^()（）\n]*[)）])?[\s*_`\"']*[:：=]"
+    found = re.findall(rf"{label}[\s*_`\"']*{_NUMBER}(?:\s*(?:/|out of)\s*(\d+))?", text, re.IGNORECASE)
+    if not found:
+        return None
+    number, scale = found[-1]
+    return float(number.replace(",", ".")) if scale in ("", str(high)) else None
+
+
+def _as_lines(answer: str) -> str:
+    """The answer with its Markdown tables and JSON objects as lines `name: value`."""
+    lines: list[str] = []
+    rows: list[list[str]] = []
+    for line in [*answer.splitlines(), ""]:
+        if line.count("|") > 1:
+            rows.append([cell.strip(" *_`") for cell in line.strip().strip("|").split("|")])
+            continue
+        lines += _table_lines(rows)
+        rows = []
+        lines.append(line)
+    return "\n".join([*lines, *_json_lines(answer)])
+
+
+def _table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's rows, first cell and first number, and where each column has a head and one row: the columns."""
+    rows = [row for row in rows if any(set(cell) - set("-: ") for cell in row)]
+    numbers = [[cell for cell in row[1:] if re.match(_NUMBER, cell)] for row in rows]
+    lines = [f"{row[0]}: {cells[0]}" for row, cells in zip(rows, numbers, strict=True) if cells]
+    if len(rows) == 2 and len(rows[0]) == len(rows[1]):
+        lines += [f"{head}: {cell}" for head, cell in zip(*rows, strict=True)]
+    return lines
+
+
+def _json_lines(answer: str) -> list[str]:
+    """Names and numbers of the outermost JSON objects in the answer; of `{"score": 3, ...}` its score."""
+    lines: list[str] = []
+    start = answer.find("{")
+    while start >= 0:
+        try:
+            found, end = json.JSONDecoder().raw_decode(answer, start)
+        except ValueError:
+            end = start + 1
+        else:
+            lines += _named_values(found)
+        start = answer.find("{", end)
+    return lines
+
+
+def _named_values(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            rating = next((value[key] for key in value if key.lower() in ("score", "rating")), None)
+            lines += [f"{name}: {rating}"] if rating is not None else _named_values(value)
+        else:
+            lines.append(f"{name.replace('_', ' ')}: {value}")
+    return lines

@@ -1,0 +1,107 @@
+"""A folder of generated videos and the prompts that they were made from.
+
+    for video in list_videos(Path("outputs"), prompts=Path("prompts.txt")): ...
+
+A prompt comes from NAME.txt beside NAME.mp4, from a JSON file {name: prompt}, or, for what CogVideoX's sample_video.py
+writes (`3_a_red_car/0/000000.mp4`: the prompt's number, its words, the sample's number), from the text file of prompts
+that it read, or from the folder's name, as long as that holds the whole prompt.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.skips import printable
+from ..data.video_io import VIDEO_SUFFIXES
+from ..errors import UserError
+
+_SAMPLE = re.compile(r"(\d+)_(.*)/\d+/\d{6}")
+"""Path of a sample of CogVideoX, without the suffix."""
+_SAMPLE_LENGTH = 120
+"""Characters of the prompt that CogVideoX keeps in the folder's name."""
+
+
+@dataclass(frozen=True)
+class GeneratedVideo:
+    """A generated video; `name` is its path in its folder without the suffix."""
+
+    name: str
+    path: Path
+    prompt: str
+
+
+def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
+    """The folder's videos with their prompts.
+
+    Args:
+        folder: is searched at any depth.
+        prompts: a JSON object {name: prompt}, names with or without suffix, or the text file that CogVideoX sampled
+            from, one prompt a line; None to look beside the videos.
+
+    Raises:
+        UserError: no folder, no video in it, prompts that cannot be read, or a video without one.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of videos")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    if not paths:
+        raise UserError(f"{folder}: no video in it (known: {', '.join(sorted(VIDEO_SUFFIXES))})")
+    known = _read_prompts(prompts) if prompts else None
+    return [_video(path, folder, known, prompts) for path in paths]
+
+
+def _video(path: Path, folder: Path, known: dict[str, str] | list[str] | None, prompts: Path | None) -> GeneratedVideo:
+    inside = path.relative_to(folder)
+    name = inside.with_suffix("").as_posix()
+    sample = _SAMPLE.fullmatch(name)
+    if isinstance(known, dict):
+        prompt = known.get(inside.as_posix()) or known.get(name)
+        missing = f"add it to {prompts}"
+    elif isinstance(known, list):
+        prompt = _numbered_prompt(known, sample)
+        missing = f"{prompts} has no line for it (lines belong to folders as CogVideoX names them: 0_the_first_prompt)"
+    else:
+        prompt = _prompt_beside(path) or (sample and _prompt_of_folder(sample[2]))
+        missing = f"write it to {path.with_suffix('.txt')} or give --prompts"
+    if not prompt:
+        raise UserError(f"{path}: no prompt for this video; {missing}")
+    return GeneratedVideo(printable(name), path, prompt)
+
+
+def _prompt_beside(path: Path) -> str:
+    beside = path.with_suffix(".txt")
+    return beside.read_text(encoding="utf-8-sig", errors="replace").strip() if beside.is_file() else ""
+
+
+def _numbered_prompt(lines: list[str], sample: re.Match[str] | None) -> str:
+    """The line of a sample's number, if the folder's name starts as that line does."""
+    if sample is None or int(sample[1]) >= len(lines):
+        return ""
+    prompt = lines[int(sample[1])].partition("@@")[0]  # of image to video: the prompt and its image
+    return prompt if _folder_name(prompt) == sample[2] else ""
+
+
+def _prompt_of_folder(words: str) -> str:
+    return "" if len(words) >= _SAMPLE_LENGTH else words.replace("_", " ").strip()
+
+
+def _folder_name(prompt: str) -> str:
+    return prompt.replace(" ", "_").replace("/", "")[:_SAMPLE_LENGTH]
+
+
+def _read_prompts(path: Path) -> dict[str, str] | list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() != ".json":
+            return [line.strip() for line in text.splitlines()]
+        prompts = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable {_kind(path)} ({error})") from None
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise UserError(f'{path}: expected one JSON object {{"video name": "prompt", ...}}')
+    return prompts
+
+
+def _kind(path: Path) -> str:
+    return "JSON file" if path.suffix.lower() == ".json" else "text file"
