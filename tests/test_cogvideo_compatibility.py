@@ -91,7 +91,7 @@ def configuration(narrow_vae, tmp_path):
 
     def build(name, changes=None, sampling=False, more=()):
         era = "main" if "1.5" in name else "v1.0"
-        layers = [STOCKS[name], *([INFERENCE[era]] if sampling else [])]
+        layers = [STOCKS[name], *([INFERENCE[era], {"args": {"image2video": "i2v" in name}}] if sampling else [])]
         own = {"model.first_stage_config.params.ckpt_path": str(narrow_vae)} | (changes or {})
         files = []
         for number, values in enumerate([*layers, nested(own)]):
@@ -181,6 +181,12 @@ def test_every_overlay_is_checked_here():
         ("cogvideox_2b_5b", "args.sampling_num_frames", 1, "3", True),
         ("cogvideox1.5_5b", "model.latent_input", True, "False", False),
         ("cogvideox1.5_5b_i2v", "data.target", "x.LatentDataset", "data_video.SFTDataset", False),
+        ("cogvideox_5b_i2v", "args.image2video", False, "True", True),
+        ("cogvideox_5b_i2v", "args.image2video", None, "True", True),
+        ("cogvideox1.5_5b_i2v", "args.image2video", False, "True", True),
+        ("cogvideox1.5_5b", "args.image2video", True, "False", True),
+        ("cogvideox_2b_5b", "args.image2video", True, "False", True),
+        ("cogvideox1.5_5b_i2v", f"{NETWORK}.ofs_embed_dim", 512, "None", False),
         ("cogvideox_2b_5b", "args.load", "/nowhere", "a transformer's folder, or null to start afresh", False),
     ],
 )
@@ -194,6 +200,34 @@ def test_a_patch_that_does_not_divide_the_grid_is_named(configuration):
     mismatchs = check(configuration("cogvideox_2b_5b", {f"{NETWORK}.patch_size": 2}))
     assert mismatchs[0].key == "data.params.video_size"
     assert mismatchs[0].expected == "[480, 704]"
+
+
+def test_a_portrait_grid_keeps_the_interpolation(configuration):
+    """2B's table of 45 x 30 tokens is the transpose of that of 30 x 45: the short side decides."""
+    portrait = {"data.params.video_size": [720, 480], f"{NETWORK}.latent_height": 45, f"{NETWORK}.latent_width": 30}
+    assert check(configuration("cogvideox_2b_5b", portrait)) == []
+    square = {"data.params.video_size": [512, 512], f"{NETWORK}.latent_height": 32, f"{NETWORK}.latent_width": 32}
+    keys = [mismatch.key for mismatch in check(configuration("cogvideox_2b_5b", square))]
+    assert keys == [f"{POSITIONS}.height_interpolation", f"{POSITIONS}.width_interpolation"]
+
+
+@pytest.mark.parametrize(("era", "command"), [("v1.0", "git checkout main"), ("main", "git checkout v1.0")])
+def test_the_checkout_tells_the_era(configuration, tmp_path, monkeypatch, capsys, era, command):
+    """1.5 in a checkout of v1.0, and 2B in one of main, whether the command runs there or the stock files lie there."""
+    sat = tmp_path / "CogVideo" / "sat"
+    (sat / "configs").mkdir(parents=True)
+    (sat / "diffusion_video.py").write_text("fake_cp_size = 10" if era == "main" else "")
+    files = configuration("cogvideox_2b_5b" if era == "main" else "cogvideox1.5_5b")
+    there = sat / "configs" / files[0].name
+    files[0].rename(there)
+    with pytest.raises(SystemExit):
+        main(["cogvideo", "check", "--base", *map(str, [there, *files[1:]])])
+    assert command in capsys.readouterr().out
+    monkeypatch.chdir(sat)
+    there.rename(files[0])
+    with pytest.raises(SystemExit):
+        main(["cogvideo", "check", "--base", *map(str, files)])
+    assert command in capsys.readouterr().out
 
 
 def test_configurations_of_the_other_era_are_told_apart(configuration):
@@ -237,6 +271,40 @@ def test_a_stock_transformer_is_named_and_adapted(configuration, transformer, tm
     assert check(configuration("cogvideox_2b_5b", {"args.load": str(adapted)})) == []
     with pytest.raises(UserError, match="exists already"):
         adapt(transformer, adapted, SATConfig(merge_configs(files)).transformer())
+
+
+BODY = "model.diffusion_model."
+SIZES = {f"{NETWORK}.num_layers": 2, f"{NETWORK}.num_attention_heads": 2, f"{NETWORK}.time_embed_dim": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "difference"),
+    [
+        ("transformer.layers.2.input_layernorm.weight", (64,), "it has 3 layers, the configuration 2"),
+        ("transformer.layers.0.input_layernorm.weight", (96,), r"input_layernorm.weight there is \(96,\) instead of"),
+        ("mixins.adaln_layer.query_layernorm_list.0.weight", (64,), r"\(64,\) instead of \(32,\)"),
+        ("time_embed.0.weight", (64, 64), r"\(64, 64\) instead of \(32, 64\)"),
+    ],
+)
+def test_a_transformer_of_another_size_is_named(configuration, transformer, tmp_path, name, shape, difference):
+    """2B's for 5B, say: what is left of it after `adapt` would not fit, either."""
+    path = transformer / "1" / "mp_rank_00_model_states.pt"
+    module = {
+        f"{BODY}transformer.layers.0.input_layernorm.weight": torch.ones(64),
+        f"{BODY}transformer.layers.1.input_layernorm.weight": torch.ones(64),
+        f"{BODY}mixins.adaln_layer.query_layernorm_list.0.weight": torch.ones(32),
+        f"{BODY}time_embed.0.weight": torch.ones(32, 64),
+    }
+    torch.save({"module": module}, path)
+    files = configuration("cogvideox_2b_5b", SIZES | {"args.load": str(transformer)})
+    sizes = SATConfig(merge_configs(files)).transformer()
+    assert check(files) == []
+    torch.save({"module": module | {f"{BODY}{name}": torch.ones(shape)}}, path)
+    (mismatch,) = check(files)
+    assert (mismatch.key, mismatch.expected) == ("args.load", "a transformer of the configuration's size")
+    with pytest.raises(UserError, match=f"is another model than the configuration's: .*{difference}"):
+        adapt(transformer, tmp_path / "adapted", sizes)
+    assert not (tmp_path / "adapted").exists()
 
 
 def test_an_adapted_transformer_brings_no_first_stage(configuration, transformer, tmp_path):

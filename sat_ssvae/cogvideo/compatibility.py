@@ -24,8 +24,8 @@ from .sat_transformer import read_transformer
 
 V1_SAMPLING_SIZE = (480, 720)
 """(height, width) that v1.0's sample_video.py always samples, whatever the configuration says."""
-INTERPOLATED_ROWS = 16
-"""Rows of tokens over which 2B's position embedding stretches any grid: height_interpolation is rows / 16."""
+INTERPOLATED_TOKENS = 16
+"""Tokens to which 2B's position embedding scales the short side of any grid; both interpolations are tokens / 16."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,10 @@ def check_running_script(latents: LatentFormat) -> None:
         return
     following = sys.argv[sys.argv.index("--base") + 1 :]
     files = list(takewhile(lambda text: not text.startswith("--"), following))
-    mismatches = find_mismatches(SATConfig(merge_configs(files)), latents, era_of(Path(module.__file__).parent))
+    values = merge_configs(files)
+    if "--image2video" in sys.argv:  # an option of the scripts, too
+        values.setdefault("args", {}).setdefault("image2video", True)
+    mismatches = find_mismatches(SATConfig(values), latents, era_of(Path(module.__file__).parent))
     if mismatches:
         others = len(mismatches) - 1
         more = f" (and {others} more: sat-ssvae cogvideo check --base FILES)" if others else ""
@@ -102,6 +105,7 @@ class _Checks:
         for key, size in self._sizes():
             yield from self._grid(key, size)
         yield from self._sampling_frames() if self.config.samples else self._training_frames()
+        yield from self._images()
         yield from self._data()
         yield from self._lora()
         yield from self._checkpoint()
@@ -114,9 +118,11 @@ class _Checks:
     def _forms(self) -> Iterator[Mismatch]:
         patch = self.config.network("patch_size")
         if self.era == "main" and isinstance(patch, int):
-            yield Mismatch(f"{NETWORK}.patch_size", patch, f"[1, {patch}, {patch}]", "main takes [time, height, width]")
+            why = "main takes [time, height, width]; 2B and 5B run on v1.0: git checkout v1.0"
+            yield Mismatch(f"{NETWORK}.patch_size", patch, f"[1, {patch}, {patch}]", why)
         if self.era == "v1.0" and isinstance(patch, list):
-            yield Mismatch(f"{NETWORK}.patch_size", patch, str(patch[-1]), "v1.0 takes one number, for space")
+            why = "v1.0 takes one number, for space; CogVideoX1.5 runs on main: git checkout main"
+            yield Mismatch(f"{NETWORK}.patch_size", patch, str(patch[-1]), why)
         table = f"{NETWORK}.modules.pos_embed_config.params"
         if self.era == "main" and "height_interpolation" in (self.config.get(table) or {}):
             yield Mismatch(
@@ -185,15 +191,15 @@ class _Checks:
                 yield Mismatch(
                     f"{NETWORK}.{name}", table, str(grid), f"{key} is {list(size)}; another grid misaligns positions"
                 )
-        yield from self._interpolation(size[0] // self.space // patch[0])
+        yield from self._interpolation(min(pixels // step for pixels, step in zip(size, steps, strict=True)))
 
-    def _interpolation(self, rows: int) -> Iterator[Mismatch]:
+    def _interpolation(self, tokens: int) -> Iterator[Mismatch]:
         table = f"{NETWORK}.modules.pos_embed_config.params"
         for name in ("height_interpolation", "width_interpolation"):
             found = self.config.get(f"{table}.{name}")
-            if found is not None and not math.isclose(found, rows / INTERPOLATED_ROWS):
-                why = f"{rows} rows of tokens over the {INTERPOLATED_ROWS} that the weights know"
-                yield Mismatch(f"{table}.{name}", found, str(rows / INTERPOLATED_ROWS), why)
+            if found is not None and not math.isclose(found, tokens / INTERPOLATED_TOKENS):
+                why = f"{tokens} tokens on the short side over the {INTERPOLATED_TOKENS} that the weights know"
+                yield Mismatch(f"{table}.{name}", found, str(tokens / INTERPOLATED_TOKENS), why)
 
     def _training_frames(self) -> Iterator[Mismatch]:
         if self.gives_latents:
@@ -230,6 +236,15 @@ class _Checks:
                 key, latents, str(max(latents - 1, 3)), "v1.0 decodes three latent frames, then two at a time"
             )
 
+    def _images(self) -> Iterator[Mismatch]:
+        """Of image to video: the model wants an image's latent beside the noise, or it must not get one."""
+        if self.config.samples and bool(self.config.get("args.image2video")) != self.config.has_images:
+            state = "" if self.config.has_images else "not "
+            why = f"the model was {state}made for an image's latent beside its input (model.noised_image_input)"
+            yield from self._is("args.image2video", self.config.has_images, why)
+        if not self.config.samples and self.config.network("ofs_embed_dim") is not None:
+            yield from self._is(f"{NETWORK}.ofs_embed_dim", None, "train_video.py never gives the model this input")
+
     def _data(self) -> Iterator[Mismatch]:
         if self.config.samples:
             return
@@ -250,12 +265,15 @@ class _Checks:
         folder = self.config.get("args.load")
         if folder is None:
             return
+        sizes = self.config.transformer()
         try:
-            misfits = self.config.transformer().misfits(read_transformer(Path(folder)))
+            weights = read_transformer(Path(folder))
         except UserError as error:
             yield Mismatch("args.load", folder, "a transformer's folder, or null to start afresh", str(error))
             return
-        if misfits:
+        if difference := sizes.other_model(weights):
+            yield Mismatch("args.load", folder, "a transformer of the configuration's size", difference)
+        elif misfits := sizes.misfits(weights):
             name, found, expected = misfits[0]
             why = f"{name} there is {found} instead of {expected}; sat-ssvae cogvideo adapt leaves such tensors out"
             yield Mismatch("args.load", folder, "a transformer for these latents", why)

@@ -22,11 +22,25 @@ Era = Literal["v1.0", "main"]
 NETWORK = "model.network_config.params"
 DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.scale_factor": 1.0}
 """CogVideoX's values where a configuration has none."""
+SLOW_START = 100
+"""Iterations that SAT runs at 5 % of the learning rate when it finetunes."""
+SLOW_START_NOTE = (
+    f"args.train_iters is {{iterations}}, but SAT runs the first {SLOW_START} iterations of a finetuning at 5 % of the "
+    "learning rate, whatever args.warmup says; train for more, or set args.mode: pretrain"
+)
 
 
 def era_of(sat: Path) -> Era:
     """The state of the CogVideoX whose sat folder this is, told by how its diffusion_video.py decodes."""
     return "main" if "fake_cp_size" in (sat / "diffusion_video.py").read_text(encoding="utf-8") else "v1.0"
+
+
+def checkout_era(files: Sequence[Path]) -> Era | None:
+    """The state of the CogVideoX that this is the sat folder of, or else from which `files` are; None elsewhere."""
+    for folder in (Path.cwd(), *(file.resolve().parent.parent for file in files)):
+        if (folder / "diffusion_video.py").is_file():
+            return era_of(folder)
+    return None
 
 
 def merge_configs(files: Sequence[str | Path]) -> dict[str, Any]:
@@ -99,11 +113,12 @@ class SATConfig:
         return (1, patch, patch) if isinstance(patch, int) else tuple(patch)
 
     def transformer(self) -> TransformerSizes:
-        """Shapes of the transformer's tensors that depend on the latents.
+        """What the shapes of the transformer's tensors follow from.
 
         Raises:
             UserError: a number is missing.
         """
+        heads = self.network("num_attention_heads")
         return TransformerSizes(
             hidden=self.required_network("hidden_size"),
             in_channels=self.required_network("in_channels"),
@@ -113,7 +128,17 @@ class SATConfig:
             text_positions=self.network("modules.pos_embed_config.params.text_length") or 0,
             video_positions=self._video_positions(),
             rotary_size=self.network("modules.pos_embed_config.params.hidden_size_head"),
+            layers=self.network("num_layers"),
+            head_size=self.required_network("hidden_size") // heads if heads else None,
+            time_embedding=self.network("time_embed_dim"),
+            text_states=self.network("modules.patch_embed_config.params.text_hidden_size"),
         )
+
+    def notes(self) -> list[str]:
+        """What surprises in a training of this length, if anything."""
+        iterations = self.get("args.train_iters")
+        slow = self.get("args.mode") == "finetune" and type(iterations) is int and iterations <= 2 * SLOW_START
+        return [SLOW_START_NOTE.format(iterations=iterations)] if slow else []
 
     def _video_positions(self) -> int:
         names = ("num_frames", "time_compressed_rate", "latent_height", "latent_width")

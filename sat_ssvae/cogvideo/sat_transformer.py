@@ -6,6 +6,7 @@ tensors afresh but stops at wrong ones, so `adapt` leaves these out.
 
 import math
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,16 @@ FIRST_STAGE = "first_stage_model."
 WEIGHTS_NAME = "mp_rank_00_model_states.pt"
 _RELEASE = "release"  # SAT's word for weights that are no step of a training
 
-Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
+Misfit = tuple[str, tuple[int, ...], tuple[int | None, ...]]
 """(tensor's name, shape found, shape needed)."""
 
 
-@dataclass(frozen=True)
+_LAYER = re.compile(r"\.transformer\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerSizes:
-    """What the shapes of a transformer's first and last layer and of its position table follow from."""
+    """What the shapes of a transformer's tensors follow from; None where a configuration does not say."""
 
     hidden: int
     in_channels: int
@@ -42,9 +46,14 @@ class TransformerSizes:
     """Tokens of the longest and largest video."""
     rotary_size: int | None
     """Channels of a head that v1.0's rotary tables turn, None without such tables."""
+    layers: int | None = None
+    head_size: int | None = None
+    time_embedding: int | None = None
+    text_states: int | None = None
+    """Channels of the text encoder's states."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by the end of the tensor's name."""
+        """Shapes that depend on the latents, by the end of the tensor's name."""
         volume = math.prod(self.patch)
         flat = (self.hidden, self.in_channels * volume)
         shapes: dict[str, tuple[int, ...]] = {
@@ -60,14 +69,33 @@ class TransformerSizes:
 
     def misfits(self, weights: Mapping[str, Tensor]) -> list[Misfit]:
         """Tensors of a checkpoint with another shape than these sizes need."""
-        expected = self.shapes()
-        found = [
-            (name, tuple(value.shape), shape)
-            for name, value in weights.items()
-            for ending, shape in expected.items()
-            if name.endswith(f".{ending}")
-        ]
-        return [misfit for misfit in found if misfit[1] != misfit[2]]
+        return _misfits(weights, self.shapes())
+
+    def other_model(self, weights: Mapping[str, Tensor]) -> str | None:
+        """How a checkpoint shows that it belongs to a transformer of another size, whatever its latents; or None."""
+        numbers = [int(layer[1]) for name in weights if (layer := _LAYER.search(name))]
+        if numbers and self.layers is not None and max(numbers) + 1 != self.layers:
+            return f"it has {max(numbers) + 1} layers, the configuration {self.layers}"
+        expected: dict[str, tuple[int | None, ...]] = {
+            "transformer.layers.0.input_layernorm.weight": (self.hidden,),
+            "adaln_layer.query_layernorm_list.0.weight": (self.head_size,),
+            "patch_embed.text_proj.weight": (self.hidden, self.text_states),
+            "time_embed.0.weight": (self.time_embedding, self.hidden),
+        }
+        known = {name: shape for name, shape in expected.items() if None not in shape}
+        for name, found, needed in _misfits(weights, known):
+            return f"{name} there is {found} instead of {needed}"
+        return None
+
+
+def _misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> list[Misfit]:
+    found = [
+        (name, tuple(value.shape), shape)
+        for name, value in weights.items()
+        for ending, shape in shapes.items()
+        if name.endswith(f".{ending}")
+    ]
+    return [misfit for misfit in found if misfit[1] != misfit[2]]
 
 
 def read_transformer(folder: Path) -> dict[str, Tensor]:
@@ -85,11 +113,13 @@ def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
     A first stage in the checkpoint is left out, too: it belongs to other latents.
 
     Raises:
-        UserError: `folder` holds no readable checkpoint, or `output` exists.
+        UserError: `folder` holds no readable checkpoint, or that of a transformer of another size, or `output` exists.
     """
     if output.exists():
         raise UserError(f"{output}: exists already; choose another folder, or delete it")
     checkpoint = _read(folder)
+    if difference := sizes.other_model(checkpoint["module"]):
+        raise UserError(f"{folder} is another model than the configuration's: {difference}; give that model's files")
     misfits = sizes.misfits(checkpoint["module"])
     left_out = {name for name, _, _ in misfits}
     module = {

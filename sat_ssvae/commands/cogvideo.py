@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     check = tasks.add_parser("check", help="do the numbers of the merged configuration fit together?")
     check.set_defaults(run=run_check)
     _add_base(check)
-    check.add_argument("--era", choices=["v1.0", "main"], help="CogVideoX's state (default: told by patch_size's form)")
+    check.add_argument("--era", choices=["v1.0", "main"], help="CogVideoX's state (default: the checkout's)")
 
     adapt = tasks.add_parser("adapt", help="copy a transformer without the tensors that other latents change")
     adapt.set_defaults(run=run_adapt)
@@ -61,17 +61,20 @@ def add(commands: Any) -> None:
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Print what does not fit, if anything."""
+    """Print what does not fit, if anything, and what to know about the training videos."""
     from ..cogvideo.compatibility import find_mismatches
     from ..cogvideo.first_stage import build_first_stage
-    from ..cogvideo.sat_config import SATConfig, merge_configs
+    from ..cogvideo.sat_config import SATConfig, checkout_era, merge_configs
+    from ..cogvideo.training_videos import look_at_videos
 
     config = SATConfig(merge_configs(options.base))
-    mismatches = find_mismatches(config, build_first_stage(config).latent_format, options.era)
-    for mismatch in mismatches:
-        sys.stdout.write(f"{mismatch}\n")
-    if mismatches:
-        raise UserError(f"{len(mismatches)} of the settings do not fit; put right the lines above in an overlay")
+    era = options.era or checkout_era(options.base)
+    mismatches = find_mismatches(config, build_first_stage(config).latent_format, era)
+    problems, notes = look_at_videos(config)
+    for line in (*mismatches, *problems, *(f"note: {note}" for note in (*notes, *config.notes()))):
+        sys.stdout.write(f"{line}\n")
+    if found := len(mismatches) + len(problems):
+        raise UserError(f"{found} of the settings do not fit; put right the lines above in an overlay")
     sys.stdout.write("everything fits\n")
 
 

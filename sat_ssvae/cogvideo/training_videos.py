@@ -1,0 +1,108 @@
+"""The videos that a CogVideoX configuration trains on, as its SFTDataset will read them.
+
+    problems, notes = look_at_videos(config)
+
+Some videos stop a training in the middle, with a message that names neither the file nor the reason.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from ..data.files import VideoError
+from ..data.video_io import VideoInfo, probe
+from .compatibility import Mismatch
+from .sat_config import SATConfig
+
+MAX_PROBED = 500
+"""Videos of a folder, evenly spread, of which the headers are read."""
+
+
+def look_at_videos(config: SATConfig) -> tuple[list[Mismatch], list[str]]:
+    """(What will stop the training, what to know about the videos) of `args.train_data` and `args.valid_data`.
+
+    Nothing is read for configurations that sample, or that train on latents.
+    """
+    problems: list[Mismatch] = []
+    notes: list[str] = []
+    if config.samples or not str(config.get("data.target")).endswith(".SFTDataset"):
+        return problems, notes
+    folders = {key: config.get(key) for key in ("args.train_data", "args.valid_data")}
+    seen: set[str] = set()
+    for key, names in folders.items():
+        for name in names if isinstance(names, list) else []:
+            if str(name) not in seen:
+                seen.add(str(name))
+                folder = _Folder(config, key, Path(str(name)))
+                problems += folder.problems()
+                notes += folder.notes()
+    return problems, notes
+
+
+class _Folder:
+    def __init__(self, config: SATConfig, key: str, folder: Path) -> None:
+        self.config, self.key, self.folder = config, key, folder
+        self.paths = sorted(path for path in folder.rglob("*") if path.name.endswith(".mp4"))
+        self.looked_at = self.paths[:: -(-len(self.paths) // MAX_PROBED) or 1]
+        self.infos: dict[Path, VideoInfo] = {}
+        self.unreadable: dict[Path, str] = {}
+        for path in self.looked_at:
+            try:
+                self.infos[path] = probe(path)
+            except VideoError as error:
+                self.unreadable[path] = str(error)
+
+    def problems(self) -> Iterator[Mismatch]:
+        if not self.paths:
+            there = "it holds none" if self.folder.is_dir() else f"there is no such folder, seen from {Path.cwd()}"
+            yield Mismatch(self.key, self.folder, "a folder of .mp4 videos", there)
+        for path, reason in islice(self.unreadable.items(), 1):
+            yield Mismatch(self.key, path, "a readable video", f"{reason}{_others(self.unreadable)}")
+        yield from self._too_slow()
+        yield from self._too_short()
+        empty = [path for path in map(_caption, self.paths) if path.is_file() and not path.stat().st_size]
+        for path in empty[:1]:
+            yield Mismatch(self.key, path, "a caption in the first line", f"the file is empty{_others(empty)}")
+
+    def notes(self) -> Iterator[str]:
+        without = [path for path in self.paths if not _caption(path).is_file()]
+        if without:
+            yield (
+                f"{self.folder}: {len(without)} of {len(self.paths)} videos have no caption and are trained on with an "
+                f"empty prompt; there is no {_caption(without[0])}"
+            )
+        height, width = self.config.get("data.params.video_size") or (0, 0)
+        small = [path for path, info in self.infos.items() if info.height < height or info.width < width]
+        if small:
+            info = self.infos[small[0]]
+            yield (
+                f"{self.folder}: {len(small)} of {len(self.infos)} videos are smaller than data.params.video_size "
+                f"[{height}, {width}] and will be enlarged; {small[0]} has [{info.height}, {info.width}]"
+            )
+
+    def _too_slow(self) -> Iterator[Mismatch]:
+        fps, longest = self.config.get("data.params.fps"), self.config.get("data.params.max_num_frames")
+        if not fps or not longest:
+            return
+        slow = [p for p, info in self.infos.items() if info.fps < fps and info.frames / info.fps * fps > longest]
+        if slow:
+            lowest = min(self.infos[path].fps for path in slow)
+            why = f"{slow[0]} has {self.infos[slow[0]].fps:g}{_others(slow)}; the data set divides by zero there"
+            yield Mismatch("data.params.fps", fps, f"at most {lowest:g}", why)
+
+    def _too_short(self) -> Iterator[Mismatch]:
+        skipped = self.config.get("data.params.skip_frms_num")
+        least = 2 * int(3 if skipped is None else skipped)
+        short = [path for path, info in self.infos.items() if info.frames <= least]
+        if short:
+            why = f"{least} are skipped; {short[0]} has {self.infos[short[0]].frames}{_others(short)}"
+            yield Mismatch(self.key, self.folder, f"videos of more than {least} frames", why)
+
+
+def _caption(video: Path) -> Path:
+    """Where SFTDataset looks for a video's caption."""
+    return Path(str(video).replace(".mp4", ".txt").replace("videos", "labels"))
+
+
+def _others(found: Sequence[object] | dict[Path, str]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
