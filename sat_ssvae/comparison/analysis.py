@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
+from scipy import stats
 
 from .curves import PairReading, read_pair, smooth_curve, steps_to_reach
 from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
@@ -45,8 +46,7 @@ EQUAL_WITHIN = 1.25
 FLOOR_DOMINATES = 0.5
 """A distance measures blur when the VAE's reconstruction is more than this share of it at half training."""
 
-_Z975 = 1.959963984540054
-_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+_Z975 = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _REDRAWS = 500
 _MIN_RESAMPLES = 100
 _Pair = tuple[list[CurvePoint], list[CurvePoint]]
@@ -169,14 +169,6 @@ def paired_difference(candidate: Sequence[float], baseline: Sequence[float]) -> 
     return Estimate(mean, *_t_interval(difference.tolist()))
 
 
-def student_t975(degrees: int) -> float:
-    """97.5 % quantile of Student's t: a table up to 10 degrees of freedom, then Cornish-Fisher expansion."""
-    if degrees <= len(_T975):
-        return _T975[degrees - 1]
-    z = _Z975
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
 def _interval(
     readings: list[PairReading], redrawn: list[list[PairReading | str]]
 ) -> tuple[float | None, float | None, IntervalSource]:
@@ -269,7 +261,11 @@ def _t_interval(values: Sequence[float]) -> tuple[float, float]:
     if not np.isfinite(values).all():
         return -math.inf, math.inf
     mean = float(np.mean(values))
-    half = student_t975(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = (
+        float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+        * float(np.std(values, ddof=1))
+        / math.sqrt(len(values))
+    )
     return mean - half, mean + half
 
 

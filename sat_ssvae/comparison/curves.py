@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 MAX_POINTS = 64
 """A curve with more points is averaged within this many groups of consecutive ones."""
@@ -38,7 +39,9 @@ def smooth_curve(steps: Sequence[float], scores: Sequence[float]) -> tuple[list[
         raise ValueError("the steps of a curve must increase and not be negative")
     if len(steps) > MAX_POINTS:
         steps, scores = ([float(group.mean()) for group in np.array_split(x, MAX_POINTS)] for x in (steps, scores))
-    return [float(step) for step in steps], isotonic(without_outliers(steps, scores))
+    return [float(step) for step in steps], isotonic_regression(
+        without_outliers(steps, scores), increasing=False
+    ).x.tolist()
 
 
 def without_outliers(steps: Sequence[float], scores: Sequence[float]) -> list[float]:
@@ -58,18 +61,6 @@ def without_outliers(steps: Sequence[float], scores: Sequence[float]) -> list[fl
     if math.isfinite(before) and math.isfinite(last):
         trend += (last - before) * (steps[-1] - steps[-2]) / (steps[-2] - steps[-3])
     return [first, *smooth, sorted((y[-1], last, trend))[1]]
-
-
-def isotonic(scores: Sequence[float]) -> list[float]:
-    """The non-increasing sequence nearest in least squares (pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []
-    for score in scores:
-        mean, count = score, 1
-        while blocks and blocks[-1][0] < mean:
-            other, others = blocks.pop()
-            mean, count = (mean * count + other * others) / (count + others), count + others
-        blocks.append((mean, count))
-    return [mean for mean, count in blocks for _ in range(count)]
 
 
 def read_crossing(steps: Sequence[float], fit: Sequence[float], target: float) -> float | None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from scipy import stats
 
 MIN_VALUES = 4
 """With fewer, resamples repeat themselves and the interval would be far too narrow."""
@@ -24,7 +25,7 @@ class MeanInterval:
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> MeanInterval:
-    """Percentile bootstrap of the mean (Efron 1979): 95 % of the means of resamples lie between low and high.
+    """Mean with the percentile bootstrap's interval (Efron 1979): 95 % of the resamples' means lie within it.
 
     The values must be independent, one a video or one a pair of videos. Equal seeds give equal intervals.
 
@@ -33,16 +34,16 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10
     """
     if not values:
         raise ValueError("the mean of no values is not defined")
-    data = torch.tensor(values, dtype=torch.float64)
-    if len(data) < MIN_VALUES:
-        return MeanInterval(float(data.mean()), None, None, len(data))
-    generator = torch.Generator().manual_seed(seed)
-    rows = max(1, 1_000_000 // len(data))  # resamples at once: memory stays small however many values there are
-    means = torch.cat(
-        [
-            data[torch.randint(len(data), (min(rows, resamples - start), len(data)), generator=generator)].mean(1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return MeanInterval(float(data.mean()), low, high, len(data))
+    mean = float(np.mean(values))
+    if len(values) < MIN_VALUES:
+        return MeanInterval(mean, None, None, len(values))
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, 1_000_000 // len(values)),  # memory stays small however many values there are
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return MeanInterval(mean, float(interval.low), float(interval.high), len(values))

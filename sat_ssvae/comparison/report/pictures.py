@@ -1,11 +1,12 @@
 """Moving and still pictures for the report: clips tiled into one grid, as animated WebP, PNG and mp4."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import imageio.v3 as iio
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -63,13 +64,18 @@ def enlarge(clips: Sequence[Tensor], width: int = _CELL) -> list[Tensor]:
 
 def webp(clip: Tensor, fps: float) -> bytes:
     """An endless animation of a clip (`T H W 3`)."""
-    duration = round(1000 / fps)
-    return bytes(iio.imwrite("<bytes>", clip.numpy(), extension=".webp", duration=duration, loop=0, quality=80))
+    first, *others = (Image.fromarray(frame.numpy()) for frame in clip)
+    data = io.BytesIO()
+    animation: Any = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    first.save(data, "WEBP", quality=80, **animation)
+    return data.getvalue()
 
 
 def png_still(clip: Tensor) -> bytes:
     """The middle frame of a clip (`T H W 3`)."""
-    return bytes(iio.imwrite("<bytes>", clip[len(clip) // 2].numpy(), extension=".png", optimize=True))
+    data = io.BytesIO()
+    Image.fromarray(clip[len(clip) // 2].numpy()).save(data, "PNG", optimize=True)
+    return data.getvalue()
 
 
 def middle_frame(path: Path, frames: int, columns: int) -> list[Tensor]:
