@@ -39,9 +39,8 @@ def smooth_curve(steps: Sequence[float], scores: Sequence[float]) -> tuple[list[
         raise ValueError("the steps of a curve must increase and not be negative")
     if len(steps) > MAX_POINTS:
         steps, scores = ([float(group.mean()) for group in np.array_split(x, MAX_POINTS)] for x in (steps, scores))
-    return [float(step) for step in steps], isotonic_regression(
-        without_outliers(steps, scores), increasing=False
-    ).x.tolist()
+    fit = isotonic_regression(without_outliers(steps, scores), increasing=False).x
+    return [float(step) for step in steps], fit.tolist()
 
 
 def without_outliers(steps: Sequence[float], scores: Sequence[float]) -> list[float]:
