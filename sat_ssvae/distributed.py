@@ -95,13 +95,17 @@ def _silenced_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Average a tensor over all ranks; every rank must call it."""
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all ranks; every rank must call it."""
     if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
-        value /= world_size()
     return value
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Average a tensor over all ranks; every rank must call it."""
+    return sum_over_ranks(value) / world_size() if world_size() > 1 else value
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

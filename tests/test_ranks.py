@@ -26,7 +26,7 @@ from pathlib import Path
 from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
-from sat_ssvae.engine import optimization as engine
+from sat_ssvae.engine import checkpoints
 from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import TrainConfig, train
 
@@ -61,11 +61,11 @@ for name, settings in json.loads(runs).items():
         return critics[-1]
 
     trainer.Objective.forward, trainer.critic_loss = one_rank_fails, noting
-    training = trainer._Training
+    training = trainer.AutoencoderTrainer
     instances = []
-    trainer._Training = lambda *arguments: instances.append(training(*arguments)) or instances[-1]
+    trainer.AutoencoderTrainer = lambda *arguments: instances.append(training(*arguments)) or instances[-1]
     train(parse_config(TrainConfig, settings), Path(folder) / name, CPU)
-    trainer._Training = training
+    trainer.AutoencoderTrainer = training
     mine = torch.cat([value.detach().flatten() for value in instances[0].objective.vae.state_dict().values()])
     others = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(others, mine)
@@ -84,17 +84,17 @@ for name, settings in json.loads(runs).items():
 trainer.Objective.forward = original
 if rank == 0:
     (Path(folder) / "bad0" / "done").unlink()
-engine.NEWS = 1.0
+checkpoints.NEWS = 1.0
 for places in (("bad0", "elsewhere"), ("own0", "own1")):  # a run that goes on, and one that begins
     try:
         train(parse_config(TrainConfig, json.loads(runs)["bad0"]), Path(folder) / places[rank], CPU)
     except UserError as error:
-        assert "not all hosts see the same folder; put the run on a file system that they share" in str(error), error
+        assert "not all hosts see the same folder; put the run on a file system they share" in str(error), error
     else:
         raise AssertionError("it trained on")
     for trace in ("elsewhere/checkpoints", "own1/checkpoints", "own0/train.csv"):
         assert not (Path(folder) / trace).exists(), trace
-engine.NEWS = 60.0  # a host that learns late, as over NFS, that there is a folder now
+checkpoints.NEWS = 60.0  # a host that learns late, as over NFS, that there is a folder now
 first, late = Path(folder) / "first", Path(folder) / "late"
 if rank == 1:
     threading.Timer(3, late.symlink_to, [first]).start()
@@ -155,7 +155,7 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
         train(parse_config(TrainConfig, runs["bad1"]), tmp_path / "bad1", CPU)
     # Without ZeRO each rank has everything, so any number of them goes on.
     train(parse_config(TrainConfig, runs["bad0"]), tmp_path / "bad0", CPU)
-    assert "1 processes instead of 2: other batches than before" in caplog.text
+    assert "1 processes instead of 2: batches differ from before" in caplog.text
     assert (tmp_path / "bad0" / "done").exists()
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sat_ssvae.cli import main
+from sat_ssvae.engine.run import TERMINATED
 from sat_ssvae.errors import UserError
 from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import train
@@ -195,7 +196,7 @@ def test_sigterm_saves_and_stops(tiny_shards, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train(config, tmp_path, CPU)
     thread.join()
-    assert stopped.value.code == trainer.TERMINATED and signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.code == TERMINATED and signal.getsignal(signal.SIGTERM) == before
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert checkpoint.name == f"step_{rows(tmp_path)[-1]['step']}"
     assert (tmp_path / "latest.pth").exists() and not (tmp_path / "done").exists()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from sat_ssvae import SSVAE
 from sat_ssvae.config import parse_config
+from sat_ssvae.engine import run
 from sat_ssvae.errors import UserError
 from sat_ssvae.training import trainer
 from sat_ssvae.training.trainer import TrainConfig, train
@@ -97,17 +98,22 @@ def test_a_row_is_the_mean_over_micro_batches(tiny_shards, tmp_path, monkeypatch
 
 
 def test_so_is_what_is_told_of_the_discriminators(tiny_shards, tmp_path, monkeypatch):
-    original = trainer._Training._backward
+    original, forward, objectives = trainer.critic_loss, trainer.Objective.forward, []
     seen = []
 
-    def noting(self, *arguments):
-        losses, critic_total = original(self, *arguments)
-        seen.append((critic_total.item(), self.objective.applied_adversarial_weight.item()))
-        return losses, critic_total
+    def noting(real, fake):
+        loss = original(real, fake)
+        seen.append((loss.item(), objectives[-1].applied_adversarial_weight.item()))
+        return loss
 
-    monkeypatch.setattr(trainer._Training, "_backward", noting)
+    monkeypatch.setattr(trainer, "critic_loss", noting)
+    monkeypatch.setattr(
+        trainer.Objective, "forward", lambda self, *given: objectives.append(self) or forward(self, *given)
+    )
     adversarial = {"weight": 0.5, "start_step": 1, "base_channels": 8, "num_layers": 2}
     changes = {"adversarial": adversarial, "optimizer": {"accumulation_steps": 2}, "batch_size": 1, "max_steps": 2}
+    # A mean, whose gradient leaves the weight below its limit.
+    changes["reconstruction"] = {"perceptual_weight": 0, "reduction": "mean"}
     train(configured(tiny_shards, **changes), tmp_path, CPU)
     for line, pair in zip(details(tmp_path), zip(seen[::2], seen[1::2], strict=True), strict=True):
         for name, (first, second) in zip(("critic", "adversarial_weight"), zip(*pair, strict=True), strict=True):
@@ -147,7 +153,7 @@ def test_no_space_for_a_checkpoint_is_one_line(tiny_shards, tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tiny_shards, tmp_path, monkeypatch):
     saved = []
-    original = trainer.save_checkpoint
+    original = run.save_checkpoint
 
     def fail_at_the_second(engine, folder, step, state, **options):
         if saved:
@@ -156,11 +162,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_shards, tmp_path, monkeypat
         saved.append(step)
         original(engine, folder, step, state, **options)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", fail_at_the_second)
+    monkeypatch.setattr(run, "save_checkpoint", fail_at_the_second)
     with pytest.raises(OSError, match="No space left"):
         train(configured(tiny_shards), tmp_path, CPU)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_2", "step_4.partial"]
-    monkeypatch.setattr(trainer, "save_checkpoint", original)
+    monkeypatch.setattr(run, "save_checkpoint", original)
     train(configured(tiny_shards), tmp_path, CPU)
     assert [int(row["step"]) for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
@@ -177,13 +183,13 @@ def test_bad_losses_are_skipped_and_end_the_run_with_advice(tiny_shards, tmp_pat
         (99, "under another name; lower lr"),
         (8, f"with resume_from={tmp_path}/b/latest.pth"),
     ):
-        run = tmp_path / ("a" if steps_between == 99 else "b")
+        folder = tmp_path / ("a" if steps_between == 99 else "b")
         with pytest.raises(UserError, match=f"10 steps in a row .* the last one 10: train .*{advice}"):
-            train(configured(tiny_shards, max_steps=50, checkpoint_every=steps_between), run, CPU)
+            train(configured(tiny_shards, max_steps=50, checkpoint_every=steps_between), folder, CPU)
     # The advice can be followed.
     monkeypatch.setattr(trainer.Objective, "forward", original)
     advised = {"lr": 5e-5, "batch_size": 1, "max_steps": 1, "optimizer": {"clip_norm": 1.0}}
-    train(configured(tiny_shards, **advised, resume_from=str(run / "latest.pth")), tmp_path / "c", CPU)
+    train(configured(tiny_shards, **advised, resume_from=str(folder / "latest.pth")), tmp_path / "c", CPU)
     assert rows(tmp_path / "c")[0]["error"] != "nan"
 
 

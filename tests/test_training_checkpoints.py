@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sat_ssvae import storage as durable
-from sat_ssvae.engine.optimization import complete_steps, save_checkpoint
+from sat_ssvae.engine.checkpoints import complete_steps, save_checkpoint
 from sat_ssvae.errors import UserError
 from sat_ssvae.training.trainer import train
 

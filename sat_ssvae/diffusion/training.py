@@ -9,30 +9,29 @@ continues as if it had not been. Beside the checkpoints `out` gets `loss.csv`, a
 moving average, which `load_dit` reads.
 """
 
-import csv
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from .. import distributed
 from ..config import Config, fingerprint, load_config
-from ..engine.average import warmed_up_average
-from ..engine.optimization import OptimizerConfig, build_engine, load_checkpoint, save_checkpoint
+from ..engine.average import Average
+from ..engine.log import MetricsLog
+from ..engine.optimization import OptimizerConfig, build_engine
+from ..engine.run import Run
+from ..engine.seeds import generator
 from ..errors import UserError
 from ..latents.latent_set import LatentSet
-from ..progress import progress_bar
 from ..storage import save_tensors, write_text
 from .process import DiffusionProcess, FlowMatching
 from .transformer import DiT, DiTConfig, build_dit
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ORDER, NOISE = range(2)
+"""What random numbers are for; see `engine/seeds.py`."""
 LOSS_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm")
 """Columns of `loss.csv`; steps count from 1, the loss is the mean over the batch of all ranks."""
 
@@ -129,13 +130,13 @@ def draw(config: DiTTrainConfig, seed: int, step: int, clips: int, latent_shape:
     batch = config.batch_size
     positions = range(step * batch, (step + 1) * batch)
     epochs = range(positions[0] // clips, positions[-1] // clips + 1)
-    order = {epoch: torch.randperm(clips, generator=_generator(seed, 0, epoch)) for epoch in epochs}
-    generator = _generator(seed, 1, step)
+    order = {epoch: torch.randperm(clips, generator=generator(seed, ORDER, epoch)) for epoch in epochs}
+    draws = generator(seed, NOISE, step)
     return Draw(
         clips=torch.stack([order[position // clips][position % clips] for position in positions]),
-        t=config.diffusion.sample_t(batch, generator),
-        without_text=torch.rand(batch, generator=generator) < config.text_dropout,
-        noise=torch.randn(batch, *latent_shape, generator=generator),
+        t=config.diffusion.sample_t(batch, draws),
+        without_text=torch.rand(batch, generator=draws) < config.text_dropout,
+        noise=torch.randn(batch, *latent_shape, generator=draws),
     )
 
 
@@ -156,12 +157,13 @@ def train_dit(
 
     Raises:
         UserError: `out` holds another training, the loss is not finite, or sizes do not fit.
+        SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    return _Training(config, latents, out, seed=seed, device=device, text=text).run(on_checkpoint)
+    return TransformerTrainer(config, latents, out, seed=seed, device=device, text=text).train(on_checkpoint)
 
 
-class _Training:
-    """One run: the engine, the averaged weights, and where they are."""
+class TransformerTrainer:
+    """One run: the latents and the transformer that is trained on them."""
 
     def __init__(
         self,
@@ -187,35 +189,31 @@ class _Training:
         model_config = config.model(self.shape, *(text.states.shape[1:] if text is not None else ()))
         module = build_dit(model_config, seed)
         # Before the engine wraps the module: its hooks are not to be copied.
-        self.average = AveragedModel(module, device, multi_avg_fn=warmed_up_average(config.ema_decay))
-        self.average.requires_grad_(False).eval()
-        self.engine = build_engine(
+        average = Average(module, config.ema_decay, device)
+        engine = build_engine(
             module,
             config.optimizer,
             max_steps=config.max_steps,
             micro_batch_size=self.micro_batch,
             device=device,
         )
+        self.average = average
+        self.run = Run(
+            out / "checkpoints",
+            {"transformer": engine},
+            config.max_steps,
+            clip_norm=config.optimizer.clip_norm,
+            average=average,
+        )
         self.identity = _identity(config, seed, self.data)
-        self.step = self._resume()
+        self._resume()
 
-    def run(self, on_checkpoint: Callable[[int, DiT], None] | None) -> DiT:
-        config = self.config
-        loss_log = _LossLog(self.out / "loss.csv", self.step) if distributed.rank() == 0 else None
-        if on_checkpoint is not None:
-            self._evaluate(on_checkpoint)
-        with progress_bar(config.max_steps, "training transformer", "step", initial=self.step) as bar:
-            while self.step < config.max_steps:
-                row = self._train_step()
-                if loss_log is not None:
-                    loss_log.append(row)
-                bar.set_postfix(loss=f"{row[1]:.4f}", refresh=False)
-                bar.update()
-                evaluate = on_checkpoint is not None and self.step in config.evaluation_steps
-                if evaluate or self.step % config.checkpoint_interval == 0 or self.step == config.max_steps:
-                    self._save()
-                if on_checkpoint is not None and evaluate:
-                    self._evaluate(on_checkpoint)
+    def train(self, on_checkpoint: Callable[[int, DiT], None] | None) -> DiT:
+        """Take the steps that are left; returns the averaged weights."""
+        self.on_checkpoint = on_checkpoint
+        with MetricsLog(self.out / "loss.csv", LOSS_COLUMNS, self.run.step) as self.log:
+            self.run.loop("training transformer", self._take_step, save=self._save, due=self._checkpoint_due)
+            self._evaluate()
         if distributed.rank() == 0:
             save_dit(self.model, self.out)
         distributed.barrier()
@@ -228,94 +226,71 @@ class _Training:
         assert isinstance(module, DiT)
         return module
 
-    def _train_step(self) -> tuple[int, float, float, float]:
-        """One optimiser step; returns a row of `loss.csv`."""
-        step_draw = draw(self.config, self.seed, self.step, len(self.data), self.shape)
-        learning_rate = self.engine.get_lr()[0]
-        total = torch.zeros((), device=self.device)
+    def _take_step(self) -> Mapping[str, float]:
+        """Evaluate what the last step left, if that is due, and take the next one; returns what the bar shows."""
+        self._evaluate()
+        step_draw = draw(self.config, self.seed, self.run.step, len(self.data), self.shape)
+        learning_rate = self.run.engines["transformer"].get_lr()[0]
         parts = self.config.optimizer.accumulation_steps
+        losses = []
         for part in range(parts):
             start = (distributed.rank() * parts + part) * self.micro_batch
             loss = self._loss(step_draw, slice(start, start + self.micro_batch))
-            self.engine.backward(loss)
-            total += loss.detach() / parts
-            if part + 1 == parts:
-                norm = self._gradient_norm()
-                self._check_finite(total + norm)
-            self.engine.step()
-        self.step += 1
-        self.average.update_parameters(self.engine.module)
-        return self.step, distributed.mean_over_ranks(total).item(), learning_rate, norm.item()
+            self.run.backward("transformer", loss, last=part + 1 == parts)
+            losses.append(loss.detach())
+        outcome = self.run.take_step(losses, {"loss": torch.stack(losses).mean()})
+        step = self.run.step + 1
+        if not outcome.finite:
+            raise UserError(
+                f"the transformer's loss or gradient is not finite at step {step}; lower the lr "
+                f"(optimizer.lr, {self.config.optimizer.lr:g}) and start again in another folder"
+            )
+        row = {"loss": outcome.measured["loss"], "learning_rate": learning_rate, "gradient_norm": outcome.norms[0]}
+        self.log.write(step, row)
+        return outcome.measured
 
     def _loss(self, step_draw: Draw, part: slice) -> Tensor:
         clips, t, noise = step_draw.clips[part], step_draw.t[part], step_draw.noise[part]
         condition: tuple[Tensor, ...] = ()
         if self.text is not None:
             dropped = step_draw.without_text[part, None, None]
-            condition = (torch.where(dropped, self.text.empty, self.text[clips]).to(self.device),)
-        x0, noise, t = (value.to(self.device) for value in (self.data[clips], noise, t))
-        return self.config.diffusion.loss(lambda x, t: self.engine(x, t, *condition), x0, noise, t).mean()
+            states = torch.where(dropped, self.text.empty, self.text[clips])
+            condition = (states.to(self.device, non_blocking=True),)
+        x0, noise, t = (value.to(self.device, non_blocking=True) for value in (self.data[clips], noise, t))
+        engine = self.run.engines["transformer"]
+        return self.config.diffusion.loss(lambda x, t: engine(x, t, *condition), x0, noise, t).mean()
 
-    def _gradient_norm(self) -> Tensor:
-        """Length of the gradient before clipping."""
-        gradients = (parameter.grad for parameter in self.engine.module.parameters())
-        return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    def _checkpoint_due(self, step: int) -> bool:
+        evaluate = self.on_checkpoint is not None and step in self.config.evaluation_steps
+        return evaluate or step % self.config.checkpoint_interval == 0 or step == self.config.max_steps
 
-    def _check_finite(self, value: Tensor) -> None:
-        """Ends the run on all ranks together, before the weights take harm."""
-        if distributed.any_rank(not bool(value.isfinite()), self.device):
-            raise UserError(
-                f"the transformer's loss or gradient is not finite at step {self.step + 1}; lower the lr "
-                f"(optimizer.lr, {self.config.optimizer.lr:g}) and start again in another folder"
-            )
-
-    def _evaluate(self, on_checkpoint: Callable[[int, DiT], None]) -> None:
-        """Hand out the averaged weights, unless that was done for this step before an interruption."""
+    def _evaluate(self) -> None:
+        """Hand out the averaged weights if that is due and was not done before an interruption."""
+        step = self.run.step
+        if self.on_checkpoint is None or step not in self.config.evaluation_steps:
+            return
         path = self.out / "evaluated.json"
         done: list[int] = json.loads(path.read_text()) if path.exists() else []
         distributed.barrier()  # every rank has read it
-        if self.step in done or self.step not in self.config.evaluation_steps:
+        if step in done:
             return
-        on_checkpoint(self.step, self.model)
+        self.on_checkpoint(step, self.model)
         distributed.barrier()  # no rank may need the evaluation again
         if distributed.rank() == 0:
-            write_text(path, json.dumps([*done, self.step]))
+            write_text(path, json.dumps([*done, step]))
         distributed.barrier()
 
     def _save(self) -> None:
-        state = {"identity": self.identity, "average": self.average.state_dict()}
-        save_checkpoint(self.engine, self.out / "checkpoints", self.step, state)
+        self.run.save(identity=self.identity)
 
-    def _resume(self) -> int:
-        """Restore the newest checkpoint, if there is one; returns the steps done."""
-        state = load_checkpoint(self.engine, self.out / "checkpoints")
-        if state is None:
-            return 0
-        if state["identity"] != self.identity:
+    def _resume(self) -> None:
+        """Restore the newest checkpoint, if there is one."""
+        state = self.run.resume()
+        if state is not None and state["identity"] != self.identity:
             raise UserError(
                 f"{self.out} holds a training with other latents, seed or configuration; "
                 "delete it or choose another folder"
             )
-        self.average.load_state_dict(state["average"])
-        return int(state["step"])
-
-
-class _LossLog:
-    """Append-only CSV of LOSS_COLUMNS; rows past the checkpoint that is continued from are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        rows: Iterable[Sequence[Any]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                complete = [row for row in csv.reader(file) if len(row) == len(LOSS_COLUMNS)]
-            rows = [row for row in complete[1:] if int(row[0]) <= step]
-        lines = [",".join(map(str, row)) for row in (LOSS_COLUMNS, *rows)]
-        write_text(path, "\n".join(lines) + "\n")
-
-    def append(self, row: Sequence[float]) -> None:
-        with self._path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
 
 
 def save_dit(model: DiT, folder: Path) -> None:
@@ -347,8 +322,3 @@ def _identity(config: DiTTrainConfig, seed: int, data: Tensor) -> str:
         irrelevant |= {"max_steps"}  # a finished training may go on
     digest = hashlib.sha256(data.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     return fingerprint(config.model_dump(mode="json", exclude=irrelevant), seed, list(data.shape), digest)
-
-
-def _generator(*entropy: int) -> torch.Generator:
-    """A CPU generator whose seed mixes all the numbers."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))

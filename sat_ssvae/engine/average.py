@@ -1,22 +1,48 @@
 """Exponential moving average of weights: what is evaluated and kept, while the raw weights train on.
 
-average = AveragedModel(model, multi_avg_fn=warmed_up_average(0.999))
+average = Average(model, 0.999, device)
+optimizer.step(); average.update()
 """
 
-from collections.abc import Callable
+import copy
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def warmed_up_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average over about a tenth of the steps so far, until `decay` limits it.
+class Average:
+    """An average over about a tenth of the steps so far, until `decay` limits it; the first step's weights start it.
 
-    The initial weights would otherwise stay in it for 1 / (1 - decay) steps, most of a short training.
+    With the whole `decay` from the start, initial weights would stay in it for 1 / (1 - decay) steps, most of a short
+    training. Not `torch.optim.swa_utils.AveragedModel`: that counts steps on the device and reads the count each step.
+
+    Args:
+        source: whose weights are averaged; not yet wrapped by an engine, whose hooks are not to be copied.
+        decay: EMA decay per step, 0 to 1.
+        device: where the average is kept.
     """
 
-    def update(averaged: Any, current: Any, num_averaged: Any) -> None:
-        count = float(num_averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, num_averaged)
+    def __init__(self, source: nn.Module, decay: float, device: torch.device) -> None:
+        self._source, self.decay, self.steps = source, decay, 0
+        self.module = copy.deepcopy(source).to(device).requires_grad_(False).eval()
 
-    return update
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the source's weights after a step; buffers are copied."""
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        averaged, current = list(self.module.parameters()), list(self._source.parameters())
+        get_ema_multi_avg_fn(keep)(averaged, current, self.steps)
+        for mine, its in zip(self.module.buffers(), self._source.buffers(), strict=True):
+            mine.copy_(its)
+        self.steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"steps": self.steps, "weights": self.module.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.steps = state["steps"]
+        self.module.load_state_dict(state["weights"])

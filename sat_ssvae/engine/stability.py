@@ -1,32 +1,37 @@
-"""No rank alone: a step is taken by all ranks or by none, and a stop reaches all of them at once.
+"""No rank acts alone: a step is taken by all ranks or by none, and a request to stop reaches all of them at once."""
 
-with StopRequest() as stop:
-verdict = vote(bad_loss=..., bad_gradient=..., stop=stop.requested, device=device)
-if verdict.finite: engine.step()
-else: discard_gradients(engine)
-"""
-
-import logging
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .. import distributed
 
-logger = logging.getLogger(__name__)
+STDERR = 2
 
 
-class Verdict(NamedTuple):
-    """What at least one rank reported."""
+class Outcome(NamedTuple):
+    """What the ranks agreed on at the end of a step, and what they measured in it."""
 
     bad_loss: bool
+    """A loss is infinite or NaN on at least one rank."""
     bad_gradient: bool
+    """A gradient is."""
     stop: bool
+    """At least one rank was asked to stop."""
+    norms: list[float]
+    """Norm of each engine's gradients, before clipping."""
+    measured: dict[str, float]
+    """Means over the ranks."""
+
+    overflow: bool = False
+    """float16's gradients overflowed, which the next step's smaller loss scale may cure."""
 
     @property
     def finite(self) -> bool:
@@ -34,13 +39,42 @@ class Verdict(NamedTuple):
         return not (self.bad_loss or self.bad_gradient)
 
 
-def vote(*, bad_loss: bool, bad_gradient: bool, stop: bool, device: torch.device) -> Verdict:
-    """Each flag, if any rank set it; every rank must call it."""
-    if distributed.world_size() == 1:
-        return Verdict(bad_loss, bad_gradient, stop)
-    flags = torch.tensor([bad_loss, bad_gradient, stop], dtype=torch.int32, device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return Verdict(*(bool(flag) for flag in flags.tolist()))
+class Vote:
+    """One sum over the ranks, which stays on the device until `outcome` reads all of it in a single transfer.
+
+    Every rank must make it.
+
+    Args:
+        losses: this rank's losses, scalars.
+        squared_norms: this rank's shares of the engines' squared gradient norms, scalars.
+        measured: scalars for the log.
+        stop: whether this rank was asked to stop.
+    """
+
+    FLAGS = 3
+
+    def __init__(
+        self, losses: Sequence[Tensor], squared_norms: Sequence[Tensor], measured: Mapping[str, Tensor], stop: bool
+    ) -> None:
+        self._names, self._engines = list(measured), len(squared_norms)
+        shares = torch.stack([share.double() for share in squared_norms])
+        flags = [
+            (~torch.stack([loss.detach() for loss in losses]).isfinite()).any(),
+            (~shares.isfinite()).any(),
+            torch.full_like(shares[0], stop),
+        ]
+        values = [value.detach().double() / distributed.world_size() for value in measured.values()]
+        ballot = torch.cat([torch.stack([flag.double() for flag in flags]), shares, *(value[None] for value in values)])
+        self._sums = distributed.sum_over_ranks(ballot)
+        self.norms = self._sums[self.FLAGS : self.FLAGS + self._engines].sqrt()
+        """Norm of each engine's gradients, float64 on the device."""
+
+    def outcome(self) -> Outcome:
+        """Wait for the device and read the result, alike on all ranks."""
+        bad_loss, bad_gradient, stop, *rest = self._sums.tolist()
+        norms = [value**0.5 for value in rest[: self._engines]]
+        measured = dict(zip(self._names, rest[self._engines :], strict=True))
+        return Outcome(bad_loss > 0, bad_gradient > 0, stop > 0, norms, measured)
 
 
 def held_gradients(engine: Any) -> list[Tensor]:
@@ -51,18 +85,25 @@ def held_gradients(engine: Any) -> list[Tensor]:
     return [gradient for partition in partitions.values() if partition is not None for gradient in partition]
 
 
-def gradient_norm(engine: Any) -> Tensor:
-    """Norm of the gradients that this rank holds; NaN or infinite if any of them is."""
-    return torch.nn.utils.get_total_norm(held_gradients(engine))
+def squared_norm_share(engine: Any) -> Tensor:
+    """This rank's share of the engine's squared gradient norm, a scalar; NaN or infinite if one of its gradients is."""
+    norm = torch.nn.utils.get_total_norm(held_gradients(engine)).double()
+    return norm.square() if engine.zero_optimization() else norm.square() / distributed.world_size()
+
+
+def scale_gradients(engine: Any, factor: Tensor | float) -> None:
+    """Multiply the gradients that this rank holds."""
+    for gradient in held_gradients(engine):
+        gradient.mul_(factor)
 
 
 def discard_gradients(engine: Any) -> None:
-    """Forget the accumulated gradients, so that the next step begins anew; weights and schedule stay as they are."""
+    """Forget the accumulated gradients, so that the next step starts without them; weights and schedule stay."""
     if not engine.zero_optimization():
         engine.zero_grad()
         return
-    # ZeRO clears its buffers in a step alone: one that it does not take, because it is told to look at the gradients.
-    # Most versions would take it in float32 without looking, and keep `overflow` until they look again.
+    # ZeRO clears its buffers only in a step, and it skips a step only if it is told to look for overflows and finds
+    # one. It keeps `overflow` until it looks again.
     zero = engine.optimizer
     looks = zero.check_grad_overflow
     for gradient in held_gradients(engine):
@@ -80,27 +121,21 @@ class LossScale:
 
     SMALLEST = 2.0**-14
 
-    def __init__(self, enabled: bool, patience: int = 2000) -> None:
+    def __init__(self, enabled: bool = False, patience: int = 2000) -> None:
         self.enabled = enabled
         self.patience = patience
         self.scale = 2.0**16 if enabled else 1.0
         self.good_steps = 0
 
-    def unscale(self, engine: Any) -> None:
-        """Divide the gradients that this rank holds by the scale."""
-        if self.enabled:
-            for gradient in held_gradients(engine):
-                gradient.div_(self.scale)
-
-    def update(self, verdict: Verdict) -> bool:
-        """Adapt to a step's verdict; True if it was a mere overflow, which a smaller scale may cure."""
+    def update(self, outcome: Outcome) -> bool:
+        """Adapt to a step's outcome; True if it was a mere overflow, which a smaller scale may cure."""
         if not self.enabled:
             return False
-        overflow = verdict.bad_gradient and not verdict.bad_loss and self.scale > self.SMALLEST
+        overflow = outcome.bad_gradient and not outcome.bad_loss and self.scale > self.SMALLEST
         if overflow:
             self.scale /= 2
             self.good_steps = 0
-        elif verdict.finite:
+        elif outcome.finite:
             self.good_steps += 1
             if self.good_steps % self.patience == 0:
                 self.scale *= 2
@@ -116,7 +151,7 @@ class LossScale:
 
 
 class StopRequest:
-    """SIGTERM, as spot machines and schedulers send it, noted for the end of the step instead of ending the process.
+    """Notes SIGTERM, as spot machines and schedulers send it, for the end of the step; the process goes on until then.
 
     Outside the main thread, where signals cannot be caught, it never requests anything.
     """
@@ -135,4 +170,8 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.requested and distributed.rank() == 0:
+            # Not through logging: the signal may have come in the middle of a write to the same stream.
+            with contextlib.suppress(OSError):
+                os.write(STDERR, b"\nSIGTERM: saving after this step\n")
         self.requested = True

@@ -10,6 +10,8 @@ of positions within local windows. The loss is relu(threshold - R): the publishe
 Works on any `b c t h w` latents; for an image autoencoder, t = 1.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -80,10 +82,10 @@ def _mean_window_correlation(vectors: Tensor, window: tuple[int, int, int], tili
     For vectors u_i in a window of N:  sum over ordered pairs i != j of <u_i, u_j> = |sum_i u_i|^2 - sum_i |u_i|^2,
     so the cost is linear in the number of positions.
     """
-    if vectors.shape[2] == 0:
-        return None
     size = vectors.shape[2:]
     kernel = [min(extent, available) for extent, available in zip(window, size, strict=True)]
+    if math.prod(kernel) < 2:  # no frames, or windows of one position
+        return None
     stride = kernel if tiling == "tiled" else [1, 1, 1]
 
     def window_sums(x: Tensor) -> Tensor:
@@ -93,8 +95,16 @@ def _mean_window_correlation(vectors: Tensor, window: tuple[int, int, int], tili
     pairs = positions * (positions - 1)
     squares = window_sums(vectors.square().sum(dim=1, keepdim=True))
     products = window_sums(vectors).square().sum(dim=1, keepdim=True) - squares
-    has_pairs = pairs > 0
-    if not has_pairs.any():
-        return None
-    per_window = torch.where(has_pairs, products / pairs.clamp_min(1), 0)
-    return per_window.sum() / (has_pairs.sum() * len(vectors))
+    per_window = torch.where(pairs > 0, products / pairs.clamp_min(1), 0)
+    return per_window.sum() / (_windows_with_pairs(size, kernel, tiling) * len(vectors))
+
+
+def _windows_with_pairs(size: Sequence[int], kernel: Sequence[int], tiling: Tiling) -> int:
+    """Windows of at least two positions; counted from sizes, so that the device is not waited for."""
+    windows, of_one_position = 1, 1
+    for available, extent in zip(size, kernel, strict=True):
+        whole = available // extent if tiling == "tiled" else available - extent + 1
+        cut = available % extent if tiling == "tiled" else 0  # positions of the incomplete window at the far border
+        windows *= whole + (cut > 0)
+        of_one_position *= (whole if extent == 1 else 0) + (cut == 1)
+    return windows - of_one_position

@@ -72,7 +72,7 @@ def draw_mask(
 
 def apply_mask(latents: Tensor, mask: Tensor, token: Tensor) -> Tensor:
     """Replace masked elements of `b c t h w` latents by the mask token (1, c, 1, 1, 1)."""
-    return torch.where(mask.to(latents.device), token.to(latents.dtype), latents)
+    return torch.where(mask.to(latents.device, non_blocking=True), token.to(latents.dtype), latents)
 
 
 def _draw_units(ratios: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

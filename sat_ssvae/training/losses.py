@@ -210,7 +210,7 @@ class Objective(nn.Module):
         with self._autocast(video):
             for_decoder, for_lcr, for_kl = self._encode(video)
             posterior = Posterior.from_moments(for_decoder)
-            eps = torch.randn(posterior.mean.shape, generator=generator).to(video.device)
+            eps = torch.randn(posterior.mean.shape, generator=generator).to(video.device, non_blocking=True)
             latents = self._mask(posterior.mean + posterior.std * eps, generator)
             if critic is None:
                 reconstruction, adversarial = self.vae.decode(latents), video.new_zeros(())

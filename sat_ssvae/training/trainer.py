@@ -2,38 +2,36 @@
 
     sat-ssvae train --config ssvae_demo.yaml --name my_vae data.path=shards/train lcr_weight=0.05
 
-A run is a folder: config.json, train.csv (one row a logged step), metrics.jsonl (the same and timings), checkpoints/
+A step: encode a batch of videos to posteriors, sample latents, hide a part of them (LMR, `spectral/masking.py`),
+decode, and lower the reconstruction error, the KL divergence and the lack of local correlation of the posteriors' means
+(LCR, `spectral/correlation.py`); `losses.py` adds these up. Later discriminators may join (`discriminator.py`).
+
+A run is a folder: config.json, train.csv (one row per logged step), metrics.jsonl (the same and timings), checkpoints/
 while it runs, latest.pth (the weights alone, for a next stage), vae/ (see `vae/checkpoint.py`) when it is done. Started
-again, it continues where it was and takes the same steps that it would have taken without the interruption: batches,
-posterior samples and masks are functions of seed, rank and step.
+again, it continues where it was and takes the same steps as without the interruption: batches, posterior samples and
+masks are functions of seed, rank and step.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from .. import distributed
 from ..data.shards import Batch, training_batches
 from ..data.skips import Skip, SkipLog
 from ..data.video_io import to_unit_range
-from ..engine.average import warmed_up_average
+from ..engine.average import Average
+from ..engine.checkpoints import complete_steps, save_weights
 from ..engine.log import JsonLog, MetricsLog
-from ..engine.optimization import (
-    build_engine,
-    complete_steps,
-    load_checkpoint,
-    load_other,
-    save_checkpoint,
-    save_weights,
-)
-from ..engine.stability import LossScale, StopRequest, Verdict, discard_gradients, gradient_norm, vote
+from ..engine.optimization import build_engine
+from ..engine.run import Run
+from ..engine.seeds import generator, seeded
+from ..engine.stability import LossScale, Outcome
 from ..errors import UserError
-from ..progress import progress_bar
 from ..storage import sync
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_loss
@@ -45,8 +43,8 @@ from .timer import Timer
 
 logger = logging.getLogger(__name__)
 
-TERMINATED = 143
-"""Exit status after SIGTERM, as shells have it."""
+INITIAL_WEIGHTS, CRITIC_WEIGHTS, STEP = range(3)
+"""What random numbers are for; see `engine/seeds.py`."""
 LATEST = "latest.pth"
 
 
@@ -55,12 +53,12 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
 
     Args:
         config: the run.
-        output: the run's folder; a run that was interrupted in it is continued.
+        output: the run's folder; an interrupted run in it is continued.
         device: where to train; with a launcher, this rank's device.
 
     Raises:
         UserError: unusable data or weights, a folder that holds another run or one that is being trained, a loss that
-            stays infinite or NaN, or another rank that is no more.
+            stays infinite or NaN, or another rank that died.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     try:
@@ -68,7 +66,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
             if distributed.any_rank((output / "done").exists(), device):
                 logger.info("%s is finished", output)
             else:
-                _Training(config, output, device).run()
+                AutoencoderTrainer(config, output, device).train()
     except RuntimeError as error:
         if not distributed.lost_rank(error):
             raise
@@ -79,246 +77,212 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
     return output / "vae"
 
 
-class _Training:
-    """One run: the engines, what goes with them into a checkpoint, and where it is."""
+class AutoencoderTrainer:
+    """One run: the autoencoder, the discriminators once they have joined, and the logs."""
 
     def __init__(self, config: TrainConfig, output: Path, device: torch.device) -> None:
         self.config, self.output, self.device = config, output, device
-        torch.manual_seed(config.seed)
-        vae = _initial_autoencoder(config, output)
+        with seeded(config.seed, INITIAL_WEIGHTS):
+            vae = _initial_autoencoder(config, output)
         # LCR has nothing to act on in a frozen encoder.
         objective_config = config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config
         self.objective = Objective(vae, objective_config)
         # Before the engine wraps the module: its hooks are not to be copied.
-        average_of = warmed_up_average(config.ema_decay)
-        self.average = AveragedModel(vae, device, multi_avg_fn=average_of) if config.ema_decay else None
-        self.engine = build_engine(
+        average = Average(vae, config.ema_decay, device) if config.ema_decay else None
+        engine = build_engine(
             self.objective,
             config.optimizer.model_copy(update={"lr": config.lr}),
             max_steps=config.max_steps,
             micro_batch_size=config.batch_size,
             device=device,
         )
-        self.critic: Any = None
-        self.loss_scale = LossScale(config.precision == "float16")
+        self.run = Run(
+            output / "checkpoints",
+            {"autoencoder": engine},
+            config.max_steps,
+            clip_norm=config.optimizer.clip_norm,
+            average=average,
+            loss_scale=LossScale(config.precision == "float16"),
+            keep=config.keep_checkpoints,
+            milestone_every=config.milestone_every,
+        )
+        self.critic: Discriminator | None = None
         self.skipped = self.skipped_in_a_row = 0
-        self.step = self._resume()
+        self._resume()
 
     @property
     def vae(self) -> SSVAE:
         """The autoencoder that the run hands over: the averaged weights where there is an average."""
-        vae = self.objective.vae if self.average is None else self.average.module
+        vae = self.objective.vae if self.run.average is None else self.run.average.module
         assert isinstance(vae, SSVAE)
         return vae
 
-    def run(self) -> None:
+    def train(self) -> None:
+        """Take the steps that are left, and save the autoencoder."""
+        config, start = self.config, self.run.step
+        self.skips = SkipLog(self.output / "skipped.jsonl", max_share=config.data.max_skip_share)
+        self.batches = Timer(self._batches())
+        self.columns = ["lr", *_loss_names(config), "lcr_weight"]
+        for engine in self.run.engines.values():
+            engine.train()
+        with contextlib.ExitStack() as opened:
+            self.log = opened.enter_context(MetricsLog(self.output / "train.csv", ["step", *self.columns], start))
+            self.details = opened.enter_context(JsonLog(self.output / "metrics.jsonl", start))
+            self.monitor = self._monitor(opened)
+            description = f"training {self.output.name}"
+            self.run.loop(description, self._take_step, save=self._save, due=self._checkpoint_due)
+            self._finish()  # before a logger waits for its server
+
+    def _batches(self) -> Iterator[Batch]:
         config = self.config
-        skips = SkipLog(self.output / "skipped.jsonl", max_share=config.data.max_skip_share)
-        batches = training_batches(
+        return training_batches(
             config.data,
             batch_size=config.batch_size,
             seed=config.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            start_batch=self.step * config.optimizer.accumulation_steps,
-            skips=skips,
+            start_batch=self.run.step * config.optimizer.accumulation_steps,
+            skips=self.skips,
         )
-        log = MetricsLog(self.output / "train.csv", ["step", "lr", *_loss_names(config), "lcr_weight"], self.step)
-        details = JsonLog(self.output / "metrics.jsonl", self.step)
-        bar = progress_bar(config.max_steps, f"training {self.output.name}", "step", initial=self.step)
-        self.engine.train()
-        with contextlib.ExitStack() as opened:
-            for resource in (bar, log, details):
-                opened.enter_context(resource)
-            stop = opened.enter_context(StopRequest())
-            monitor = self._monitor(opened)
-            timer = Timer(batches)
-            while self.step < config.max_steps:
-                terms, verdict, extra = self._step(timer, skips, stop)
-                self.step += 1
-                if self.step % config.log_every == 0 or self.step == config.max_steps:
-                    row = self._log_row(terms)
-                    log.write(self.step, row)
-                    measured = {**row, **extra, **timer.lap(), "skipped_steps": self.skipped}
-                    details.write(self.step, measured)
-                    if monitor is not None:
-                        monitor.scalars(self.step, measured)
-                    bar.set_postfix(loss=f"{row['total']:.4g}", error=f"{row['error']:.4f}")
-                bar.update()
-                if monitor is not None and config.monitor.every and self.step % config.monitor.every == 0:
-                    monitor.look(self.step, self.vae)
-                due = self.step % config.checkpoint_every == 0
-                if (due or verdict.stop) and self.step < config.max_steps:
-                    self._save()
-                if verdict.stop and self.step < config.max_steps:
-                    logger.info("SIGTERM: saved step %d; the same command continues from there", self.step)
-                    raise SystemExit(TERMINATED)
-            self._finish()  # before a board waits for its server
 
     def _monitor(self, opened: contextlib.ExitStack) -> Monitor | None:
-        """The first rank's, if it has anything to look at."""
+        """The first rank's, if it has anything to show."""
         config = self.config
         if distributed.rank() != 0 or not config.monitor.active:
             return None
-        place = self.output, config.precision, self.device, self.step
+        place = self.output, config.precision, self.device, self.run.step
         monitor = Monitor(config.monitor, config.data, *place, config.model_dump(mode="json"))
         opened.callback(monitor.close)
         return monitor
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def _step(
-        self, batches: Iterator[Batch], skips: SkipLog, stop: StopRequest
-    ) -> tuple[torch.Tensor, Verdict, dict[str, float]]:
-        """One optimiser step, or none on any rank if a loss or gradient is infinite or NaN on one of them.
+    def _take_step(self) -> Mapping[str, float]:
+        """One step of autoencoder and discriminators, logged and evaluated; returns what the progress bar shows."""
+        self._prepare_critic(self.run.step)
+        batches = [next(self.batches) for _ in range(self.config.optimizer.accumulation_steps)]
+        parts = [self._backward(batch, micro) for micro, batch in enumerate(batches)]
+        losses, terms = zip(*parts, strict=True)
+        measured = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+        outcome = self.run.take_step(losses, measured)
+        if outcome.finite:
+            self.skipped_in_a_row = 0
+        elif not outcome.overflow:
+            self._count_skip(outcome, batches, losses)
+        step = self.run.step + 1
+        self._log(step, outcome)
+        if self.monitor is not None and self.config.monitor.every and step % self.config.monitor.every == 0:
+            self.monitor.look(step, self.vae)
+        return {"loss": outcome.measured["total"], "error": outcome.measured["error"]}
 
-        Returns:
-            The means of `_terms` over the micro-batches, the verdict, and what else is worth a line in the log: numbers
-            of the whole step, alike on all ranks.
-        """
-        config, step = self.config, self.step
-        self._prepare_critic(step)
-        bad: list[str] = []
-        keys: list[str] = []
-        terms: list[torch.Tensor] = []
-        critic_terms: list[torch.Tensor] = []
-        accumulation = config.optimizer.accumulation_steps
-        for micro in range(accumulation):
-            batch = next(batches)
-            for engine in self._engines():
-                engine.set_gradient_accumulation_boundary(micro == accumulation - 1)
-            losses, critic_total = self._backward(to_unit_range(batch.video.to(self.device)), step, micro)
-            finite = bool(losses.total.isfinite()) and (critic_total is None or bool(critic_total.isfinite()))
-            bad += [] if finite else batch.keys
-            keys += batch.keys
-            terms.append(self._terms(losses))
-            if critic_total is not None:
-                critic_terms.append(torch.stack([critic_total, self.objective.applied_adversarial_weight]))
-        norms = []
-        for engine in self._engines():
-            self.loss_scale.unscale(engine)
-            norms.append(gradient_norm(engine))
-        bad_gradient = not all(bool(norm.isfinite()) for norm in norms)
-        verdict = vote(bad_loss=bool(bad), bad_gradient=bad_gradient, stop=stop.requested, device=self.device)
-        overflow = self.loss_scale.update(verdict)
-        if verdict.finite:
-            self._take_step()
-        else:
-            for engine in self._engines():
-                discard_gradients(engine)
-            if not overflow:
-                self._count_skip(verdict, bad or ([] if verdict.bad_loss else keys), skips)
-        norm = self.engine.get_global_grad_norm() if self.engine.zero_optimization() else norms[0]
-        details = {"gradient_norm": float(norm), "loss_scale": self.loss_scale.scale}
-        if critic_terms:
-            means = distributed.mean_over_ranks(torch.stack(critic_terms).mean(0)).tolist()
-            details |= zip(("critic", "adversarial_weight"), means, strict=True)
-        return torch.stack(terms).mean(0), verdict, details
-
-    def _backward(self, video: torch.Tensor, step: int, micro: int) -> tuple[Losses, torch.Tensor | None]:
-        """Gradients of a micro-batch; the discriminators' loss where they take part."""
-        scale = self.loss_scale.scale
-        generator = torch.Generator().manual_seed(_step_seed(self.config.seed, distributed.rank(), step, micro))
+    def _backward(self, batch: Batch, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of a micro-batch; returns a scalar that is finite if all losses are, and scalars for the log."""
+        last = micro + 1 == self.config.optimizer.accumulation_steps
+        video = to_unit_range(batch.video.to(self.device, non_blocking=True))
+        draws = generator(self.config.seed, STEP, distributed.rank(), self.run.step, micro)
+        engine = self.run.engines["autoencoder"]
         if self.critic is None:
-            losses: Losses = self.engine(video, generator)
-            self.engine.backward(losses.total * scale if scale != 1 else losses.total)
-            return losses, None
-        # Through its module, not its engine: DeepSpeed would expect a backward pass of the discriminators' own.
-        critic: Discriminator = self.critic.module
-        critic.requires_grad_(False)
-        losses = self.engine(video, generator, critic, self.config.adversarial.weight)
-        critic.requires_grad_(True)
-        self.engine.backward(losses.total * scale)
+            losses: Losses = engine(video, draws)
+            self.run.backward("autoencoder", losses.total, last=last)
+            return losses.total.detach(), self._terms(losses)
+        self.critic.requires_grad_(False)
+        losses = engine(video, draws, self.critic, self.config.adversarial.weight)
+        self.run.backward("autoencoder", losses.total, last=last)
+        self.critic.requires_grad_(True)
         assert self.objective.reconstruction is not None
-        total = critic_loss(critic(video), critic(self.objective.reconstruction))
-        self.critic.backward(total * scale)
-        return losses, total.detach()
+        total = critic_loss(self.critic(video), self.critic(self.objective.reconstruction))
+        self.run.backward("critic", total, last=last)
+        weight = self.objective.applied_adversarial_weight.clone()
+        terms = {**self._terms(losses), "critic": total.detach(), "adversarial_weight": weight}
+        return losses.total.detach() + total.detach(), terms
 
-    def _take_step(self) -> None:
-        for engine in self._engines():
-            engine.step()
-        if self.average is not None:
-            self.average.update_parameters(self.objective.vae)
-        self.skipped_in_a_row = 0
+    def _terms(self, losses: Losses) -> dict[str, Tensor]:
+        """The losses that the run has, and LCR's weight.
 
-    def _count_skip(self, verdict: Verdict, keys: list[str], skips: SkipLog) -> None:
+        Gradient-balanced terms enter the total with the weight that they had in the backward pass.
+        """
+        objective, config = self.objective, self.objective.config
+        weight = objective.applied_lcr_weight.clone()
+        total = losses.total.detach()
+        if config.lcr_weight and config.lcr.weighting == "gradient":
+            total = total + (weight - 1) * losses.lcr
+        if self.critic is not None:
+            total = total + (objective.applied_adversarial_weight - 1) * losses.adversarial
+        named = losses._replace(total=total)._asdict()
+        return {**{name: named[name] for name in _loss_names(self.config)}, "lcr_weight": weight}
+
+    def _count_skip(self, outcome: Outcome, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
         """Note a step that no rank took and the samples that may be why; stop after too many in a row."""
         self.skipped += 1
         self.skipped_in_a_row += 1
-        what = "loss" if verdict.bad_loss else "gradient"
-        for key in keys:
-            skips.filtered(Skip(key, f"infinite or NaN {what}", f"in the batch of step {self.step + 1}"))
-        logger.warning("step %d skipped: the %s is infinite or NaN", self.step + 1, what)
+        what, step = "loss" if outcome.bad_loss else "gradient", self.run.step + 1
+        suspects = batches
+        if outcome.bad_loss:  # perhaps on another rank alone
+            suspects = [batch for batch, loss in zip(batches, losses, strict=True) if not loss.isfinite()]
+        for key in (key for batch in suspects for key in batch.keys):
+            self.skips.filtered(Skip(key, f"infinite or NaN {what}", f"in the batch of step {step}"))
+        logger.warning("step %d skipped: the %s is infinite or NaN", step, what)
         if self.skipped_in_a_row >= self.config.max_skipped_steps:
             latest = self.output / LATEST
             start = f" with resume_from={latest}" if latest.exists() else ""
             raise UserError(
-                f"{self.skipped_in_a_row} steps in a row without a finite {what}, the last one {self.step + 1}: train "
+                f"{self.skipped_in_a_row} steps in a row without a finite {what}, the last one {step}: train "
                 f"under another name{start}; lower lr (to 5e-5) and batch_size (to 4), set optimizer.clip_norm=1, and "
-                f"drop broken or black samples (those of the skipped steps are listed in {skips.path}; "
+                f"drop broken or black samples (those of the skipped steps are listed in {self.skips.path}; "
                 "data.drop_black, data.drop_frozen find more)"
             )
-
-    # --- discriminators -----------------------------------------------------------------------------------------------
-
-    def _engines(self) -> list[Any]:
-        return [self.engine] if self.critic is None else [self.engine, self.critic]
 
     def _prepare_critic(self, step: int) -> None:
         """Build the discriminators when the first step comes that uses them."""
         config, adversarial = self.config, self.config.adversarial
         if self.critic is not None or not adversarial.active_at(step):
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_step_seed(config.seed, 0, 0, -1))
+        with seeded(config.seed, CRITIC_WEIGHTS):
             critic = Discriminator(adversarial, config.precision)
         optimizer = {"lr": adversarial.lr or config.lr, "betas": adversarial.betas}
-        self.critic = build_engine(
+        self.run.engines["critic"] = build_engine(
             critic,
             config.optimizer.model_copy(update=optimizer),
             max_steps=config.max_steps - adversarial.start_step + 1,
             micro_batch_size=config.batch_size,
             device=self.device,
         )
+        # The module, not its engine: DeepSpeed would expect a backward pass of the discriminators' own for each use.
+        self.critic = critic
 
     # --- checkpoints and logs -----------------------------------------------------------------------------------------
 
+    def _log(self, step: int, outcome: Outcome) -> None:
+        """Write a row; `lr` is the learning rate of the step to come."""
+        if step % self.config.log_every and step != self.config.max_steps:
+            return
+        measured = {"lr": self.run.engines["autoencoder"].get_lr()[0], **outcome.measured}
+        row = {name: measured[name] for name in self.columns}
+        self.log.write(step, row)
+        measured |= {"gradient_norm": outcome.norms[0], "loss_scale": self.run.loss_scale.scale}
+        measured |= {**self.batches.lap(), "skipped_steps": self.skipped}
+        self.details.write(step, measured)
+        if self.monitor is not None:
+            self.monitor.scalars(step, measured)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return step % self.config.checkpoint_every == 0 and step < self.config.max_steps
+
     def _save(self) -> None:
         self._sync_logs()  # no row is lost of a step that will not be taken again
-        state: dict[str, Any] = {
-            "skipped": [self.skipped, self.skipped_in_a_row],
-            "loss_scale": self.loss_scale.state(),
-        }
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        save_checkpoint(
-            self.engine,
-            self.output / "checkpoints",
-            self.step,
-            state,
-            others={"critic": self.critic} if self.critic is not None else {},
-            keep=self.config.keep_checkpoints,
-            milestone_every=self.config.milestone_every,
-        )
+        self.run.save(skipped=[self.skipped, self.skipped_in_a_row])
         if distributed.rank() == 0:
             save_weights(self.vae, self.output / LATEST)
 
-    def _resume(self) -> int:
-        """Restore the newest checkpoint, if there is one; returns the steps done."""
-        folder = self.output / "checkpoints"
-        state = load_checkpoint(self.engine, folder)
+    def _resume(self) -> None:
+        """Restore the newest checkpoint, if there is one."""
+        state = self.run.resume()
         if state is None:
-            return 0
-        step = int(state["step"])
-        self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))
-        if "loss_scale" in state:
-            self.loss_scale.restore(state["loss_scale"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self._prepare_critic(step - 1)
+            return
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+        self._prepare_critic(self.run.step - 1)
         if self.critic is not None:
-            load_other(self.critic, folder, step, "critic")
-        return step
+            self.run.restore("critic")
 
     def _finish(self) -> None:
         if distributed.rank() == 0:
@@ -333,27 +297,6 @@ class _Training:
     def _sync_logs(self) -> None:
         if distributed.rank() == 0:
             sync(*self.output.glob("*.csv"), *self.output.glob("*.jsonl"))
-
-    def _terms(self, losses: Losses) -> torch.Tensor:
-        """This rank's numbers for the log, one micro-batch's: the losses that the run has, and LCR's weight.
-
-        Gradient-balanced terms enter the total with the weight that they really had.
-        """
-        objective, config = self.objective, self.objective.config
-        weight = objective.applied_lcr_weight
-        total = losses.total.detach()
-        if config.lcr_weight and config.lcr.weighting == "gradient":
-            total = total + (weight - 1) * losses.lcr
-        if self.critic is not None:
-            total = total + (objective.applied_adversarial_weight - 1) * losses.adversarial
-        named = losses._replace(total=total)._asdict()
-        return torch.stack([*(named[name] for name in _loss_names(self.config)), weight])
-
-    def _log_row(self, terms: torch.Tensor) -> dict[str, float]:
-        """Means of `_terms` over the ranks, and the learning rate of the step to come."""
-        values = distributed.mean_over_ranks(terms).tolist()
-        named = zip([*_loss_names(self.config), "lcr_weight"], values, strict=True)
-        return {"lr": self.engine.get_lr()[0], **dict(named)}
 
 
 def _loss_names(config: TrainConfig) -> list[str]:
@@ -378,11 +321,3 @@ def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
     vae.encoder.requires_grad_(not config.freeze_encoder)
     vae.checkpoint_activations(config.checkpoint_activations)
     return vae
-
-
-def _step_seed(seed: int, rank: int, step: int, micro: int) -> int:
-    """A seed of its own for each rank and micro-batch, so that an interrupted run needs no generator state.
-
-    Python hashes integers alike in every process.
-    """
-    return hash((seed, rank, step, micro)) % 2**63
