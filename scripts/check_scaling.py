@@ -58,7 +58,7 @@ def make_shards(folder: Path) -> None:
     for number in range(4):
         generator = torch.Generator().manual_seed(number)
         write_video(folder / "videos" / f"{number}.mp4", torch.rand(3, 32, 96, 96, generator=generator) * 2 - 1, fps=8)
-    pack(folder / "videos", folder / "shards", PackConfig(workers=1))
+    pack(folder / "videos", folder / "shards", PackConfig(workers=1, captions="none"))
 
 
 def run_rank(case: dict[str, Any]) -> None:

@@ -113,8 +113,8 @@ def test_a_tar_without_meta_is_probed(tmp_path, tiny_video, caplog):
     tar = write_tar(tmp_path / "a.tar", members)
     skips = SkipLog()
     clips = list(fixed_clips(small(tar), stride=100, skips=skips))
-    assert [(clip.key, clip.caption) for clip in clips] == [("a/a", "from json"), ("a/d", "from text")]
-    assert skips.counts == {"not a video": 1, "no video or image": 2, "unsafe name": 1}
+    assert [(clip.key, clip.caption) for clip in clips] == [("a/a", "from json"), ("a/d", "from text"), ("a/e", "")]
+    assert skips.counts == {"not a video": 1, "no video or image": 1, "unsafe name": 1}
     assert "no a.meta.jsonl beside it" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 

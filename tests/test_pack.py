@@ -82,7 +82,7 @@ def test_workers_do_not_change_the_result(tiny_videos, tmp_path):
 @given(side=st.integers(16, 80), max_fps=st.sampled_from([5, 8, 12, 23.9, 24, 50]), seconds=st.floats(0.3, 5))
 def test_scaling_slowing_and_cutting(tiny_videos, tmp_path_factory, side, max_fps, seconds):
     output = tmp_path_factory.mktemp("cut")
-    config = PackConfig(max_short_side=side, max_fps=max_fps, segment_seconds=seconds, workers=1)
+    config = PackConfig(max_short_side=side, max_fps=max_fps, segment_seconds=seconds, workers=1, captions="none")
     video = tiny_videos / "bars3.mp4"
     pack(video, output, config)
     records = records_in(output)
@@ -136,8 +136,13 @@ def test_several_folders_and_files(tiny_videos, tmp_path, capsys):
     assert main(["pack", *map(str, inputs), "--output", str(tmp_path / "out"), "workers=1"]) == 0
     records = records_in(tmp_path / "out")
     assert [record["source"] for record in records] == ["bars0.mp4", "bars0.mp4", "bars1.mp4", "one/bars0.mp4"]
-    assert [record.get("caption") for record in records] == [None, "in the second", None, "in the table"]
-    assert "4 samples in 1 shards; skipped: nothing" in capsys.readouterr().out
+    assert [record.get("caption") for record in records] == [
+        "in the table",
+        "in the second",
+        "coloured bars",
+        "in the table",
+    ]
+    assert "4 samples, 4 with a caption, in 1 shards; skipped: nothing" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"gone: no such file or folder"):
         pack([tmp_path / "one", tmp_path / "gone"], tmp_path / "other", PackConfig())
 
@@ -179,21 +184,20 @@ def test_a_file_that_may_not_be_asked_for_is_a_skip(tiny_videos, tmp_path, monke
 
     monkeypatch.setattr(Path, "is_file", is_file)
     (tmp_path / "clips.csv").write_text(f"path\n{tiny_videos}/bars0.mp4\nsecret.mp4\n")
-    report = pack(tmp_path / "clips.csv", tmp_path / "out", PackConfig(workers=1))
+    report = pack(tmp_path / "clips.csv", tmp_path / "out", PackConfig(workers=1, captions="none"))
     assert report.samples == 1 and report.skipped == {"unreadable file": 1}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "first line must name the columns"),
-        ("file,caption\na.mp4,b\n", "first line must name the columns"),
-        ("path,captions\na.mp4,b\n", "first line must name the columns"),
+        ("", "first line must name a column `path`"),
+        ("place,caption\na.mp4,b\n", "first line must name a column `path`"),
         ("path,start\na.mp4,soon\n", "line 2: start and end must be seconds"),
         ("path,start,end\na.mp4,3,2\n", "line 2: start 3.0 must be at least 0 and below end 2.0"),
         ("path,start\na.mp4,nan\n", "line 2: start nan must be"),
-        ("path,caption\na.mp4,one,two\n", "line 2: expected a path and at most one value per column"),
-        ("path,caption\n,one\n", "line 2: expected a path"),
+        ("path,caption\na.mp4,one,two\n", "line 2: expected at most one value per column"),
+        ("path,caption\n,one\n", "line 2: there is no path"),
         ("path\n\xff.mp4\n", "not a CSV file in UTF-8"),
         ("path\n", "no video or image in it"),
     ],
@@ -242,7 +246,7 @@ def test_images(tmp_path):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "in" / "a.png")
     Image.new("RGB", (200, 100), "blue").save(tmp_path / "in" / "b.jpeg")
     Image.new("RGBA", (30, 30), (0, 0, 0, 0)).save(tmp_path / "in" / "c.webp")
-    pack(tmp_path / "in", tmp_path / "out", PackConfig(max_short_side=50, segment_seconds=2))
+    pack(tmp_path / "in", tmp_path / "out", PackConfig(max_short_side=50, segment_seconds=2, captions="none"))
     samples, records = samples_in(tmp_path / "out"), records_in(tmp_path / "out")
     assert samples[0]["png"] == (tmp_path / "in" / "a.png").read_bytes()
     assert all(sample["jpg"].startswith(b"\xff\xd8") for sample in samples[1:])
@@ -256,7 +260,7 @@ def test_nothing_usable(tmp_path):
         pack(tmp_path / "in", tmp_path / "out", PackConfig())
     (tmp_path / "in" / "a.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"no usable video or image \(1 empty file\), see .*skipped.jsonl"):
-        pack(tmp_path / "in", tmp_path / "out", PackConfig())
+        pack(tmp_path / "in", tmp_path / "out", PackConfig(captions="none"))
     with pytest.raises(UserError, match="no such file or folder"):
         pack(tmp_path / "gone", tmp_path / "out", PackConfig())
 
@@ -265,7 +269,7 @@ def test_an_output_folder_belongs_to_one_pack(tiny_videos, tiny_shards, tmp_path
     with pytest.raises(UserError, match="other inputs or settings"):
         pack(tiny_videos, tiny_shards, PackConfig(samples_per_shard=3))
     with pytest.raises(UserError, match="other inputs or settings"):
-        pack(tiny_videos / "bars0.mp4", tiny_shards, PackConfig(samples_per_shard=2))
+        pack(tiny_videos / "bars1.mp4", tiny_shards, PackConfig(samples_per_shard=2))
     (tmp_path / "foreign.tar").write_bytes(b"")
     with pytest.raises(UserError, match="did not write"):
         pack(tiny_videos, tmp_path, PackConfig())
@@ -296,7 +300,7 @@ from sat_ssvae.errors import UserError
 limit = int(sys.argv[3])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-config = PackConfig(segment_seconds=0.5, samples_per_shard=2, workers=1)
+config = PackConfig(segment_seconds=0.5, samples_per_shard=2, workers=1, captions="none")
 try:
     pack(Path(sys.argv[1]), Path(sys.argv[2]), config)
 except UserError as error:
@@ -325,7 +329,7 @@ def test_a_killed_packer_continues(tiny_videos, tmp_path):
     with (output / "skipped.jsonl").open("a") as listing:
         listing.write('{"source": "cut o')  # what a kill inside a write leaves
     (output / "clips-000009.tar.partial").write_bytes(b"left over")
-    config = PackConfig(segment_seconds=0.5, samples_per_shard=2, workers=1)
+    config = PackConfig(segment_seconds=0.5, samples_per_shard=2, workers=1, captions="none")
     resumed = pack(folder, output, config)
     whole = pack(folder, tmp_path / "whole", config)
     assert contents(output) == contents(tmp_path / "whole")
@@ -347,7 +351,7 @@ def test_a_full_disk_keeps_finished_shards(tiny_videos, tmp_path):
     assert "\n" not in message
     finished = list((tmp_path / "out").glob("*.meta.jsonl"))
     assert 1 <= len(finished) <= 3
-    report = pack(inputs, tmp_path / "out", PackConfig(segment_seconds=0.5, samples_per_shard=2))
+    report = pack(inputs, tmp_path / "out", PackConfig(segment_seconds=0.5, samples_per_shard=2, captions="none"))
     assert report.samples == 7
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 

@@ -288,7 +288,7 @@ def test_images_are_clips_of_one_frame(tmp_path, tiny_videos):
     pack(
         [PackItem(folder / f"{name}.png", name) for name in ("red", "blue")],
         tmp_path / "shards",
-        PackConfig(),
+        PackConfig(captions="none"),
     )
     for path in (tmp_path / "shards", folder):
         clips = list(fixed_clips(small(path, num_frames=1), stride=1))

@@ -44,7 +44,7 @@ def images(tmp_path):
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(folder / f"{number}.png")
-    pack(folder, tmp_path / "image_shards", PackConfig(workers=1))
+    pack(folder, tmp_path / "image_shards", PackConfig(workers=1, captions="none"))
     return tmp_path / "image_shards"
 
 

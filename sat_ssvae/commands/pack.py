@@ -26,4 +26,5 @@ def run(options: argparse.Namespace) -> None:
     inputs = options.inputs[0] if len(options.inputs) == 1 else options.inputs
     report = pack(inputs, options.output, config)
     skipped = ", ".join(f"{count} {cause}" for cause, count in report.skipped.items()) or "nothing"
-    sys.stdout.write(f"{options.output}: {report.samples} samples in {len(report.shards)} shards; skipped: {skipped}\n")
+    samples = f"{report.samples} samples, {report.captions} with a caption, in {len(report.shards)} shards"
+    sys.stdout.write(f"{options.output}: {samples}; skipped: {skipped}\n")

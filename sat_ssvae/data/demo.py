@@ -75,7 +75,9 @@ def prepare_demo(
             (heldout if held else train).append(PackItem(path, name, start=start, end=end))
     if not used:
         raise UserError(f"the demo's clips have at most 720 rows: choose a resolution below {resolution}")
-    config = PackConfig(max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers)
+    config = PackConfig(
+        max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers, captions="none"
+    )
     pack(train, output / "train", config.model_copy(update={"segment_seconds": 6.0}))
     pack(heldout, output / "heldout", config)
     text = output / "ATTRIBUTION.txt"

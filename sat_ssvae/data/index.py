@@ -7,7 +7,7 @@ be used goes to `on_skip` and the chain goes on.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
+from .captions import caption_in
 from .files import VideoError, without_secrets
+from .folders import FolderStore, files_below, media_files
 from .images import IMAGE_SUFFIXES, open_image
 from .remote import Remote, ShardCache, find_remote, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
 from .tars import TarStore
-from .video_io import MAX_FPS, MAX_SECONDS, VIDEO_SUFFIXES, probe
+from .video_io import MAX_FPS, MAX_SECONDS, probe
 
 logger = logging.getLogger(__name__)
 
@@ -52,34 +54,6 @@ class Sample:
         return self.duration == 0
 
 
-@dataclass
-class FolderStore:
-    """A folder of videos and images; keys are paths in it, NAME.txt beside NAME.mp4 is its caption."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The folder's name, which `.` and `..` do not tell."""
-        return (self.path.resolve() if self.path.name in ("", "..") else self.path).name
-
-    def keys(self) -> list[str]:
-        """Paths of the videos and images, sorted."""
-        return sorted(str(path.relative_to(self.path)) for path in media_files(self.path))
-
-    def media(self, key: str) -> tuple[str, Path]:
-        """The suffix and the path of a file."""
-        return Path(key).suffix[1:].lower(), self.path / key
-
-    def caption(self, key: str) -> str:
-        """The text beside the file; empty where there is none."""
-        sidecar = (self.path / key).with_suffix(".txt")
-        return sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
-
-    def forget(self) -> None:
-        """Nothing: a folder needs no index."""
-
-
 Store = TarStore | FolderStore
 
 
@@ -103,13 +77,6 @@ class RecentStores:
             del self._recent[oldest]
             self._stores[oldest].forget()
         return self._stores[number]
-
-
-def media_files(folder: Path) -> Iterator[Path]:
-    """Files below `folder` whose suffix says video or image; hidden ones left out."""
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path
 
 
 def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache | None = None) -> list[Store]:
@@ -143,6 +110,8 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
 
 
 def _expanded(pattern: str) -> list[str]:
+    if Path(pattern).expanduser().exists():  # braces and `::` in a name are no pattern then
+        return [pattern]
     try:
         return list(expand_urls(pattern))
     except ValueError as error:
@@ -150,16 +119,22 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
-    tars = sorted(folder.glob("*.tar"))
-    for meta in sorted(folder.glob(f"*{META_SUFFIX}")):
+    files = sorted(path for path in files_below(folder) if path.name.endswith((".tar", META_SUFFIX)))
+    tars = [path for path in files if path.suffix == ".tar"]
+    for meta in (path for path in files if path.suffix != ".tar"):
         tar = meta.with_name(meta.name.removesuffix(META_SUFFIX) + ".tar")
-        if not tar.is_file():
+        if tar not in tars:
             on_skip(Skip(str(meta), "meta without tar", f"{tar.name} is missing"))
             logger.warning("%s: its shard %s is missing", meta, tar.name)
-    if tars:
-        return [TarStore(tar) for tar in tars]
-    if next(media_files(folder), None) is None:
+    videos = next(media_files(folder), None)
+    if tars and (videos is None or any(tar.parent == folder for tar in tars)):
+        if videos is not None:
+            logger.warning("%s: only its .tar shards are read, not %s and other files beside them", folder, videos)
+        return [TarStore(tar, label=str(tar.relative_to(folder).with_suffix(""))) for tar in tars]
+    if videos is None:
         raise UserError(f"{folder} holds neither .tar shards nor videos")
+    if tars:
+        logger.warning("%s: only its videos are read, not %s and other shards below it", folder, tars[0])
     logger.info("%s: a folder of videos, each is probed now; `sat-ssvae pack` makes shards that start faster", folder)
     return [FolderStore(folder)]
 
@@ -177,7 +152,7 @@ def list_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip) -> 
                 fps=float(record["fps"]),
                 width=int(record["width"]),
                 height=int(record["height"]),
-                caption=str(record.get("caption") or ""),
+                caption=caption_in(record),
             )
         store.forget()  # probing tars without a meta file would gather the indexes of all
 
@@ -203,7 +178,8 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
         if meta is not None:
             logger.warning("%s: no %s beside it, so every sample is probed now", store.path, meta.name)
         try:
-            yield from (({"key": key}, f"{store.name}/{key}") for key in store.keys())  # noqa: SIM118 - a store is no dict
+            for key in store.keys():  # noqa: SIM118 - a store is no dict
+                yield {"key": key, **store.fields(key)}, f"{store.name}/{key}"
         except VideoError as error:
             on_skip(Skip(str(store.path), error.cause, str(error)))
         return
@@ -219,6 +195,15 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
                 on_skip(Skip(place, "broken meta line", "no `key`"))
                 continue
             yield record, place
+
+
+def caption_of(store: Store, record: Mapping[str, Any]) -> str:
+    """The caption that a sample's record has, or else the store; empty where there is none.
+
+    Raises:
+        VideoError: the store cannot be read.
+    """
+    return caption_in(dict(record)) or store.caption(record["key"])
 
 
 def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterator[Record]:

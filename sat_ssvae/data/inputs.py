@@ -3,10 +3,13 @@
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ..errors import UserError
+from .captions import PATH_KEYS, CaptionFinder, Fields, csv_fields, fields_in
+from .folders import files_below
 from .skips import printable
 
 SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".jsonl", ".csv", ".md"})
@@ -14,20 +17,25 @@ SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".jsonl", ".csv", ".md"})
 
 @dataclass(frozen=True)
 class PackItem:
-    """A file, or its part from `start` to `end` seconds; `id` names it in the shards and in skipped.jsonl."""
+    """A file, or its part from `start` to `end` seconds; `id` names it in the shards and in skipped.jsonl.
+
+    `fields` are further values for its line of the meta file.
+    """
 
     path: Path
     id: str
     caption: str = ""
     start: float = 0.0
     end: float | None = None
+    fields: Fields = field(default_factory=dict)
 
 
-def list_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[PackItem]:
-    """The inputs of `pack`, in a fixed order, without what lies in `output`.
+def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[PackItem]:
+    """The inputs of `pack` with their captions, in a fixed order, without what lies in `output`.
 
     Raises:
-        UserError: no such file or folder, a malformed CSV, a folder that is the output's, too.
+        UserError: no such file or folder, a malformed CSV, a folder that is the output's, too, videos.txt and
+            prompts.txt of different lengths.
     """
     if isinstance(inputs, Path):
         if inputs.is_dir():
@@ -36,45 +44,55 @@ def list_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
             raise UserError(f"{inputs}: no such file or folder")
         if inputs.suffix.lower() == ".csv":
             return list(_csv_items(inputs))
-        return [PackItem(inputs, inputs.name)]
+        return [_item(inputs, inputs.name, CaptionFinder(inputs.parent).fields(inputs))]
     return [
-        item for given in inputs for item in ([given] if isinstance(given, PackItem) else list_items(given, output))
+        item for given in inputs for item in ([given] if isinstance(given, PackItem) else pack_items(given, output))
     ]
+
+
+def _item(path: Path, name: str, fields: Fields, start: float = 0.0, end: float | None = None) -> PackItem:
+    further = {name: value for name, value in fields.items() if name != "caption"}
+    return PackItem(path, printable(name), fields.get("caption", ""), start, end, further)
 
 
 def _folder_items(folder: Path, output: Path) -> Iterator[PackItem]:
     inside = Path(os.path.relpath(output.resolve(), folder.resolve()))
     if inside == Path():
         raise UserError(f"{output}: shards need a folder of their own, which may lie in that of the videos")
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        if path.suffix.lower() in SIDECAR_SUFFIXES or path.relative_to(folder).is_relative_to(inside):
-            continue
-        sidecar = path.with_suffix(".txt")
-        caption = sidecar.read_text(errors="replace").strip() if sidecar.is_file() else ""
-        yield PackItem(path, printable(str(path.relative_to(folder))), caption)
+    finder = CaptionFinder(folder)
+    for path in sorted(files_below(folder)):
+        if path.suffix.lower() not in SIDECAR_SUFFIXES and not path.relative_to(folder).is_relative_to(inside):
+            yield _item(path, str(path.relative_to(folder)), finder.fields(path))
 
 
 def _csv_items(table: Path) -> Iterator[PackItem]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            known = {"path", "caption", "start", "end"}
-            if rows.fieldnames is None or "path" not in rows.fieldnames or not known.issuperset(rows.fieldnames):
-                raise UserError(f"{table}: the first line must name the columns path[,caption][,start][,end]")
+            if not any(name in PATH_KEYS for name in csv_fields(dict.fromkeys(rows.fieldnames or (), "-"))):
+                raise UserError(
+                    f"{table}: the first line must name a column `path` (and caption, start, end, or others)"
+                )
+            finder = CaptionFinder(table.parent, leave_out=table)
             for row in rows:
-                yield _csv_item(table, row, f"{table}, line {rows.line_num}")
+                yield _csv_item(table, row, f"{table}, line {rows.line_num}", finder)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: not a CSV file in UTF-8 ({error})") from None
 
 
-def _csv_item(table: Path, row: Mapping[str | None, str], place: str) -> PackItem:
-    if None in row or not row["path"]:
-        raise UserError(f"{place}: expected a path and at most one value per column (quote captions with commas)")
+def _csv_item(table: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder) -> PackItem:
+    if None in row:
+        raise UserError(f"{place}: expected at most one value per column (quote captions with commas)")
+    cells = csv_fields(cast(Mapping[str, str], row))
+    written = next((str(cells[name]) for name in PATH_KEYS if name in cells), "")
+    if not written:
+        raise UserError(f"{place}: there is no path")
     try:
-        start = float(row.get("start") or 0)
-        end = float(row["end"]) if row.get("end") else None
+        start, end = (float(cells[name]) if name in cells else None for name in ("start", "end"))
     except ValueError:
         raise UserError(f"{place}: start and end must be seconds") from None
+    start = start or 0.0
     if not 0 <= start < (end if end is not None else float("inf")):
         raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")
-    return PackItem(table.parent / row["path"], printable(row["path"]), row.get("caption") or "", start, end)
+    path = table.parent / written
+    return _item(path, written, finder.fields(path) | fields_in(cells), start, end)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -29,9 +29,10 @@ from ..config import Config, fingerprint
 from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import atomic, write_text
+from .captions import WHERE
 from .files import VideoError
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
-from .inputs import PackItem, list_items
+from .inputs import PackItem, pack_items
 from .skips import Skip, read_skips
 from .tars import plain_tar
 from .video_io import VideoInfo, encode_h264, nearest_frames, open_video, probe, read_clip, upright_rgb
@@ -65,6 +66,8 @@ class PackConfig(Config):
     """Seconds between key frames where a video is encoded again; short ones make random access cheap."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
     """Videos converted at once. Does not change the result."""
+    captions: Literal["find", "none"] = "find"
+    """none packs without captions; find refuses inputs of which none has one."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class PackReport:
 
     shards: tuple[Path, ...]
     samples: int
+    captions: int
     skipped: dict[str, int]
 
 
@@ -87,18 +91,20 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
     """Convert `inputs` to shards in the folder `output`.
 
     Args:
-        inputs: a folder (searched recursively; NAME.txt beside a video is its caption), a CSV file with the
-            columns path and optionally caption, start, end (seconds), or a list of these, files and `PackItem`s.
+        inputs: a folder (searched recursively, captions where `CaptionFinder` looks), a CSV file with the columns path
+            and optionally caption, start, end (seconds) and others, which go into the meta file, or a list of these,
+            files and `PackItem`s.
         output: made if it does not exist; holds nothing but this pack.
         config: what to change on the way, and how many samples make a shard.
 
     Raises:
-        UserError: no such input, a malformed CSV, nothing usable in it, an output folder that holds another
-            pack, no space left.
+        UserError: no such input, a malformed CSV, nothing usable in it, no caption at all, an output folder that holds
+            another pack, no space left.
     """
-    items = list_items(inputs, output)
+    items = pack_items(inputs, output)
     if not items:
         raise UserError(f"{inputs}: no video or image in it")
+    items = _captioned(items, inputs, config)
     try:
         output.mkdir(parents=True, exist_ok=True)
         segments = _plan(items, output, config)
@@ -111,12 +117,25 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
     return _report(inputs, output, config)
 
 
+def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> list[PackItem]:
+    """The items with their captions, or without any; refused where there is none to find."""
+    if config.captions == "none":
+        return [replace(item, caption="") for item in items]
+    missing = sum(not item.caption for item in items)
+    if missing == len(items):
+        raise UserError(f"{inputs}: none of {missing} files has a caption {WHERE}; captions=none packs them without")
+    if missing:
+        logger.warning("%d of %d files have no caption", missing, len(items))
+    return items
+
+
 def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackItem]:
     """The samples to make, in order. Kept on disk, so that a resumed run does not probe again."""
     contents = [
         [
             item.id,
             item.caption,
+            item.fields,
             item.start,
             item.end,
             _size(item.path),
@@ -241,7 +260,7 @@ def _convert(segment: PackItem, config: PackConfig) -> _Sample | Skip:
     except OSError as error:  # gone meanwhile, or on a damaged disk: again and again, so no reason to stop
         return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
     caption = {"caption": segment.caption} if segment.caption else {}
-    return _Sample(suffix, data, {**asdict(info), "source": source, **caption})
+    return _Sample(suffix, data, {**segment.fields, **asdict(info), "source": source, **caption})
 
 
 def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes, VideoInfo]:
@@ -326,7 +345,9 @@ def _shard_paths(output: Path, config: PackConfig, shard: int) -> tuple[Path, Pa
 def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:
     skipped = Counter(line["cause"] for line in read_skips(output / SKIPPED_FILE))
     shards = tuple(sorted(output.glob(f"{config.name}-??????.tar")))
-    samples = sum(shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8").count("\n") for shard in shards)
+    metas = "".join(shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8") for shard in shards)
+    records = [json.loads(line) for line in metas.split("\n") if line]
+    samples = len(records)
     causes = ", ".join(f"{count} {cause}" for cause, count in skipped.most_common())
     if not samples:
         raise UserError(f"{inputs}: no usable video or image ({causes}), see {output / SKIPPED_FILE}")
@@ -338,4 +359,4 @@ def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:
             causes,
             output / SKIPPED_FILE,
         )
-    return PackReport(shards, samples, dict(skipped))
+    return PackReport(shards, samples, sum("caption" in record for record in records), dict(skipped))

@@ -122,6 +122,11 @@ class FixedClips(Sized, Iterable[Clip]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def count_captions(self) -> int:
+        """Clips whose sample has a caption, found out without decoding."""
+        captioned = {number: bool(self._reader.caption(number)) for number in sorted({n for n, _ in self._places})}
+        return sum(captioned[number] for number, _ in self._places)
+
     def __getitem__(self, part: slice) -> "FixedClips":
         """Some of the clips, in their order."""
         return FixedClips(self._reader, self._places[part], self._skips)
@@ -299,6 +304,14 @@ class _ClipReader:
         choices = int(_last_start(sample, self.config) * sample.fps) + 1
         return int(generator.integers(max(1, choices))) / sample.fps
 
+    def caption(self, number: int) -> str:
+        """The caption of a sample; empty where there is none, or its shard cannot be read."""
+        sample = self.samples[number]
+        try:
+            return sample.caption or self.stores[sample.store].caption(sample.key)
+        except VideoError:
+            return ""
+
     def read(self, number: int, start: float) -> _LoadedClip | Skip:
         sample, config = self.samples[number], self.config
         store = self.stores[sample.store]
@@ -310,7 +323,7 @@ class _ClipReader:
                 video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
             if (problem := _worthless(video, config)) is not None:
                 return Skip(sample.name, *problem)
-            return _LoadedClip(video, sample.name, sample.caption or store.caption(sample.key), start)
+            return _LoadedClip(video, sample.name, self.caption(number), start)
         except VideoError as error:
             return Skip(sample.name, error.cause, str(error))
         except OSError as error:

@@ -4,17 +4,18 @@ suffix, data = TarStore(Path("a-000000.tar")).media("00000001")
 """
 
 import contextlib
-import json
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from webdataset.writer import TarWriter
 
+from .captions import Fields, json_fields, text_of, with_caption
 from .files import VideoError
 from .images import IMAGE_SUFFIXES
 from .remote import Remote
@@ -24,6 +25,8 @@ from .video_io import VIDEO_SUFFIXES
 logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
+_KINDS = (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
+_TEXTS = ("txt", "caption", "text", "prompt")  # the last parts of a text file's suffix
 
 
 @dataclass
@@ -32,12 +35,14 @@ class TarStore:
 
     path: Path
     remote: Remote | None = None
+    label: str = ""
+    """What its samples' names begin with, where that is not the tar's name: the folder that it lies in, too."""
     _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """The tar's name without its suffix."""
-        return self.path.stem
+        """The tar's name without its suffix, below the folder that was given."""
+        return self.label or self.path.stem
 
     def keys(self) -> list[str]:
         """Keys of the samples, in the tar's order."""
@@ -55,7 +60,7 @@ class TarStore:
         suffix = _media(members)
         if suffix is None:
             raise VideoError("no video or image", f"{self.path}: {printable(key)} has {', '.join(members)} only")
-        return suffix, self._read(*members[suffix])
+        return suffix.rpartition(".")[2], self._read(*members[suffix])
 
     def read(self, key: str, suffix: str) -> bytes:
         """The bytes of KEY.suffix.
@@ -68,28 +73,38 @@ class TarStore:
             raise VideoError("not in the tar", f"{self.path} holds no {printable(key)}.{suffix}")
         return self._read(*member)
 
-    def caption(self, key: str) -> str:
-        """The caption in KEY.json or KEY.txt; empty where there is none."""
+    def fields(self, key: str) -> Fields:
+        """The caption, if there is one, and the other values in a sample's JSON files; damaged ones have none."""
         members = self._files_of(key)
-        if "json" in members:
-            try:
-                content = json.loads(self._read(*members["json"]))
-            except (ValueError, RecursionError):
-                raise VideoError("broken json", f"{self.path}: {printable(key)}.json") from None
-            return str(content.get("caption") or "") if isinstance(content, dict) else ""
-        return self._read(*members["txt"]).decode(errors="replace").strip() if "txt" in members else ""
+        fields: Fields = {}
+        with contextlib.suppress(VideoError):  # it is not all there
+            for suffix in _fields_like("json", members):
+                fields = json_fields(self._read(*members[suffix])) | fields
+            texts = (text_of(self._read(*members[suffix])) for name in _TEXTS for suffix in _fields_like(name, members))
+            return with_caption(fields, fields.get("caption") or next(filter(None, texts), ""))
+        return fields
+
+    def caption(self, key: str) -> str:
+        """The caption of a sample; empty where there is none."""
+        return str(self.fields(key).get("caption", ""))
 
     def _files_of(self, key: str) -> dict[str, tuple[int, int]]:
-        """Under the name that `tar -C FOLDER -c .` gives it, too, which nobody writes into a meta file."""
+        """Also of a key as meta files have it: without the `./` of `tar -C FOLDER -c .`, or with dots in it."""
         members = self.members()
-        return members.get(key) or members.get(f"./{key}") or {}
+        for name in (key, f"./{key}"):
+            if name in members:
+                return members[name]
+            short, inside = _split(f"{name}.")
+            if found := members.get(short):
+                return {suffix.removeprefix(inside): place for suffix, place in found.items() if inside in suffix}
+        return {}
 
     def members(self) -> dict[str, dict[str, tuple[int, int]]]:
         """For each key, suffix -> (offset, size)."""
         if self._members is None:
             try:
                 with self._open() as file:
-                    self._members = _index_tar(file, self.path)
+                    self._members = _by_video(_index_tar(file, self.path))
             except VideoError:
                 raise
             except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
@@ -113,9 +128,38 @@ class TarStore:
 
 
 def _media(members: Mapping[str, Any]) -> str | None:
-    videos = [suffix for suffix in members if f".{suffix}" in VIDEO_SUFFIXES]
-    images = [suffix for suffix in members if f".{suffix}" in IMAGE_SUFFIXES]
-    return next(iter(videos + images), None)
+    """The suffix of the video, else of the image; `mp4` before WebDataset's fields, such as `video.mp4`."""
+    kinds = (sorted(_with_kind(members, kind), key=lambda suffix: "." in suffix) for kind in _KINDS)
+    return next(chain.from_iterable(kinds), None)
+
+
+def _with_kind(members: Iterable[str], kind: frozenset[str]) -> list[str]:
+    return [suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in kind]
+
+
+def _fields_like(name: str, members: Iterable[str]) -> list[str]:
+    """`name` first, then fields of that kind, such as `caption.txt`."""
+    return sorted((suffix for suffix in members if suffix.rpartition(".")[2] == name), key=lambda suffix: "." in suffix)
+
+
+def _by_video(index: dict[str, dict[str, tuple[int, int]]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Samples of several videos (or images) whose names have dots, taken apart: a.1.mp4 and a.2.mp4 are two samples.
+
+    What belongs to none of them, such as a.txt, belongs to all. With a.mp4, a.1.mp4 is a field of a.
+    """
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    for key, members in index.items():
+        media = next(filter(None, (_with_kind(members, kind) for kind in _KINDS)), [])
+        stems = {suffix.rpartition(".")[0] for suffix in media}
+        if len(stems) < 2 or "" in stems:
+            samples[key] = members
+            continue
+        own = {stem: {s.removeprefix(f"{stem}."): s for s in members if s.startswith(f"{stem}.")} for stem in stems}
+        shared = members.keys() - {suffix for names in own.values() for suffix in names.values()}
+        for stem in sorted(stems):
+            names = {**{suffix: suffix for suffix in sorted(shared)}, **own[stem]}
+            samples[f"{key}.{stem}"] = {short: members[suffix] for short, suffix in names.items()}
+    return samples
 
 
 @contextlib.contextmanager

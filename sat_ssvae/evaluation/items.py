@@ -3,12 +3,13 @@
 for item in list_items(Path("videos"), skipped): ...
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..data.files import VideoError
-from ..data.index import FolderStore, Store, find_stores, read_records
+from ..data.folders import FolderStore
+from ..data.index import Store, caption_of, find_stores, read_records
 from ..data.skips import Skip, printable
 from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
@@ -45,7 +46,7 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
         UserError: there is no such file or folder, or it holds neither videos nor shards.
     """
     if source.is_file() and source.suffix != ".tar":
-        yield Item(source.name.removesuffix(".mp4"), source, _caption(FolderStore(source.parent), source.name))
+        yield Item(source.name.removesuffix(".mp4"), source, _caption(FolderStore(source.parent), {"key": source.name}))
         return
     for store in find_stores(str(source), skipped.append):
         for record in read_records(store, skipped.append):
@@ -56,7 +57,7 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
                 skipped.append(Skip(name, error.cause, str(error)))
                 continue
             if f".{suffix}" in VIDEO_SUFFIXES:
-                yield Item(name.removesuffix(".mp4"), media, _caption(store, record["key"]))
+                yield Item(name.removesuffix(".mp4"), media, _caption(store, record))
             else:
                 skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
 
@@ -113,8 +114,8 @@ def check_output(output: Path, source: Path) -> None:
         raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
 
 
-def _caption(store: Store, key: str) -> str:
+def _caption(store: Store, record: Mapping[str, Any]) -> str:
     try:
-        return store.caption(key)
-    except VideoError:  # a damaged caption is no reason to leave the video out
+        return caption_of(store, record)
+    except VideoError:  # no reason to leave the video out
         return ""

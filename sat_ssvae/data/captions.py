@@ -1,0 +1,261 @@
+"""Where people keep the captions of their videos: one finder for packing, encoding, training and reward.
+
+    finder = CaptionFinder(Path("data"))
+    finder.fields(Path("data/videos/a.mp4"))        # {"caption": "a cat", "motion": 3.5}
+
+Looked at in this order: NAME.txt and NAME.json beside NAME.mp4; labels/NAME.txt beside the video or its folder videos/,
+as CogVideoX has it; a table in the video's folder or one above it: metadata.jsonl, metadata.json, videos.txt with
+prompts.txt line by line, or a CSV file with a column of paths. What a table or JSON file says besides becomes fields
+that `data.filters` can ask for.
+"""
+
+import codecs
+import contextlib
+import csv
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Fields = dict[str, Any]
+CAPTION_KEYS = ("caption", "text", "prompt", "captions", "prompts", "cap")
+PATH_KEYS = ("path", "file_name", "filename", "file", "video", "video_path", "video_name")
+MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})
+"""Fields that are not taken from a table, because a video's own values go under these names."""
+WHERE = "(NAME.txt or NAME.json beside, labels/NAME.txt, metadata.jsonl, videos.txt with prompts.txt, a CSV file)"
+"""For messages."""
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def text_of(data: bytes) -> str:
+    """A text file's content without a byte order mark and surrounding space."""
+    return _decoded(data).strip()
+
+
+def _decoded(data: bytes) -> str:
+    encoding = next((name for mark, name in _TEXT_MARKS if data.startswith(mark)), "utf-8")
+    return data.decode(encoding, errors="replace")
+
+
+def caption_in(content: object, depth: int = 3) -> str:
+    """The caption in a JSON value: a string, the first in a list, or what an object has under `CAPTION_KEYS`."""
+    if isinstance(content, str):
+        return content.strip()
+    if depth and isinstance(content, list):
+        return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
+    if depth and isinstance(content, dict):
+        return next(filter(None, (caption_in(content.get(key), depth - 1) for key in CAPTION_KEYS)), "")
+    return ""
+
+
+def fields_in(content: object) -> Fields:
+    """The caption, if there is one, and the other plain values of a JSON value."""
+    fields: Fields = {}
+    if isinstance(content, dict):
+        fields = {
+            str(name): value
+            for name, value in content.items()
+            if name not in MEASURED and name not in CAPTION_KEYS and name not in PATH_KEYS and _is_plain(value)
+        }
+    return with_caption(fields, caption_in(content))
+
+
+def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
+    """The fields with this caption, if it is not empty."""
+    return {**fields, "caption": caption} if caption else dict(fields)
+
+
+def json_fields(data: bytes) -> Fields:
+    """`fields_in` a JSON file; none where it is damaged, which is no reason to leave its video out."""
+    try:
+        return fields_in(json.loads(data))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def csv_value(text: str) -> str | float | bool:
+    """A cell as number or truth value where it is written as one."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return json.loads(text) if _NUMBER.fullmatch(text) else text
+
+
+def csv_fields(row: Mapping[str, str | None]) -> Fields:
+    """The cells of a line that are not empty; the columns that this module knows in lower case."""
+    known = {*CAPTION_KEYS, *PATH_KEYS, *MEASURED}
+    names = {name: name.strip().lower() if name.strip().lower() in known else name.strip() for name in row}
+    texts = {*CAPTION_KEYS, *PATH_KEYS}
+    return {names[name]: text if names[name] in texts else csv_value(text) for name, text in row.items() if text}
+
+
+class CaptionFinder:
+    """What is known of the videos in a folder beside themselves.
+
+    Args:
+        root: the folder that was given; tables and labels/ in it, below it and one above it count.
+        leave_out: a table that does not count.
+    """
+
+    def __init__(self, root: Path, leave_out: Path | None = None) -> None:
+        self._leave_out = leave_out
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - unlike `absolute` it resolves `..`, unlike `resolve` no links
+        self._tables: dict[Path, list[_Table]] = {}
+
+    def fields(self, video: Path) -> Fields:
+        """The caption, if there is one, and further fields of a video.
+
+        Raises:
+            UserError: videos.txt and prompts.txt do not have the same number of lines.
+        """
+        video = Path(os.path.abspath(video))  # noqa: PTH100
+        known: Fields = {}
+        for folder in self._folders(video):
+            for table in self._tables_in(folder):
+                known = {**table.fields(video, by_name=folder.is_relative_to(self._root)), **known}
+        for data in _contents([video.with_suffix(".json")]):
+            known |= json_fields(data)
+        texts = (text_of(data) for data in _contents(self._texts(video)))
+        return with_caption(known, next(filter(None, texts), ""))
+
+    def caption(self, video: Path) -> str:
+        """The caption of a video; empty where there is none."""
+        return str(self.fields(video).get("caption", ""))
+
+    def _folders(self, video: Path) -> list[Path]:
+        """The video's own folder and those above it, up to the one above the root."""
+        lowest = video.parent
+        above = [lowest, *lowest.parents]
+        end = above.index(self._root) + 2 if self._root in above else 1
+        return above[:end]
+
+    def _texts(self, video: Path) -> Iterator[Path]:
+        yield video.with_suffix(".txt")
+        yield video.with_name(f"{video.name}.txt")
+        for folder in self._folders(video):
+            inside = video.relative_to(folder)
+            yield (folder / "labels" / inside).with_suffix(".txt")
+            if inside.parts[0] == "videos":
+                yield (folder / "labels" / Path(*inside.parts[1:])).with_suffix(".txt")
+
+    def _tables_in(self, folder: Path) -> "list[_Table]":
+        if folder not in self._tables:
+            self._tables[folder] = list(_read_tables(folder, self._leave_out))
+        return self._tables[folder]
+
+
+class _Table:
+    """What a table in `folder` says of each path."""
+
+    def __init__(self, folder: Path, rows: Iterable[tuple[str, Fields]]) -> None:
+        self._folder = folder
+        self._by_path: dict[str, Fields] = {}
+        self._by_name: dict[str, str | None] = {}
+        for written, fields in rows:
+            path = os.path.normpath(os.path.relpath(written, folder) if Path(written).is_absolute() else written)
+            self._by_path.setdefault(path, fields)
+            for name in {Path(path).name, Path(path).stem}:
+                self._by_name[name] = path if self._by_name.get(name, path) == path else None
+
+    def fields(self, video: Path, *, by_name: bool) -> Fields:
+        """Of the row with the video's path, else, `by_name`, of the only one with its name that has no file."""
+        path = os.path.relpath(video, self._folder)
+        for written in (path, str(Path(path).with_suffix(""))):
+            if written in self._by_path:
+                return self._by_path[written]
+        for name in (video.name, video.stem) if by_name else ():
+            written = self._by_name.get(name) or ""
+            if written and not (self._folder / written).exists():
+                return self._by_path[written]
+        return {}
+
+
+def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
+    """The tables in a folder, the first one first asked."""
+    videos = folder / "videos.txt"
+    prompts = next((path for name in ("prompts.txt", "prompt.txt") if (path := folder / name).is_file()), None)
+    readers = [(folder / "metadata.jsonl", _json_lines), (folder / "metadata.json", _json_rows)]
+    readers += [(path, _csv_rows) for path in sorted(folder.glob("*.csv")) if not path.name.startswith(".")]
+    for path, rows in readers:
+        if path.is_file() and not (leave_out and leave_out.samefile(path)):
+            try:
+                yield _Table(folder, rows(path))
+            except (OSError, ValueError, RecursionError, csv.Error) as error:
+                logger.warning("%s: no captions from it, it cannot be read (%s)", path, error)
+    if prompts is not None and videos.is_file():
+        yield _Table(folder, _paired_lines(videos, prompts))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Fields]]:
+    broken = 0
+    for line in text_of(path.read_bytes()).split("\n"):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError):
+            broken += 1
+            continue
+        yield from _row(row)
+    if broken:
+        logger.warning("%s: %d lines are not JSON, they give no captions", path, broken)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    """A list of objects, or an object of them (or of captions) by path."""
+    content = json.loads(text_of(path.read_bytes()))
+    if isinstance(content, dict):
+        yield from ((str(name), fields_in(value)) for name, value in content.items())
+    elif isinstance(content, list):
+        for row in content:
+            yield from _row(row)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    broken = 0
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            if None in row:  # a caption with a comma and no quotes
+                broken += 1
+            else:
+                yield from _row(csv_fields(row))
+    if broken:
+        logger.warning("%s: %d lines have more values than columns, they give no captions", path, broken)
+
+
+def _paired_lines(videos: Path, prompts: Path) -> Iterator[tuple[str, Fields]]:
+    names, captions = (_lines(path) for path in (videos, prompts))
+    if len(names) != len(captions):
+        raise UserError(
+            f"{videos} has {len(names)} lines and {prompts.name} {len(captions)}: line N of one belongs to line N of "
+            "the other; repair or move them"
+        )
+    yield from ((name, with_caption({}, caption)) for name, caption in zip(names, captions, strict=True) if name)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; the last one may end in a line break."""
+    return [line.strip() for line in _decoded(path.read_bytes()).removesuffix("\n").split("\n")]
+
+
+def _row(row: object) -> Iterator[tuple[str, Fields]]:
+    if isinstance(row, dict):
+        path = next((str(row[key]) for key in PATH_KEYS if row.get(key)), "")
+        if path:
+            yield path.replace("\\", "/"), fields_in(row)
+
+
+def _contents(paths: Iterable[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
+
+
+def _is_plain(value: object) -> bool:
+    return (isinstance(value, (str, bool, int)) and value != "") or (isinstance(value, float) and math.isfinite(value))

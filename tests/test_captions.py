@@ -1,0 +1,271 @@
+"""Captions wherever people keep them: packed, trained on, and given to the reward's client alike."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from sat_ssvae.data.captions import CaptionFinder, caption_in, csv_value, text_of
+from sat_ssvae.data.folders import files_below
+from sat_ssvae.data.index import caption_of, find_stores, list_samples, read_records
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.settings import AnyOf
+from sat_ssvae.data.shards import fixed_clips
+from sat_ssvae.data.skips import SkipLog
+from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.items import list_items
+
+from .shard_files import meta, small, write_tar
+
+LAYOUTS = {
+    "beside": {"a.txt": "a cat\n"},
+    "beside, with the suffix": {"a.mp4.txt": "a cat"},
+    "beside, of Windows": {"a.txt": b"\xef\xbb\xbfa cat\r\n"},
+    "beside, of Notepad": {"a.txt": "a cat".encode("utf-16")},
+    "json beside": {"a.json": '{"prompt": "a cat"}'},
+    "json with a BOM": {"a.json": b'\xef\xbb\xbf{"caption": ["a cat", "a pet"]}'},
+    "broken json, text beside": {"a.json": '{"caption":', "a.txt": "a cat"},
+    "json without a caption, text beside": {"a.json": '{"url": "x"}', "a.txt": "a cat"},
+    "labels": {"labels/a.txt": "a cat"},
+    "metadata.jsonl": {"metadata.jsonl": '{"file_name": "a.mp4", "text": "a cat"}\n'},
+    "metadata.jsonl, a line broken": {"metadata.jsonl": '{"file_na\n\n{"file_name": "./a.mp4", "caption": "a cat"}\n'},
+    "metadata.jsonl, no suffix": {"metadata.jsonl": '{"video": "a", "caption": "a cat"}'},
+    "metadata.json": {"metadata.json": '[{"path": "a.mp4", "cap": ["a cat"]}]'},
+    "metadata.json by path": {"metadata.json": '{"a.mp4": "a cat"}'},
+    "metadata.csv": {"metadata.csv": "file_name,text\na.mp4,a cat\n"},
+    "a table of OpenVid": {"OpenVid.csv": "\ufeffvideo,caption,motion score\nclips/a.mp4,a cat,3.5\n"},
+    "two lists": {"videos.txt": "b.mp4\na.mp4\n", "prompts.txt": "a dog\na cat\n"},
+    "two lists, of Windows": {"videos.txt": "a.mp4\r\nb.mp4", "prompts.txt": "\ufeffa cat\r\na dog\r\n"},
+}
+
+
+def write(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def captions_everywhere(place, output):
+    """What training, the packer, and reward find in a folder."""
+    trained = [clip.caption for clip in fixed_clips(small(place), stride=100)]
+    pack(place, output, PackConfig(workers=1))
+    records = [json.loads(line) for line in (output / "clips-000000.meta.jsonl").read_text().splitlines()]
+    assert [record.get("caption", "") for record in records] == trained
+    assert [clip.caption for clip in fixed_clips(small(output), stride=100)] == trained
+    assert [item.caption for item in list_items(place, [])] == trained
+    assert [item.caption for item in list_items(output, [])] == trained
+    return trained
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_found_by_all(tmp_path, tiny_video, layout):
+    write(tmp_path / "in", {"a.mp4": tiny_video, **LAYOUTS[layout]})
+    assert captions_everywhere(tmp_path / "in", tmp_path / "out") == ["a cat"]
+    assert next(iter(list_items(tmp_path / "in" / "a.mp4", []))).caption == "a cat"
+
+
+@pytest.mark.parametrize("given", ["", "videos"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"labels/deep/a.txt": "a cat"},
+        {"videos.txt": "videos/deep/a.mp4", "prompts.txt": "a cat"},
+        {"metadata.jsonl": '{"file_name": "videos/deep/a.mp4", "caption": "a cat"}'},
+        {"list.csv": "path,prompt\nvideos\\deep\\a.mp4,a cat"},
+        {"list.csv": "Path,Caption\nvideos/deep/a.mp4,a cat"},
+    ],
+    ids=lambda files: next(iter(files)),
+)
+def test_folders_of_videos_and_labels(tmp_path, tiny_video, files, given):
+    """As CogVideoX's training, its diffusers fork, and data sets on the hub have them."""
+    write(tmp_path / "in", {"videos/deep/a.mp4": tiny_video, **files})
+    assert captions_everywhere(tmp_path / "in" / given, tmp_path / "out") == ["a cat"]
+
+
+def test_what_is_nearer_goes_first(tmp_path):
+    layouts = [
+        {"a.txt": "beside"},
+        {"labels/a.txt": "labels"},
+        {"a.json": '{"caption": "json"}'},
+        {"metadata.jsonl": '{"file_name": "a.mp4", "caption": "jsonl"}'},
+        {"videos.txt": "a.mp4", "prompts.txt": "lists"},
+    ]
+    write(tmp_path, {name: content for layout in layouts for name, content in layout.items()})
+    write(tmp_path, {"b.csv": "path,caption,score\na.mp4,csv,2\n", "a.mp4": b"video"})
+    found = []
+    for name in ("a.txt", "labels/a.txt", "a.json", "metadata.jsonl", "b.csv", "videos.txt"):
+        fields = CaptionFinder(tmp_path).fields(tmp_path / "a.mp4")
+        found.append(fields.pop("caption"))
+        assert fields == ({"score": 2} if (tmp_path / "b.csv").exists() else {})
+        (tmp_path / name).unlink()
+    assert found == ["beside", "labels", "json", "jsonl", "csv", "lists"]
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
+
+
+def test_a_name_that_two_files_have_is_no_guess(tmp_path):
+    write(tmp_path, {"one/a.mp4": b"1", "two/a.mp4": b"2", "a.mp4": b"3", "b.csv": "path,caption\na.mp4,a cat\n"})
+    finder = CaptionFinder(tmp_path)
+    assert [finder.caption(tmp_path / name) for name in ("a.mp4", "one/a.mp4", "two/a.mp4")] == ["a cat", "", ""]
+    write(tmp_path, {"c.csv": "path,caption\nx/c.mp4,one\ny/c.mp4,two\nx/d.mp4,three\n", "c.mp4": b"4", "d.mp4": b"5"})
+    finder = CaptionFinder(tmp_path)
+    assert [finder.caption(tmp_path / name) for name in ("c.mp4", "d.mp4")] == ["", "three"]
+
+
+def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):
+    write(tmp_path / "in", {"a.mp4": tiny_video, "videos.txt": "a.mp4\nb.mp4\n", "prompts.txt": "a cat\n"})
+    with pytest.raises(UserError, match=r"videos.txt has 2 lines and prompts.txt 1"):
+        pack(tmp_path / "in", tmp_path / "out", PackConfig(workers=1))
+
+
+@pytest.mark.parametrize("content", ["[1, 2", "[" * 100_000, "7", '"a"', '{"a.mp4": 3}'])
+def test_a_table_that_cannot_be_read_gives_nothing(tmp_path, content):
+    write(tmp_path, {"a.mp4": b"", "metadata.json": content, "b.csv": b"path,caption\na.mp4,\xff\n"})
+    assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+
+
+def test_no_caption_at_all_is_refused(tmp_path, tiny_video, caplog):
+    write(tmp_path / "in", {"a.mp4": tiny_video, "b.mp4": tiny_video})
+    with pytest.raises(UserError, match=r"none of 2 files has a caption .*captions=none"):
+        pack(tmp_path / "in", tmp_path / "out", PackConfig(workers=1))
+    report = pack(tmp_path / "in", tmp_path / "without", PackConfig(workers=1, captions="none"))
+    assert (report.samples, report.captions) == (2, 0)
+    write(tmp_path / "in", {"a.txt": "a cat"})
+    report = pack(tmp_path / "in", tmp_path / "some", PackConfig(workers=1))
+    assert (report.samples, report.captions) == (2, 1) and "1 of 2 files have no caption" in caplog.text
+    assert pack(tmp_path / "in", tmp_path / "none", PackConfig(workers=1, captions="none")).captions == 0
+
+
+def test_clips_with_captions_are_counted(tmp_path, tiny_video):
+    write(tmp_path / "in", {"a.mp4": tiny_video, "b.mp4": tiny_video, "b.txt": "a cat"})
+    assert fixed_clips(small(tmp_path / "in"), stride=0.5).count_captions() == 2  # of four
+    tar = write_tar(tmp_path / "s.tar", [("a.mp4", tiny_video), ("a.txt", b"a cat")], [meta("a"), meta("b")])
+    assert fixed_clips(small(tar), stride=100).count_captions() == 1
+
+
+def test_further_columns_can_be_filtered_by(tmp_path, tiny_video):
+    columns = "path,caption,aesthetic,kind,good,fps,id,empty,odd\n"
+    rows = (
+        "a.mp4,one,5.5,film,True,99,007,,nan\nb.mp4,two,4,film,false,99,008,,1\nc.mp4,three,6e0,cartoon,True,9,9,,x\n"
+    )
+    write(tmp_path / "in", dict.fromkeys(("a.mp4", "b.mp4", "c.mp4"), tiny_video) | {"t.csv": columns + rows})
+    pack(tmp_path / "in" / "t.csv", tmp_path / "out", PackConfig(workers=1))
+    first = json.loads((tmp_path / "out" / "clips-000000.meta.jsonl").read_text().splitlines()[0])
+    assert first.items() >= {"aesthetic": 5.5, "kind": "film", "good": True, "id": "007", "odd": "nan"}.items()
+    assert first["fps"] == 24 and "empty" not in first
+    filters = {"aesthetic": (5.0, None), "kind": AnyOf(any_of=("film",)), "good": AnyOf(any_of=(True,))}
+    for place in (tmp_path / "in", tmp_path / "out"):
+        samples = list_samples(find_stores(str(place), print), filters, lambda _: None)
+        assert [sample.caption for sample in samples] == ["one"]
+
+
+def test_tars_as_people_have_them(tmp_path, tiny_video):
+    keys = ["0000", "0001"]
+    files = {
+        "json without a caption": (".mp4", {".json": b'{"url": "x", "status": "success"}', ".txt": b"a cat"}),
+        "broken json": (".mp4", {".json": b'{"caption": "a c', ".txt": b"a cat"}),
+        "text and prompt": (".mp4", {".json": b'{"text": "", "prompt": "a cat"}'}),
+        "a list": (".mp4", {".json": b'{"captions": ["", "a cat", "a dog"]}'}),
+        "a bare list": (".mp4", {".json": b'["a cat"]'}),
+        "a bare text": (".mp4", {".json": b'"a cat"'}),
+        "null": (".mp4", {".json": b'{"caption": null, "text": 3}', ".caption": b"a cat"}),
+        "dots in names": (".480p.mp4", {".480p.txt": b"a cat"}),
+        "fields of WebDataset": (".video.mp4", {".caption.txt": b"\xef\xbb\xbfa cat"}),
+        "fields of json": (".video.mp4", {".meta.json": b'{"caption": "a cat"}'}),
+        "upper case": (".MP4", {".TXT": b"a cat"}),
+        "folders": (".mp4", {".json": b"\xef\xbb\xbf" + b'{"caption": "a cat"}'}),
+    }
+    for number, (name, (suffix, others)) in enumerate(files.items()):
+        prefix = "./deep/er/" if name == "folders" else "v"
+        members = [(f"{prefix}{k}{s}", data) for k in keys for s, data in {suffix: tiny_video, **others}.items()]
+        tar = write_tar(tmp_path / f"{number}.tar", members)
+        skips = SkipLog()
+        clips = fixed_clips(small(tar), stride=100, skips=skips)
+        assert clips.count_captions() == 2, name
+        assert [clip.caption for clip in clips] == ["a cat", "a cat"], name
+        assert [item.caption for item in list_items(tar, [])] == ["a cat", "a cat"], name
+        assert not skips.counts, name
+    clips = list(fixed_clips(small(tmp_path), stride=100))
+    assert len(clips) == 2 * len(files) and {clip.caption for clip in clips} == {"a cat"}
+
+
+def test_several_videos_under_one_first_name_are_several_samples(tmp_path, tiny_video):
+    members = [
+        ("film.1.mp4", tiny_video),
+        ("film.1.txt", b"a cat"),
+        ("film.2.mp4", tiny_video),
+        ("film.2.txt", b"a dog"),
+    ]
+    members += [("clip.a.mp4", tiny_video), ("clip.b.webm", tiny_video), ("clip.json", b'{"caption": "both"}')]
+    members += [("one.mp4", tiny_video), ("one.preview.mp4", b"nothing"), ("one.thumb.jpg", b"nothing")]
+    tar = write_tar(tmp_path / "a.tar", members)
+    clips = fixed_clips(small(tar), stride=100)
+    expected = {"film.1": "a cat", "film.2": "a dog", "clip.a": "both", "clip.b": "both", "one": ""}
+    assert {clip.key.removeprefix("a/"): clip.caption for clip in clips} == expected
+    write_tar(tmp_path / "a.tar", [("v0.480p.mp4", tiny_video), ("v0.480p.txt", b"a cat")], [meta("v0.480p")])
+    assert [clip.caption for clip in fixed_clips(small(tar), stride=100)] == ["a cat"]  # however its key was split
+    write_tar(tmp_path / "a.tar", [("v0.480p.mp4", tiny_video), ("v0.480p.txt", b"a cat")], [meta("v0")])
+    assert [clip.caption for clip in fixed_clips(small(tar), stride=100)] == ["a cat"]
+
+
+def test_nested_folders_of_tars(tmp_path, tiny_video, caplog):
+    for folder in ("one", "two/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_tar(tmp_path / folder / "0.tar", [("a.mp4", tiny_video)], [meta("a", caption=folder)])
+    clips = list(fixed_clips(small(tmp_path), stride=100))
+    assert [(clip.key, clip.caption) for clip in clips] == [("one/0/a", "one"), ("two/deep/0/a", "two/deep")]
+    (tmp_path / "b.mp4").write_bytes(tiny_video)
+    assert [clip.key.partition("/")[2] for clip in fixed_clips(small(tmp_path), stride=100)] == ["b.mp4"]
+    assert "only its videos are read" in caplog.text
+    shutil.copy(tmp_path / "one" / "0.tar", tmp_path)
+    assert len(list(fixed_clips(small(tmp_path), stride=100))) == 3 and "only its .tar shards" in caplog.text
+
+
+def test_links_are_followed_once_and_hidden_files_left_out(tmp_path, tiny_video):
+    write(tmp_path / "far", {"c.mp4": tiny_video, "c.txt": "a cat"})
+    write(
+        tmp_path / "in",
+        {"a.mp4": tiny_video, "._a.mp4": b"\0\5\x16\7", ".cache/b.mp4": tiny_video, "z/d.mp4": tiny_video},
+    )
+    folder = tmp_path / "in"
+    for name, target in {"loop": folder, "z/up": folder, "far": tmp_path / "far", "0again": folder / "z"}.items():
+        (folder / name).symlink_to(target, target_is_directory=True)
+    (folder / "self").symlink_to("self")
+    (folder / "file.mp4").symlink_to(tmp_path / "far" / "c.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    skips = SkipLog()
+    keys = [clip.key for clip in fixed_clips(small(folder), stride=100, skips=skips)]
+    assert keys == ["in/a.mp4", "in/far/c.mp4", "in/file.mp4", "in/z/d.mp4"]
+    assert skips.counts == {"missing file": 1}
+    report = pack(folder, tmp_path / "out", PackConfig(workers=1))
+    assert (report.samples, report.captions) == (4, 1) and report.skipped["missing file"] >= 1
+    assert all(not path.name.startswith(".") for path in files_below(folder))
+
+
+def test_a_folder_named_like_a_pattern(tmp_path, tiny_video):
+    write(tmp_path / "a{0..3}::b", {"a.mp4": tiny_video})
+    assert len(list(fixed_clips(small(tmp_path / "a{0..3}::b"), stride=100))) == 1
+
+
+def test_a_folder_may_be_given_by_any_name(tmp_path, tiny_video, monkeypatch):
+    write(tmp_path, {"videos/a.mp4": tiny_video, "labels/a.txt": "a cat", "videos/deep/b.mp4": tiny_video})
+    monkeypatch.chdir(tmp_path / "videos" / "deep")
+    for place in ("..", "../../videos", os.path.relpath(tmp_path / "videos"), str(tmp_path / "videos")):
+        assert next(iter(fixed_clips(small(place), stride=100))).caption == "a cat"
+
+
+def test_a_record_s_own_caption_goes_first(tmp_path, tiny_video):
+    records = [meta("a", caption="record"), meta("b", text=["list"]), meta("c")]
+    tar = write_tar(tmp_path / "a.tar", [(f"{key}.{s}", b"tar") for key in "abc" for s in ("mp4", "txt")], records)
+    (store,) = find_stores(str(tar), print)
+    assert [caption_of(store, record) for record in read_records(store, print)] == ["record", "list", "tar"]
+
+
+def test_values():
+    assert [csv_value(text) for text in ("1", "-2.5e3", "true", "FALSE", "01", "nan", "1_0", " 1")] == [
+        *(1, -2500.0, True, False),
+        *("01", "nan", "1_0", " 1"),
+    ]
+    assert text_of(b"\xff\xfea\0b\0") == "ab" and text_of(b"a\xff") == "a\ufffd"
+    assert caption_in([[[[["too deep"]]]]]) == "" and caption_in({"Caption": "other key"}) == ""
