@@ -1,6 +1,6 @@
 """SSVAE, the spectral-structured video autoencoder (arXiv 2512.05394), for CogVideoX's SAT code and on its own.
 
-    vae = SSVAE.from_pretrained("ssvae_ch48.pth").for_inference()
+    vae = SSVAE.from_pretrained("ch48_256p_15w_512p_5w.ckpt").for_inference()
     latents = vae.encode(video).mode()      # video B 3 T H W in [-1, 1], latents b c t h w
     video = vae.decode(latents)
 
@@ -11,4 +11,6 @@ from .errors import UserError
 from .vae.autoencoder import SSVAE
 from .vae.config import SSVAEConfig
 
-__all__ = ["SSVAE", "SSVAEConfig", "UserError"]
+__version__ = "0.1.0"
+
+__all__ = ["SSVAE", "SSVAEConfig", "UserError", "__version__"]

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import distributed
+from . import __version__, distributed
 from .commands import (
     check_data,
     cogvideo,
@@ -23,6 +23,7 @@ from .commands import (
     stats,
     train,
 )
+from .commands._options import Parser
 from .errors import UserError
 from .progress import setup_logging
 
@@ -35,17 +36,11 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the process's exit status. Mistakes of the user are one line on stderr, status 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    # key=value settings may stand anywhere, argparse takes positional arguments in one place only.
-    takes_settings = hasattr(options, "overrides")
-    unknown = [text for text in rest if text.startswith("-") or "=" not in text or not takes_settings]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if takes_settings:
-        options.overrides = [*options.overrides, *rest]
+    options = parser.parse_args(words)
     setup_logging(options.verbose)
-    options.command_line = shlex.join(["sat-ssvae", *(sys.argv[1:] if arguments is None else arguments)])
+    options.command_line = shlex.join(["sat-ssvae", *words])
     try:
         options.run(options)
         atexit.register(distributed.leave)
@@ -74,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sat-ssvae", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="sat-ssvae", description="SSVAE: train it, compare it, and use it with CogVideoX.")
+    parser.add_argument("--version", action="version", version=f"sat-ssvae {__version__}")
     parser.add_argument("--verbose", action="store_true", help="also show debug messages")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # of `deepspeed`, which sets LOCAL_RANK, too
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from `deepspeed`, which sets LOCAL_RANK as well
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -6,21 +6,22 @@ Every component owns a subclass of `Config` next to the code that it configures;
 themselves and ranges are checked when the object is built.
 """
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from .errors import UserError
+from .errors import UserError, did_you_mean, nearest
 
 C = TypeVar("C", bound="Config")
 
@@ -61,20 +62,41 @@ def load_config(
     Raises:
         UserError: the file is missing or not YAML, or a key or value does not fit (named in the message).
     """
-    source = "configuration" if path is None else str(path)
-    for override in overrides:
-        if not re.match(r"\w+(\.\w+)*=", override):
-            raise UserError(f"`{_one_line(override)}`: expected key=value, for example max_steps=1000")
+    source = "settings" if path is None else str(path)
     values = ({} if path is None else read_yaml(path)) | dict(replace or {})
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.create(values)
+        for override in overrides:
+            _set(merged, override, cls)
         values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         name = str(error.full_key)
         raise UserError(f"{source}: `{name}` must be given, for example {name}=...") from None
+    except UserError:
+        raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{source}: not a readable YAML configuration ({_one_line(error)})") from None
     return parse_config(cls, values, source=source)
+
+
+def _set(config: Any, override: str, cls: type[Config]) -> None:
+    """Apply one `key=value`; a number in the key counts the items of a list, from 0."""
+    if not re.match(r"\w+(\.\w+)*=", override):
+        raise UserError(f"`{_one_line(override)}`: expected key=value, for example max_steps=1000")
+    key = override.partition("=")[0]
+    above, number, _ = re.split(r"\.(\d+)(?:\.|$)", key, maxsplit=1) if re.search(r"\.\d", key) else ("", "", "")
+    try:
+        if number and OmegaConf.select(config, above) is None:
+            default = next((setting.default for setting in settings_of(cls) if setting.key == above), None)
+            if isinstance(default, list):
+                OmegaConf.update(config, above, default)
+        value = OmegaConf.from_dotlist(["value" + override[len(key) :]])._get_node("value")
+        OmegaConf.update(config, key, value, merge=True)
+    except IndexError:
+        length = len(OmegaConf.select(config, above))
+        raise UserError(f"`{override}`: {above} has {length} items, counted from 0") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"`{_one_line(override)}`: cannot be set ({_one_line(error)})") from None
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
@@ -115,18 +137,79 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class Setting(NamedTuple):
+    """A field of a configuration."""
+
+    key: str
+    """Dotted; N and NAME stand for the items of a list and of a mapping."""
+    field: FieldInfo
+    default: Any
+    """Plain values, as in YAML; `PydanticUndefined` where the user must give one."""
+    is_section: bool
+    """Whether the settings below it follow."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition(".")[2]
+
+
+def settings_of(cls: type[BaseModel], defaults: Mapping[str, Any] | None = None, prefix: str = "") -> list[Setting]:
+    """All fields of a configuration and of the ones inside it, in the order of their definition."""
+    found: dict[str, Setting] = {}
+    for name, field in cls.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        plain = default if default is PydanticUndefined else to_jsonable_python(default)
+        plain = (defaults or {}).get(name, plain)
+        models, items = _models_in(field.annotation), _items_of(field.annotation)
+        settings = [Setting(prefix + name, field, plain, bool(models) and not items)]
+        below = plain if isinstance(plain, dict) and not items else None
+        for model in models:
+            settings += settings_of(model, below, f"{prefix}{name}{items}.")
+        found |= {setting.key: setting for setting in settings if setting.key not in found}
+    return list(found.values())
+
+
+def _items_of(annotation: Any) -> str:
+    """How keys name an item: `.N` of a list, `.NAME` of a mapping; empty for a single value."""
+    origins = [get_origin(annotation), *(get_origin(argument) for argument in get_args(annotation))]
+    return ".N" if tuple in origins or list in origins else ".NAME" if dict in origins else ""
+
+
 def _describe(cls: type[BaseModel], problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
     name = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(cls, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"unknown key `{name}`, {hint}"
+        return _unknown(cls, location, problem["input"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"`{name}` is required"
     return f"`{name}` = {problem['input']!r}: {message}" if name else message
+
+
+def _unknown(cls: type[BaseModel], location: Sequence[Any], value: Any) -> str:
+    """One line on a key that does not exist, and the key that was probably meant."""
+    parts = [str(part) for part in location]
+    while isinstance(value, dict) and value:  # clips.fps is one unknown key, not `clips`
+        key, value = next(iter(value.items()))
+        parts.append(str(key))
+    known, settings = _known_keys(cls, location[:-1]), settings_of(cls)
+    names = {setting.name for setting in settings}
+    near = nearest(parts[len(location) - 1], known)
+    if parts[-1] not in names and near:
+        hint = f"did you mean `{'.'.join([*parts[: len(location) - 1], near])}`?"
+    else:
+        hint = suggest_key(parts[-1], settings) or f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key `{'.'.join(parts)}`, {hint}"
+
+
+def suggest_key(name: str, settings: Sequence[Setting]) -> str:
+    """A question with the full keys of the settings that are called `name`, or nearly so; empty if there are none."""
+    near = nearest(name, {setting.name for setting in settings})
+    keys = [setting.key for setting in settings if setting.name == near]
+    depth = min((key.count(".") for key in keys), default=0)
+    shown = " or ".join(f"`{key}`" for key in keys if key.count(".") == depth)
+    return f"did you mean {shown}?" if shown else ""
 
 
 def _known_keys(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:
@@ -135,7 +218,7 @@ def _known_keys(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:
     for part in location:
         field = model.model_fields.get(str(part)) if model else None
         if field is not None:
-            model = next((kind for kind in _models_in(field.annotation)), None)
+            model = next(iter(_models_in(field.annotation)), None)
     return list(model.model_fields) if model else []
 
 
@@ -162,6 +245,7 @@ def find_config(path: Path) -> Path:
     """
     own = packaged(path.name if path.suffix else f"{path.name}.yaml")
     if not path.exists() and not own.exists():
-        names = ", ".join(sorted(f.stem for f in own.parent.glob("*.yaml") if not f.stem.startswith("compare_")))
-        raise UserError(f"{path}: no such configuration file; packaged ones are {names}")
+        names = sorted(file.stem for file in own.parent.glob("*.yaml") if not file.stem.startswith("compare_"))
+        hint = did_you_mean(path.stem, names, f"packaged ones are {', '.join(names)}")
+        raise UserError(f"{path}: no such configuration file; {hint}")
     return path if path.exists() else own

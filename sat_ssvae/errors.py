@@ -1,5 +1,21 @@
-"""The one exception that means "the user can fix this": shown as a single line, without a traceback."""
+"""The one exception that means "the user can fix this", shown as a single line without a traceback, and its hints."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
     """A mistake in the input, the configuration or the environment. The message says what to do about it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` is probably a misspelling of."""
+    words = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.55)
+    return words[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A question with the nearest known word; `otherwise` if none is near."""
+    near = nearest(word, known)
+    return f"did you mean `{near}`?" if near else otherwise

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from sat_ssvae.config import Config, fingerprint, load_config, parse_config
+from sat_ssvae.config import Config, fingerprint, load_config, parse_config, settings_of
 from sat_ssvae.errors import UserError
 
 
@@ -82,17 +82,20 @@ def test_interpolation_is_resolved(tmp_path):
     ("values", "expected"),
     [
         ({"name": "x", "max_step": 3}, "unknown key `max_step`, did you mean `max_steps`?"),
-        ({"name": "x", "optimizer": {"learn": 1, "Lr": 2}}, "unknown key `optimizer.Lr`, did you mean `lr`?"),
-        ({"name": "x", "window": {"ratios": 0.1}}, "unknown key `window.ratios`, did you mean `ratio`?"),
+        ({"name": "x", "optimizer": {"learn": 1, "Lr": 2}}, "unknown key `optimizer.Lr`, did you mean `optimizer.lr`?"),
+        ({"name": "x", "window": {"ratios": 0.1}}, "unknown key `window.ratios`, did you mean `window.ratio`?"),
         (
             {"name": "x", "sources": [{}, {"knd": "block"}]},
-            "unknown key `sources.1.knd`, did you mean `kind`?",
+            "unknown key `sources.1.knd`, did you mean `sources.1.kind`?",
         ),
         (
             {"name": "x", "zzz": 1},
             "unknown key `zzz`, known keys: max_steps, name, optimizer, sources, window",
         ),
         ({"name": "x", "optimizer": {"qqq": 1}}, "unknown key `optimizer.qqq`, known keys: betas, lr"),
+        ({"name": "x", "betas": [0, 1]}, "unknown key `betas`, did you mean `optimizer.betas`?"),
+        ({"name": "x", "optimiser": {"betas": [0, 1]}}, "unknown key `optimiser.betas`, did you mean `optimizer.betas`?"),
+        ({"name": "x", "ratio": 1}, "unknown key `ratio`, did you mean `window.ratio`?"),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_known_one(values, expected):
@@ -183,6 +186,53 @@ def test_override_that_is_no_key_and_value_is_refused(tmp_path, override):
     path = written(tmp_path, "name: demo\n")
     with pytest.raises(UserError, match="expected key=value"):
         load_config(Train, path, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "override", "betas"),
+    [
+        ("name: x\noptimizer: {betas: [0.5, 0.9]}", "optimizer.betas.0=0.8", (0.8, 0.9)),
+        ("name: x", "optimizer.betas.1=0.999", (0.9, 0.999)),
+        ("name: x\noptimizer: {lr: 1}", "optimizer.betas.0=0.8", (0.8, 0.99)),
+    ],
+)
+def test_an_override_reaches_an_item_of_a_list_that_the_file_or_the_defaults_hold(tmp_path, content, override, betas):
+    assert load_config(Train, written(tmp_path, content), [override]).optimizer.betas == betas
+
+
+def test_an_override_reaches_a_key_inside_an_item(tmp_path):
+    path = written(tmp_path, "name: x\nsources: [{kind: block}, {kind: channel}]")
+    assert load_config(Train, path, ["sources.1.ratio=0.7"]).sources[1] == Window(kind="channel", ratio=0.7)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.betas.5=1", "`optimizer.betas.5=1`: optimizer.betas has 2 items, counted from 0"),
+        ("sources.0.ratio=1", "`sources.0.ratio=1`: sources has 0 items"),
+        ("optimizer.betas.first=1", "`optimizer.betas"),
+        ("name.0=1", "`name"),
+        ("optimizer.betas.0.x=1", "`optimizer.betas"),
+    ],
+)
+def test_an_override_into_no_item_of_a_list_is_one_line(override, expected):
+    with pytest.raises(UserError) as caught:
+        load_config(Train, None, ["name=x", override])
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_settings_are_listed_with_full_keys_and_the_defaults_that_hold_where_they_are_used():
+    class Outer(Config):
+        optimizer: Optimizer = Optimizer(lr=3.0)
+        sources: tuple[Window, ...] = ()
+        named: dict[str, Window] = Field(default_factory=dict)
+        choice: Window | Optimizer = Window()
+
+    found = {setting.key: setting for setting in settings_of(Outer)}
+    assert found["optimizer.lr"].default == 3.0 and found["optimizer.lr"].field.description == "Learning rate."
+    assert found["optimizer.betas"].default == [0.9, 0.99]
+    assert {"sources.N.kind", "named.NAME.ratio", "choice.kind", "choice.betas"} <= set(found)
+    assert found["optimizer"].is_section and not found["sources"].is_section
 
 
 def test_misspelt_override_names_the_nearest_key(tmp_path):

@@ -1,14 +1,120 @@
-"""Options that several commands share."""
+"""The command line's grammar: `sat-ssvae COMMAND [PATH ...] [--flag VALUE ...] [key=value ...]`.
+
+Flags name files, folders and runs; every setting is `key=value`, anywhere on the line. A command's `settings` is the
+configuration class that its keys belong to.
+"""
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..config import Config, settings_of, suggest_key
+from ..errors import did_you_mean, nearest
+
+_SETTING = re.compile(r"\w+(\.\w+)*=")
 
 
-def add_overrides(command: argparse.ArgumentParser) -> None:
-    """Positional key=value settings, in `options.overrides`."""
-    command.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],  # else argparse says that they are required
-        metavar="key=value",
-        help="settings over the configuration's",
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that says what to type instead."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.commands: Any = None
+        """What `add_subparsers` returned, for a parser of commands."""
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """Commands below this one."""
+        self.commands = super().add_subparsers(required=True, **options)
+        return self.commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but misspelt words are refused by name and `key=value` may stand anywhere."""
+        words = [_underscored(word) for word in args]
+        first = next((number for number, word in enumerate(words) if word[:1] != "-"), len(words))
+        for word in words[:first] if self.commands else words:
+            flag = word.partition("=")[0]
+            if flag[:2] == "--" and flag not in self._option_string_actions:
+                self.error(self._unknown_flag(flag))
+        if self.commands and first < len(words) and words[first] not in self.commands.choices:
+            names = list(self.commands.choices)
+            hint = did_you_mean(words[first], names, f"commands are {', '.join(names)}")
+            self.error(f"unknown command `{words[first]}`, {hint}")
+        settings = self._settings(words) if self.get_default("settings") else []
+        rest = [word for number, word in enumerate(words) if number not in settings]
+        options, unknown = super().parse_known_args(rest, namespace)
+        if settings or getattr(options, "overrides", []):
+            if options.overrides:
+                self.error(f"unexpected `{options.overrides[0]}`, settings are key=value")
+            options.overrides = [words[number] for number in settings]
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def _settings(self, words: Sequence[str]) -> list[int]:
+        """Positions of the settings: `key=value` that is neither the value of a flag nor an existing file."""
+        flags = self._option_string_actions
+        values = {number + 1 for number, word in enumerate(words) if word in flags and flags[word].nargs is None}
+        return [n for n, word in enumerate(words) if _SETTING.match(word) and n not in values and not _exists(word)]
+
+    def _unknown_flag(self, flag: str) -> str:
+        of_command = self.get_default("settings")
+        settings = settings_of(of_command()) if of_command else []
+        flags = [known for known in self._option_string_actions if known[:2] == "--"]
+        near = nearest(flag[2:], [known[2:] for known in flags] + [setting.name for setting in settings])
+        if near is None:
+            return f"unknown flag `{flag}`, flags are {', '.join(flags)}"
+        if f"--{near}" in flags:
+            return f"unknown flag `{flag}`, did you mean `--{near}`?"
+        return f"unknown flag `{flag}`, settings are key=value: {suggest_key(near, settings)}"
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+    *examples: str,
+    settings: Callable[[], type[Config]] | None = None,
+) -> argparse.ArgumentParser:
+    """A command's parser.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: the command.
+        run: does it, given the parsed options.
+        summary: one sentence without its full stop.
+        examples: whole command lines.
+        settings: gives the class that `options.overrides` configure; None for a command without settings.
+    """
+    epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {example}" for example in examples)])
+    if settings:
+        command = examples[0].partition(f" {name} ")[0].removeprefix("sat-ssvae") + f" {name}"
+        epilog += f"\n\nall settings, with their types and defaults: sat-ssvae settings{command}"
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog
     )
+    parser.set_defaults(run=run, settings=settings)
+    if settings:
+        parser.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="settings over the configuration's"
+        )
+    return parser
+
+
+def _underscored(word: str) -> str:
+    """A flag with its hyphens as underscores: both spellings are one flag."""
+    if word[:2] != "--":
+        return word
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}"
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # too long for a name
+        return False
