@@ -82,7 +82,7 @@ def test_every_kind_has_tokens_beside_ssvae(folders):
 
 
 def test_what_cannot_be_divided_alike():
-    with pytest.raises(UserError, match=r"ssvae 5x16x16, image 17x16x16.* only into 1x8x8; choose other clips.num_fr"):
+    with pytest.raises(UserError, match=r"ssvae 5x16x16, image 17x16x16.* only into 1x8x8; choose other data.num_fr"):
         common_patches({"ssvae": (5, 16, 16), "image": (17, 16, 16)}, PATCH)
     with pytest.raises(UserError, match="patch_size 1x2x2 does not divide the latents' 3x3x3"):
         common_patches({"a": (3, 3, 3), "b": (3, 3, 3)}, PATCH)
@@ -102,7 +102,7 @@ def test_sizes_of_given_and_of_untrained_arms(folders):
     clips = ClipsConfig(num_frames=9, resolution=(32, 48))
     trainings = {"cog": training, "mine": training}
     assert latent_sizes(trainings, given_arms, clips) == {"cog": (3, 4, 6), "mine": (5, 8, 12)}
-    with pytest.raises(UserError, match=r"arm cog: 5 frames: AutoencoderKLCogVideoX takes 8k \+ 1.*clips.num_frames"):
+    with pytest.raises(UserError, match=r"arm cog: 5 frames: AutoencoderKLCogVideoX takes 8k \+ 1.*data.num_frames"):
         latent_sizes(trainings, given_arms, ClipsConfig(num_frames=5, resolution=32))
     with pytest.raises(UserError, match=r"arm mine: height 30: SSVAE takes multiples of 4"):
         latent_sizes({"mine": training}, {}, ClipsConfig(num_frames=9, resolution=30))

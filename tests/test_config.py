@@ -94,7 +94,10 @@ def test_interpolation_is_resolved(tmp_path):
         ),
         ({"name": "x", "optimizer": {"qqq": 1}}, "unknown key `optimizer.qqq`, known keys: betas, lr"),
         ({"name": "x", "betas": [0, 1]}, "unknown key `betas`, did you mean `optimizer.betas`?"),
-        ({"name": "x", "optimiser": {"betas": [0, 1]}}, "unknown key `optimiser.betas`, did you mean `optimizer.betas`?"),
+        (
+            {"name": "x", "optimiser": {"betas": [0, 1]}},
+            "unknown key `optimiser.betas`, did you mean `optimizer.betas`?",
+        ),
         ({"name": "x", "ratio": 1}, "unknown key `ratio`, did you mean `window.ratio`?"),
     ],
 )

@@ -29,7 +29,7 @@ ARMS = {"stock": {"settings": {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}}, "ssva
 
 def settings(**changes):
     smoke = read_yaml(packaged("compare_smoke.yaml"))
-    smoke["clips"] |= {"train_stride": 0.5, "heldout_stride": 0.25, "num_workers": 0}
+    smoke["data"] |= {"train_stride": 0.5, "heldout_stride": 0.25, "num_workers": 0}
     smoke["vae"] |= {"max_steps": 2, "model": smoke["vae"]["model"] | {"base_channels": 4}}
     smoke["transformer"] |= {"max_steps": 3, "evaluation_steps": [1, 3], "width": 32, "depth": 1}
     smoke["scoring"] |= {"samples": 8, "denoising_clips": 4, "loss_levels": 2, "sampler_steps": 2}
@@ -135,7 +135,7 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
     places = {kind: f"{kind}:{tmp_path / 'models' / kind}" for kind in ("cogvideox", "wan2.2", "modelscope")}
     output, source = tmp_path / "run", ClipSource.separate(tiny_shards, tiny_shards)
     small = settings()
-    small["clips"] |= {"num_frames": 9, "heldout_stride": 0.2, "max_heldout": 10}
+    small["data"] |= {"num_frames": 9, "heldout_stride": 0.2, "max_heldout": 10}
     small["transformer"] |= {"evaluation_steps": [3]}
     small["scoring"] |= {"samples": 4, "denoising_clips": 2, "noise_levels": [0.5]}
     arms = {"stock": ARMS["stock"]} | {kind: {"checkpoint": place} for kind, place in places.items()}
@@ -193,7 +193,7 @@ def test_every_preset_and_packaged_arm_is_valid():
         arms = {path.stem: {"settings": read_yaml(path)} for path in packaged("arms").glob("*.yaml")}
         config = load_config(CompareConfig, packaged(f"compare_{preset}.yaml"), replace={"arms": arms})
         for name, arm in config.arms.items():
-            data = {"path": "x", **config.clips.model_dump(include={"num_frames", "fps", "resolution"})}
+            data = {"path": "x", **config.data.model_dump(include={"num_frames", "fps", "resolution"})}
             training = parse_config(TrainConfig, {**config.vae, **arm.settings, "data": data}, source=name)
             assert training.max_steps == config.vae.get("max_steps", TrainConfig.model_fields["max_steps"].default)
     stages = {"ch48_LCR_LMR_256p": 150_000, "ch48_LCR_LMR_512p": 50_000, "ch48_LCR_LMR_1080p": 30_000}
@@ -308,9 +308,9 @@ def test_unknown_training_keys_of_an_arm_are_named_before_anything_is_trained(ti
 
 def test_too_few_heldout_clips_are_noticed_before_anything_is_trained(tiny_shards, tmp_path):
     source = ClipSource.separate(tiny_shards, tiny_shards)
-    few = settings()["clips"] | {"heldout_stride": 100.0}
+    few = settings()["data"] | {"heldout_stride": 100.0}
     with pytest.raises(UserError, match="5 held-out clips, a comparison needs 8 at least"):
-        compare(configured(clips=few), tmp_path, CPU, "sat-ssvae compare", source)
+        compare(configured(data=few), tmp_path, CPU, "sat-ssvae compare", source)
     assert not (tmp_path / "vae").exists()
 
 

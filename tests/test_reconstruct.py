@@ -145,7 +145,7 @@ def test_mistakes(two_videos, tmp_path):
 def test_the_command(two_videos, tmp_path, capsys):
     tiny_vae().save_pretrained(tmp_path / "vae")
     places = ["--input", str(two_videos), "--output", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "vae")]
-    assert main(["reconstruct", *places, "--side_by_side", "perceptual=none"]) == 0
+    assert main(["reconstruct", *places, "side_by_side=true", "perceptual=none"]) == 0
     output = capsys.readouterr().out
     assert output.splitlines()[0].split() == ["video", "frames", "height", "width", "fps", "psnr", "ssim"]
     assert "posterior mean, 17 frames at a time" in output

@@ -217,7 +217,7 @@ def test_settings_of_the_process_are_checked_first(run, videos, tmp_path):
 def test_the_command(run, videos, tmp_path, capsys, suffix):
     output, picture = tmp_path / "out", tmp_path / f"restore.{suffix}"
     arguments = ["restore", str(run), "--arm", "stock", "--input", str(videos), "--output", str(output)]
-    settings = ["--degrade", "noise:40", "--picture", str(picture), "perceptual=none", "strengths=[0.1,0.5]"]
+    settings = ["degrade=noise:40", "--picture", str(picture), "perceptual=none", "strengths=[0.1,0.5]"]
     assert main([*arguments, *settings]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:5] == ["PSNR", "in", "dB", "frames", "degraded"]
@@ -237,10 +237,10 @@ def test_the_command(run, videos, tmp_path, capsys, suffix):
     ("arguments", "message"),
     [
         (["--arm", "wan"], "no arm `wan` with a finished transformer; there are: stock, ssvae"),
-        (["--arm", "stock", "--degrade", "fog:2"], "degradation `fog:2`: expected KIND:AMOUNT"),
+        (["--arm", "stock", "degrade=fog:2"], "degradation `fog:2`: expected KIND:AMOUNT"),
         (["--arm", "stock", "--picture", "a.gif"], "--picture a.gif: give a name that ends in .png or .webp"),
         (["--arm", "stock", "strengths=[0]"], "`strengths.0` = 0"),
-        (["--arm", "stock", "--transformer_seed", "5"], "no finished transformer of seed 5"),
+        (["--arm", "stock", "transformer_seed=5"], "no finished transformer of seed 5"),
         (["--arm", "stock", "--original", "gone"], "gone does not exist"),
     ],
 )

@@ -418,7 +418,7 @@ def test_a_package_that_is_not_installed_is_named(videos, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(SystemExit):
         main(["reward", "--video_dir", str(videos)])
-    assert capsys.readouterr().err.startswith("error: the package openai is not installed; an extra of sat-ssvae")
+    assert capsys.readouterr().err.startswith("error: the package openai is not installed; the extras of sat-ssvae")
 
 
 @pytest.mark.slow

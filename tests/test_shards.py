@@ -265,7 +265,8 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize("busy", [0, 20])
 def test_a_killed_worker_ends_the_command_with_one_line(tiny_shards, tmp_path, busy):
     """As the system does it when memory is short; also while the command does something else."""
-    arguments = ["check-data", tiny_shards, "--output", tmp_path, "num_frames=5", "resolution=32", "num_workers=2"]
+    settings = ["data.num_frames=5", "data.resolution=32", "data.num_workers=2"]
+    arguments = ["check-data", tiny_shards, "--output", tmp_path, *settings]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(busy), *map(str, arguments)],
         env=unmeasured(),

@@ -290,8 +290,8 @@ def test_check_data_reports_everything(tmp_path, tiny_video, capsys):
     ]
     records = [meta(name.split(".")[0]) for name, _ in members[:3]] + [meta("short", duration=0.1)]
     tar = write_tar(tmp_path / "a.tar", members, records)
-    arguments = ["check-data", str(tar), "--output", str(tmp_path), "num_frames=5", "resolution=32", "num_workers=0"]
-    assert main(arguments) == 0
+    settings = ["data.num_frames=5", "data.resolution=32", "data.num_workers=0"]
+    assert main(["check-data", str(tar), "--output", str(tmp_path), *settings]) == 0
     out = capsys.readouterr().out
     assert "2 clips of 1 samples can be used, 0 samples have a caption" in out
     for cause in ("not a video", "empty file", "too short"):
@@ -304,7 +304,7 @@ def test_check_data_takes_each_video_in_its_own_size(tmp_path, capsys):
     folder.mkdir()
     for name, (height, width) in {"wide": (48, 96), "tall": (96, 48), "small": (24, 24)}.items():
         write_video(folder / f"{name}.mp4", torch.rand(3, 24, height, width) * 2 - 1, fps=24)
-    options = ["num_frames=5", "num_workers=0", "buckets=[[32, 64], [64, 32]]"]
+    options = ["data.num_frames=5", "data.num_workers=0", "data.buckets=[[32, 64], [64, 32]]"]
     assert main(["check-data", str(folder), "--output", str(tmp_path), *options]) == 0
     out = capsys.readouterr().out
     assert "2 clips of 2 samples can be used" in out and "1 left out: too small" in out
@@ -324,6 +324,7 @@ def test_check_data_names_files_whose_names_are_no_text(tmp_path, tiny_video, mo
     (tmp_path / "in" / os.fsdecode(b"bad-\xff.mp4")).write_bytes(b"no video")
     written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", written)
-    assert main(["check-data", str(tmp_path / "in"), "--output", str(tmp_path), "num_frames=5", "resolution=32"]) == 0
+    settings = ["data.num_frames=5", "data.resolution=32"]
+    assert main(["check-data", str(tmp_path / "in"), "--output", str(tmp_path), *settings]) == 0
     written.seek(0)
     assert "in/bad-\\udcff.mp4: not a video" in written.read()

@@ -46,8 +46,8 @@ def test_nothing_and_nan_are_refused():
 
 def test_the_command_measures_and_stores(tmp_path, tiny_shards, capsys):
     tiny_vae().save_pretrained(tmp_path / "vae")
-    settings = ["resolution=32", "num_frames=5", "num_workers=0"]
-    arguments = ["stats", str(tmp_path / "vae"), "--data", str(tiny_shards), "--stride", "0.5", "--batch-size", "3"]
+    settings = ["data.resolution=32", "data.num_frames=5", "data.num_workers=0"]
+    arguments = ["stats", str(tmp_path / "vae"), "--data", str(tiny_shards), "stride=0.5", "batch_size=3"]
     assert main([*arguments, *settings]) == 0
     assert "in 4 channels" in capsys.readouterr().out
     vae = SSVAE.from_pretrained(tmp_path / "vae")
@@ -73,7 +73,7 @@ def test_converting_there_and_back(tmp_path, capsys):
     json_path.write_text(json.dumps({"mean": [0, 1, 2, 3], "std": [1, 1, 2, 2]}))
     for source, target in [("a", "b.pth"), ("b.pth", "c.safetensors"), ("c.safetensors", "d")]:
         assert main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 0
-    assert main(["convert", str(tmp_path / "d"), str(tmp_path / "e"), "--latent-stats", str(json_path)]) == 0
+    assert main(["convert", str(tmp_path / "d"), str(tmp_path / "e"), "--latent_stats", str(json_path)]) == 0
     again = SSVAE.from_pretrained(tmp_path / "e")
     assert again.latent_stats.std.tolist() == [1, 1, 2, 2]
     for name, value in vae.state_dict().items():
@@ -84,14 +84,16 @@ def test_converting_there_and_back(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "e"), str(tmp_path / "f.pth")]) == 0
     beside = str(tmp_path / "f.latent_stats.json")
     assert beside in capsys.readouterr().out
-    assert main(["convert", str(tmp_path / "f.pth"), str(tmp_path / "g"), "--latent-stats", beside]) == 0
+    assert main(["convert", str(tmp_path / "f.pth"), str(tmp_path / "g"), "--latent_stats", beside]) == 0
     assert torch.equal(SSVAE.from_pretrained(tmp_path / "g").latent_stats.mean, again.latent_stats.mean)
 
     for arguments, message in [
         (["e", "f.onnx"], "name a folder, a .safetensors or a .pth"),
-        (["missing", "f"], "no such checkpoint"),
+        (["missing", "h"], "no such checkpoint"),
+        (["a", "d"], "exists; give --overwrite to replace it"),
     ]:
         capsys.readouterr()
         with pytest.raises(SystemExit):
             main(["convert", str(tmp_path / arguments[0]), str(tmp_path / arguments[1])])
         assert message in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "d"), "--overwrite"]) == 0

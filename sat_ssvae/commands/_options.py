@@ -44,11 +44,14 @@ class Parser(argparse.ArgumentParser):
         settings = self._settings(words) if self.get_default("settings") else []
         rest = [word for number, word in enumerate(words) if number not in settings]
         options, unknown = super().parse_known_args(rest, namespace)
-        if settings or getattr(options, "overrides", []):
-            if options.overrides:
-                self.error(f"unexpected `{options.overrides[0]}`, settings are key=value")
+        if self.get_default("settings"):
             options.overrides = [words[number] for number in settings]
         return options, unknown
+
+    def format_help(self) -> str:
+        """With the settings, which argparse does not know, at the end of the usage."""
+        usage = " [key=value ...]\n\n" if self.get_default("settings") else "\n\n"
+        return super().format_help().replace("\n\n", usage, 1)
 
     def error(self, message: str) -> NoReturn:
         """End with one line."""
@@ -93,15 +96,11 @@ def add_command(
     epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {example}" for example in examples)])
     if settings:
         command = examples[0].partition(f" {name} ")[0].removeprefix("sat-ssvae") + f" {name}"
-        epilog += f"\n\nall settings, with their types and defaults: sat-ssvae settings{command}"
+        epilog += f"\n\nkey=value is any of the settings that are listed by: sat-ssvae settings{command}"
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog
     )
     parser.set_defaults(run=run, settings=settings)
-    if settings:
-        parser.add_argument(
-            "overrides", nargs="*", default=[], metavar="key=value", help="settings over the configuration's"
-        )
     return parser
 
 

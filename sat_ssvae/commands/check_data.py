@@ -5,31 +5,42 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import load_config
-from ._options import add_overrides
+from ..config import Config, load_config
+from ._options import add_command
 
 EXAMPLES = 5
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("check-data", help="read all of a data set, report what training would not use")
-    command.set_defaults(run=run)
-    command.add_argument("path", help="shards or videos, as in data.path")
-    command.add_argument("--output", type=Path, default=Path(), help="folder for skipped.jsonl (default: here)")
-    add_overrides(command)
+    command = add_command(
+        commands,
+        "check-data",
+        run,
+        "read all of a data set and report what training would leave out",
+        "sat-ssvae check-data shards/ data.num_frames=17 data.fps=8 data.resolution=256 data.drop_black=0.02",
+        settings=settings,
+    )
+    command.add_argument("path", metavar="DATA", help="shards or videos, as in data.path")
+    command.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="for skipped.jsonl (default: here)")
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..data.check import CheckConfig
+
+    return CheckConfig
 
 
 def run(options: argparse.Namespace) -> None:
     """Read everything; print counts, causes, and where the list lies."""
-    from ..data.check import check_data
-    from ..data.settings import DataConfig
+    from ..data.check import CheckConfig, check_data
     from ..data.skips import SkipLog, printable, read_skips
 
-    config = load_config(DataConfig, None, [f"path={options.path}", *options.overrides])
+    config = load_config(CheckConfig, None, options.overrides, replace={"data": {"path": options.path}})
     listing = options.output / "skipped.jsonl"
     known = len(read_skips(listing))
-    report = check_data(config, SkipLog(listing, max_share=1))
+    report = check_data(config.data, SkipLog(listing, max_share=1))
     lines = [f"{report.clips} clips of {report.samples} samples can be used, {report.captions} samples have a caption"]
     lines += [f"{count:8d} left out: {cause}" for cause, count in report.skipped.items()]
     new = read_skips(listing)[known:]

@@ -7,57 +7,76 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..config import Config
 from ..errors import UserError
-from ._options import add_overrides
+from ._options import add_command
 
 
 def add(commands: Any) -> None:
     """Add the command's parser, with a command for each task."""
-    command = commands.add_parser("cogvideo", help="check configurations and adapt transformers of CogVideoX")
-    tasks = command.add_subparsers(required=True, metavar="TASK")
-
-    check = tasks.add_parser("check", help="do the numbers of the merged configuration fit together?")
-    check.set_defaults(run=run_check)
+    tasks = commands.add_parser(
+        "cogvideo",
+        help="check CogVideoX's configurations, adapt its transformers, compare on its own training",
+        description="CogVideoX with SSVAE's latents.",
+    ).add_subparsers(metavar="TASK")
+    check = add_command(
+        tasks,
+        "check",
+        run_check,
+        "check that the numbers of CogVideoX's merged configuration fit its latents",
+        "sat-ssvae cogvideo check --base configs/cogvideox_2b.yaml configs/sft.yaml cogvideox_2b_5b.yaml",
+    )
     _add_base(check)
-    check.add_argument("--era", choices=["v1.0", "main"], help="CogVideoX's state (default: the checkout's)")
-
-    adapt = tasks.add_parser("adapt", help="copy a transformer without the tensors that other latents change")
-    adapt.set_defaults(run=run_adapt)
+    check.add_argument("--era", choices=["v1.0", "main"], help="CogVideoX's version (default: the checkout's)")
+    adapt = add_command(
+        tasks,
+        "adapt",
+        run_adapt,
+        "copy a transformer without the tensors whose shapes depend on the latents",
+        "sat-ssvae cogvideo adapt CogVideoX-2b-sat/transformer transformer_48 --base CONFIG.yaml OVERLAY.yaml",
+    )
     adapt.add_argument("transformer", type=Path, help="folder with CogVideoX's transformer, which holds `latest`")
     adapt.add_argument("output", type=Path, help="folder to write; name it as args.load")
     _add_base(adapt)
+    _add_compare(tasks)
 
-    compare = tasks.add_parser("compare", help="train CogVideoX on both autoencoders' latents, score, write the report")
-    compare.set_defaults(run=run_compare)
-    compare.add_argument("--cogvideo", type=Path, required=True, metavar="PATH", help="CogVideo, patched for SSVAE")
-    compare.add_argument(
-        "--stock",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="YAML",
-        help="the baseline's files, as train_video.py's --base",
+
+def _add_compare(tasks: Any) -> None:
+    command = add_command(
+        tasks,
+        "compare",
+        run_compare,
+        "train CogVideoX on both autoencoders' latents, score both, and write the report",
+        "sat-ssvae cogvideo compare --cogvideo CogVideo --stock configs/cogvideox_2b.yaml configs/sft.yaml "
+        "--ssvae cogvideox_2b_5b.yaml evaluations=8",
+        settings=compare_settings,
     )
-    compare.add_argument(
-        "--ssvae",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="YAML",
-        help="overlays that follow them in the other arm",
-    )
-    compare.add_argument(
+    command.add_argument("--cogvideo", type=Path, required=True, metavar="PATH", help="CogVideo, patched for SSVAE")
+    yaml_files = {"type": Path, "nargs": "+", "required": True, "metavar": "YAML"}
+    command.add_argument("--stock", **yaml_files, help="the baseline's files, as for train_video.py's --base")
+    command.add_argument("--ssvae", **yaml_files, help="overlays that follow them in the other arm")
+    command.add_argument(
         "--heldout", type=Path, nargs="+", default=[], metavar="DIR", help="held-out videos (default: args.valid_data)"
     )
-    compare.add_argument("--processes", type=_count, default=1, help="GPUs to train on (default: %(default)s)")
-    compare.add_argument(
+    command.add_argument(
+        "--processes", type=_count, default=1, metavar="GPUS", help="GPUs to train on (default: %(default)s)"
+    )
+    command.add_argument(
         "--python",
         default=shlex.quote(sys.executable),
         metavar="COMMAND",
         help="Python with CogVideo's requirements (default: this one)",
     )
-    compare.add_argument("--output", type=Path, default=Path("runs/cogvideo"), help="folder (default: %(default)s)")
-    add_overrides(compare)
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/cogvideo"), metavar="DIR", help="default: %(default)s"
+    )
+
+
+def compare_settings() -> type[Config]:
+    """The class that `compare`'s key=value settings belong to."""
+    from ..cogvideo.native_comparison import CogVideoComparison
+
+    return CogVideoComparison
 
 
 def run_check(options: argparse.Namespace) -> None:
@@ -101,11 +120,9 @@ def run_compare(options: argparse.Namespace) -> None:
     sat, output = _sat_folder(options.cogvideo), options.output.resolve()
     launch = Launch(_interpreter(options.python), options.processes)
     check_patched(sat)
-    # key=value settings may follow a list of files.
-    files = {name: [str(path) for path in getattr(options, name)] for name in ("stock", "ssvae", "heldout")}
-    settings = [text for names in files.values() for text in names if "=" in text and not Path(text).exists()]
-    stock, overlay, heldout = ([_find(name, sat) for name in names if name not in settings] for names in files.values())
-    config = load_config(CogVideoComparison, None, [*options.overrides, *settings])
+    files = (options.stock, options.ssvae, options.heldout)
+    stock, overlay, heldout = ([_find(path, sat) for path in paths] for paths in files)
+    config = load_config(CogVideoComparison, None, options.overrides)
     os.chdir(sat)  # CogVideoX's scripts run there, and relative paths in its files count from there
     arms = read_arms(stock, overlay, heldout)
     results = compare(config, arms, heldout, output, launch, options.command_line)
@@ -119,9 +136,9 @@ def _sat_folder(checkout: Path) -> Path:
     raise UserError(f"{checkout} holds no sat/train_video.py; give the folder of a CogVideo checkout")
 
 
-def _find(name: str, sat: Path) -> Path:
+def _find(path: Path, sat: Path) -> Path:
     """A path, as seen from here or else from CogVideoX's folder."""
-    return Path(name).resolve() if Path(name).exists() else sat / name
+    return path.resolve() if path.exists() else sat / path
 
 
 def _interpreter(command: str) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import load_config, packaged, read_yaml
-from ..errors import UserError
-from ._options import add_overrides
+from ..config import Config, load_config, packaged, read_yaml
+from ..errors import UserError, did_you_mean
+from ._options import add_command
 
 WEIGHT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
@@ -16,27 +16,43 @@ DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser(
-        "compare", help="does diffusion converge faster on one autoencoder's latents than on another's?"
+    command = add_command(
+        commands,
+        "compare",
+        run,
+        "measure whether diffusion converges faster on one autoencoder's latents than on another's",
+        "sat-ssvae compare --data my_videos/",
+        "sat-ssvae compare --vae stock=stock --vae lcr=lcr --output runs/ablation data.resolution=64",
+        settings=settings,
     )
-    command.set_defaults(run=run)
     command.add_argument("--preset", choices=["smoke", "default", "full"], default="default", help="size of the run")
-    command.add_argument("--config", type=Path, help="a whole configuration of your own instead of a preset")
+    command.add_argument("--config", type=Path, metavar="YAML", help="a configuration of your own instead of a preset")
     command.add_argument(
-        "--data", type=Path, metavar="DIR", help="your videos or shards, instead of the demo's; with DIR/train and "
-        "DIR/heldout those are used, else a tenth of the videos is held out"
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="your videos or shards instead of the demo's; DIR/train and DIR/heldout are used if they exist, otherwise "
+        "a tenth of the videos is held out",
+    )
     command.add_argument(
         "--vae",
         action="append",
         default=[],
         metavar="NAME=CONFIG[:CHECKPOINT]",
         help="an arm instead of the preset's; the first is the baseline. CONFIG is a YAML file with settings of "
-        f"`sat-ssvae train`, or one of: {', '.join(_packaged_arms())}. NAME=VAE trains nothing: VAE is an SSVAE's path "
-        "or KIND:PATH_OR_ID, see README",
+        f"`sat-ssvae train`, or one of {', '.join(_packaged_arms())}. NAME=VAE trains nothing: VAE is the path of an "
+        "SSVAE or KIND:PATH_OR_ID (docs/autoencoders.md)",
     )
-    command.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
-    add_overrides(command)
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: %(default)s"
+    )
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..comparison.settings import CompareConfig
+
+    return CompareConfig
 
 
 def run(options: argparse.Namespace) -> None:
@@ -71,8 +87,9 @@ def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
             continue
         path = packaged(f"arms/{config}.yaml") if config in _packaged_arms() else Path(config)
         if not path.suffix and not path.exists():
-            known = f"a packaged configuration ({', '.join(_packaged_arms())}) or a kind of VAE ({', '.join(KINDS)})"
-            raise UserError(f"--vae {specification}: `{config}` is neither a file nor {known}")
+            known = f"configurations are {', '.join(_packaged_arms())}, kinds of VAE are {', '.join(KINDS)}"
+            hint = did_you_mean(config, [*_packaged_arms(), *KINDS], known)
+            raise UserError(f"--vae {specification}: `{config}` is no file and not packaged, {hint}")
         arms[name] = {"settings": read_yaml(path), "checkpoint": checkpoint or None}
     return arms
 

@@ -6,28 +6,39 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ._options import add_command
 
 FORMS = ("folder", "safetensors", "torch", "sat")
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("convert", help="convert a checkpoint: published .pth, .safetensors, folder, SAT")
-    command.set_defaults(run=run)
-    command.add_argument("input", type=Path, help="a published file, a .safetensors, or a folder written here")
-    command.add_argument("output", type=Path, help="a file (.safetensors, .pth, .pt, .ckpt) or a folder")
-    command.add_argument("--to", choices=FORMS, help="form of the output (default: as its name says)")
-    command.add_argument(
-        "--latent-stats", type=Path, metavar="JSON", help='{"mean": [...], "std": [...]} to put into the output folder'
+    command = add_command(
+        commands,
+        "convert",
+        run,
+        "convert a checkpoint between the published file, .safetensors, a folder and SAT's form",
+        "sat-ssvae convert ch48_256p_15w_512p_5w.ckpt ssvae/",
     )
+    command.add_argument("input", type=Path, metavar="VAE", help="a published file, a .safetensors, or a folder")
+    command.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="a file (.safetensors, .pth, .pt, .ckpt) or a folder"
+    )
+    command.add_argument("--to", choices=FORMS, help="form of the output (default: from its name)")
+    command.add_argument(
+        "--latent_stats", type=Path, metavar="JSON", help='{"mean": [...], "std": [...]} to store in the output folder'
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read, check, write; print where the result lies."""
+    """Read, check, write; print where the result is."""
     from ..vae.autoencoder import SSVAE
     from ..vae.checkpoint import read_stats, write_stats, write_weights
 
     form = options.to or _form_of(options.output)
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; give --overwrite to replace it")
     vae = SSVAE.from_pretrained(options.input)
     if options.latent_stats:
         vae.latent_stats = read_stats(options.latent_stats, vae.config.latent_channels)
@@ -42,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         if vae.latent_stats is not None:  # a file of weights has no place for them
             beside = options.output.with_suffix(".latent_stats.json")
             write_stats(vae.latent_stats, beside)
-            sys.stdout.write(f"{beside}: its latent statistics, for `sat-ssvae convert ... --latent-stats`\n")
+            sys.stdout.write(f"{beside}: its latent statistics, for `sat-ssvae convert ... --latent_stats`\n")
     sys.stdout.write(f"{options.output}: {form}, {sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters\n")
 
 

@@ -5,17 +5,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import load_config
-from ._options import add_overrides
+from ..config import Config, load_config
+from ._options import add_command
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("pack", help="pack videos into WebDataset shards with their meta files")
-    command.set_defaults(run=run)
-    command.add_argument("inputs", type=Path, nargs="+", help="videos, folders of them, or a CSV (path,caption,...)")
-    command.add_argument("--output", type=Path, required=True, help="folder for the shards")
-    add_overrides(command)
+    command = add_command(
+        commands,
+        "pack",
+        run,
+        "pack videos into WebDataset shards with their meta files",
+        "sat-ssvae pack my_videos/ --output shards/ segment_seconds=5",
+        settings=settings,
+    )
+    command.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="VIDEOS",
+        help="videos, folders of them, or CSV files (path,caption,...)",
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the shards")
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..data.pack import PackConfig
+
+    return PackConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import find_config, load_config, parse_config, read_yaml
+from ..config import Config, find_config, load_config, parse_config, read_yaml
 from ..errors import UserError
-from ._options import add_overrides
+from ._options import add_command
 from ._table import aligned
 
 if TYPE_CHECKING:
@@ -20,19 +20,32 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("reconstruct", help="videos through an autoencoder and back, with scores")
-    command.set_defaults(run=run)
+    command = add_command(
+        commands,
+        "reconstruct",
+        run,
+        "encode and decode videos with an autoencoder, and score the reconstructions",
+        "sat-ssvae reconstruct --checkpoint runs/stage1/vae --input clips/ --output out/ side_by_side=true",
+        settings=settings,
+    )
+    command.add_argument(
+        "--checkpoint", "--vae", required=True, metavar="VAE", help="an SSVAE's path, or KIND:PATH_OR_ID"
+    )
     command.add_argument("--input", type=Path, required=True, help="a video, a folder of videos, or shards")
-    command.add_argument("--output", type=Path, required=True, help="folder for the reconstructions and the scores")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for reconstructions and scores")
     command.add_argument(
-        "--checkpoint", "--vae", required=True, metavar="VAE", help="an SSVAE's path, or KIND:PATH_OR_ID, see README"
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="training configuration whose network sizes the checkpoint must have",
     )
-    command.add_argument(
-        "--config", type=Path, help="training configuration whose network sizes the checkpoint must have"
-    )
-    command.add_argument("--side_by_side", action="store_true", help="also write original and reconstruction in one")
-    command.add_argument("--error_map", action="store_true", help="also write four times the absolute difference")
-    add_overrides(command)
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..evaluation.reconstruct import ReconstructConfig
+
+    return ReconstructConfig
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,8 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from ..distributed import default_device
     from ..evaluation.reconstruct import ReconstructConfig, reconstruct
 
-    flags = [f"{name}=true" for name in ("side_by_side", "error_map") if getattr(options, name)]
-    config = load_config(ReconstructConfig, None, [*flags, *options.overrides])
+    config = load_config(ReconstructConfig, None, options.overrides)
     vae = open_autoencoder(options.checkpoint)
     if options.config:
         _check_sizes(find_config(options.config), vae)

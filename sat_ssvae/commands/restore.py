@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import load_config
+from ..config import Config, load_config
 from ..errors import UserError
-from ._options import add_overrides
+from ._options import add_command
 from ._table import aligned
 
 if TYPE_CHECKING:
@@ -21,31 +21,31 @@ PICTURE_SUFFIXES = (".png", ".webp")
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("restore", help="degraded videos, noised and denoised by a comparison's transformer")
-    command.set_defaults(run=run)
-    command.add_argument(
-        "comparison", type=Path, metavar="RUN", help="folder of a `sat-ssvae compare` that has finished"
+    command = add_command(
+        commands,
+        "restore",
+        run,
+        "restore degraded videos with the autoencoder and transformer of a comparison's arm (SDEdit)",
+        "sat-ssvae restore runs/compare --arm ssvae --input clips/ --output out/ degrade=noise:50",
+        settings=settings,
     )
-    command.add_argument("--arm", required=True, help="whose autoencoder and transformer to use")
+    command.add_argument("comparison", type=Path, metavar="RUN", help="folder of a finished `sat-ssvae compare`")
+    command.add_argument("--arm", required=True, metavar="NAME", help="whose autoencoder and transformer to use")
     command.add_argument("--input", type=Path, required=True, help="a video, a folder of videos, or shards")
-    command.add_argument("--output", type=Path, required=True, help="folder for the restored videos and the scores")
-    clean = command.add_mutually_exclusive_group()
-    clean.add_argument(
-        "--degrade",
-        metavar="KIND:AMOUNT",
-        help="the input is clean: degrade it first, by noise:SIGMA (of 255), blur:FACTOR or compress:CRF (H.264)",
-    )
-    clean.add_argument(
-        "--original", type=Path, metavar="DIR", help="clean videos of the input's names, to score against"
-    )
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for restored videos and scores")
     command.add_argument(
-        "--transformer_seed", type=int, metavar="N", help="of the comparison's seeds (default: the first)"
+        "--original", type=Path, metavar="DIR", help="clean videos with the input's names, to score against"
     )
-    command.add_argument("--side_by_side", action="store_true", help="also write all of them beside each other")
     command.add_argument(
         "--picture", type=Path, metavar="FILE", help="also a picture of some middle frames: .png or .webp"
     )
-    add_overrides(command)
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..evaluation.restore import RestoreConfig
+
+    return RestoreConfig
 
 
 def run(options: argparse.Namespace) -> None:
@@ -56,14 +56,17 @@ def run(options: argparse.Namespace) -> None:
 
     if options.picture and options.picture.suffix not in PICTURE_SUFFIXES:
         raise UserError(f"--picture {options.picture}: give a name that ends in {' or '.join(PICTURE_SUFFIXES)}")
-    flags = ["side_by_side=true"] if options.side_by_side or options.picture else []
-    config = load_config(RestoreConfig, None, [*flags, *options.overrides])
-    degradation = Degradation.parse(options.degrade) if options.degrade else None
-    restorer = Restorer.open(options.comparison, options.arm, options.transformer_seed, default_device())
+    config = load_config(RestoreConfig, None, options.overrides)
+    if options.picture:  # its frames are taken from the videos side by side
+        config = config.model_copy(update={"side_by_side": True})
+    if config.degrade and options.original:
+        raise UserError("degrade= is for clean input, --original for input that is degraded already; give one of them")
+    degradation = Degradation.parse(config.degrade) if config.degrade else None
+    restorer = Restorer.open(options.comparison, options.arm, config.transformer_seed, default_device())
     report = restore(restorer, options.input, options.output, config, degradation, options.original)
     measured = (
         f"{restorer.size[0]}x{restorer.size[1]} at {restorer.clips.fps:g} frames per second, in windows of "
-        f"{restorer.clips.num_frames} frames that share {config.overlap}; {_degraded_how(options)}; {config.steps} "
+        f"{restorer.clips.num_frames} frames that share {config.overlap}; {_degraded_how(config, options.original)}; {config.steps} "
         f"sampler steps, seed {config.seed}; perceptual distance {config.perceptual}; before rounding and compression"
     )
     document = {
@@ -85,10 +88,10 @@ def run(options: argparse.Namespace) -> None:
         sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
 
 
-def _degraded_how(options: argparse.Namespace) -> str:
-    if options.degrade:
-        return f"degraded by {options.degrade}"
-    return f"originals from {options.original}" if options.original else "no originals, so no scores"
+def _degraded_how(config: "RestoreConfig", original: Path | None) -> str:
+    if config.degrade:
+        return f"degraded by {config.degrade}"
+    return f"originals from {original}" if original else "no originals, so no scores"
 
 
 def _write_csv(report: "RestorationReport", path: Path) -> None:

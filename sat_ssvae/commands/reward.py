@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import load_config
+from ..config import Config, load_config
 from ..storage import write_text
-from ._options import add_overrides
+from ._options import add_command
 
 if TYPE_CHECKING:
     from ..evaluation.reward import RewardConfig, Scored
@@ -23,8 +23,14 @@ _NOTE = "; means, in brackets their 95 % intervals"
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("reward", help="score generated videos with a UnifiedReward server")
-    command.set_defaults(run=run)
+    command = add_command(
+        commands,
+        "reward",
+        run,
+        "score generated videos with a UnifiedReward server",
+        "sat-ssvae reward --video_dir samples/ --against baseline/ url=http://gpu-box:8080",
+        settings=settings,
+    )
     command.add_argument("--video_dir", type=Path, required=True, metavar="DIR", help="folder of generated videos")
     command.add_argument(
         "--against", type=Path, metavar="DIR", help="baseline: a folder with videos of the same names and prompts"
@@ -36,8 +42,15 @@ def add(commands: Any) -> None:
         help='{"video name": "prompt"} in NAME.json, or the text file that CogVideoX sampled from, a prompt a line '
         "(default: NAME.txt beside each video, or the names of CogVideoX's folders)",
     )
-    command.add_argument("--batch_size", type=int, default=4, metavar="N", help="requests in flight (default: 4)")
-    add_overrides(command)
+    # The article writes this one as a flag; like all settings it is key=value as well.
+    command.add_argument("--batch_size", metavar="N", help="requests in flight")
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..evaluation.reward import RewardConfig
+
+    return RewardConfig
 
 
 def run(options: argparse.Namespace) -> None:
@@ -45,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
     from ..evaluation.generated import list_videos
     from ..evaluation.reward import RewardConfig, compare, pair_table, pair_up, score_videos
 
-    config = load_config(RewardConfig, None, [f"batch_size={options.batch_size}", *options.overrides])
+    flags = [f"batch_size={options.batch_size}"] if options.batch_size else []
+    config = load_config(RewardConfig, None, [*flags, *options.overrides])
     folders = [options.video_dir] + ([options.against] if options.against else [])
     videos = {folder: list_videos(folder, options.prompts) for folder in folders}
     name = f"unified_reward_v{config.version}"

@@ -5,26 +5,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import load_config
+from ..config import Config, load_config
 from ..errors import UserError
-from ._options import add_overrides
+from ._options import add_command
 from ._table import aligned
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("spectrum", help="what the latents of autoencoders look like to a diffusion model")
-    command.set_defaults(run=run)
+    command = add_command(
+        commands,
+        "spectrum",
+        run,
+        "measure what the latents of autoencoders look like to a diffusion model",
+        "sat-ssvae spectrum --vae ssvae=runs/my_vae/vae --vae wan=wan2.2:PATH --data clips/ data.resolution=256",
+        settings=settings,
+    )
     command.add_argument(
         "--vae",
         action="append",
         required=True,
         metavar="NAME=VAE",
-        help="an autoencoder: an SSVAE's path or KIND:PATH_OR_ID, see README; any number of them",
+        help="an autoencoder: the path of an SSVAE or KIND:PATH_OR_ID (docs/autoencoders.md); any number of them",
     )
     command.add_argument("--data", required=True, metavar="DIR", help="videos or shards")
-    command.add_argument("--output", type=Path, default=Path("runs/spectrum"), help="folder (default: %(default)s)")
-    add_overrides(command)
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/spectrum"), metavar="DIR", help="default: %(default)s"
+    )
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..evaluation.spectra import SpectraConfig
+
+    return SpectraConfig
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     from ..evaluation.spectra_page import SpectraResults, table, write_spectra
 
     places = _places(options.vae)
-    config = load_config(SpectraConfig, None, [f"data.path={options.data}", *options.overrides])
+    config = load_config(SpectraConfig, None, options.overrides, replace={"data": {"path": options.data}})
     clips = load_clips(config)
     device = default_device()
     arms = tuple(measure_latents(name, open_autoencoder(at), clips, config, device) for name, at in places.items())

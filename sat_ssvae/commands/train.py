@@ -5,25 +5,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import find_config, load_config
-from ._options import add_overrides
+from ..config import Config, find_config, load_config
+from ._options import add_command
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    command = commands.add_parser("train", help="train an autoencoder")
-    command.set_defaults(run=run)
-    command.add_argument("--config", type=Path, required=True, help="YAML file, or the name of a packaged one")
+    command = add_command(
+        commands,
+        "train",
+        run,
+        "train an autoencoder, or continue an interrupted training",
+        "sat-ssvae train --config ch48_LCR_LMR_256p --name stage1 data.path=shards/",
+        "sat-ssvae train --config ch48_LCR_LMR_512p --name stage2 --freeze_encoder True --resume_from "
+        "runs/stage1/latest.pth data.path=shards/",
+        settings=settings,
+    )
+    command.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file, or a packaged one's name")
     command.add_argument("--name", required=True, help="the run's name: its folder in --output")
-    command.add_argument("--output", type=Path, default=Path("runs"), help="folder (default: %(default)s)")
-    # The published article writes these two like that; they are key=value settings as well.
-    command.add_argument("--resume_from", "--resume-from", metavar="PATH", help="weights of an earlier stage")
-    command.add_argument("--freeze_encoder", "--freeze-encoder", metavar="True", help="train the decoder alone")
-    add_overrides(command)
+    command.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    # The article writes these two as flags; like all settings they are key=value as well.
+    command.add_argument("--resume_from", metavar="PATH", help="weights of an earlier stage")
+    command.add_argument("--freeze_encoder", metavar="True", help="train the decoder only")
+
+
+def settings() -> type[Config]:
+    """The class that the key=value settings belong to."""
+    from ..training.settings import TrainConfig
+
+    return TrainConfig
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, or continue training; print where the autoencoder lies."""
+    """Train, or continue training; print where the autoencoder is."""
     from ..distributed import default_device, initialize, rank
     from ..training.trainer import TrainConfig, train
 

@@ -70,7 +70,7 @@ def latent_sizes(
         try:
             sizes[name] = vae.latent_size(clips.num_frames, *clips.size)
         except UserError as error:
-            raise UserError(f"arm {name}: {error} (clips.num_frames, clips.resolution)") from None
+            raise UserError(f"arm {name}: {error} (data.num_frames, data.resolution)") from None
     return sizes
 
 
@@ -96,7 +96,7 @@ def common_patches(sizes: Mapping[str, Grid], patch: Grid) -> dict[str, Grid]:
         shapes = ", ".join(f"{name} {_times(size)}" for name, size in sizes.items())
         raise UserError(
             f"the arms' latents (frames x height x width: {shapes}) have no common division into enough tokens, only "
-            f"into {_times((t, h, w))}; choose other clips.num_frames or clips.resolution"
+            f"into {_times((t, h, w))}; choose other data.num_frames or data.resolution"
         )
     return {name: (size[0] // t, size[1] // h, size[2] // w) for name, size in sizes.items()}
 

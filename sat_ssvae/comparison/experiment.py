@@ -100,7 +100,7 @@ class _Comparison:
             )
             for name, arm in config.arms.items()
         }
-        self.latent_sizes = latent_sizes(self.trainings, self.given, config.clips)
+        self.latent_sizes = latent_sizes(self.trainings, self.given, config.data)
         self.patches = common_patches(self.latent_sizes, config.transformer.patch_size)
         self.places: dict[str, str] = {}
         self.finished: list[TrainedTransformer] = []
@@ -132,13 +132,13 @@ class _Comparison:
                 if seed == self.config.seeds[0]:
                     samples[name] = read_samples(folder, steps)
         originals = as_pictures(spread(clips, shown))
-        pictures = Pictures(self.config.clips.fps, originals, reconstructions, samples)
+        pictures = Pictures(self.config.data.fps, originals, reconstructions, samples)
         return self._report(arms, curves, pictures, len(clips))
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def _demo(self) -> ClipSource:
-        resolution = self.config.clips.resolution
+        resolution = self.config.data.resolution
         short_side = resolution if isinstance(resolution, int) else min(resolution)
         with self.minutes("clips"):
             seconds = self.config.film_seconds
@@ -166,10 +166,10 @@ class _Comparison:
         return torch.stack(videos)
 
     def _data(self, split: Split) -> dict[str, Any]:
-        return self.config.clips.data(self.source.path[split], self.source.part[split])
+        return self.config.data.data(self.source.path[split], self.source.part[split])
 
     def _clips(self, split: Split) -> FixedClips:
-        clips = self.config.clips
+        clips = self.config.data
         return fixed_clips(
             parse_config(DataConfig, self._data(split)),
             stride=clips.heldout_stride if split == "heldout" else clips.train_stride,
@@ -245,7 +245,7 @@ class _Comparison:
         )
         config = self.config
         RunIndex(
-            clips=config.clips,
+            clips=config.data,
             diffusion=config.transformer.diffusion,
             text_length=config.text_length,
             transformers=tuple(self.finished),
@@ -294,7 +294,7 @@ class _Comparison:
             configuration=config.model_dump(mode="json"),
             measurement={
                 "held-out clips": heldout,
-                "clip": config.clips.model_dump(mode="json"),
+                "clip": config.data.model_dump(mode="json"),
                 "scoring": config.scoring.model_dump(mode="json"),
                 "seeds vary": "the transformer's initial weights, clip order and noise; the autoencoders have one seed",
             },
@@ -318,5 +318,5 @@ class _Comparison:
 
     def _latent_identity(self, name: str) -> list[Any]:
         weights = self.given_identities.get(name) or self._training_identity(name)
-        clips = self.config.clips.model_dump(mode="json", exclude={"num_workers"})
+        clips = self.config.data.model_dump(mode="json", exclude={"num_workers"})
         return [weights, clips, *(content(self.source.path[split]) for split in SPLITS)]

@@ -58,8 +58,8 @@ class CompareConfig(Config):
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the transformer: its initial weights, order of the clips and noise. The autoencoders have one seed."""
-    clips: ClipsConfig = ClipsConfig()
-    """What is cut out of the videos."""
+    data: ClipsConfig = ClipsConfig()
+    """The clips that are cut out of the videos."""
     vae: dict[str, Any]
     """Settings of `sat-ssvae train` that all arms share."""
     arms: dict[str, ArmConfig]

@@ -6,10 +6,18 @@ report = check_data(DataConfig(path="shards"), SkipLog(Path("skipped.jsonl")))
 from collections import Counter
 from dataclasses import dataclass
 
+from ..config import Config
 from ..progress import progress_bar
 from .settings import DataConfig
 from .shards import clips_by_size
 from .skips import SkipLog
+
+
+class CheckConfig(Config):
+    """What `sat-ssvae check-data` reads."""
+
+    data: DataConfig
+    """The clips, as training would read them."""
 
 
 @dataclass(frozen=True)

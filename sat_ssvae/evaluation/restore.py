@@ -61,6 +61,11 @@ class RestoreConfig(Config):
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3,), min_length=1)
     """Noise levels up to which latents are noised, and from which they are denoised: near 0 keeps all of the video, 1
     nothing. With several, each gives a video of its own."""
+    degrade: str | None = None
+    """Degrade the input, which is clean then, by KIND:AMOUNT: noise:SIGMA (of 255), blur:FACTOR or compress:CRF
+    (H.264)."""
+    transformer_seed: int | None = None
+    """Which of the comparison's seeds; null takes the first."""
     steps: int = Field(default=10, gt=0)
     """Steps of the sampler from that level. One step gives the mean of what fits, more give one sample of it."""
     overlap: int = Field(default=2, ge=0)

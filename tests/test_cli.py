@@ -1,0 +1,155 @@
+"""The command line: one grammar for all commands, and one line for every mistake that says what to type instead."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+import sat_ssvae
+from sat_ssvae.cli import main
+from sat_ssvae.commands._options import Parser, add_command
+from sat_ssvae.config import Config
+from sat_ssvae.data.settings import DataConfig
+
+
+class Settings(Config):
+    data: DataConfig
+    """Clips."""
+    steps: int = 1
+    """Steps."""
+
+
+def error_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    written = capsys.readouterr()
+    assert caught.value.code == 2 and not written.out
+    (line,) = written.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian"], "unknown command `trian`, did you mean `train`?"),
+        (["qqq"], "unknown command `qqq`, commands are compare, train,"),
+        (["cogvideo", "chek"], "unknown command `chek`, did you mean `check`?"),
+        (["--verbos", "train"], "unknown flag `--verbos`, did you mean `--verbose`?"),
+        (["train", "--confg", "x", "--name", "y"], "unknown flag `--confg`, did you mean `--config`?"),
+        (["reconstruct", "--checkpont=x"], "unknown flag `--checkpont`, did you mean `--checkpoint`?"),
+        (["reconstruct", "--side_by_side"], "settings are key=value: did you mean `side_by_side`?"),
+        (["stats", "vae", "--data", "x", "--num-frames", "17"], "key=value: did you mean `data.num_frames`?"),
+        (["convert", "a", "b", "--qqq"], "unknown flag `--qqq`, flags are --help, --to, --latent_stats, --overwrite"),
+        (["train", "--name", "y"], "the following arguments are required: --config"),
+        (["train", "--config", "tiny_48p", "--name", "y", "stray"], "unrecognized arguments: stray"),
+        (["train", "--config", "ch48_LCR_256p", "--name", "y"], "did you mean `ch48_LCR_LMR_256p`?"),
+        (["train", "--config", "qqq", "--name", "y"], "no such configuration file; packaged ones are "),
+        (["compare", "--preset", "smok"], "choose from"),
+        (["compare", "--vae", "a=stok", "--vae", "b=lcr"], "did you mean `stock`?"),
+        (["compare", "clips.num_frames=9"], "unknown key `clips.num_frames`, did you mean `data.num_frames`?"),
+        (["compare", "fps=9"], "unknown key `fps`, did you mean `data.fps`?"),
+        (["compare", "transformer.optimizer.beta=9"], "did you mean `transformer.optimizer.betas`?"),
+    ],
+)
+def test_a_misspelt_word_is_one_line_with_the_right_one(capsys, words, expected):
+    assert expected in error_of(capsys, *words)
+
+
+@pytest.mark.parametrize("key", ["num_frames", "fps", "resolution", "dataa.fps", "data.fp"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stats", "VAE", "--data", "x"],
+        ["check-data", "x"],
+        ["encode", "VAE", "x", "y"],
+        ["spectrum", "--vae", "a=VAE", "--data", "x"],
+        ["compare"],
+        ["train", "--config", "tiny_48p", "--name", "y", "data.path=x"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_clips_have_the_same_keys_in_every_command(tmp_path, capsys, monkeypatch, words, key):
+    if words[0] == "train" and key == "resolution":
+        pytest.skip("the article's short name for data.resolution")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "VAE").mkdir()
+    right = f"data.{key.rpartition('.')[2].removesuffix('s')}"
+    assert re.search(rf"unknown key `{key}`, did you mean `{right}s?`\?", error_of(capsys, *words, f"{key}=8"))
+
+
+@pytest.fixture
+def parse():
+    def parsed(*words: str) -> argparse.Namespace:
+        parser = Parser(prog="program")
+        command = add_command(parser.add_subparsers(), "do", print, "do it", "program do x", settings=lambda: Settings)
+        command.add_argument("inputs", nargs="+", type=Path)
+        command.add_argument("--vae", action="append", default=[])
+        command.add_argument("--base", nargs="+", type=Path, default=[])
+        command.add_argument("--overwrite", action="store_true")
+        return parser.parse_args(words)
+
+    return parsed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("do", "a", "b", "steps=3", "--vae", "x=y"),
+        ("do", "steps=3", "--vae", "x=y", "a", "b"),
+        ("do", "a", "b", "--vae=x=y", "steps=3"),
+        ("do", "a", "b", "--overwrite", "steps=3", "--vae", "x=y"),
+        ("do", "--vae", "x=y", "a", "b", "--base", "c", "d", "steps=3"),
+    ],
+)
+def test_settings_may_stand_anywhere(parse, words):
+    options = parse(*words)
+    assert options.overrides == ["steps=3"] and options.vae == ["x=y"]
+    assert set(options.inputs) == {Path("a"), Path("b")}
+    assert options.base in ([], [Path("c"), Path("d")])
+
+
+def test_addresses_in_settings_arrive_as_they_were_typed(parse):
+    assert parse("do", "a", "data.path=https://host//a.tar").overrides == ["data.path=https://host//a.tar"]
+
+
+def test_a_file_with_an_equals_sign_is_a_file(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "take=1.mp4").touch()
+    options = parse("do", "take=1.mp4", "take=2")
+    assert options.inputs == [Path("take=1.mp4")] and options.overrides == ["take=2"]
+
+
+def test_flags_may_be_written_with_hyphens(tmp_path, capsys):
+    for flag in ("--latent-stats", "--latent_stats"):
+        assert "missing: no such" in error_of(capsys, "convert", "missing", str(tmp_path / "out"), flag, "x.json")
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sat-ssvae {sat_ssvae.__version__}\n"
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{sat_ssvae.__version__}"\n' in project
+
+
+def commands() -> list[list[str]]:
+    from sat_ssvae.cli import _parser
+
+    found = []
+    for name, command in _parser().commands.choices.items():
+        below = command.commands.choices if command.commands else {"": None}
+        found += [[name, *([task] if task else [])] for task in below]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_help_has_a_description_and_an_example_that_parses(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    description = text.split("\n\n")[1]
+    assert description[0].isupper() and description.endswith(".")
+    assert f"  sat-ssvae {' '.join(words)} " in text.partition("example")[2]
