@@ -46,20 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atexit.register(distributed.leave)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
-    except RuntimeError as error:
-        # torch notices a process that decodes for us and ends, wherever this one is at that moment.
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionResetError) as error:
+        # torch notices that a process which decodes for us has died, wherever this one is at that moment.
+        if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionResetError):
             raise
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or each one that ends from now on raises it again
         reason = " ".join(str(error).split()).rstrip(".")
-        hint = "where memory was short, take fewer (data.num_workers); the same command goes on from what is finished"
-        parser.exit(2, f"error: {reason}: {hint}\n")
+        hint = "a decoding process died; if memory was short, lower data.num_workers; the same command then continues"
+        parser.exit(2, f"error: {reason}; {hint}\n")
     except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, "interrupted; what is finished is kept, the same command goes on from there\n")
+        parser.exit(INTERRUPTED, "interrupted; finished work is kept, and the same command continues from there\n")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __package__.partition(".")[0]:
             raise
-        hint = "an extra of sat-ssvae brings it: pip install 'sat-ssvae[compare,diffusers,reward]'"
+        hint = "the extras of sat-ssvae bring it: pip install 'sat-ssvae[compare,diffusers,reward]'"
         parser.exit(2, f"error: the package {error.name} is not installed; {hint}\n")
     except OSError as error:
         if error.filename is None and error.strerror is None:

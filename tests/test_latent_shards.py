@@ -164,4 +164,4 @@ def test_settings_of_the_command_are_checked(tiny_shards, tmp_path, capsys):
     with_statistics().save_pretrained(tmp_path / "vae")
     with pytest.raises(SystemExit):
         main(["encode", str(tmp_path / "vae"), str(tiny_shards), str(tmp_path / "out"), "data.num_frame=5"])
-    assert "did you mean `num_frames`?" in capsys.readouterr().err
+    assert "did you mean `data.num_frames`?" in capsys.readouterr().err

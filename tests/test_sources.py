@@ -274,7 +274,7 @@ def test_wrong_sources_are_named():
         ({}, "give either `path` or `sources`"),
         ({"path": "x", "sources": [{"path": "y"}]}, "give either `path` or `sources`"),
         ({"sources": [{"path": "y", "num_frames": 16}]}, "must be 4k . 1"),
-        ({"sources": [{"path": "y", "wieght": 1}]}, "did you mean `weight`"),
+        ({"sources": [{"path": "y", "wieght": 1}]}, "did you mean `sources.0.weight`"),
         ({"path": "x", "filters": {"a": {"any_of": []}}}, "filters"),
     ):
         with pytest.raises(UserError, match=message):

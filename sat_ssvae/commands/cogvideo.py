@@ -52,7 +52,7 @@ def _add_compare(tasks: Any) -> None:
         settings=compare_settings,
     )
     command.add_argument("--cogvideo", type=Path, required=True, metavar="PATH", help="CogVideo, patched for SSVAE")
-    yaml_files = {"type": Path, "nargs": "+", "required": True, "metavar": "YAML"}
+    yaml_files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "YAML"}
     command.add_argument("--stock", **yaml_files, help="the baseline's files, as for train_video.py's --base")
     command.add_argument("--ssvae", **yaml_files, help="overlays that follow them in the other arm")
     command.add_argument(

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="VIDEOS",
-        help="videos, folders of them, or CSV files (path,caption,...)",
+        help="videos, folders of them, CSV files (path,caption,...)",
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the shards")
 

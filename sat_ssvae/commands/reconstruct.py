@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         "--config",
         type=Path,
         metavar="YAML",
-        help="training configuration whose network sizes the checkpoint must have",
+        help="training configuration whose network the checkpoint must have",
     )
 
 

@@ -64,10 +64,11 @@ def run(options: argparse.Namespace) -> None:
     degradation = Degradation.parse(config.degrade) if config.degrade else None
     restorer = Restorer.open(options.comparison, options.arm, config.transformer_seed, default_device())
     report = restore(restorer, options.input, options.output, config, degradation, options.original)
+    how = _degraded_how(config, options.original)
     measured = (
         f"{restorer.size[0]}x{restorer.size[1]} at {restorer.clips.fps:g} frames per second, in windows of "
-        f"{restorer.clips.num_frames} frames that share {config.overlap}; {_degraded_how(config, options.original)}; {config.steps} "
-        f"sampler steps, seed {config.seed}; perceptual distance {config.perceptual}; before rounding and compression"
+        f"{restorer.clips.num_frames} frames that share {config.overlap}; {how}; {config.steps} sampler "
+        f"steps, seed {config.seed}; perceptual distance {config.perceptual}; before rounding and compression"
     )
     document = {
         "comparison": str(options.comparison),
