@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "a decoding process died; if memory was short, lower data.num_workers; the same command then continues"
         parser.exit(2, f"error: {reason}; {hint}\n")
     except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, "interrupted; finished work is kept, and the same command continues from there\n")
+        parser.exit(INTERRUPTED, "interrupted; finished work is kept, the same command continues from there\n")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __package__.partition(".")[0]:
             raise

@@ -261,7 +261,7 @@ def test_a_stopped_comparison_stops_its_training(cogvideo, unfinished, number, s
             os.kill(training, 0)
         last = process.stderr.read().strip().splitlines()[-1]
     assert (
-        number == signal.SIGTERM or last == "interrupted; finished work is kept, and the same command continues from there"
+        number == signal.SIGTERM or last == "interrupted; finished work is kept, the same command continues from there"
     )
 
 
