@@ -15,10 +15,12 @@ from .commands import (
     compare,
     convert,
     encode,
+    init,
     pack,
     reconstruct,
     restore,
     reward,
+    settings,
     spectrum,
     stats,
     train,
@@ -29,7 +31,22 @@ from .progress import setup_logging
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = (compare, train, pack, stats, convert, encode, cogvideo, check_data, reward, reconstruct, spectrum, restore)
+COMMANDS = (
+    compare,
+    train,
+    pack,
+    stats,
+    convert,
+    encode,
+    cogvideo,
+    check_data,
+    reward,
+    reconstruct,
+    spectrum,
+    restore,
+    init,
+    settings,
+)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 

@@ -18,7 +18,6 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from .errors import UserError, did_you_mean, nearest
@@ -142,7 +141,10 @@ class Setting(NamedTuple):
 
     key: str
     """Dotted; N and NAME stand for the items of a list and of a mapping."""
-    field: FieldInfo
+    annotation: Any
+    bounds: tuple[Any, ...]
+    """What pydantic knows of its range: objects with `gt`, `ge`, `lt` or `le`."""
+    description: str
     default: Any
     """Plain values, as in YAML; `PydanticUndefined` where the user must give one."""
     is_section: bool
@@ -162,11 +164,16 @@ def settings_of(cls: type[BaseModel], defaults: Mapping[str, Any] | None = None,
         plain = default if default is PydanticUndefined else to_jsonable_python(default)
         plain = (defaults or {}).get(name, plain)
         models, items = _models_in(field.annotation), _items_of(field.annotation)
-        settings = [Setting(prefix + name, field, plain, bool(models) and not items)]
+        about = " ".join((field.description or "").split())
+        is_section = len(models) == 1 and not items
+        settings = [Setting(prefix + name, field.annotation, tuple(field.metadata), about, plain, is_section)]
         below = plain if isinstance(plain, dict) and not items else None
         for model in models:
             settings += settings_of(model, below, f"{prefix}{name}{items}.")
-        found |= {setting.key: setting for setting in settings if setting.key not in found}
+        for setting in settings:
+            if known := found.get(setting.key):  # the models of a union share it, such as `kind`
+                setting = known._replace(annotation=known.annotation | setting.annotation)  # noqa: PLW2901
+            found[setting.key] = setting
     return list(found.values())
 
 

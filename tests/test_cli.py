@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 import sat_ssvae
-from sat_ssvae.cli import main
+from sat_ssvae.cli import _parser, main
 from sat_ssvae.commands._options import Parser, add_command
-from sat_ssvae.config import Config
+from sat_ssvae.comparison.settings import CompareConfig
+from sat_ssvae.config import Config, load_config, packaged, read_yaml, settings_of
 from sat_ssvae.data.settings import DataConfig
+from sat_ssvae.training.settings import TrainConfig
+
+SHORT = {"resolution": "data.resolution", "channels": "model.latent_channels", "lr": "optimizer.lr"}
 
 
 class Settings(Config):
@@ -135,8 +139,6 @@ def test_the_version_is_that_of_the_project(capsys):
 
 
 def commands() -> list[list[str]]:
-    from sat_ssvae.cli import _parser
-
     found = []
     for name, command in _parser().commands.choices.items():
         below = command.commands.choices if command.commands else {"": None}
@@ -153,3 +155,52 @@ def test_every_help_has_a_description_and_an_example_that_parses(capsys, words):
     description = text.split("\n\n")[1]
     assert description[0].isupper() and description.endswith(".")
     assert f"  sat-ssvae {' '.join(words)} " in text.partition("example")[2]
+
+
+def test_settings_lists_every_key_with_type_default_and_meaning(capsys):
+    assert main(["settings", "train"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {setting.key for setting in settings_of(TrainConfig)} <= set(rows)
+    assert re.fullmatch(r"max_steps +int > 0 +150000 +\S.*", rows["max_steps"])
+    assert re.fullmatch(r"optimizer.warmup_steps +int >= 0 +1000 +\S.*", rows["optimizer.warmup_steps"])
+    assert main(["settings", "cogvideo", "compare"]) == 0
+    assert "evaluations" in capsys.readouterr().out
+    assert "name one of these commands: " in error_of(capsys, "settings", "convert")
+
+
+def test_the_page_of_all_settings_is_what_the_types_say(capsys):
+    """After a change of settings: sat-ssvae settings --markdown > docs/settings.md"""
+    assert main(["settings", "--markdown"]) == 0
+    page = capsys.readouterr().out
+    assert page == (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    for words in commands():
+        assert not words_take_settings(words) or f"\n## sat-ssvae {' '.join(words)}\n" in page
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            assert line.rpartition(" | ")[2].removesuffix("|").strip(), f"no documentation: {line}"
+
+
+def words_take_settings(words: list[str]) -> bool:
+    parser = _parser()
+    for word in words:
+        parser = parser.commands.choices[word]
+    return parser.get_default("settings") is not None
+
+
+@pytest.mark.parametrize("source", sorted(path.stem for path in packaged("").glob("*.yaml")))
+def test_init_writes_the_settings_that_it_starts_from_and_all_others_as_comments(tmp_path, capsys, source):
+    path = tmp_path / "mine.yaml"
+    assert main(["init", str(tmp_path / "mine"), "--config", source]) == 0
+    assert str(path) in capsys.readouterr().out
+    cls = CompareConfig if source.startswith("compare_") else TrainConfig
+    given = {"arms": {"a": {}, "b": {}}} if cls is CompareConfig else {}
+    needed = [] if cls is CompareConfig else ["data.path=x", "resume_from=x", "monitor.path=y"]
+    start = load_config(cls, packaged(f"{source}.yaml"), needed, replace=given)
+    assert load_config(cls, path, needed, replace=given) == start
+    # Without the # of its defaults it says the same.
+    text = re.sub(r"^( *)#(?=\w+:)(?!.*: required$)", r"\1", path.read_text(), flags=re.MULTILINE)
+    (tmp_path / "all.yaml").write_text(text)
+    given_short = read_yaml(path)  # the places that short names stand for hold the defaults
+    changed = [f"{place}={given_short[name]}" for name, place in SHORT.items() if name in given_short]
+    assert load_config(cls, tmp_path / "all.yaml", [*needed, *changed], replace=given) == start
+    assert "exists; choose another name" in error_of(capsys, "init", str(path), "--config", source)

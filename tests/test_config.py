@@ -232,7 +232,7 @@ def test_settings_are_listed_with_full_keys_and_the_defaults_that_hold_where_the
         choice: Window | Optimizer = Window()
 
     found = {setting.key: setting for setting in settings_of(Outer)}
-    assert found["optimizer.lr"].default == 3.0 and found["optimizer.lr"].field.description == "Learning rate."
+    assert found["optimizer.lr"].default == 3.0 and found["optimizer.lr"].description == "Learning rate."
     assert found["optimizer.betas"].default == [0.9, 0.99]
     assert {"sources.N.kind", "named.NAME.ratio", "choice.kind", "choice.betas"} <= set(found)
     assert found["optimizer"].is_section and not found["sources"].is_section
