@@ -3,51 +3,82 @@
     for reconstruction in round_trip(vae, chunks):      # B C T H W each, T as it comes
         ...
 
-SSVAE carries its state from chunk to chunk, so that the result is that of the whole video. Other video autoencoders
-start anew with each chunk; one that works frame by frame makes no difference there.
+SSVAE carries its state from chunk to chunk, so that the result is that of the whole video. To the autoencoders of
+diffusers each chunk is a video of its own; one that works frame by frame makes no difference there.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..vae.autoencoder import SSVAE
-from ..vae.padding import crop_to, pad_to_valid
-from .foreign import VideoAutoencoder
+from ..errors import UserError
+from ..vae.posterior import Posterior
+from ..vae.tiling import blend_tiles
+from .padding import pad_space
+from .protocol import VideoAutoencoder
+
+Run = Callable[[Tensor], Tensor]
 
 
-def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor], tile_size: int | None = None) -> Iterator[Tensor]:
     """Reconstructions, from posterior means, of consecutive chunks `B C T H W` in [-1, 1] of one video.
 
     They have as many frames as the chunks in all, though not each; height and width are the chunks'. Last frames, rows
     and columns are repeated until the autoencoder takes the video, and cropped away again.
+
+    Args:
+        vae: the autoencoder.
+        chunks: the video.
+        tile_size: work in tiles of this many pixels a side, for memory that does not grow with H and W; approximate,
+            see `vae/tiling.py`.
+
+    Raises:
+        UserError: the tile does not fit the autoencoder.
     """
-    return _streamed(vae, chunks) if isinstance(vae, SSVAE) else _chunk_by_chunk(vae, chunks)
-
-
-def _chunk_by_chunk(vae: VideoAutoencoder, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    for chunk in chunks:
-        yield crop_to(vae.decode(vae.encode(pad_to_valid(chunk, vae)).mode()), chunk)
-
-
-def _streamed(vae: SSVAE, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    encode, decode = vae.encode_stream(), vae.decode_stream()
+    encode, decode = _coders(vae, tile_size)
     last: Tensor | None = None
     given = returned = 0
     for chunk in chunks:
         last, given = chunk[:, :, -1:], given + chunk.shape[2]
-        video = decode(encode(_pad_space(chunk, vae.spatial_factor)).mode())
+        video = decode(encode(pad_space(chunk, vae)))[:, :, : given - returned]
         returned += video.shape[2]
         if video.shape[2]:
             yield video[..., : chunk.shape[3], : chunk.shape[4]]
     if last is not None and returned < given:  # the last frames do not fill a latent frame
         missing = -(given - 1) % vae.temporal_factor
-        ending = _pad_space(last, vae.spatial_factor).expand(-1, -1, missing, -1, -1)
-        video = decode(encode(ending).mode())
+        video = decode(encode(pad_space(last, vae).expand(-1, -1, missing, -1, -1)))
         yield video[:, :, : given - returned, : last.shape[3], : last.shape[4]]
 
 
-def _pad_space(x: Tensor, factor: int) -> Tensor:
-    missing = (0, -x.shape[4] % factor, 0, -x.shape[3] % factor, 0, 0)
-    return F.pad(x, missing, mode="replicate") if any(missing) else x
+def _coders(vae: VideoAutoencoder, tile_size: int | None) -> tuple[Run, Run]:
+    """Functions from a chunk to its latents and back, with a stream for each tile."""
+    if tile_size is None:
+        return _means(vae.encode_stream()), vae.decode_stream()
+    factor = vae.spatial_factor
+    tile, rest = divmod(tile_size, factor)
+    if rest or tile_size < vae.min_size:
+        raise UserError(f"tile_size {tile_size}: must be a multiple of {factor}, {vae.min_size} at least")
+    encode = _tiled(lambda: _means(vae.encode_stream()), tile, factor, 1)
+    return encode, _tiled(vae.decode_stream, tile, 1, factor)
+
+
+def _means(encode: Callable[[Tensor], Posterior]) -> Run:
+    return lambda chunk: encode(chunk).mode()
+
+
+def _tiled(new_stream: Callable[[], Run], tile: int, scale_in: int, scale_out: int) -> Run:
+    """What runs each tile of consecutive chunks through a stream of its own, see `blend_tiles`."""
+    streams: list[Run] = []
+
+    def run(chunk: Tensor) -> Tensor:
+        started = iter(list(streams))
+
+        def on_tile(x: Tensor) -> Tensor:
+            stream = next(started, None)
+            if stream is None:
+                streams.append(stream := new_stream())
+            return stream(x)
+
+        return blend_tiles(on_tile, chunk, tile, scale_in, scale_out)
+
+    return run
