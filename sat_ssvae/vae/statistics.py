@@ -10,7 +10,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Mean and standard deviation of each latent channel, float32, shape (c,).
+    """Mean and standard deviation of each latent channel, float32, shape (c,); or of each latent frame, too, (c, t).
 
     Raises:
         UserError: the shapes differ, or a value is not a finite number (or a std negative).
@@ -20,9 +20,9 @@ class LatentStats:
     std: Tensor
 
     def __post_init__(self) -> None:
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+        if self.mean.ndim not in (1, 2) or self.mean.shape != self.std.shape:
             shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
-            raise UserError(f"latent statistics: mean and std need one number a channel, found shapes {shapes}")
+            raise UserError(f"latent statistics: mean and std need one number per channel, found shapes {shapes}")
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
             raise UserError("latent statistics: every number must be finite and no std negative")
 
@@ -50,8 +50,11 @@ class LatentStats:
                 f"latents: the statistics are those of b c t h w with {len(self.mean)} channels, found {shape}"
             )
         floor = torch.finfo(torch.float32).tiny ** 0.5
-        mean, std = (value.to(like)[:, None, None, None] for value in (self.mean, self.std.clamp(min=floor)))
-        return mean, std
+        frames = like.shape[2]
+        mean, std = (value.to(like).reshape(len(value), -1, 1, 1) for value in (self.mean, self.std.clamp(min=floor)))
+        if frames > mean.shape[1] > 1:
+            raise UserError(f"latents of {frames} frames: the statistics are those of {mean.shape[1]}")
+        return mean[:, :frames], std[:, :frames]
 
 
 class StatsMeter:

@@ -1,0 +1,114 @@
+"""The autoencoders that SSVAE is compared with, opened by one specification.
+
+    vae = open_autoencoder("runs/my_vae/vae")                 # an SSVAE: folder, .safetensors or published .ckpt
+    vae = open_autoencoder("wan2.2:Wan-AI/Wan2.2-TI2V-5B-Diffusers")      # KIND:PATH_OR_ID, through diffusers
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..errors import UserError
+from ..vae.autoencoder import SSVAE
+from .foreign import adapt, one_line
+from .protocol import VideoAutoencoder
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+OWN_CLASS = "AutoencoderSSVAE"
+"""SSVAE as `sat_ssvae.diffusers` saves it."""
+
+
+class Kind(NamedTuple):
+    """What a KIND of specification must find in the config.json of a diffusers model."""
+
+    class_name: str | None
+    """The diffusers class; None takes any that config.json names."""
+    residual: bool | None = None
+    """Whether the class's residual variant is meant; None where it has none."""
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "cogvideox": Kind("AutoencoderKLCogVideoX"),
+        "wan2.1": Kind("AutoencoderKLWan", residual=False),
+        "wan2.2": Kind("AutoencoderKLWan", residual=True),
+        "hunyuan": Kind("AutoencoderKLHunyuanVideo"),
+        "hunyuan1.5": Kind("AutoencoderKLHunyuanVideo15"),
+        "ltx": Kind("AutoencoderKLLTXVideo"),
+        "ltx2": Kind("AutoencoderKLLTX2Video"),
+        "cosmos": Kind("AutoencoderKLCosmos"),
+        "mochi": Kind("AutoencoderKLMochi"),
+        "qwenimage": Kind("AutoencoderKLQwenImage"),
+        "modelscope": Kind("AutoencoderKL"),  # Stable Diffusion's, frame by frame
+        "diffusers": Kind(None),
+    }
+)
+
+
+def open_autoencoder(specification: str) -> VideoAutoencoder:
+    """The autoencoder of `PATH` (an SSVAE) or `KIND:PATH_OR_ID`, in float32 on the CPU, in evaluation mode.
+
+    PATH_OR_ID is a folder that diffusers wrote, of the autoencoder alone or of a whole pipeline, or a name on the
+    Hugging Face hub. Each autoencoder of diffusers encodes and decodes a tiny video before it is returned.
+
+    Raises:
+        UserError: an unknown kind, nothing there, another autoencoder than the kind says, or one that cannot be used.
+    """
+    kind, colon, place = specification.partition(":")
+    if not colon or Path(specification).exists():
+        return SSVAE.from_pretrained(specification).for_inference()
+    if kind not in KINDS or not place:
+        known = ", ".join(KINDS)
+        raise UserError(f"{specification}: expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of {known}")
+    import diffusers
+
+    subfolder, config = _find_config(place)
+    name, residual = str(config.get("_class_name")), bool(config.get("is_residual"))
+    wanted = KINDS[kind]
+    if (wanted.class_name or name) != name or wanted.residual not in (None, residual):
+        raise UserError(f"{place}: holds a{' residual' * residual} {name}, which is not {kind}; try diffusers:{place}")
+    if name == OWN_CLASS:
+        from ..diffusers.ssvae import AutoencoderSSVAE
+
+        own: SSVAE = _load(AutoencoderSSVAE, place, subfolder).ssvae
+        return own.for_inference()
+    cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type):
+        raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")
+    try:
+        return adapt(_load(cls, place, subfolder))
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
+    """Where the autoencoder lies in `place`, "vae" in a pipeline's folder, and its configuration."""
+    from diffusers import AutoencoderKL
+
+    subfolders: tuple[str | None, ...] = ("vae", None)
+    if Path(place).is_dir():
+        subfolders = ("vae",) if (Path(place) / "vae" / "config.json").is_file() else (None,)
+    problems = []
+    for subfolder in subfolders:
+        try:
+            return subfolder, dict(AutoencoderKL.load_config(place, subfolder=subfolder))
+        except (OSError, ValueError) as error:
+            problems.append(one_line(error))
+    raise UserError(f"{place}: no autoencoder of diffusers there ({problems[-1]})")
+
+
+def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
+    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": find_spec("accelerate") is not None}
+    try:
+        vae, report = cls.from_pretrained(place, subfolder=subfolder, output_loading_info=True, **options)
+    except Exception as error:  # whatever a class makes of a configuration or of files that are not its own
+        raise UserError(f"{place}: not a readable {cls.__name__} ({one_line(error)})") from None
+    if missing := report["missing_keys"] + report["mismatched_keys"]:
+        raise UserError(f"{place}: {len(missing)} tensors of {cls.__name__} are missing, the first is {missing[0]}")
+    return vae
