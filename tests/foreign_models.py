@@ -9,21 +9,32 @@ WAN_STATS = {
 }
 
 
-def cogvideox():
+WIDTHS = (8, 8, 8, 8)
+
+
+def _build(name, **settings):
     torch.manual_seed(0)
-    return diffusers.AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2, scaling_factor=0.7
+    return getattr(diffusers, name)(**settings).eval()
+
+
+def cogvideox():
+    return _build(
+        "AutoencoderKLCogVideoX",
+        block_out_channels=WIDTHS,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=0.7,
     )
 
 
 def wan21():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **WAN_STATS)
+    return _build("AutoencoderKLWan", base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **WAN_STATS)
 
 
 def wan22():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLWan(
+    return _build(
+        "AutoencoderKLWan",
         base_dim=3,
         z_dim=4,
         dim_mult=[1, 1, 1, 1],
@@ -38,42 +49,269 @@ def wan22():
 
 
 def modelscope():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=2,
-        latent_channels=4,
-    )
+    return _build("AutoencoderKL", latent_channels=4, **_image_blocks())
 
 
 def hunyuan():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    return _build(
+        "AutoencoderKLHunyuanVideo",
+        latent_channels=4,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        norm_num_groups=4,
     )
 
 
-def ltx():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLLTXVideo(
+def hunyuan15(name="AutoencoderKLHunyuanVideo15"):
+    return _build(name, latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1)
+
+
+def ltx(**changes):
+    """LTX-Video 0.9.0."""
+    settings = {
+        "latent_channels": 8,
+        "block_out_channels": WIDTHS,
+        "decoder_block_out_channels": WIDTHS,
+        "layers_per_block": (1,) * 5,
+        "decoder_layers_per_block": (1,) * 5,
+        "patch_size": 1,
+    }
+    return _build("AutoencoderKLLTXVideo", **(settings | changes))
+
+
+def ltx091():
+    """LTX-Video 0.9.1: conditioned on a time step, with noise in the decoder that does something."""
+    model = ltx(timestep_conditioning=True, decoder_inject_noise=(True, True, False, False, False))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "per_channel_scale" in name:
+                parameter.fill_(0.3)
+    return model
+
+
+def ltx095():
+    """LTX-Video 0.9.5 and later, whose configuration need not tell the compression: the class computes 64 instead."""
+    return ltx(
+        block_out_channels=(8,) * 5,
+        down_block_types=("LTXVideo095DownBlock3D",) * 4,
+        spatio_temporal_scaling=(True,) * 4,
+        downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        decoder_block_out_channels=(16, 32, 64),
+        decoder_layers_per_block=(1,) * 4,
+        decoder_spatio_temporal_scaling=(True,) * 3,
+        decoder_inject_noise=(False,) * 4,
+        upsample_residual=(True,) * 3,
+        upsample_factor=(2,) * 3,
+        timestep_conditioning=True,
+        patch_size=4,
+    )
+
+
+def ltx2():
+    """As of an old configuration, without its compression."""
+    return _build(
+        "AutoencoderKLLTX2Video",
         latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False),
-        decoder_inject_noise=(False, False, False, False, False),
-        upsample_residual=(False, False, False, False),
-        upsample_factor=(1, 1, 1, 1),
-        timestep_conditioning=False,
-        patch_size=1,
-        patch_size_t=1,
-        encoder_causal=True,
-        decoder_causal=False,
+        block_out_channels=WIDTHS,
+        decoder_block_out_channels=(16, 32, 64),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
     )
+
+
+def cosmos():
+    """With the statistics of the real one: 16 channels by 16 latent frames."""
+    return _build(
+        "AutoencoderKLCosmos",
+        encoder_block_out_channels=WIDTHS,
+        decode_block_out_channels=WIDTHS,
+        attention_resolutions=(8,),
+        resolution=64,
+        num_layers=1,
+    )
+
+
+def mochi():
+    widths = (32,) * 4
+    return _build(
+        "AutoencoderKLMochi",
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        layers_per_block=(1,) * 5,
+    )
+
+
+def qwenimage(**changes):
+    """Like Wan 2.1's, with another way of telling its compression."""
+    settings = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, **WAN_STATS}
+    return _build("AutoencoderKLQwenImage", **(settings | changes))
+
+
+def qwenimage21():
+    return _build(
+        "AutoencoderKLQwenImage21",
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1] * 5,
+        num_res_blocks=1,
+        **WAN_STATS,
+    )
+
+
+def magvit():
+    return _build(
+        "AutoencoderKLMagvit", latent_channels=4, block_out_channels=WIDTHS, layers_per_block=1, norm_num_groups=4
+    )
+
+
+def kvae_video():
+    return _build("AutoencoderKLKVAEVideo", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4)
+
+
+def kandinsky6():
+    widths = (16,) * 5
+    return _build(
+        "Kandinsky6SRVAE",
+        latent_channels=8,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        layers_per_block=1,
+    )
+
+
+def vidtok(**changes):
+    settings = {"ch": 32, "ch_mult": [1, 1, 1, 1], "z_channels": 4, "num_res_blocks": 1}
+    return _build("AutoencoderVidTok", **(settings | changes))
+
+
+def vidtok_fsq():
+    """Its `encode` returns a tuple of latents and indices."""
+    return vidtok(regularizer="fsq", double_z=False, z_channels=6)
+
+
+def allegro():
+    return _build(
+        "AutoencoderKLAllegro", latent_channels=4, block_out_channels=WIDTHS, layers_per_block=1, norm_num_groups=4
+    )
+
+
+def minimax():
+    return _build(
+        "AutoencoderKLMiniMaxH3",
+        block_out_channels=(8,) * 6,
+        layers_per_block=1,
+        norm_num_groups=4,
+        decoder_num_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_attention_head_dim=32,
+    )
+
+
+def svd():
+    return _build(
+        "AutoencoderKLTemporalDecoder", block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4
+    )
+
+
+def dc():
+    return _build(
+        "AutoencoderDC",
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=WIDTHS,
+        decoder_block_out_channels=WIDTHS,
+        encoder_layers_per_block=(1,) * 4,
+        decoder_layers_per_block=(1,) * 4,
+        encoder_qkv_multiscales=((),) * 4,
+        decoder_qkv_multiscales=((),) * 4,
+        scaling_factor=0.5,
+    )
+
+
+def taesd():
+    ones = (1,) * 4
+    return _build(
+        "AutoencoderTiny",
+        encoder_block_out_channels=WIDTHS,
+        decoder_block_out_channels=WIDTHS,
+        num_encoder_blocks=ones,
+        num_decoder_blocks=ones,
+    )
+
+
+def flux2():
+    """With statistics in a batch normalisation of 2 x 2 patches."""
+    model = _build(
+        "AutoencoderKLFlux2", block_out_channels=WIDTHS, layers_per_block=1, latent_channels=4, norm_num_groups=4
+    )
+    model.bn.running_mean.copy_(torch.linspace(-1, 1, 16))
+    model.bn.running_var.copy_(torch.linspace(1, 3, 16))
+    return model
+
+
+def hunyuan_image():
+    return _build(
+        "AutoencoderKLHunyuanImage",
+        in_channels=3,
+        out_channels=3,
+        latent_channels=8,
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+        sample_size=64,
+        scaling_factor=0.7,
+    )
+
+
+def kvae():
+    return _build(
+        "AutoencoderKLKVAE", channels=32, ch_mult=(1, 1, 1, 1), num_enc_blocks=1, num_dec_blocks=1, z_channels=4
+    )
+
+
+def asymmetric():
+    blocks = _image_blocks(prefix=("down_", "up_"))
+    return _build("AsymmetricAutoencoderKL", **blocks)
+
+
+def vq():
+    return _build("VQModel", latent_channels=4, **_image_blocks())
+
+
+def consistency():
+    widths = (32,) * 4
+    return _build(
+        "ConsistencyDecoderVAE",
+        encoder_block_out_channels=widths,
+        encoder_layers_per_block=1,
+        decoder_block_out_channels=widths,
+        decoder_layers_per_block=1,
+    )
+
+
+def unet():
+    """A model of diffusers that is no autoencoder."""
+    return _build(
+        "UNet2DModel",
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+
+
+def _image_blocks(prefix=None):
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "norm_num_groups": 2,
+    }
+    widths = {"block_out_channels": WIDTHS} if prefix is None else {f"{p}block_out_channels": WIDTHS for p in prefix}
+    return blocks | widths
 
 
 class SmallI3D(torch.nn.Module):
@@ -97,11 +335,25 @@ def small_i3d(path):
     return path
 
 
-KINDS = {"cogvideox": cogvideox, "wan2.1": wan21, "wan2.2": wan22, "modelscope": modelscope, "diffusers": hunyuan}
+KINDS = {
+    "cogvideox": cogvideox,
+    "wan2.1": wan21,
+    "wan2.2": wan22,
+    "hunyuan": hunyuan,
+    "hunyuan1.5": hunyuan15,
+    "ltx": ltx,
+    "ltx2": ltx2,
+    "cosmos": cosmos,
+    "mochi": mochi,
+    "qwenimage": qwenimage,
+    "modelscope": modelscope,
+    "diffusers": vidtok,
+}
+"""A model of each kind of specification."""
 
 
-def save_all(home):
-    """Each kind's model as diffusers saves it, in a folder of the kind's name; Wan 2.1's inside a pipeline's folder."""
-    for kind, build in KINDS.items():
-        build().save_pretrained(home / kind / "vae" if kind == "wan2.1" else home / kind)
+def save_all(home, kinds=tuple(KINDS)):
+    """Models as diffusers saves them, in folders of the kinds' names; Wan 2.1's inside a pipeline's folder."""
+    for kind in kinds:
+        KINDS[kind]().save_pretrained(home / kind / "vae" if kind == "wan2.1" else home / kind)
     return home

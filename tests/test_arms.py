@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.autoencoders.foreign import describe, open_autoencoder
+from sat_ssvae.autoencoders.specification import open_autoencoder
 from sat_ssvae.comparison.arms import (
     absolute,
     common_patches,
@@ -26,9 +26,13 @@ from .small_models import tiny_vae
 PATCH = (1, 2, 2)
 
 
+FOUR_FRAMES = ("cogvideox", "wan2.1", "wan2.2", "hunyuan", "qwenimage", "modelscope", "diffusers")
+"""Kinds of 4 x 8 x 8 or 4 x 16 x 16, and one without compression in time."""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return foreign_models.save_all(tmp_path_factory.mktemp("models"))
+    return foreign_models.save_all(tmp_path_factory.mktemp("models"), FOUR_FRAMES)
 
 
 def grid(size, patch):
@@ -73,7 +77,7 @@ def test_grids_of_known_autoencoders(arms, tokens):
 def test_every_kind_has_tokens_beside_ssvae(folders):
     clips = ClipsConfig(num_frames=9, resolution=48)
     training = TrainConfig(data={"path": "x"}, model=tiny_vae(temporal_downsample=(True, True)).config)
-    for kind in foreign_models.KINDS:
+    for kind in FOUR_FRAMES:
         given_arms = open_given({"theirs": ArmConfig(checkpoint=f"{kind}:{folders / kind}")})
         arms = latent_sizes({"ours": training, "theirs": training}, given_arms, clips)
         patches = common_patches(arms, PATCH)
@@ -117,14 +121,14 @@ def test_another_model_at_the_same_place_is_another_identity(tmp_path):
     for change in (lambda: None, lambda: None, lambda: model.decoder.conv_out.weight.data.mul_(2)):
         change()
         model.save_pretrained(tmp_path)
-        identities.append(given_identity(place, open_autoencoder(place)))
+        identities.append(given_identity(open_autoencoder(place)))
     assert identities[0] == identities[1] != identities[2]
     vae = tiny_vae()
     vae.save_pretrained(tmp_path / "own")
-    before = given_identity(str(tmp_path / "own"), vae)
+    before = given_identity(open_autoencoder(str(tmp_path / "own")))
     torch.nn.init.zeros_(vae.mask_token)
     vae.save_pretrained(tmp_path / "own")
-    assert given_identity(str(tmp_path / "own"), vae) != before
+    assert given_identity(open_autoencoder(str(tmp_path / "own"))) != before
 
 
 def test_places_that_hold_in_every_folder(tmp_path, monkeypatch):
@@ -136,7 +140,7 @@ def test_places_that_hold_in_every_folder(tmp_path, monkeypatch):
 
 
 def test_descriptions_are_plain(folders):
-    assert describe(tiny_vae())["latent_channels"] == 4
-    described = describe(open_autoencoder(f"wan2.2:{folders / 'wan2.2'}"))
+    assert tiny_vae().describe()["latent_channels"] == 4
+    described = open_autoencoder(f"wan2.2:{folders / 'wan2.2'}").describe()
     assert described["class"] == "AutoencoderKLWan" and described["latents_std"] == [1.5, 2.0, 0.5, 3.0]
     assert not any(name.startswith("_") for name in described)

@@ -58,7 +58,7 @@ def test_round_trip_of_a_folder(tmp_path, weights):
         ("{", "not readable as"),
         ('{"mean": [1.0]}', "not readable as"),
         ('{"mean": [1.0], "std": [1.0]}', "statistics of 1 channels, but the autoencoder has 8"),
-        ('{"mean": [0, 0], "std": [1]}', "one number a channel"),
+        ('{"mean": [0, 0], "std": [1]}', "one number per channel"),
         ('{"mean": [0], "std": [-1]}', "no std negative"),
     ],
 )

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.vae.padding import crop_to, pad_to_valid
+from sat_ssvae.autoencoders.padding import crop_to, pad_to_valid
 
 from .small_models import random_video, tiny_vae
 

@@ -58,7 +58,7 @@ def run(tmp_path_factory):
                 seed=0,
                 folder=f"transformer/{arm}",
                 autoencoder=f"vae/{arm}",
-                weights=weights_digest(vae),
+                weights=weights_digest(vae.state_dict()),
                 latent_mean=(0.1,) * channels,
                 latent_std=(0.5,) * channels,
             )

@@ -1,18 +1,17 @@
 """Autoencoders of diffusers behind the interface of `protocol.py`.
 
-    vae = adapt(AutoencoderKLWan.from_pretrained(...))
+    vae = DiffusersAutoencoder(AutoencoderKLWan.from_pretrained(...))    # `classes.py` chooses for any class
     z = vae.latent_stats.standardize(vae.encode(video).mode())    # what a diffusion model of this autoencoder sees
     video = vae.decode(vae.latent_stats.unstandardize(z))
 
 What a class does not say (its compression, the smallest video that it takes, whether it takes several clips at once)
-is measured on a tiny video when it is adapted, so that a class that does not work is refused before anything is trained.
+is measured on a tiny video when it is adapted. So a class that does not work is refused before anything is trained.
 """
 
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,36 +29,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REFUSED: Mapping[str, str] = MappingProxyType(
-    {
-        "AutoencoderKLAllegro": "diffusers has it with tiles of 24 frames only, and makes zeros of smaller videos",
-        "AutoencoderKLMiniMaxH3": "takes 17k + 5 frames, not a first frame and then groups of equal length",
-        "AutoencoderRAE": "scales every picture to one size of its own",
-        "ConsistencyDecoderVAE": "decodes with a diffusion model, so one latent has many pictures",
-    }
-)
-"""Why a class cannot be used, where its error would not say so."""
-
-_FRAMES_AT_ONCE = 8  # of an image autoencoder
 _UNTOLD = (8, 32)  # frames and pixels that every compression known divides, for a class that does not tell its own
 _MOST_POSITIONS = 4  # latent rows and columns that a class may need
 
 
 class DiffusersAutoencoder(nn.Module):
-    """A causal video autoencoder of diffusers, see `VideoAutoencoder`. `adapt` chooses the class for a model.
+    """A causal video autoencoder of diffusers, see `VideoAutoencoder`.
 
     Args:
         vae: an instance of a diffusers class with `encode` and `decode` of `B C T H W`.
 
     Raises:
-        UserError: the class is one of `REFUSED`, fails on a tiny video, or its statistics do not fit its latents.
+        UserError: the class fails on a tiny video, or its statistics do not fit its latents.
     """
 
     def __init__(self, vae: "ModelMixin") -> None:
         super().__init__()
         self.vae: Any = vae.eval()
-        if self.name in REFUSED:
-            raise UserError(f"{self.name}: {REFUSED[self.name]}; it cannot be used here")
         self._alpha = 4 in (self._setting("in_channels"), self._setting("input_channels"))
         self._by_clip = False
         self.remarks = [*self._whole_passes(), *self._remarks()]
@@ -70,6 +56,7 @@ class DiffusersAutoencoder(nn.Module):
             self.frame_step = self.temporal_factor * (2 if self.name == "AutoencoderKLCogVideoX" else 1)
             self.min_size = self._smallest() * self.spatial_factor
         self.latent_stats: LatentStats | None = self._stats()
+        self.eval()
         if self.remarks:
             logger.info("%s: %s", self.name, "; ".join(self.remarks))
 
@@ -132,13 +119,13 @@ class DiffusersAutoencoder(nn.Module):
 
     def _moments(self, x: Tensor) -> Tensor:
         """Mean and log-variance, stacked on channels, of a video `B C T H W`."""
-        return _moments_of(self.vae.encode(self._with_alpha(x)))
+        return moments_of(self.vae.encode(self._with_alpha(x)))
 
     def _video(self, z: Tensor) -> Tensor:
         """Video of latents `b c t h w`."""
         arguments = {"temb": z.new_zeros(len(z))} if self.vae.config.get("timestep_conditioning") else {}
         with _fixed_noise(z.device) if self._injects_noise() else contextlib.nullcontext():
-            return self._colours(_sample_of(self.vae.decode(z, **arguments)))
+            return self._colours(sample_of(self.vae.decode(z, **arguments)))
 
     def _hints(self) -> tuple[int, int]:
         """Frames and pixels per latent position as the class tells them, or multiples."""
@@ -174,22 +161,20 @@ class DiffusersAutoencoder(nn.Module):
     # --- what is measured when a model is adapted ---------------------------------------------------------------------
 
     def _whole_passes(self) -> Iterator[str]:
-        """Switch off the tiles that some classes use by default: 17 frames of HunyuanVideo are not one pass."""
-        for switch, what in (
-            ("use_framewise_encoding", "encodes"),
-            ("use_framewise_decoding", "decodes"),
-            ("use_tiling", "works"),
-        ):
-            if getattr(self.vae, switch, False):
-                setattr(self.vae, switch, False)
-                yield f"{what} whole clips, by default the class takes tiles"
+        """Switch off the tiles that some classes take by default: 17 frames of HunyuanVideo are not one pass."""
+        over_time = ("use_framewise_encoding", "use_framewise_decoding")
+        for switches, what in ((over_time, "time"), (("use_tiling",), "space")):
+            if any(getattr(self.vae, switch, False) for switch in switches):
+                for switch in switches:
+                    setattr(self.vae, switch, False)
+                yield f"whole passes, by default the class tiles {what}"
 
     def _measure(self) -> tuple[int, int, int]:
         """Compression in time and in space, and the latents' channels."""
         time, space = self._hints()
         video = _noise(1, 3, time + 1, space, 2 * space)
         try:
-            mean, _ = self._moments(video).chunk(2, dim=1)
+            mean = self._mean(video)
         except Exception as error:
             raise self._failure("encode", video, error) from None
         if mean.ndim == 5 and mean.shape[2] > 1 and mean.shape[3]:
@@ -206,23 +191,29 @@ class DiffusersAutoencoder(nn.Module):
         for side in range(1, _MOST_POSITIONS + 1):
             size = (side * self.spatial_factor, (side + 1) * self.spatial_factor)
             video = _noise(2, 3, self.frame_step + 1, *size)
-            for self._by_clip in (False, True):
+            for by_clip in (False, True):
+                self._by_clip = by_clip
                 try:
-                    latents = self._clips(self._moments, video).chunk(2, dim=1)[0]
-                    decoded = self._clips(self._video, latents)
-                    alone = self._video(latents[1:])
+                    decoded = self._clips(self._video, self._clips(self._mean, video))
+                    second = self._video(self._mean(video[1:]))
                 except Exception as error:
                     problem = error
                     continue
-                if decoded.shape != video.shape:
-                    raise self._misfit(f"a video {tuple(decoded.shape)}", video)
-                if not decoded.isfinite().all():
-                    raise UserError(f"{self.name}: decodes to values that are not finite; are its weights whole?")
-                self._by_clip |= not torch.allclose(decoded[1:], alone, rtol=1e-3, atol=1e-3)
+                self._check(decoded, video)
+                self._by_clip = by_clip or not torch.allclose(decoded[1:], second, rtol=1e-3, atol=1e-3)
                 if self._by_clip:
                     self.remarks.append("takes one clip at a time")
                 return side
         raise self._failure("encode and decode", video, problem)
+
+    def _check(self, decoded: Tensor, video: Tensor) -> None:
+        if decoded.shape != video.shape:
+            raise self._misfit(f"a video {tuple(decoded.shape)}", video)
+        if not decoded.isfinite().all():
+            raise UserError(f"{self.name}: decodes to values that are not finite; are its weights whole?")
+
+    def _mean(self, video: Tensor) -> Tensor:
+        return self._moments(video).chunk(2, dim=1)[0]
 
     def _misfit(self, found: str, video: Tensor) -> UserError:
         return UserError(
@@ -276,106 +267,12 @@ class DiffusersAutoencoder(nn.Module):
             raise UserError(f"chunk_frames={chunk_frames}: for SSVAE alone, {self.name} takes a clip as a whole")
 
 
-class FrameAutoencoder(DiffusersAutoencoder):
-    """An image autoencoder of diffusers, applied to each frame: no compression in time."""
-
-    def _moments(self, x: Tensor) -> Tensor:
-        return _per_frame(lambda frames: _moments_of(self.vae.encode(self._with_alpha(frames))), x)
-
-    def _video(self, z: Tensor) -> Tensor:
-        return _per_frame(lambda frames: self._colours(_sample_of(self.vae.decode(frames))), z)
-
-    def _hints(self) -> tuple[int, int]:
-        return 1, super()._hints()[1]
-
-
-class OneFrameVideos(FrameAutoencoder):
-    """An image autoencoder whose pictures are videos of one frame (QwenImage 2.1)."""
-
-    def _moments(self, x: Tensor) -> Tensor:
-        return _per_frame(lambda frames: _moments_of(self.vae.encode(self._with_alpha(frames[:, :, None])))[:, :, 0], x)
-
-    def _video(self, z: Tensor) -> Tensor:
-        return _per_frame(lambda frames: self._colours(_sample_of(self.vae.decode(frames[:, :, None])))[:, :, 0], z)
-
-
-class PatchedFrames(FrameAutoencoder):
-    """FLUX.2's: what its transformer sees, and its statistics describe, are 2 x 2 patches of latents."""
-
-    def _moments(self, x: Tensor) -> Tensor:
-        moments = super()._moments(x)
-        return torch.cat([_per_frame(self._pack, part) for part in moments.chunk(2, dim=1)], dim=1)
-
-    def _video(self, z: Tensor) -> Tensor:
-        return super()._video(_per_frame(lambda frames: nn.functional.pixel_shuffle(frames, self._patch), z))
-
-    def _channels(self, wanted: int) -> int:
-        return wanted * self._patch**2
-
-    def _stats(self) -> LatentStats:
-        norm = self.vae.bn
-        return LatentStats(norm.running_mean.float(), (norm.running_var.float() + norm.eps).sqrt())
-
-    def _pack(self, frames: Tensor) -> Tensor:
-        return nn.functional.pixel_unshuffle(frames, self._patch)
-
-    @property
-    def _patch(self) -> int:
-        return int(self.vae.config.patch_size[0])
-
-
-class TemporalDecoder(FrameAutoencoder):
-    """Stable Video Diffusion's: encodes frame by frame, decodes all frames together."""
-
-    def _video(self, z: Tensor) -> Tensor:
-        frames = _sample_of(self.vae.decode(z.movedim(2, 1).flatten(0, 1), num_frames=z.shape[2]))
-        return frames.unflatten(0, (len(z), z.shape[2])).movedim(1, 2)
-
-
-class PaddedInFront(DiffusersAutoencoder):
-    """VidTok: its `forward`, not its `encode`, repeats the first frame until it fills a latent frame."""
-
-    def _moments(self, x: Tensor) -> Tensor:
-        return super()._moments(torch.cat([x[:, :, :1].expand(-1, -1, self._copies, -1, -1), x], dim=2))
-
-    def _remarks(self) -> Iterator[str]:
-        if not self.vae.is_causal:
-            raise UserError(f"{self.name}: is_causal is false, so that it takes no first frame of its own; use a causal one")
-        yield from super()._remarks()
-        yield f"{self._copies} copies of the first frame in front, as its forward does"
-
-    @property
-    def _copies(self) -> int:
-        return int(self.vae.temporal_compression_ratio) - 1
-
-
-_ADAPTERS: Mapping[str, type[DiffusersAutoencoder]] = MappingProxyType(
-    {
-        "AutoencoderKLFlux2": PatchedFrames,
-        "AutoencoderKLQwenImage21": OneFrameVideos,
-        "AutoencoderKLTemporalDecoder": TemporalDecoder,
-        "AutoencoderVidTok": PaddedInFront,
-    }
-)
-
-
-def adapt(vae: "ModelMixin") -> DiffusersAutoencoder:
-    """A model of diffusers as a `VideoAutoencoder`; one without convolutions over time works frame by frame.
-
-    Raises:
-        UserError: it cannot be used, see `DiffusersAutoencoder`.
-    """
-    over_time = any(isinstance(module, nn.Conv3d) for module in vae.modules())
-    default = DiffusersAutoencoder if over_time else FrameAutoencoder
-    return _ADAPTERS.get(type(vae).__name__, default)(vae)
-
-
 def one_line(error: Exception, length: int = 200) -> str:
     """What an exception says, without line breaks."""
     return " ".join(str(error).split())[:length]
 
 
-def _moments_of(output: Any) -> Tensor:
+def moments_of(output: Any) -> Tensor:
     """Mean and log-variance, stacked on channels, of what `encode` returns: a distribution, or latents alone."""
     found = getattr(output, "latent_dist", None)
     if found is None:
@@ -387,7 +284,7 @@ def _moments_of(output: Any) -> Tensor:
     return torch.cat([latents, torch.full_like(latents, LOGVAR_RANGE[0])], dim=1)
 
 
-def _sample_of(output: Any) -> Tensor:
+def sample_of(output: Any) -> Tensor:
     """The pictures in what `decode` returns."""
     if isinstance(output, Tensor):
         return output
@@ -407,10 +304,3 @@ def _fixed_noise(device: torch.device) -> Iterator[None]:
 def _noise(*shape: int) -> Tensor:
     """A video in [-1, 1]."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def _per_frame(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function of images N C H W to each frame of B C T H W, a few at a time."""
-    frames = x.movedim(2, 1).flatten(0, 1)
-    done = torch.cat([function(part) for part in frames.split(_FRAMES_AT_ONCE)])
-    return done.unflatten(0, (len(x), x.shape[2])).movedim(1, 2)

@@ -64,7 +64,7 @@ class VideoAutoencoder(Protocol):
         """
 
     def decode(self, z: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Tensor:
-        """Video `B C T H W`, about [-1, 1], of latents `b c t h w` that are not normalised; arguments as in `encode`."""
+        """Video `B C T H W`, about [-1, 1], of latents `b c t h w`, not normalised; other arguments as in `encode`."""
 
     def encode_stream(self) -> Callable[[Tensor], Posterior]:
         """What encodes one video in consecutive chunks `B C T H W`."""

@@ -1,7 +1,7 @@
 """The autoencoders that SSVAE is compared with, opened by one specification.
 
-    vae = open_autoencoder("runs/my_vae/vae")                 # an SSVAE: folder, .safetensors or published .ckpt
-    vae = open_autoencoder("wan2.2:Wan-AI/Wan2.2-TI2V-5B-Diffusers")      # KIND:PATH_OR_ID, through diffusers
+vae = open_autoencoder("runs/my_vae/vae")                 # an SSVAE: folder, .safetensors or published .ckpt
+vae = open_autoencoder("wan2.2:Wan-AI/Wan2.2-TI2V-5B-Diffusers")      # KIND:PATH_OR_ID, through diffusers
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ import torch
 
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
-from .foreign import adapt, one_line
+from .classes import adapt
+from .foreign import one_line
 from .protocol import VideoAutoencoder
 
 if TYPE_CHECKING:

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`NAME=CONFIG[:CHECKPOINT]` or `NAME=VAE` options as the configuration's `arms` section."""
-    from ..autoencoders.foreign import KINDS
+    from ..autoencoders.specification import KINDS
 
     arms: dict[str, dict[str, Any]] = {}
     for specification in specifications:

@@ -33,7 +33,7 @@ def settings() -> type[Config]:
 
 def run(options: argparse.Namespace) -> None:
     """Encode, on every rank of the launcher; print how many clips there are."""
-    from ..autoencoders.foreign import open_autoencoder
+    from ..autoencoders.specification import open_autoencoder
     from ..distributed import default_device, initialize, rank
     from ..latents.shards import EncodeConfig, encode_shards
 

@@ -14,7 +14,7 @@ from ._options import add_command
 from ._table import aligned
 
 if TYPE_CHECKING:
-    from ..autoencoders.foreign import VideoAutoencoder
+    from ..autoencoders.protocol import VideoAutoencoder
     from ..evaluation.reconstruct import ReconstructConfig, ReconstructionReport
 
 
@@ -50,7 +50,7 @@ def settings() -> type[Config]:
 
 def run(options: argparse.Namespace) -> None:
     """Reconstruct; write scores.csv and scores.json; print them as a table."""
-    from ..autoencoders.foreign import open_autoencoder
+    from ..autoencoders.specification import open_autoencoder
     from ..distributed import default_device
     from ..evaluation.reconstruct import ReconstructConfig, reconstruct
 
@@ -112,12 +112,11 @@ def _rows(report: "ReconstructionReport") -> list[list[str]]:
 
 def _check_sizes(path: Path, vae: "VideoAutoencoder") -> None:
     """Refuse a checkpoint of another network than the configuration's; nothing else of it matters here."""
-    from ..vae.autoencoder import SSVAE
     from ..vae.config import SSVAEConfig
 
     values = read_yaml(path)
     model = {"latent_channels": values["channels"]} if "channels" in values else {}
     wanted = parse_config(SSVAEConfig, model | dict(values.get("model") or {}), source=str(path))
-    found = vae.config if isinstance(vae, SSVAE) else None
-    if wanted != found:
+    found = vae.describe()
+    if wanted.model_dump(mode="json") != found:
         raise UserError(f"{path}: describes another network than the checkpoint's ({wanted} instead of {found})")

@@ -43,7 +43,7 @@ def settings() -> type[Config]:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all autoencoders on the same clips; write the page and print the table."""
-    from ..autoencoders.foreign import open_autoencoder
+    from ..autoencoders.specification import open_autoencoder
     from ..distributed import default_device
     from ..evaluation.spectra import SpectraConfig, load_clips, measure_latents
     from ..evaluation.spectra_page import SpectraResults, table, write_spectra

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from ..autoencoders.foreign import VideoAutoencoder, describe, open_autoencoder
+from ..autoencoders.protocol import VideoAutoencoder
+from ..autoencoders.specification import open_autoencoder
 from ..errors import UserError
 from ..training.settings import TrainConfig
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
-from .bookkeeping import content
 from .settings import ArmConfig, ClipsConfig
 
 Grid = tuple[int, int, int]
@@ -50,9 +50,9 @@ def absolute(checkpoint: str) -> str:
     return f"{kind}:{Path(place).resolve()}" if colon and Path(place).exists() else checkpoint
 
 
-def given_identity(checkpoint: str, vae: VideoAutoencoder) -> list[Any]:
-    """What the latents of a given autoencoder depend on: its files, or its class, configuration and weights."""
-    return content(Path(checkpoint)) if isinstance(vae, SSVAE) else [describe(vae), weights_digest(vae)]
+def given_identity(vae: VideoAutoencoder) -> list[Any]:
+    """What the latents of a given autoencoder depend on: its configuration and weights."""
+    return [vae.describe(), weights_digest(vae.state_dict())]
 
 
 def latent_sizes(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autoencoders.foreign import VideoAutoencoder, describe
+from ..autoencoders.protocol import VideoAutoencoder
 from ..config import fingerprint, parse_config
 from ..data.demo import prepare_demo
 from ..data.shards import DataConfig, FixedClips, fixed_clips
@@ -24,6 +24,7 @@ from ..data.skips import SkipLog
 from ..diffusion.training import train_dit
 from ..diffusion.transformer import DiT
 from ..errors import UserError
+from ..latents.encoder import EncoderSettings
 from ..latents.latent_set import LatentSet, encode_latents
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
@@ -88,9 +89,7 @@ class _Comparison:
         self.minutes = Stopwatch(output / "minutes.json")
         # All arms are checked before the first one is trained.
         self.given = open_given(config.arms)
-        self.given_identities = {
-            n: given_identity(str(config.arms[n].checkpoint), vae) for n, vae in self.given.items()
-        }
+        self.given_identities = {name: given_identity(vae) for name, vae in self.given.items()}
         self.source = clips or self._demo()
         self.trainings = {
             name: parse_config(
@@ -124,7 +123,7 @@ class _Comparison:
             loss_floor = gaussian_loss_floor(train_set, noise_factors, self.config.scoring)
             arms.append(self._arm_result(name, vae, train_set, reference, quality, loss_floor))
             reconstructions[name] = as_pictures(spread(reference.reconstructions, shown))
-            steps, weights = self.config.transformer.evaluation_steps, weights_digest(vae)
+            steps, weights = self.config.transformer.evaluation_steps, weights_digest(vae.state_dict())
             for seed in self.config.seeds:
                 folder = self._transformer(name, seed, train_set, reference, loss_floor, text)
                 self._note_finished(name, seed, weights, train_set, folder.parent)
@@ -184,8 +183,8 @@ class _Comparison:
             for split in SPLITS:
                 file = folder / f"{split}.safetensors"
                 if not file.exists():
-                    batch_size = self.config.encode_batch_size
-                    encode_latents(vae, self._clips(split), file, batch_size=batch_size, device=self.device)
+                    settings = EncoderSettings(batch_size=self.config.encode_batch_size)
+                    encode_latents(vae, self._clips(split), file, settings, self.device)
         train_set = LatentSet.load(folder / "train.safetensors")
         heldout = LatentSet.load(folder / "heldout.safetensors", statistics=train_set.statistics)
         return train_set, heldout, self._caption_states(train_set)
@@ -271,7 +270,7 @@ class _Comparison:
             quality[name],
             self.config.scoring,
             loss_floor,
-            vae=describe(vae),
+            vae=vae.describe(),
             training={"checkpoint": checkpoint} if checkpoint else training,
         )
         return compared(result, quality[name], quality[next(iter(quality))])

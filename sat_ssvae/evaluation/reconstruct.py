@@ -22,7 +22,7 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..autoencoders.foreign import VideoAutoencoder
+from ..autoencoders.protocol import VideoAutoencoder
 from ..autoencoders.roundtrip import round_trip
 from ..config import Config, added_field, fingerprint
 from ..data.skips import Skip
@@ -129,7 +129,7 @@ def reconstruct(
     vae = vae.to(device).eval()
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(device)
     i3d = None if config.i3d is None else I3D(config.i3d, device)
-    weights = [weights_digest(vae), *([i3d.sha256] if i3d else [])]
+    weights = [weights_digest(vae.state_dict()), *([i3d.sha256] if i3d else [])]
     skipped: list[Skip] = []
     with progress_bar(None, "reconstructing", "frame") as bar:
 

@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..assets import fetch
-from ..autoencoders.foreign import VideoAutoencoder, open_autoencoder
+from ..autoencoders.protocol import VideoAutoencoder
+from ..autoencoders.specification import open_autoencoder
 from ..comparison.run_index import RunIndex, TrainedTransformer
 from ..comparison.settings import ClipsConfig
 from ..config import Config, fingerprint
@@ -122,7 +123,7 @@ class Restorer:
         trained = index.find(arm, seed)
         place = run / trained.autoencoder  # where that is absolute, it is the place itself
         vae = open_autoencoder(str(place) if place.exists() else trained.autoencoder)
-        if weights_digest(vae) != trained.weights:
+        if weights_digest(vae.state_dict()) != trained.weights:
             raise UserError(
                 f"{trained.autoencoder}: not the weights that the transformer of arm {arm} was trained with; run the "
                 "comparison again"
@@ -198,7 +199,7 @@ def restore(
     skipped: list[Skip] = []
     clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
-    identity = [weights_digest(restorer.model), restorer.trained, str(degradation), config]
+    identity = [weights_digest(restorer.model.state_dict()), restorer.trained, str(degradation), config]
 
     def key(item: Item) -> str:
         original = clean.get(item.name)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..autoencoders.foreign import VideoAutoencoder
+from ..autoencoders.protocol import VideoAutoencoder
 from ..config import Config
 from ..data.shards import DataConfig, fixed_clips
 from ..errors import UserError

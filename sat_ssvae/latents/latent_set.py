@@ -1,6 +1,6 @@
 """Latents encoded once to disk, and their per-channel standardisation.
 
-    encode_latents(vae, fixed_clips(data, stride=0.5), path, batch_size=8, device=device)
+    encode_latents(vae, fixed_clips(data, stride=0.5), path, EncoderSettings(batch_size=8), device)
     train = LatentSet.load(path)
     heldout = LatentSet.load(heldout_path, statistics=train.statistics)
     x = train.standardize(train.latents[:16])            # what the transformer sees
@@ -17,21 +17,19 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..autoencoders.protocol import VideoAutoencoder
+from ..data.shards import Clip
 from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import save_tensors
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
-
-if TYPE_CHECKING:
-    from ..autoencoders.foreign import VideoAutoencoder
-    from ..data.shards import Clip
+from .encoder import EncoderSettings, encode_clips
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +90,8 @@ class LatentSet:
         return self.statistics.unstandardize(latents)
 
 
-@torch.no_grad()
 def encode_latents(
-    vae: "VideoAutoencoder", clips: "Iterable[Clip]", path: Path, *, batch_size: int, device: torch.device
+    vae: VideoAutoencoder, clips: Iterable[Clip], path: Path, settings: EncoderSettings, device: torch.device
 ) -> LatentSet:
     """Write the posterior means of all clips to `path`, in their order; returns what `LatentSet.load` would.
 
@@ -107,12 +104,10 @@ def encode_latents(
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = path.with_name(path.name + ".parts")
     parts.mkdir(exist_ok=True)
-    vae = vae.to(device)
-    digest = weights_digest(vae)
+    digest = weights_digest(vae.state_dict())
     was_training = vae.training
-    vae.eval()
     try:
-        names = list(_encode_parts(vae, clips, parts, digest=digest, batch_size=batch_size, device=device))
+        names = list(_encode_parts(vae, clips, parts, digest, settings, device))
     finally:
         vae.train(was_training)
     if not names:
@@ -130,14 +125,14 @@ def encode_latents(
 
 
 def _encode_parts(
-    vae: "VideoAutoencoder",
-    clips: "Iterable[Clip]",
+    vae: VideoAutoencoder,
+    clips: Iterable[Clip],
     parts: Path,
-    *,
     digest: str,
-    batch_size: int,
+    settings: EncoderSettings,
     device: torch.device,
 ) -> Iterator[Path]:
+    """The files of consecutive clips, those that are missing or of other clips or weights made anew."""
     total = len(clips) if isinstance(clips, Sized) else None
     with progress_bar(total, "encoding latents", "clip") as bar:
         index, remaining = 0, iter(clips)
@@ -151,10 +146,7 @@ def _encode_parts(
             if not _is_part(name, header):
                 if len({clip.video.shape for clip in chunk}) > 1:
                     raise UserError("clips of several sizes; give them one resolution and number of frames")
-                means = [
-                    vae.encode(torch.stack([clip.video for clip in batch]).to(device)).mode().float().cpu()
-                    for batch in (chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size))
-                ]
+                means = [latents.cpu() for _, latents in encode_clips(vae, chunk, settings, device)]
                 _write(name, torch.cat(means), header)
             bar.update(len(chunk))
             index += 1

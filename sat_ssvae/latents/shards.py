@@ -11,8 +11,7 @@ interrupted run goes on with the first unfinished one.
 """
 
 import json
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +23,35 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import distributed
-from ..autoencoders.foreign import VideoAutoencoder
+from ..autoencoders.protocol import VideoAutoencoder
 from ..config import Config, fingerprint, parse_config
 from ..data.files import VideoError
-from ..data.shards import Clip, DataConfig, FixedClips, fixed_clips
+from ..data.shards import Clip, DataConfig, fixed_clips
 from ..data.skips import SkipLog
 from ..data.tars import TarStore, plain_tar
 from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import atomic, write_text
-from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
+from .encoder import EncoderSettings, encode_clips
 
 INFO_NAME = "latents.json"
 STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
 """Parameters of CogVideoX's SFTDataset that a merged configuration passes on; the shards decide here."""
 
 
-class EncodeConfig(Config):
+PerChannel = tuple[float, ...] | tuple[tuple[float, ...], ...]
+"""A number per channel, or one per channel and latent frame."""
+
+
+class EncodeConfig(EncoderSettings):
     """What to encode, and how."""
 
     data: DataConfig
     """The clips; `num_frames`, `fps` and `resolution` are those of the diffusion model."""
     stride: float | None = Field(default=None, gt=0)
     """Seconds between the starts of two clips of a video; None for clips one after the other."""
-    batch_size: int = Field(default=1, gt=0)
-    """Clips encoded at once."""
-    chunk_frames: int | None = Field(default=None, gt=0)
-    """Frames encoded at once, for long or large clips; None for all. Does not change the result. SSVAE's alone: other
-    autoencoders see to it themselves."""
     clips_per_shard: int = Field(default=500, gt=0)
     """Clips in a tar: what an interruption can cost."""
 
@@ -69,9 +67,9 @@ class LatentInfo(Config):
     """Frames of the videos."""
     fps: float
     """Frames per second of the videos."""
-    latent_mean: tuple[float, ...]
+    latent_mean: PerChannel
     """What was subtracted from each channel."""
-    latent_std: tuple[float, ...]
+    latent_std: PerChannel
     """By what each channel was divided."""
 
     @classmethod
@@ -90,7 +88,6 @@ class LatentInfo(Config):
             raise UserError(f"{path}: not readable ({error})") from None
 
 
-@torch.no_grad()
 def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device) -> int:
     """Write the shards that this rank is to make; returns the number of clips in all finished shards.
 
@@ -100,9 +97,9 @@ def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, dev
         UserError: no usable clip, no statistics of an SSVAE, sizes or settings that do not fit the autoencoder, other
             latents in `output`.
     """
-    stats = _statistics(vae)
-    if config.chunk_frames is not None and not isinstance(vae, SSVAE):
-        raise UserError(f"chunk_frames={config.chunk_frames}: for SSVAE alone, {vae.name} takes a clip as a whole")
+    stats = vae.latent_stats
+    if stats is None:
+        raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
     shape = vae.latent_size(config.data.num_frames, *config.data.size)
     stride = config.stride or config.data.num_frames / config.data.fps
     clips = fixed_clips(config.data, stride=stride, skips=SkipLog(output / "skipped.jsonl"))
@@ -110,23 +107,22 @@ def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, dev
         mode="json", exclude={"batch_size": True, "chunk_frames": True, "data": {"num_workers"}}
     )
     info = LatentInfo(
-        fingerprint=fingerprint(settings, len(clips), weights_digest(vae)),
+        fingerprint=fingerprint(settings, len(clips), weights_digest(vae.state_dict())),
         shape=(vae.latent_channels, *shape),
         num_frames=config.data.num_frames,
         fps=config.data.fps,
-        latent_mean=tuple(stats.mean.tolist()),
-        latent_std=tuple(stats.std.tolist()),
+        latent_mean=stats.mean.tolist(),
+        latent_std=stats.std.tolist(),
     )
     _claim(output, info)
     starts = range(0, len(clips), config.clips_per_shard)
     ours = range(distributed.rank(), len(starts), distributed.world_size())
     todo = [number for number in ours if not _shard(output, number).exists()]
-    vae = vae.to(device).eval()
     total = sum(len(clips[starts[number] : starts[number] + config.clips_per_shard]) for number in todo)
     with progress_bar(total, f"encoding {output.name}", "clip") as bar:
         for number in todo:
             part = clips[starts[number] : starts[number] + config.clips_per_shard]
-            samples = _encode(vae, part, config, device)
+            samples = _normalized(stats, encode_clips(vae, part, config, device))
             _write_shard(_shard(output, number), starts[number], samples, bar)
     distributed.barrier()
     return len(LatentDataset(output))
@@ -196,26 +192,10 @@ def _claim(output: Path, info: LatentInfo) -> None:
         raise UserError(f"{output} holds latents of other clips, settings or weights; choose an empty folder")
 
 
-def _statistics(vae: VideoAutoencoder) -> LatentStats:
-    """How the latents are normalised. Diffusion models of an autoencoder that defines nothing take them as they are."""
-    if vae.latent_stats is not None:
-        return vae.latent_stats
-    if isinstance(vae, SSVAE):
-        raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
-    return LatentStats(torch.zeros(vae.latent_channels), torch.ones(vae.latent_channels))
-
-
-def _encode(
-    vae: VideoAutoencoder, clips: FixedClips, config: EncodeConfig, device: torch.device
-) -> Iterator[tuple[Clip, Tensor]]:
-    """Clips with their latents, on the CPU; videos that turn out unreadable are left out."""
-    stats = _statistics(vae)
-    remaining = iter(clips)
-    while batch := list(islice(remaining, config.batch_size)):
-        video = torch.stack([clip.video for clip in batch]).to(device)
-        posterior = vae.encode(video, config.chunk_frames) if isinstance(vae, SSVAE) else vae.encode(video)
-        latents = stats.standardize(posterior.mode().float()).half().cpu()
-        yield from zip(batch, latents, strict=True)
+def _normalized(stats: LatentStats, batches: Iterable[tuple[list[Clip], Tensor]]) -> Iterator[tuple[Clip, Tensor]]:
+    """Clips with their latents as a diffusion model takes them, float16 on the CPU."""
+    for clips, latents in batches:
+        yield from zip(clips, stats.standardize(latents).half().cpu(), strict=True)
 
 
 def _write_shard(path: Path, first: int, samples: Iterator[tuple[Clip, Tensor]], bar: Any) -> None:

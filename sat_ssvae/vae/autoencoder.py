@@ -10,6 +10,7 @@ The network is the one of "Delving into Latent Spectral Biasing of Video VAEs fo
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,15 @@ class SSVAE(nn.Module):
         """A video has T = frame_step k + 1 frames."""
         return self.temporal_factor
 
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width in pixels."""
+        return self.spatial_factor
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return self.config.model_dump(mode="json")
+
     def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent (t, h, w) of a video of this size.
 
@@ -71,7 +81,7 @@ class SSVAE(nn.Module):
         """Posterior of a video `B C T H W` in [-1, 1]; its latents are `b c t h w`.
 
         Args:
-            x: the video, T = 4k + 1 (see `latent_size`; `padding.py` makes other sizes fit).
+            x: the video, T = 4k + 1 (see `latent_size`; `autoencoders/padding.py` makes other sizes fit).
             chunk_frames: take this many frames at a time, for memory that does not grow with T; the result is the same.
             tile_size: take tiles of this many pixels a side, for memory that does not grow with H and W; the result is
                 approximate, see `tiling.py`.

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import parse_config
 from ..errors import UserError
@@ -102,7 +102,7 @@ def write_stats(stats: LatentStats, path: Path) -> None:
 
 
 def read_stats(path: Path, latent_channels: int) -> LatentStats:
-    """Statistics from a JSON file `{"mean": [...], "std": [...]}` with one number a channel.
+    """Statistics from a JSON file `{"mean": [...], "std": [...]}` with one number per channel.
 
     Raises:
         UserError: the file cannot be read or does not hold that.
@@ -114,15 +114,15 @@ def read_stats(path: Path, latent_channels: int) -> LatentStats:
         raise UserError(
             f'{path}: not readable as {{"mean": [...], "std": [...]}} ({error}); `sat-ssvae stats` writes it'
         ) from None
-    if len(stats.mean) != latent_channels:
+    if stats.mean.shape != (latent_channels,):
         raise UserError(f"{path}: statistics of {len(stats.mean)} channels, but the autoencoder has {latent_channels}")
     return stats
 
 
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types and values of all parameters and buffers."""
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types and values of a `state_dict`."""
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    for name, value in weights.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Autoencoders opened by one specification, against the real classes of diffusers at random small size."""
+
+import json
+
+import pytest
+import torch
+
+from sat_ssvae.autoencoders.specification import KINDS, open_autoencoder
+from sat_ssvae.diffusers import AutoencoderSSVAE
+from sat_ssvae.errors import UserError
+from sat_ssvae.vae.statistics import LatentStats
+
+from . import foreign_models
+from .small_models import random_video, tiny_vae
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return foreign_models.save_all(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_every_kind_opens_as_the_model_that_was_saved(folders, kind):
+    vae, own = open_autoencoder(f"{kind}:{folders / kind}"), foreign_models.KINDS[kind]()
+    assert vae.describe()["class"] == type(own).__name__ and not vae.training
+    weights = own.state_dict()
+    assert all(torch.equal(value, weights[name.removeprefix("vae.")]) for name, value in vae.state_dict().items())
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
+
+
+@torch.no_grad()
+def test_ssvae_opens_from_its_folder_and_brings_its_statistics(tmp_path):
+    own = tiny_vae()
+    own.latent_stats = LatentStats(torch.arange(4.0), torch.full((4,), 2.0))
+    own.save_pretrained(tmp_path)
+    vae = open_autoencoder(str(tmp_path))
+    video = random_video(5)
+    torch.testing.assert_close(vae.encode(video).mode(), own.encode(video).mode())
+    assert torch.equal(vae.latent_stats.mean, own.latent_stats.mean)
+    assert vae.latent_channels == 4 and vae.describe() == own.describe() and not vae.training
+
+
+@torch.no_grad()
+def test_ssvae_opens_from_what_diffusers_saved(tmp_path):
+    own = tiny_vae()
+    own.latent_stats = LatentStats(torch.arange(4.0), torch.full((4,), 2.0))
+    AutoencoderSSVAE.from_ssvae(own).save_pretrained(tmp_path / "vae")
+    vae = open_autoencoder(f"diffusers:{tmp_path}")
+    video = random_video(5)
+    torch.testing.assert_close(vae.encode(video).mode(), own.encode(video).mode())
+    assert torch.equal(vae.latent_stats.std, own.latent_stats.std) and vae.describe() == own.describe()
+
+
+@torch.no_grad()
+def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
+    foreign_models.ltx().to(torch.bfloat16).save_pretrained(tmp_path)
+    vae = open_autoencoder(f"ltx:{tmp_path}")
+    assert vae.decode(vae.encode(random_video(9, 32, 32)).mode()).dtype == torch.float32
+    assert vae.latent_stats.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("nowhere", "nowhere: no such checkpoint"),
+        ("hunyuan2:somewhere", "expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of cogvideox, wan2.1"),
+        ("cogvideox:", "expected the path of an SSVAE"),
+        ("cogvideox:/nowhere", "/nowhere: no autoencoder of diffusers there"),
+        ("cogvideox:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not cogvideox"),
+        ("wan2.1:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not wan2.1"),
+        ("wan2.2:{folders}/wan2.1", "holds a AutoencoderKLWan, which is not wan2.2"),
+        ("hunyuan:{folders}/hunyuan1.5", "holds a AutoencoderKLHunyuanVideo15, which is not hunyuan; try diffusers:"),
+    ],
+)
+def test_specifications_that_open_nothing(folders, specification, message):
+    with pytest.raises(UserError, match=message):
+        open_autoencoder(specification.format(folders=folders))
+
+
+def test_damaged_models(tmp_path):
+    model = foreign_models.modelscope()
+    model.save_pretrained(tmp_path / "damaged")
+    (tmp_path / "damaged" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="not a readable AutoencoderKL"):
+        open_autoencoder(f"modelscope:{tmp_path / 'damaged'}")
+    config = json.loads((tmp_path / "damaged" / "config.json").read_text())
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderOfTomorrow"}))
+    with pytest.raises(UserError, match=r"diffusers .* has no class AutoencoderOfTomorrow"):
+        open_autoencoder(f"diffusers:{tmp_path / 'damaged'}")
+    model.save_pretrained(tmp_path / "deeper")
+    for changes, message in [
+        ({"layers_per_block": 2}, r"tensors of AutoencoderKL are missing, the first is"),
+        ({"norm_num_groups": 3}, "not a readable AutoencoderKL"),
+        ({"act_fn": "unheard of"}, "not a readable AutoencoderKL"),
+        ({"block_out_channels": None}, "not a readable AutoencoderKL"),
+    ]:
+        (tmp_path / "deeper" / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(UserError, match=message) as caught:
+            open_autoencoder(f"modelscope:{tmp_path / 'deeper'}")
+        assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_no_autoencoders_of_pictures_are_one_line(tmp_path):
+    foreign_models.unet().save_pretrained(tmp_path / "unet")
+    foreign_models.allegro().save_pretrained(tmp_path / "allegro")
+    for name, message in [
+        ("unet", "UNet2DModel: cannot encode a video"),
+        ("allegro", "makes zeros of smaller videos"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            open_autoencoder(f"diffusers:{tmp_path / name}")
+        assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
