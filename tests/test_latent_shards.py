@@ -145,7 +145,16 @@ def test_other_autoencoders_give_what_their_pipelines_take(kind, tiny_shards, tm
 def test_what_only_ssvae_can(tiny_shards, tmp_path, capsys):
     foreign_models.wan21().save_pretrained(tmp_path / "wan")
     with pytest.raises(SystemExit):
-        main(["encode", f"wan2.1:{tmp_path / 'wan'}", str(tiny_shards), str(tmp_path / "out"), "data.resolution=32", "chunk_frames=4"])
+        main(
+            [
+                "encode",
+                f"wan2.1:{tmp_path / 'wan'}",
+                str(tiny_shards),
+                str(tmp_path / "out"),
+                "data.resolution=32",
+                "chunk_frames=4",
+            ]
+        )
     assert "chunk_frames=4: for SSVAE alone, AutoencoderKLWan takes a clip as a whole" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["encode", "wan3:x", str(tiny_shards), str(tmp_path / "out")])

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.checkpoint.is_dir():
         raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
     config = load_config(StatsConfig, None, options.overrides, replace={"data": {"path": options.data}})
-    vae = SSVAE.from_pretrained(options.checkpoint)
+    vae = SSVAE.from_pretrained(options.checkpoint).for_inference()
     stats = measure_stats(vae, config, default_device())
     write_stats(stats, options.checkpoint / STATISTICS_NAME)
     sys.stdout.write(

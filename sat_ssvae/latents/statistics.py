@@ -1,18 +1,16 @@
 """The latents' mean and standard deviation per channel, measured on videos."""
 
-from itertools import chain, islice
-
 import torch
 from pydantic import Field
 
-from ..config import Config
+from ..autoencoders.protocol import VideoAutoencoder
 from ..data.shards import DataConfig, fixed_clips
 from ..progress import progress_bar
-from ..vae.autoencoder import SSVAE
 from ..vae.statistics import LatentStats, StatsMeter
+from .encoder import EncoderSettings, encode_clips
 
 
-class StatsConfig(Config):
+class StatsConfig(EncoderSettings):
     """On which clips latents are measured."""
 
     data: DataConfig
@@ -22,22 +20,19 @@ class StatsConfig(Config):
     max_clips: int = Field(default=2048, gt=0)
     """At most this many clips, spread over all videos."""
     batch_size: int = Field(default=4, gt=0)
-    """Clips encoded together."""
+    """Clips encoded at once."""
 
 
-@torch.no_grad()
-def measure_stats(vae: SSVAE, config: StatsConfig, device: torch.device) -> LatentStats:
+def measure_stats(vae: VideoAutoencoder, config: StatsConfig, device: torch.device) -> LatentStats:
     """Statistics of the posterior means of clips.
 
     Raises:
-        UserError: no usable clip.
+        UserError: no usable clip, or sizes or settings that do not fit the autoencoder.
     """
-    vae = vae.to(device).for_inference()
-    meter = StatsMeter(vae.config.latent_channels)
-    clips = iter(
-        progress_bar(fixed_clips(config.data, stride=config.stride, limit=config.max_clips), "latents", "clip")
-    )
-    for first in clips:
-        batch = [clip.video for clip in chain([first], islice(clips, config.batch_size - 1))]
-        meter.add(vae.encode(torch.stack(batch).to(device)).mean)
+    clips = fixed_clips(config.data, stride=config.stride, limit=config.max_clips)
+    meter = StatsMeter(vae.latent_channels)
+    with progress_bar(len(clips), "measuring latents", "clip") as bar:
+        for batch, latents in encode_clips(vae, clips, config, device):
+            meter.add(latents)
+            bar.update(len(batch))
     return meter.result()

@@ -16,6 +16,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -113,9 +114,7 @@ class AutoencoderTrainer:
     @property
     def vae(self) -> SSVAE:
         """The autoencoder that the run hands over: the averaged weights where there is an average."""
-        vae = self.objective.vae if self.run.average is None else self.run.average.module
-        assert isinstance(vae, SSVAE)
-        return vae
+        return self.objective.vae if self.run.average is None else cast(SSVAE, self.run.average.module)
 
     def train(self) -> None:
         """Take the steps that are left, and save the autoencoder."""
