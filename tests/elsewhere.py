@@ -3,8 +3,11 @@ GPU does.
 
     with elsewhere() as device:
         model.to(device)(x.to(device))      # raises where an operation gets tensors of both devices
+        with waits() as places:
+            model(x)                        # where the program would wait for a GPU
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +20,8 @@ _setup_privateuseone_for_python_backend("elsewhere")
 torch.get_device_module("elsewhere").get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
 DEVICE = torch.device("elsewhere:0")
 BETWEEN_DEVICES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+READING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
+"""Operations whose result the host has, or whose result's shape depends on the values."""
 
 
 class Elsewhere(torch.Tensor):
@@ -36,6 +41,7 @@ class Elsewhere(torch.Tensor):
         return compute(function, args, kwargs or {})
 
     def tolist(self):
+        note_wait()
         return self.inner.tolist()
 
     def __repr__(self):
@@ -49,6 +55,38 @@ class Devices(TorchDispatchMode):
         return compute(function, args, kwargs or {})
 
 
+noted: list[list[str]] = []
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """The lines of code in which a GPU's program would wait for its device, as file:line function."""
+    noted.append([])
+    try:
+        yield noted[-1]
+    finally:
+        noted.pop()
+
+
+def note_wait():
+    frames = [frame for frame in traceback.extract_stack() if not frame.filename.endswith(("elsewhere.py", "frame.py"))]
+    line = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames[-4:]))
+    for places in noted:
+        places.append(line)
+
+
+def waits_for_the_device(function, args, kwargs, goes_there):
+    """Results that the host has, and copies between the devices unless they are told not to block."""
+    if function not in BETWEEN_DEVICES:
+        return function.overloadpacket.__name__ in READING and isinstance(args[0], Elsewhere)
+    if function is torch.ops.aten.copy_.default:
+        reads, writes = isinstance(args[1], Elsewhere), isinstance(args[0], Elsewhere)
+        non_blocking = args[2] if len(args) > 2 else False
+    else:
+        reads, writes, non_blocking = isinstance(args[0], Elsewhere), goes_there, kwargs.get("non_blocking", False)
+    return (reads and not writes) or (writes and not reads and not non_blocking)
+
+
 def compute(function, args, kwargs):
     leaves = tree_leaves((args, kwargs))
     there = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
@@ -59,6 +97,8 @@ def compute(function, args, kwargs):
         raise RuntimeError(f"{function}: tensors on two devices")
     if goes_there and any(isinstance(leaf, torch.Generator) for leaf in leaves):
         raise RuntimeError(f"{function}: a generator of the CPU for another device")
+    if noted and waits_for_the_device(function, args, kwargs, goes_there):
+        note_wait()
     plain_args, plain = tree_map(lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
     result = function(*plain_args, **(plain if wanted is None else plain | {"device": torch.device("cpu")}))
     if function is torch.ops.aten.copy_.default:

@@ -119,7 +119,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """
     shared = _shared(folder)
     step = max(complete_steps(folder), default=0)
-    seen = torch.tensor(float(step), dtype=torch.float64, device=engine.device)
+    seen = torch.full((), step, dtype=torch.float64, device=engine.device)
     differs = float(distributed.mean_over_ranks(seen)) != step
     if distributed.any_rank(differs or not shared, engine.device):
         raise UserError(f"{folder}: not all hosts see the same folder; put the run on a file system they share")

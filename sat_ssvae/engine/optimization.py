@@ -58,6 +58,7 @@ def build_engine(
     distributed.initialize(device)
     import deepspeed
 
+    module = module.to(device)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     bucket = min(BUCKET, sum(parameter.numel() for parameter in trainable))
     zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
@@ -73,7 +74,7 @@ def build_engine(
     }
     optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     engine, *_ = deepspeed.initialize(
-        model=module.to(device),
+        model=module,
         optimizer=optimizer,
         lr_scheduler=lambda wrapped: LambdaLR(wrapped, lr_multiplier(config, max_steps)),
         config=settings,
