@@ -1,4 +1,4 @@
-"""Convolutions with fewer operations compute what torch's plain ones do."""
+"""Weights with fewer taps compute what torch's plain convolutions do on frames and pixels that repeat."""
 
 import pytest
 import torch
@@ -6,107 +6,57 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.vae import convolution
-from sat_ssvae.vae.convolution import Kernel, convolve, repeat_and_convolve, sum_taps
-
-from .small_models import random_video, tiny_vae
+from sat_ssvae.vae.convolution import interleave_phases, with_taps
+from sat_ssvae.vae.layers import CausalConv3d
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
 
-def case(channels, frames, height, width, *, taps=(3, 3, 3), batch=1, out_channels=None, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, channels, frames, height, width, generator=generator)
-    weight = torch.randn(out_channels or channels, channels, *taps, generator=generator) / (27 * channels) ** 0.5
-    return x, weight, torch.randn(out_channels or channels, generator=generator)
+def convolution(in_channels, out_channels=None, seed=0):
+    torch.manual_seed(seed)
+    return CausalConv3d(in_channels, out_channels or in_channels)
 
 
-@pytest.fixture
-def minimal_filterings(monkeypatch):
-    """Counts the convolutions that were computed by F(2, 3)."""
-    calls = []
-    minimal_filtering = convolution._minimal_filtering
-    monkeypatch.setattr(convolution, "_minimal_filtering", lambda *args: calls.append(1) or minimal_filtering(*args))
-    return calls
+def video(channels, frames, height, width):
+    return torch.randn(2, channels, frames, height, width, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("frames", [4, 5, 10, 11])  # even and odd numbers of outputs
-@pytest.mark.parametrize(("taps", "batch"), [((3, 3, 3), 1), ((3, 3, 3), 2), ((3, 2, 2), 1)])
-def test_minimal_filtering_in_time_equals_the_plain_convolution(minimal_filterings, frames, taps, batch):
-    side = 33
-    x, weight, bias = case(128, frames, side, side, taps=taps, batch=batch, out_channels=130)
-    with torch.no_grad():
-        fast = convolve(x, Kernel(weight), bias, padding=1)
-        assert len(minimal_filterings) == 1, "this size should take F(2, 3)"
-        torch.testing.assert_close(fast, F.conv3d(x, weight, bias, padding=(0, 1, 1)), **CLOSE)
-
-
-@pytest.mark.parametrize(("frames", "computed"), [(5, True), (6, False)])
-def test_a_still_start_spares_taps_in_time(monkeypatch, frames, computed):
-    x, weight, bias = case(128, frames, 33, 33)
-    x[:, :, :2] = x[:, :, 2:3]
-    summed = []
-    sum_of = convolution.sum_taps
-    monkeypatch.setattr(convolution, "sum_taps", lambda kernel: summed.append(1) or sum_of(kernel))
-    with torch.no_grad():
-        fast = convolve(x, Kernel(weight), bias, padding=1, starts_still=True)
-        torch.testing.assert_close(fast, F.conv3d(x, weight, bias, padding=(0, 1, 1)), **CLOSE)
-    assert bool(summed) == computed  # an even number of outputs consists of pairs alone
-
-
-def test_blocks_of_minimal_filtering_join(monkeypatch, minimal_filterings):
-    x, weight, bias = case(64, 13, 24, 20)
-    monkeypatch.setattr(convolution, "_MINIMAL_BLOCK", 64 * 24 * 20 * 2)
-    with torch.no_grad():
-        fast = convolve(x, Kernel(weight), bias, padding=1)
-        torch.testing.assert_close(fast, F.conv3d(x, weight, bias, padding=(0, 1, 1)), **CLOSE)
-    assert len(minimal_filterings) == 1
-
-
-@settings(max_examples=25)
-@given(st.integers(1, 6), st.integers(3, 7), st.integers(3, 9), st.sampled_from([1, 2]), st.booleans())
-def test_small_convolutions_equal_the_plain_one_and_have_its_gradients(channels, frames, side, stride, biased):
-    x, weight, bias = case(channels, frames, side, side, seed=channels)
-    bias = bias if biased else None
-    x.requires_grad_()
-    weight.requires_grad_()
-    padding = 1 if stride == 1 else 0
-    ours = convolve(x, Kernel(weight), bias, stride, padding)
-    plain = F.conv3d(x, weight, bias, stride=stride, padding=(0, padding, padding))
-    torch.testing.assert_close(ours, plain, **CLOSE)
-    for gradient, expected in zip(
-        torch.autograd.grad(ours.square().sum(), (x, weight)),
-        torch.autograd.grad(plain.square().sum(), (x, weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+def plain(conv, x):
+    return F.conv3d(x, conv.conv.weight, conv.conv.bias, padding=(0, 1, 1))
 
 
 def test_one_summed_tap_does_on_equal_frames_what_three_do():
-    x, weight, bias = case(4, 1, 6, 5)
-    copies = x.expand(-1, -1, 3, -1, -1)
-    expected = F.conv3d(copies, weight, bias, padding=(0, 1, 1))
-    torch.testing.assert_close(convolve(x, sum_taps(Kernel(weight)), bias, padding=1), expected, **CLOSE)
+    conv, x = convolution(4), video(4, 1, 6, 5)
+    torch.testing.assert_close(conv.convolve(x, "summed"), plain(conv, x.expand(-1, -1, 3, -1, -1)), **CLOSE)
 
 
-def test_upsampling_of_a_size_for_minimal_filtering_equals_repeating(minimal_filterings):
-    x, weight, bias = case(128, 6, 24, 24)
-    with torch.no_grad():
-        fast = repeat_and_convolve(x, Kernel(weight), bias, temporal=False)
-        assert len(minimal_filterings) == 1
-        repeated = F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
-        torch.testing.assert_close(fast, F.conv3d(repeated, weight, bias, padding=(0, 1, 1)), **CLOSE)
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(3, 6), st.integers(1, 6), st.integers(1, 6))
+def test_phases_equal_repeating_in_space(channels, out_channels, frames, height, width):
+    conv, x = convolution(channels, out_channels), video(channels, frames, height, width)
+    repeated = F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
+    torch.testing.assert_close(interleave_phases(conv.convolve(x, "phases"), time=1), plain(conv, repeated), **CLOSE)
 
 
-def test_chunks_equal_the_whole_where_only_the_whole_takes_minimal_filtering(minimal_filterings):
-    vae = tiny_vae(base_channels=128, channel_multipliers=(1, 1), temporal_downsample=(True,))
-    x = random_video(5, 24, 32)
-    with torch.no_grad():
-        whole = vae.encode(x)
-        assert minimal_filterings
-        minimal_filterings.clear()
-        chunked = vae.encode(x, chunk_frames=1)
-        assert not minimal_filterings
-        torch.testing.assert_close(chunked.mean, whole.mean, atol=1e-5, rtol=0)
-        video = vae.decode(whole.mean)
-        torch.testing.assert_close(vae.decode(whole.mean, chunk_frames=1), video, atol=1e-5, rtol=0)
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
+def test_phases_equal_repeating_in_space_and_time(channels, out_channels, frames, height, width):
+    """`x` starts with a frame of history; outputs start where the pair of the next one does."""
+    conv, x = convolution(channels, out_channels), video(channels, frames + 1, height, width)
+    repeated = F.interpolate(x, scale_factor=(2, 2, 2), mode="nearest")[:, :, 0:]
+    phases = interleave_phases(conv.convolve(x, "phases in time"), time=2)
+    torch.testing.assert_close(phases, plain(conv, repeated)[:, :, :], **CLOSE)
+
+
+def test_summed_phases_equal_repeating_an_image():
+    conv, x = convolution(3), video(3, 1, 4, 5)
+    repeated = F.interpolate(x, scale_factor=(3, 2, 2), mode="nearest")
+    torch.testing.assert_close(
+        interleave_phases(conv.convolve(x, "summed phases"), time=1), plain(conv, repeated), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("taps", ["all", "summed", "phases", "phases in time", "summed phases"])
+def test_taps_are_rounded_once(taps):
+    weight = convolution(5).conv.weight.detach().bfloat16()
+    assert torch.equal(with_taps(weight, taps), with_taps(weight.float(), taps).bfloat16())

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from . import cpu
 from .checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
 from .config import SSVAEConfig
 from .decoder import Decoder
 from .encoder import Encoder
-from .layers import CausalConv3d, ResidualBlock
+from .layers import ResidualBlock
 from .posterior import Posterior
 from .statistics import LatentStats
 from .streaming import DecodeStream, EncodeStream
@@ -171,9 +172,7 @@ class SSVAE(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim in formats:
                 parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
-        for module in self.modules():
-            if isinstance(module, CausalConv3d):
-                module.keeps_kernel = True
+        cpu.install(self)
         return self
 
     def checkpoint_activations(self, enabled: bool = True) -> None:

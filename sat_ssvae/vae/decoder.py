@@ -12,7 +12,6 @@ from .layers import (
     Stream,
     Upsample,
     middle_blocks,
-    normalize_and_convolve,
     output_layers,
 )
 
@@ -69,4 +68,4 @@ class Decoder(nn.Module):
         for level in self.up:
             h = level(h, stream)
         norm, conv = cast(RMSNorm, self.out[0]), cast(CausalConv3d, self.out[2])
-        return normalize_and_convolve(norm, conv, h, stream)
+        return conv.after_norm(norm, h, stream)

@@ -19,7 +19,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .convolution import Kernel, convolve, repeat_and_convolve, sum_taps
+from .convolution import Taps, interleave_phases, with_taps
 
 
 class Stream:
@@ -77,14 +77,11 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self._scale(x) * self.gamma.to(x.dtype)
-
-    def write(self, x: Tensor, out: Tensor) -> Tensor:
-        """`forward` into the memory of `out`; without gradients."""
-        return torch.mul(x, self._scale(x), out=out).mul_(self.gamma)
+        return x * self.scale(x) * self.gamma.to(x.dtype)
 
     @staticmethod
-    def _scale(x: Tensor) -> Tensor:
+    def scale(x: Tensor) -> Tensor:
+        """sqrt(C) / norm of `x` (`B C ...`) at every position, `B 1 ...`; computed in float32."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
         return (math.sqrt(x.shape[1]) / norm).to(x.dtype)
 
@@ -95,50 +92,40 @@ class CausalConv3d(nn.Module):
     In space the border is zeros: one on each side at stride 1, one on the far side alone at stride 2.
     """
 
-    keeps_kernel = False
-    """Whether what is derived from the weight is kept between calls that need no gradients."""
-
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride)
         self.stride = stride
-        self._kernel: Kernel | None = None
-
-    def kernel(self) -> Kernel:
-        """The weight as `convolve` takes it."""
-        weight = self.conv.weight
-        if not self.keeps_kernel or weight.requires_grad or torch.is_grad_enabled():
-            return Kernel(weight)
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type):
-            return Kernel(weight)  # autocast uses another weight, and a compiler remembers what it needs
-        if self._kernel is None or not self._kernel.is_current(weight):
-            self._kernel = Kernel(weight, kept=True)
-        return self._kernel
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         stream = stream or Stream(whole=True)
         image = stream.first and x.shape[2] == 1
         before = stream.extend(self, x, frames=2, keep=3 - self.stride)
-        # An image sees three copies of itself.
-        x, kernel = (x, sum_taps(self.kernel())) if image else (before, self.kernel())
+        x = x if image else before
         if self.stride == 2:
             x = F.pad(x, (0, 1, 0, 1))
-        padding = 1 if self.stride == 1 else 0
-        return convolve(x, kernel, self.conv.bias, self.stride, padding, starts_still=stream.first and not image)
+        return self.convolve(
+            x, "summed" if image else "all", padding=1 if self.stride == 1 else 0, starts_still=stream.first
+        )
 
+    def convolve(self, x: Tensor, taps: Taps = "all", padding: int = 1, starts_still: bool = False) -> Tensor:
+        """The convolution alone, without padding in time.
 
-def normalize_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, stream: Stream | None) -> Tensor:
-    """norm, SiLU, conv (of stride 1)."""
-    stream = stream or Stream(whole=True)
-    image = stream.first and x.shape[2] == 1
-    if image or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
-        return conv(F.silu(norm(x)), stream)
-    # What these operations cost is memory traffic, so they work in the convolution's input, padding included.
-    b, c, t, h, w = x.shape
-    room = x.new_empty(b, t + 2, h, w, c).permute(0, 4, 1, 2, 3)
-    F.silu(norm.write(x, out=room[:, :, 2:]), inplace=True)
-    stream.fill(conv, room, 2)
-    return convolve(room, conv.kernel(), conv.conv.bias, padding=1, starts_still=stream.first)
+        Args:
+            x: `B C T H W`.
+            taps: which of the weight's taps, see `convolution.with_taps`.
+            padding: zeros on each side of height and width.
+            starts_still: the first three frames are the same one; an implementation may make use of it.
+        """
+        weight, bias = with_taps(self.conv.weight, taps), self.conv.bias
+        if bias is not None and len(weight) > len(bias):
+            bias = bias.repeat(len(weight) // len(bias))
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        return F.conv3d(x, weight, bias, self.stride, (0, padding, padding))
+
+    def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
+        """norm, SiLU, convolution."""
+        return self(F.silu(norm(x)), stream)
 
 
 class ResidualBlock(nn.Module):
@@ -162,8 +149,8 @@ class ResidualBlock(nn.Module):
         return self._forward(x, stream)
 
     def _forward(self, x: Tensor, stream: Stream | None) -> Tensor:
-        h = normalize_and_convolve(self.norm1, self.conv1, x, stream)
-        h = normalize_and_convolve(self.norm2, self.conv2, h, stream)
+        h = self.conv1.after_norm(self.norm1, x, stream)
+        h = self.conv2.after_norm(self.norm2, h, stream)
         return _add(h, self.nin_shortcut(x))
 
 
@@ -234,16 +221,16 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         stream = stream or Stream(whole=True)
-        kernel, bias = self.conv.kernel(), self.conv.conv.bias
-        assert bias is not None
         shortcut = _duplicate(x, self.out_channels, self.temporal)
         # What precedes the first output: causal padding of the doubled video is two frames, of the single one, one.
         before = 1 if self.temporal else 2
         extended = stream.extend(self, x, before, keep=before)
         if stream.first and x.shape[2] == 1:  # an image sees copies of itself
-            out = repeat_and_convolve(x, sum_taps(kernel), bias, temporal=False)
+            out = interleave_phases(self.conv.convolve(x, "summed phases"), time=1)
             return _add(out, shortcut[:, :, -1:])
-        out = _add(repeat_and_convolve(extended, kernel, bias, self.temporal, starts_still=stream.first), shortcut)
+        taps: Taps = "phases in time" if self.temporal else "phases"
+        phases = self.conv.convolve(extended, taps, starts_still=stream.first)
+        out = _add(interleave_phases(phases, time=2 if self.temporal else 1), shortcut)
         return out[:, :, 1:] if self.temporal and stream.first else out
 
 
