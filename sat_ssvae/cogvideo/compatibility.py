@@ -181,10 +181,9 @@ class _Checks:
                 key, list(size), str(nearest), f"multiples of {steps}, {self.space} pixels a latent times the patch"
             )
             return
-        rotary = "Rotary" in str(self.config.network("modules.pos_embed_config.target"))
         for name, pixels in zip(("latent_height", "latent_width"), size, strict=True):
             grid, table = pixels // self.space, self.config.network(name)
-            if self.era == "main" and rotary:
+            if self.era == "main" and self.config.rotary:
                 if table is None or table < grid:
                     yield Mismatch(f"{NETWORK}.{name}", table, f"at least {grid}", f"{key} is {list(size)}")
             elif table != grid:
@@ -194,7 +193,7 @@ class _Checks:
         yield from self._interpolation(min(pixels // step for pixels, step in zip(size, steps, strict=True)))
 
     def _interpolation(self, tokens: int) -> Iterator[Mismatch]:
-        table = f"{NETWORK}.modules.pos_embed_config.params"
+        table = NETWORK if self.era == "main" else f"{NETWORK}.modules.pos_embed_config.params"
         for name in ("height_interpolation", "width_interpolation"):
             found = self.config.get(f"{table}.{name}")
             if found is not None and not math.isclose(found, tokens / INTERPOLATED_TOKENS):

@@ -107,6 +107,23 @@ class SATConfig:
         return bool(self.get("model.noised_image_input"))
 
     @property
+    def rotary(self) -> bool:
+        """Whether positions turn queries and keys, instead of being added from a table."""
+        return "Rotary" in str(self.network("modules.pos_embed_config.target"))
+
+    def interpolation(self, axis: Literal["height", "width", "time"]) -> float:
+        """By what positions are divided; v1.0 and main have it in different places."""
+        name = f"{axis}_interpolation"
+        return float(self.network(f"modules.pos_embed_config.params.{name}") or self.network(name) or 1.0)
+
+    @property
+    def text_encoder(self) -> str | None:
+        """The folder of T5 and its tokenizer, if the configuration names one."""
+        embedders = self.get("model.conditioner_config.params.emb_models") or [{}]
+        folder = (embedders[0].get("params") or {}).get("model_dir")
+        return None if folder is None else str(folder)
+
+    @property
     def patch(self) -> tuple[int, int, int]:
         """Patch (time, height, width) of the transformer."""
         patch = self.required_network("patch_size")

@@ -38,7 +38,25 @@ def add(commands: Any) -> None:
     adapt.add_argument("transformer", type=Path, help="folder with CogVideoX's transformer, which holds `latest`")
     adapt.add_argument("output", type=Path, help="folder to write; name it as args.load")
     _add_base(adapt)
+    _add_export(tasks)
     _add_compare(tasks)
+
+
+def _add_export(tasks: Any) -> None:
+    command = add_command(
+        tasks,
+        "export",
+        run_export,
+        "write a transformer trained on SSVAE's latents as a pipeline of diffusers",
+        "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00 pipeline",
+        "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00/1000-ema pipeline --base ckpts/*/training_config.yaml",
+    )
+    command.add_argument("transformer", type=Path, help="folder that training saved to, or one iteration's below it")
+    command.add_argument("output", type=Path, help="folder to write, for CogVideoXPipeline.from_pretrained")
+    command.add_argument("--base", type=Path, nargs="+", help="configuration files (default: its training_config.yaml)")
+    command.add_argument(
+        "--text_encoder", metavar="DIR", help="T5 and its tokenizer, or none (default: the configuration's)"
+    )
 
 
 def _add_compare(tasks: Any) -> None:
@@ -106,6 +124,24 @@ def run_adapt(options: argparse.Namespace) -> None:
     for name, found, needed in adapt(options.transformer, options.output, sizes):
         sys.stdout.write(f"left out {name}: {found}, needed {needed}; training starts it afresh\n")
     sys.stdout.write(f"{options.output}: name it as args.load\n")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write the pipeline, and print how it is opened."""
+    from ..cogvideo.export import export_pipeline
+    from ..cogvideo.first_stage import build_first_stage
+    from ..cogvideo.sat_config import SATConfig, merge_configs
+    from ..cogvideo.sat_transformer import read_transformer
+
+    weights = read_transformer(options.transformer)
+    config = SATConfig(merge_configs(options.base or [options.transformer / "training_config.yaml"]))
+    text_encoder = options.text_encoder or config.text_encoder or "none"
+    encoder = None if text_encoder == "none" else Path(text_encoder)
+    export_pipeline(config, weights, build_first_stage(config), options.output, encoder)
+    name = "CogVideoXImageToVideoPipeline" if config.has_images else "CogVideoXPipeline"
+    sys.stdout.write(
+        f"{options.output}: import sat_ssvae.diffusers, then {name}.from_pretrained({str(options.output)!r})\n"
+    )
 
 
 def run_compare(options: argparse.Namespace) -> None:
