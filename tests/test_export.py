@@ -6,10 +6,14 @@ import diffusers
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import T5Config, T5EncoderModel
 
-import sat_ssvae.diffusers  # noqa: F401 - diffusers finds the autoencoder's class there
+import sat_ssvae.diffusers
+from sat_ssvae import SSVAE, UserError
+from sat_ssvae.cli import main
 from sat_ssvae.cogvideo.export import build_scheduler, build_transformer
 from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import write_transformer
@@ -19,13 +23,14 @@ from .test_project import ROOT
 from .tiny_transformers import GRID, drawn, inputs, layer, stock_layer
 from .tiny_transformers import OVERLAYS as OURS
 
-RECORDED = ROOT / "tests" / "data" / "sat_transformers"
+RECORDED = ROOT / "tests" / "data" / "reference"
 SPACE = 16
+WITHOUT_TEXT = {"tokenizer": None, "text_encoder": None}  # diffusers asks for it when a folder has none
 
 
 def recorded(stock):
     """What SAT computed, and the transformer's tensors by their names in SAT's checkpoint."""
-    path = RECORDED / f"{stock}.safetensors"
+    path = RECORDED / f"sat_{stock}.safetensors"
     with safe_open(path, "pt") as file:
         names = json.loads(file.metadata()["names"])
     tables = ("freqs_sin", "freqs_cos") if "i2v" in stock else ("freqs_sin", "freqs_cos", "pos_embedding")
@@ -81,3 +86,103 @@ def test_the_noise_schedule_is_sats(training, stock):
     _, config, _ = training(stock)
     signal = build_scheduler(config).alphas_cumprod.sqrt().float()
     torch.testing.assert_close(signal, recorded(stock)[0]["signal"], rtol=1e-4, atol=1e-5)
+
+
+def export(folder, output, *more):
+    return main(["cogvideo", "export", str(folder), str(output), *more])
+
+
+def sample(pipeline, **more):
+    """Two steps of a small video."""
+    _, _, text = inputs(1)
+    states = {"prompt_embeds": text[:1], "negative_prompt_embeds": 0 * text[:1], "max_sequence_length": text.shape[1]}
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(**states, num_inference_steps=2, generator=generator, output_type="np", **more).frames
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stock", ["cogvideox_2b", "cogvideox_5b", "cogvideox1.5_5b"])
+def test_a_pipeline_opens_and_makes_videos_of_the_trained_size(training, narrow_vae, tmp_path, capsys, stock):
+    folder, config, weights = training(stock)
+    assert export(folder, tmp_path / "pipeline", "--text-encoder", "none") == 0
+    assert "CogVideoXPipeline.from_pretrained(FOLDER, tokenizer=None, text_encoder=None)" in capsys.readouterr().out
+    pipeline = diffusers.CogVideoXPipeline.from_pretrained(tmp_path / "pipeline", **WITHOUT_TEXT)
+    assert isinstance(pipeline.vae, sat_ssvae.diffusers.AutoencoderSSVAE)
+    assert torch.equal(pipeline.vae.ssvae.mask_token, SSVAE.from_pretrained(narrow_vae).mask_token)
+    with torch.no_grad():
+        own = predict(build_transformer(config, weights, SPACE), config)
+        torch.testing.assert_close(predict(pipeline.transformer, config), own)
+    assert sample(pipeline).shape == (1, 5, *(SPACE * size for size in GRID), 3)
+
+
+@pytest.mark.slow
+def test_image_to_video_has_its_own_pipeline(training, tmp_path, capsys):
+    folder, _, _ = training("cogvideox_5b_i2v")
+    assert export(folder, tmp_path / "pipeline", "--text_encoder", "none") == 0
+    assert "CogVideoXImageToVideoPipeline" in capsys.readouterr().out
+    pipeline = diffusers.CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "pipeline", **WITHOUT_TEXT)
+    height, width = (SPACE * size for size in GRID)
+    frames = sample(pipeline, image=Image.new("RGB", (width, height), (200, 40, 40)), num_frames=5)
+    assert frames.shape == (1, 5, height, width, 3)
+
+
+WORDS = "a red bar moves over blue sea while green hills shine and birds fly in the light of evening"
+
+
+@pytest.mark.slow
+def test_the_text_encoder_is_the_configurations(training, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder, _, _ = training("cogvideox_2b")
+    t5 = tmp_path / "t5"
+    T5EncoderModel(T5Config(vocab_size=128, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(t5)
+    words = WORDS.split()
+    texts = iter([" ".join(words[i:] + words[:i]) for i in range(len(words))])
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sizes = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
+    trainer = sentencepiece.SentencePieceTrainer
+    trainer.train(sentence_iterator=texts, model_prefix=str(t5 / "spiece"), **sizes, **ids)
+    embedder = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": {"model_dir": str(t5)}}
+    named = tmp_path / "named.yaml"
+    named.write_text(yaml.safe_dump({"model": {"conditioner_config": {"params": {"emb_models": [embedder]}}}}))
+    base = ["--base", str(folder / "training_config.yaml"), str(named)]
+    assert export(folder / "release", tmp_path / "pipeline", *base) == 0  # the folder of one iteration
+    pipeline = diffusers.CogVideoXPipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline("a red bar", max_sequence_length=3, num_inference_steps=1, output_type="np").frames
+    assert made.shape == (1, 5, *(SPACE * size for size in GRID), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.diffusion_model.mixins.swiglu.w2.0.weight": (4, 4)}, "has no such part; it cannot be exported"),
+        ({"model.diffusion_model.mixins.pos_embed.pos_embedding": (1, 3 + 2 * 24, 32)}, "is not the table that"),
+        ({"model.diffusion_model.transformer.layers.2.attention.dense.weight": (32, 32)}, "does not fit the config"),
+        (
+            {"model.diffusion_model.mixins.final_layer.linear.bias": (64,)},
+            "proj_out.bias does not fit the config",
+        ),
+    ],
+)
+def test_what_diffusers_cannot_have_is_refused_in_one_line(training, tmp_path, change, message):
+    _, config, weights = training("cogvideox_2b")
+    wrong = weights | {name: torch.randn(shape) for name, shape in change.items()}
+    with pytest.raises(UserError, match=message) as caught:
+        build_transformer(config, wrong, SPACE)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_folders_are_one_line(training, tmp_path, capsys):
+    folder, _, _ = training("cogvideox_2b")
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit):
+            export(*arguments)
+        return capsys.readouterr().err
+
+    assert "holds `latest`" in refused(tmp_path, tmp_path / "pipeline")
+    assert "nowhere: no such folder of T5" in refused(folder, tmp_path / "out", "--text_encoder", "nowhere")
+    assert f"{tmp_path}: exists already" in refused(folder, tmp_path, "--text_encoder", "none")
+    (folder / "training_config.yaml").unlink()
+    assert "training_config.yaml: no such configuration file" in refused(folder, tmp_path / "out")

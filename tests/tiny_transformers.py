@@ -3,7 +3,7 @@
     python cogvideo_on_cpu.py tiny_transformers.py OUTPUT.safetensors FILES        # in CogVideo/sat
 
 writes what the real SAT code computes: the output, the noise schedule, and the tensors' names and shapes. Such files
-lie in tests/data/sat_transformers; test_cogvideo.py compares them with the real code, test_export.py with an export.
+are tests/data/reference/sat_*; test_cogvideo.py compares them with the real code, test_export.py with an export.
 """
 
 import json

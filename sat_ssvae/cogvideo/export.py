@@ -88,7 +88,7 @@ def export_pipeline(
     )
     pipeline.save_pretrained(output)
     index = json.loads((output / "model_index.json").read_text(encoding="utf-8"))
-    index["vae"] = ["sat_ssvae.diffusers", "AutoencoderSSVAE"]  # also where this package is a copy in sgm/
+    index["vae"][0] = AutoencoderSSVAE.__module__.removeprefix("sgm.")  # where this package is a copy in sgm/
     write_text(output / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
@@ -250,7 +250,7 @@ def _positions(settings: Mapping[str, Any], table: Tensor | None) -> Tensor:
         use_learned_positional_embeddings=False,
         **{name: settings[name] for name in (*sizes, *scales)},
     )
-    expected: Tensor = computed.pos_embedding
+    expected: Tensor = computed.pos_embedding.float()
     if table is None or (table.shape == expected.shape and torch.allclose(table.float(), expected, atol=0.01)):
         return expected  # half precision rounds the checkpoint's
     raise UserError(f"{MODEL}{POSITIONS} is not the table that diffusers computes for this configuration")

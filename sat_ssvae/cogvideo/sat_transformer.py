@@ -99,7 +99,7 @@ def _misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | Non
 
 
 def read_transformer(folder: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint folder as SAT writes it; they stay on disk until they are used.
+    """Tensors of a checkpoint folder as SAT writes it, or of one iteration below it; they stay on disk until used.
 
     Raises:
         UserError: the folder is missing, or holds no readable checkpoint.
@@ -143,8 +143,9 @@ def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        iteration = (folder / "latest").read_text(encoding="utf-8").strip()
-        path = folder / iteration / WEIGHTS_NAME
+        path = folder / WEIGHTS_NAME
+        if not path.exists():
+            path = folder / (folder / "latest").read_text(encoding="utf-8").strip() / WEIGHTS_NAME
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(

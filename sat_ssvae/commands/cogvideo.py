@@ -49,7 +49,7 @@ def _add_export(tasks: Any) -> None:
         run_export,
         "write a transformer trained on SSVAE's latents as a pipeline of diffusers",
         "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00 pipeline",
-        "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00/1000-ema pipeline --base ckpts/*/training_config.yaml",
+        "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00/1000-ema pipeline",
     )
     command.add_argument("transformer", type=Path, help="folder that training saved to, or one iteration's below it")
     command.add_argument("output", type=Path, help="folder to write, for CogVideoXPipeline.from_pretrained")
@@ -127,21 +127,22 @@ def run_adapt(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write the pipeline, and print how it is opened."""
+    """Write the pipeline, and print how to open it."""
     from ..cogvideo.export import export_pipeline
     from ..cogvideo.first_stage import build_first_stage
     from ..cogvideo.sat_config import SATConfig, merge_configs
     from ..cogvideo.sat_transformer import read_transformer
 
     weights = read_transformer(options.transformer)
-    config = SATConfig(merge_configs(options.base or [options.transformer / "training_config.yaml"]))
+    beside = [folder / "training_config.yaml" for folder in (options.transformer, options.transformer.parent)]
+    found = [path for path in beside if path.exists()] or beside
+    config = SATConfig(merge_configs(options.base or found[:1]))
     text_encoder = options.text_encoder or config.text_encoder or "none"
     encoder = None if text_encoder == "none" else Path(text_encoder)
     export_pipeline(config, weights, build_first_stage(config), options.output, encoder)
     name = "CogVideoXImageToVideoPipeline" if config.has_images else "CogVideoXPipeline"
-    sys.stdout.write(
-        f"{options.output}: import sat_ssvae.diffusers, then {name}.from_pretrained({str(options.output)!r})\n"
-    )
+    more = ", tokenizer=None, text_encoder=None" if encoder is None else ""
+    sys.stdout.write(f"{options.output}: import sat_ssvae.diffusers, then {name}.from_pretrained(FOLDER{more})\n")
 
 
 def run_compare(options: argparse.Namespace) -> None:
