@@ -100,6 +100,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             spatial_compression_ratio=space,
             temporal_compression_ratio=time,
             scaling_factor=1.0,
+            invert_scale_latents=False,
             shift_factor=None,
             latents_mean=[0.0] * channels,
             latents_std=[1.0] * channels,
