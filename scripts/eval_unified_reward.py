@@ -1,6 +1,6 @@
 """Scores generated videos: python scripts/eval_unified_reward.py --video_dir DIR --batch_size 4.
 
-The same as `sat-ssvae reward`; `--help` lists all options, README.md says how to start the server.
+The same as `sat-ssvae reward`; `--help` lists all options, docs/evaluation.md says how to start the server.
 """
 
 import sys

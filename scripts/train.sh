@@ -13,7 +13,7 @@ shift 2
 ensure_env compare
 if [[ -n ${HOSTFILE:-} ]]; then
     [[ -f $HOSTFILE ]] || die "$HOSTFILE: no such hostfile"
-    command -v pdsh >/dev/null || die "HOSTFILE needs pdsh and ssh here; install them, or start torchrun on each host (README.md)"
+    command -v pdsh >/dev/null || die "HOSTFILE needs pdsh and ssh here; install them, or start torchrun on each host (docs/training.md)"
     # pdsh replaces %h, %n and %u, and a shell on each host reads the line again: braces, $ and globs are to arrive as given.
     arguments=()
     for text in --config "$config" --name "$name" "$@"; do
