@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from .errors import UserError, did_you_mean, nearest
@@ -34,14 +34,6 @@ class Config(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
-
-
-def added_field(default: Any, **constraints: Any) -> Any:
-    """A field that came to a configuration later: left out of dumps while it has its default.
-
-    So a run that does not use it keeps its fingerprint and its folder.
-    """
-    return Field(default=default, exclude_if=lambda value: value == default, **constraints)
 
 
 def load_config(

@@ -68,7 +68,7 @@ def test_what_differs_from_the_run_in_a_folder_is_named(tiny_shards, tmp_path):
         train(longer, tmp_path, CPU)
     message = str(refused.value)
     assert "max_steps: 1 there, 2 now; optimizer.clip_norm: 0.0 there, 1.0 now" in message
-    assert "ema_decay: the default there, 0.9 now)" in message
+    assert "ema_decay: 0.0 there, 0.9 now)" in message
     assert f"resume_from={tmp_path}/latest.pth" in message
 
 

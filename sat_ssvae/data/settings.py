@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from ..config import Config, added_field
+from ..config import Config
 from .files import without_secrets
 
 Place = str | tuple[str, ...]
@@ -65,20 +65,20 @@ class DataConfig(Config):
     num_workers: int = Field(default=1, ge=0)
     """Processes that decode; 0 decodes in the calling one."""
 
-    sources: tuple[SourceConfig, ...] = added_field(())
+    sources: tuple[SourceConfig, ...] = ()
     """Several sources instead of `path`, such as videos with weight 7 and images with weight 1."""
-    buckets: tuple[Size, ...] = added_field(())
+    buckets: tuple[Size, ...] = ()
     """Sizes [height, width] instead of `resolution`: a sample is cut to the one whose aspect ratio is nearest to its
     own and that it has the pixels for. All clips of a batch have one size."""
-    drop_black: float = added_field(0.0, ge=0, le=1)
+    drop_black: float = Field(default=0.0, ge=0, le=1)
     """Clips of which no frame is brighter than this on average (0 black, 1 white) are left out; 0 keeps all."""
-    drop_frozen: float = added_field(0.0, ge=0, le=1)
+    drop_frozen: float = Field(default=0.0, ge=0, le=1)
     """Clips whose frames differ from the one before by less than this on average are left out; 0 keeps all."""
-    max_skip_share: float = added_field(0.1, ge=0, le=1)
+    max_skip_share: float = Field(default=0.1, ge=0, le=1)
     """Share of clips that cannot be used above which reading stops."""
-    cache: str | None = added_field(None)
+    cache: str | None = None
     """Folder for shards that were fetched; by default shards/ in the package's cache."""
-    cache_gib: float = added_field(0.0, ge=0)
+    cache_gib: float = Field(default=0.0, ge=0)
     """Gibibytes after which the shards that were not used for longest make room; 0 never removes one."""
 
     @field_validator("num_frames")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..autoencoders.protocol import VideoAutoencoder
 from ..autoencoders.roundtrip import round_trip
-from ..config import Config, added_field, fingerprint
+from ..config import Config, fingerprint
 from ..data.skips import Skip
 from ..data.video_io import TimedFrame, probe, read_frames, to_uint8, to_unit_range
 from ..data.video_write import VideoWriter
@@ -50,9 +50,9 @@ class ReconstructConfig(Config):
     such chunk."""
     perceptual: PerceptualName | Literal["none"] = "st-lpips-alex"
     """Perceptual distance beside PSNR and SSIM; `none` leaves it out."""
-    i3d: Path | None = added_field(None)
+    i3d: Path | None = None
     """TorchScript file of FVD's I3D (`i3d_torchscript.pt`) for rFVD; None leaves it out."""
-    fvd_frames: int = added_field(17, ge=MIN_FRAMES)
+    fvd_frames: int = Field(default=17, ge=MIN_FRAMES)
     """Frames of the clips that rFVD compares, one after the other in each video at its own frame rate."""
     side_by_side: bool = False
     """Also write NAME.side_by_side.mp4: original left, reconstruction right."""

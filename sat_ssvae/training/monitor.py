@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Config, added_field
+from ..config import Config
 from ..data.settings import DataConfig
 from ..data.shards import fixed_clips
 from ..data.skips import SkipLog
@@ -41,7 +41,7 @@ class MonitorConfig(Config):
     """Held-out clips, always the same ones."""
     tensorboard: bool = False
     """Write event files for TensorBoard to tensorboard/ in the run's folder."""
-    wandb_project: str | None = added_field(None, min_length=1)
+    wandb_project: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases to log to, where `wandb` is installed; WANDB_MODE and its like mean what they do."""
 
     @property

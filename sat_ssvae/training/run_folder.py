@@ -104,11 +104,11 @@ def _steps(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first settings that differ, in words."""
-    default = object()
-    names = [name for name in {**there, **here} if there.get(name, default) != here.get(name, default)]
+    unknown = object()
+    names = [name for name in {**there, **here} if there.get(name, unknown) != here.get(name, unknown)]
 
     def said(values: Mapping[str, Any], name: str) -> str:
-        return reprlib.repr(values[name]) if name in values else "the default"
+        return reprlib.repr(values[name]) if name in values else "unknown"
 
     some = [f"{name}: {said(there, name)} there, {said(here, name)} now" for name in names[:3]]
     return "; ".join(some) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")

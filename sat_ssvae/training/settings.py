@@ -4,7 +4,6 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from ..config import added_field
 from ..data.shards import DataConfig
 from ..engine.optimization import OptimizerConfig
 from ..vae.config import SSVAEConfig
@@ -26,35 +25,35 @@ class TrainConfig(ObjectiveConfig):
     """Sizes of the network; `channels` at the top level is short for `model.latent_channels`."""
     data: DataConfig
     """The clips; `resolution` at the top level is short for `data.resolution`."""
-    resume_from: str | None = added_field(None)
+    resume_from: str | None = None
     """Weights to start from: the `latest.pth` or `vae` of an earlier stage, or a published file. An interrupted run
     continues from its own checkpoint instead."""
-    freeze_encoder: bool = added_field(False)
+    freeze_encoder: bool = False
     """Train the decoder and the mask token only. KL and LCR, which act on the encoder, then have no effect."""
 
-    adversarial: AdversarialConfig = added_field(AdversarialConfig())
+    adversarial: AdversarialConfig = AdversarialConfig()
     """The discriminator; its weight 0 (the default) turns it off."""
     optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1000)
     """AdamW and DeepSpeed; its learning rate is `lr` above."""
-    ema_decay: float = added_field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of a moving average of the weights, which is then what the run hands over; 0 turns it off."""
     seed: int = Field(default=0, ge=0)
     """Initial weights, order of the clips, posterior samples and masks."""
 
-    checkpoint_activations: bool = added_field(False)
+    checkpoint_activations: bool = False
     """Keep less for the backward pass and compute it again: memory for a third more time."""
     log_every: int = Field(default=50, gt=0)
     """Steps between rows of train.csv."""
     checkpoint_every: int = Field(default=1000, gt=0)
     """Steps between checkpoints."""
-    keep_checkpoints: int = added_field(1, gt=0)
+    keep_checkpoints: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept."""
-    milestone_every: int = added_field(0, ge=0)
+    milestone_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of this step are kept for ever; 0 keeps none."""
-    max_skipped_steps: int = added_field(10, gt=0)
+    max_skipped_steps: int = Field(default=10, gt=0)
     """Steps in a row without a finite loss and gradient after which training stops."""
 
-    monitor: MonitorConfig = added_field(MonitorConfig())
+    monitor: MonitorConfig = MonitorConfig()
     """What is looked at while training."""
 
     @model_validator(mode="before")
