@@ -146,13 +146,14 @@ def test_the_lora_overlay_fits(configuration):
     frozen = {"model.not_trainable_prefixes": ["all"]}
     (mismatch,) = check(configuration("cogvideox_2b_5b", frozen))
     assert mismatch.key == "model.not_trainable_prefixes"
-    files = configuration("cogvideox_2b_5b", more=["cogvideox_lora"])
-    assert check(files) == []
+    for name, lora in (("cogvideox1.5_5b", "cogvideox1.5_lora"), ("cogvideox_2b_5b", "cogvideox_lora")):
+        files = configuration(name, more=[lora])
+        assert check(files) == []
     assert "all" not in merge_configs(files)["model"]["not_trainable_prefixes"]
 
 
 def test_every_overlay_is_checked_here():
-    checked = {*STOCKS, "cogvideox_lora", "latents", "copied"}
+    checked = {*STOCKS, "cogvideox_lora", "cogvideox1.5_lora", "latents", "copied"}
     assert {path.stem for path in OVERLAYS.glob("*.yaml")} == checked
 
 

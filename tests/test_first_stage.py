@@ -228,6 +228,21 @@ def test_chunk_frames_changes_nothing(folder, stage, chunk_frames):
 
 
 @torch.no_grad()
+def test_tiles_are_those_of_the_autoencoder_in_chunks_too(folder, stage):
+    tiled = SSVAEFirstStage(ckpt_path=folder, tile_size=8)
+    x = random_video(9)
+    z = tiled.encode(x)
+    assert_close(z, stage.stats.standardize(stage.vae.encode(x, tile_size=8).mode()))
+    assert not torch.allclose(z, stage.encode(x))
+    latents = stage.stats.unstandardize(z)
+    assert_close(tiled.decode(z), stage.vae.decode(latents, tile_size=8))
+    assert_close(sample_like_v1(tiled, z), tiled.decode(z))
+    assert_close(decode_like_main(tiled, z), tiled.decode(z))
+    whole = SSVAEFirstStage(ckpt_path=folder, tile_size=16)
+    assert_close(whole.decode(z), stage.decode(z))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16])
 def test_results_have_the_callers_dtype(folder, weights, inputs):
@@ -263,6 +278,11 @@ def test_wrong_parameters_are_refused_by_name(params, message):
     with pytest.raises(UserError, match=message) as caught:
         SSVAEFirstStage(**params)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tile_that_does_not_fit_names_the_step(folder):
+    with pytest.raises(UserError, match=r"tile_size is 10, must be a multiple of 4"):
+        SSVAEFirstStage(ckpt_path=folder, tile_size=10)
 
 
 def test_a_checkpoint_without_statistics_is_refused_unless_they_are_given(tmp_path):

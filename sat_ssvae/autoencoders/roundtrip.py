@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..vae.posterior import Posterior
-from ..vae.tiling import blend_tiles
+from ..vae.tiling import tiled_stream
 from .padding import pad_space
 from .protocol import VideoAutoencoder
 
@@ -58,27 +58,9 @@ def _coders(vae: VideoAutoencoder, tile_size: int | None) -> tuple[Run, Run]:
     tile, rest = divmod(tile_size, factor)
     if rest or tile_size < vae.min_size:
         raise UserError(f"tile_size {tile_size}: must be a multiple of {factor}, {vae.min_size} at least")
-    encode = _tiled(lambda: _means(vae.encode_stream()), tile, factor, 1)
-    return encode, _tiled(vae.decode_stream, tile, 1, factor)
+    encode = tiled_stream(lambda: _means(vae.encode_stream()), tile, factor, 1)
+    return encode, tiled_stream(vae.decode_stream, tile, 1, factor)
 
 
 def _means(encode: Callable[[Tensor], Posterior]) -> Run:
     return lambda chunk: encode(chunk).mode()
-
-
-def _tiled(new_stream: Callable[[], Run], tile: int, scale_in: int, scale_out: int) -> Run:
-    """What runs each tile of consecutive chunks through a stream of its own, see `blend_tiles`."""
-    streams: list[Run] = []
-
-    def run(chunk: Tensor) -> Tensor:
-        started = iter(list(streams))
-
-        def on_tile(x: Tensor) -> Tensor:
-            stream = next(started, None)
-            if stream is None:
-                streams.append(stream := new_stream())
-            return stream(x)
-
-        return blend_tiles(on_tile, chunk, tile, scale_in, scale_out)
-
-    return run

@@ -13,7 +13,7 @@ CogVideoX decodes a video in chunks: `decode(z, clear_fake_cp_cache=False)` keep
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +28,7 @@ from ..vae.autoencoder import SSVAE
 from ..vae.config import SSVAEConfig
 from ..vae.posterior import Posterior
 from ..vae.statistics import LatentStats
-from ..vae.streaming import DecodeStream
+from ..vae.tiling import tiled_stream
 from .sat_config import SATConfig
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ class FirstStageConfig(Config):
     latent_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Standard deviation of each latent channel; default: the checkpoint folder's."""
     chunk_frames: Annotated[int, Field(gt=0)] | None = None
-    """Frames to encode or decode at a time, to save memory; None for as many as the caller gives."""
+    """Frames to encode or decode at a time, to save memory; None for as many as the caller gives. The result is the
+    same. It takes the place of CogVideoX's `cp_size`, which is accepted and ignored."""
+    tile_size: Annotated[int, Field(gt=0)] | None = None
+    """Pixels a side of the tiles that large frames are encoded and decoded in, to save memory; None for whole frames.
+    The result is approximate."""
     random_init: bool = False
     """Untrained weights instead of a checkpoint, for tests. Latents are then left as they are by default."""
     check_configuration: bool = True
@@ -114,7 +118,8 @@ class SSVAEFirstStage(nn.Module):
         for parameter in self.vae.parameters():  # DeepSpeed distributes frozen weights, too: plainly contiguous ones
             parameter.data = parameter.data.contiguous()
         self.stats = _statistics(config, self.vae)
-        self._decoding: DecodeStream | None = None
+        self._check_tile()
+        self._decoding: Callable[[Tensor], Tensor] | None = None
         self.register_state_dict_post_hook(_leave_out_of_model)
         self.register_load_state_dict_pre_hook(_keep_in_model)
         if config.check_configuration:
@@ -174,7 +179,7 @@ class SSVAEFirstStage(nn.Module):
             UserError: the size does not fit the autoencoder; the nearest that do are named.
         """
         _refuse_split(input_cp, output_cp)
-        posterior = self.vae.encode(x.to(self._dtype), self.config.chunk_frames)
+        posterior = self.vae.encode(x.to(self._dtype), self.config.chunk_frames, self.config.tile_size)
         if unregularized:
             return torch.cat([posterior.mean, posterior.logvar], dim=1).to(x.dtype), {}
         z = self.stats.standardize(posterior.mode().float()).to(x.dtype)
@@ -212,7 +217,7 @@ class SSVAEFirstStage(nn.Module):
                 f"latents of {z.shape[1]} channels for an autoencoder of {len(self.stats.mean)}; put the overlay of "
                 "cogvideo_configs/ after the stock files, and see: sat-ssvae cogvideo check --base FILES"
             )
-        stream = self._decoding if self._decoding is not None and not use_cp else self.vae.decode_stream()
+        stream = self._decoding if self._decoding is not None and not use_cp else self._decode_stream()
         self._decoding = None  # an exception below ends the video
         latents = self.stats.unstandardize(z.float()).to(self._dtype)
         video = torch.cat([stream(chunk) for chunk in latents.split(self._latents_at_a_time(z), dim=2)], dim=2)
@@ -224,6 +229,17 @@ class SSVAEFirstStage(nn.Module):
         """(Latents, reconstruction, regularisation log) of a video, as sgm's autoencoders return them."""
         z, log = self.encode(x, return_reg_log=True)
         return z, self.decode(z, **decode_options), log
+
+    def _decode_stream(self) -> Callable[[Tensor], Tensor]:
+        if self.config.tile_size is None:
+            return self.vae.decode_stream()
+        factor = self.vae.spatial_factor
+        return tiled_stream(self.vae.decode_stream, self.config.tile_size // factor, 1, factor)
+
+    def _check_tile(self) -> None:
+        tile, factor = self.config.tile_size, self.vae.spatial_factor
+        if tile is not None and tile % factor:
+            raise UserError(f"first_stage_config.params.tile_size is {tile}, must be a multiple of {factor}")
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -277,7 +293,7 @@ def _parse(params: Mapping[str, Any]) -> FirstStageConfig:
     plain: Any = OmegaConf.to_container(OmegaConf.create(dict(params)), resolve=True)
     stock = [name for name in STOCK_PARAMETERS if name in plain]
     if stock:
-        logger.info("parameters of the stock first stage, without effect here: %s", ", ".join(stock))
+        logger.info("parameters of CogVideoX's own first stage, ignored: %s", ", ".join(stock))
     own = {name: value for name, value in plain.items() if name not in stock}
     return parse_config(FirstStageConfig, own, source="first_stage_config.params")
 

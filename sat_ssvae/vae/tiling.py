@@ -68,3 +68,23 @@ def blend_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in:
         out[:, :, :, row.of_scale(scale_out), column.of_scale(scale_out)] += y * weight
     assert out is not None
     return out
+
+
+def tiled_stream(
+    new_stream: Callable[[], Callable[[Tensor], Tensor]], tile: int, scale_in: int, scale_out: int
+) -> Callable[[Tensor], Tensor]:
+    """A stream of consecutive chunks whose tiles each go through a stream of their own, see `blend_tiles`."""
+    streams: list[Callable[[Tensor], Tensor]] = []
+
+    def run(chunk: Tensor) -> Tensor:
+        started = iter(list(streams))
+
+        def on_tile(x: Tensor) -> Tensor:
+            stream = next(started, None)
+            if stream is None:
+                streams.append(stream := new_stream())
+            return stream(x)
+
+        return blend_tiles(on_tile, chunk, tile, scale_in, scale_out)
+
+    return run
