@@ -114,7 +114,7 @@ def saved_names(run):
 
 
 def test_sampling_decodes_with_the_autoencoder_of_ckpt_path(world, tmp_path):
-    """Trained with one autoencoder, sampled with another decoder; a checkpoint that holds a first stage changes nothing."""
+    """Even where the transformer's checkpoint holds another first stage, as those of older versions do."""
     checkout = Checkout(world / "main", "cogvideox1.5_5b", ["cogvideox1.5_5b"], tmp_path)
     checkout.train(*small(world, "cogvideox1.5_5b"), training(world, tmp_path / "save", 1))
     run = saved(tmp_path / "save")
