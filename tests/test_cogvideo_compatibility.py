@@ -15,7 +15,7 @@ from sat_ssvae.cogvideo.compatibility import find_mismatches
 from sat_ssvae.cogvideo.first_stage import build_first_stage
 from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import adapt, read_transformer
-from sat_ssvae.latents.shards import LatentInfo
+from sat_ssvae.latents.dataset import LatentInfo
 
 from .test_project import ROOT
 
@@ -123,7 +123,7 @@ def test_the_overlays_fit(configuration, name, sampling):
 
 def latents(folder, frames, height, width, mean=0.0):
     """A folder that says of itself what `sat-ssvae encode` would."""
-    values = {"fingerprint": "x", "shape": (48, (frames - 1) // 4 + 1, height // 16, width // 16), "fps": 8}
+    values = {"fingerprint": "x", "shapes": [(48, (frames - 1) // 4 + 1, height // 16, width // 16)], "fps": 8}
     statistics = {"latent_mean": [mean] * 48, "latent_std": [1.0] * 48}
     folder.mkdir()
     (folder / "latents.json").write_text(LatentInfo(num_frames=frames, **values, **statistics).model_dump_json())

@@ -33,14 +33,14 @@ def with_statistics():
 
 def settings(path, **changes):
     data = DataConfig(path=str(path), num_frames=5, fps=8, resolution=(16, 24), num_workers=0)
-    return EncodeConfig(data=data, **({"clips_per_shard": 3, "batch_size": 2} | changes))
+    return EncodeConfig(**({"data": data, "clips_per_shard": 3, "batch_size": 2} | changes))
 
 
 @pytest.fixture(scope="module")
 def encoded(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoded")
-    count = encode_shards(with_statistics(), settings(tiny_shards), folder, CPU)
-    return folder, count
+    encoded = encode_shards(with_statistics(), settings(tiny_shards), folder, CPU)
+    return folder, encoded
 
 
 def contents(folder):
@@ -49,10 +49,11 @@ def contents(folder):
 
 @torch.no_grad()
 def test_the_dataset_gives_what_the_first_stage_encodes(encoded, tiny_shards, tmp_path):
-    folder, count = encoded
+    folder, done = encoded
     dataset = LatentDataset.create_dataset_function(str(folder), args=None, **STOCK)
     clips = list(fixed_clips(settings(tiny_shards).data, stride=5 / 8))
-    assert len(dataset) == len(clips) == count > 6
+    assert len(dataset) == len(clips) == done.clips > 6
+    assert 0 < done.captions == dataset.count_captions() == sum(bool(clip.caption) for clip in clips) < done.clips
     vae = with_statistics()
     vae.save_pretrained(tmp_path)
     stage = SSVAEFirstStage(ckpt_path=tmp_path)
@@ -120,7 +121,7 @@ def test_two_ranks_write_the_same_shards_as_one(encoded, tiny_shards, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'out'}: {encoded[1]} clips\n"
+    assert done.stdout == f"{tmp_path / 'out'}: {encoded[1].clips} clips, {encoded[1].captions} with a caption\n"
     assert contents(tmp_path / "out") == contents(encoded[0])
 
 
@@ -134,27 +135,22 @@ def test_other_autoencoders_give_what_their_pipelines_take(kind, tiny_shards, tm
     clip_settings = [f"data.num_frames={frames}", f"data.resolution={list(size)}", "data.num_workers=0", "stride=1"]
     assert main(["encode", f"{kind}:{folder}", str(tiny_shards), str(tmp_path / "out"), *clip_settings]) == 0
     dataset = LatentDataset(tmp_path / "out")
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: {len(dataset)} clips\n"
+    assert (
+        capsys.readouterr().out
+        == f"{tmp_path / 'out'}: {len(dataset)} clips, {dataset.count_captions()} with a caption\n"
+    )
     clip = next(iter(fixed_clips(DataConfig(path=str(tiny_shards), num_frames=frames, resolution=size), stride=1)))
     vae = open_autoencoder(f"{kind}:{folder}")
     expected = vae.latent_stats.standardize(vae.encode(clip.video[None]).mode())[0]
     torch.testing.assert_close(dataset[0]["mp4"], expected, rtol=2e-3, atol=2e-3)
-    assert dataset.info.shape == tuple(expected.shape)
+    assert dataset.infos[0].shapes == (tuple(expected.shape),)
 
 
 def test_what_only_ssvae_can(tiny_shards, tmp_path, capsys):
     foreign_models.wan21().save_pretrained(tmp_path / "wan")
+    places = [f"wan2.1:{tmp_path / 'wan'}", str(tiny_shards), str(tmp_path / "out")]
     with pytest.raises(SystemExit):
-        main(
-            [
-                "encode",
-                f"wan2.1:{tmp_path / 'wan'}",
-                str(tiny_shards),
-                str(tmp_path / "out"),
-                "data.resolution=32",
-                "chunk_frames=4",
-            ]
-        )
+        main(["encode", *places, "data.resolution=32", "data.num_frames=5", "chunk_frames=4"])
     assert "chunk_frames=4: for SSVAE alone, AutoencoderKLWan takes a clip as a whole" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["encode", "wan3:x", str(tiny_shards), str(tmp_path / "out")])
@@ -165,7 +161,7 @@ def test_latents_of_an_autoencoder_that_defines_no_normalisation(tiny_shards, tm
     model = foreign_models.modelscope()
     model.register_to_config(scaling_factor=1.0)
     encode_shards(adapt(model), settings(tiny_shards), tmp_path, CPU)
-    info = LatentDataset(tmp_path).info
+    (info,) = LatentDataset(tmp_path).infos
     assert info.latent_mean == (0,) * 4 and info.latent_std == (1,) * 4
 
 
@@ -174,3 +170,50 @@ def test_settings_of_the_command_are_checked(tiny_shards, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["encode", str(tmp_path / "vae"), str(tiny_shards), str(tmp_path / "out"), "data.num_frame=5"])
     assert "did you mean `data.num_frames`?" in capsys.readouterr().err
+
+
+def test_data_without_any_caption_is_refused_unless_it_is_meant(tiny_videos, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in tiny_videos.glob("*.mp4"):
+        shutil.copy(path, videos)
+    with pytest.raises(UserError, match=r"none of \d+ clips has a caption .*; captions=none encodes them without"):
+        encode_shards(with_statistics(), settings(videos), tmp_path / "refused", CPU)
+    assert not (tmp_path / "refused").exists()
+    done = encode_shards(with_statistics(), settings(videos, captions="none"), tmp_path / "meant", CPU)
+    assert done.clips and done.captions == 0
+
+
+def test_captions_in_the_layout_of_cogvideox(tiny_videos, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "videos").mkdir()
+    for path in tiny_videos.glob("*.mp4"):
+        shutil.copy(path, tmp_path / "videos")
+        (tmp_path / "labels" / f"{path.stem}.txt").write_text(f"a film of {path.stem}")
+    done = encode_shards(with_statistics(), settings(tmp_path), tmp_path / "out", CPU)
+    assert done.captions == done.clips
+    assert {item["txt"] for item in LatentDataset(tmp_path / "out")} <= {f"a film of bars{n}" for n in range(9)}
+    silent = encode_shards(with_statistics(), settings(tmp_path, captions="none"), tmp_path / "silent", CPU)
+    assert silent == (done.clips, 0) and {item["txt"] for item in LatentDataset(tmp_path / "silent")} == {""}
+
+
+def test_small_videos_are_enlarged_when_asked(tiny_shards, tmp_path):
+    def large(**changes):
+        return settings(tiny_shards, data=DataConfig(path=str(tiny_shards), num_frames=5, resolution=96, **changes))
+
+    with pytest.raises(UserError, match=r"64x80, wanted at least 96x96; data.enlarge=true scales such videos up"):
+        encode_shards(with_statistics(), large(), tmp_path, CPU)
+    encode_shards(with_statistics(), large(enlarge=True), tmp_path, CPU)
+    assert LatentDataset(tmp_path)[0]["mp4"].shape == (4, 3, 24, 24)
+
+
+@torch.no_grad()
+def test_large_frames_in_tiles(tiny_shards, tmp_path):
+    data = DataConfig(path=str(tiny_shards), num_frames=5, resolution=(32, 48))
+    encode_shards(with_statistics(), settings(tiny_shards, data=data, tile_size=32), tmp_path, CPU)
+    vae = with_statistics()
+    clip = next(iter(fixed_clips(data, stride=5 / 8)))
+    latents = vae.latent_stats.standardize(vae.encode(clip.video[None], tile_size=32).mode())[0]
+    torch.testing.assert_close(LatentDataset(tmp_path)[0]["mp4"], latents, rtol=2e-3, atol=2e-3)
+    with pytest.raises(UserError, match="tile_size 30: must be a multiple of 4"):
+        encode_shards(with_statistics(), settings(tiny_shards, data=data, tile_size=30), tmp_path / "odd", CPU)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .first_stage import FirstStageConfig, SSVAEFirstStage
 
 if TYPE_CHECKING:
-    from ..latents.shards import LatentDataset
+    from ..latents.dataset import LatentDataset
 
 __all__ = ["FirstStageConfig", "LatentDataset", "SSVAEFirstStage"]
 
@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     """LatentDataset brings the libraries that read videos, so it is imported when it is asked for."""
     if name != "LatentDataset":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ..latents.shards import LatentDataset
+    from ..latents.dataset import LatentDataset
 
     return LatentDataset

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..latents.shards import LatentInfo
+from ..latents.dataset import LatentInfo, latent_folders
 from ..vae.statistics import LatentStats
 from .sat_config import NETWORK, Era, SATConfig, era_of, merge_configs
 from .sat_transformer import read_transformer
@@ -144,7 +144,8 @@ class _Checks:
 
     def _latents(self) -> Iterator[Mismatch]:
         """Reads what the folders of encoded latents say of themselves."""
-        for folder in self.config.get("args.train_data") or [] if self.gives_latents else []:
+        places = self.config.get("args.train_data") or [] if self.gives_latents else []
+        for folder in (str(folder) for place in places for folder in latent_folders(place)):
             try:
                 info = LatentInfo.read(Path(folder))
             except UserError as error:
@@ -158,8 +159,8 @@ class _Checks:
     def _sizes(self) -> Iterator[tuple[str, Sequence[int]]]:
         """(key, (height, width)) of the videos that are made or trained on."""
         if self.gives_latents:
-            for info in self.latents:
-                yield "args.train_data's size", [size * self.space for size in info.shape[2:]]
+            for shape in (shape for info in self.latents for shape in info.shapes):
+                yield "args.train_data's size", [size * self.space for size in shape[2:]]
             return
         if not self.config.samples:
             keys = ["data.params.video_size"]

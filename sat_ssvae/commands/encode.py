@@ -41,6 +41,6 @@ def run(options: argparse.Namespace) -> None:
     vae = open_autoencoder(options.vae)
     device = default_device()
     initialize(device)
-    clips = encode_shards(vae, config, options.output, device)
+    encoded = encode_shards(vae, config, options.output, device)
     if rank() == 0:
-        sys.stdout.write(f"{options.output}: {clips} clips\n")
+        sys.stdout.write(f"{options.output}: {encoded.clips} clips, {encoded.captions} with a caption\n")

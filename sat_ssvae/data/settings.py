@@ -55,6 +55,8 @@ class DataConfig(Config):
     """Frames per second of a clip; videos slower than this are left out."""
     resolution: int | Size = 256
     """Pixels, one number or [height, width]; frames are scaled to cover it and cropped at the centre."""
+    enlarge: bool = False
+    """Scale up what is smaller than `resolution`, as CogVideoX's own data set does, instead of leaving it out."""
     filters: Filters = Field(default_factory=dict)
     """Meta field: [lowest, highest], null for an open end, or {any_of: [...]}. Samples outside or without it are left
     out."""

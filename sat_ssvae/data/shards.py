@@ -127,6 +127,11 @@ class FixedClips(Sized, Iterable[Clip]):
         captioned = {number: bool(self._reader.caption(number)) for number in sorted({n for n, _ in self._places})}
         return sum(captioned[number] for number, _ in self._places)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the clips."""
+        return self._reader.config.size
+
     def __getitem__(self, part: slice) -> "FixedClips":
         """Some of the clips, in their order."""
         return FixedClips(self._reader, self._places[part], self._skips)
@@ -246,8 +251,9 @@ def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
 def _unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
     """Why a sample cannot give a clip as configured: cause and detail; None when it can."""
     height, width = nearest_bucket(sample.height, sample.width, config.sizes)
-    if sample.height < height or sample.width < width:
-        return "too small", f"{sample.height}x{sample.width}, wanted at least {height}x{width}"
+    if not config.enlarge and (sample.height < height or sample.width < width):
+        found = f"{sample.height}x{sample.width}, wanted at least {height}x{width}"
+        return "too small", f"{found}; data.enlarge=true scales such videos up"
     if config.num_frames == 1:
         return None
     if sample.is_image:

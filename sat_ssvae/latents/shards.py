@@ -6,178 +6,125 @@
 
 A folder holds latents-000000.tar, latents-000001.tar, ... with KEY.safetensors (`latent`, c t h w float16, normalised
 by the autoencoder's own statistics, scale and shift, as `SSVAEFirstStage` or its pipeline does) and KEY.txt (the
-caption) for each clip, and latents.json, what they were made of. A tar has its final name when it is complete: an
-interrupted run goes on with the first unfinished one.
+caption) for each clip, and latents.json, what they were made of. A tar has latents of one size, and its final name
+when it is complete: an interrupted run goes on with the first unfinished one.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from .. import distributed
 from ..autoencoders.protocol import VideoAutoencoder
-from ..config import Config, fingerprint, parse_config
-from ..data.files import VideoError
-from ..data.shards import Clip, DataConfig, fixed_clips
+from ..config import fingerprint
+from ..data.captions import WHERE
+from ..data.shards import Clip, DataConfig, FixedClips, clips_by_size
 from ..data.skips import SkipLog
-from ..data.tars import TarStore, plain_tar
+from ..data.tars import plain_tar
 from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import atomic, write_text
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
+from .dataset import INFO_NAME, LatentDataset, LatentInfo
 from .encoder import EncoderSettings, encode_clips
 
-INFO_NAME = "latents.json"
-STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
-"""Parameters of CogVideoX's SFTDataset that a merged configuration passes on; the shards decide here."""
-
-
-PerChannel = tuple[float, ...] | tuple[tuple[float, ...], ...]
-"""A number per channel, or one per channel and latent frame."""
+logger = logging.getLogger(__name__)
 
 
 class EncodeConfig(EncoderSettings):
     """What to encode, and how."""
 
     data: DataConfig
-    """The clips; `num_frames`, `fps` and `resolution` are those of the diffusion model."""
+    """The clips; `num_frames`, `fps` and `resolution` (or `buckets`) are those of the diffusion model."""
     stride: float | None = Field(default=None, gt=0)
     """Seconds between the starts of two clips of a video; None for clips one after the other."""
     clips_per_shard: int = Field(default=500, gt=0)
     """Clips in a tar: what an interruption can cost."""
+    captions: Literal["find", "none"] = "find"
+    """none encodes without captions; find refuses data of which nothing has one."""
 
 
-class LatentInfo(Config):
-    """What a folder of latents was made of: latents.json."""
+class Encoded(NamedTuple):
+    """What is in all finished shards."""
 
-    fingerprint: str
-    """Of the configuration and the autoencoder's weights."""
-    shape: tuple[int, int, int, int]
-    """(c, t, h, w) of every latent."""
-    num_frames: int
-    """Frames of the videos."""
-    fps: float
-    """Frames per second of the videos."""
-    latent_mean: PerChannel
-    """What was subtracted from each channel."""
-    latent_std: PerChannel
-    """By what each channel was divided."""
-
-    @classmethod
-    def read(cls, folder: Path) -> "LatentInfo":
-        """Read a folder's latents.json.
-
-        Raises:
-            UserError: it is missing or damaged.
-        """
-        path = folder / INFO_NAME
-        try:
-            return parse_config(cls, json.loads(path.read_text(encoding="utf-8")), source=str(path))
-        except FileNotFoundError:
-            raise UserError(f"{folder}: no latents there; make them with `sat-ssvae encode`") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not readable ({error})") from None
+    clips: int
+    captions: int
+    """Clips that have a caption."""
 
 
-def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device) -> int:
-    """Write the shards that this rank is to make; returns the number of clips in all finished shards.
+class Shard(NamedTuple):
+    """One tar to write."""
+
+    path: Path
+    first: int
+    """Number of its first clip."""
+    clips: FixedClips
+
+
+def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device) -> Encoded:
+    """Write the shards that this rank is to make.
 
     Every rank calls it; shards go to the ranks in turn.
 
     Raises:
-        UserError: no usable clip, no statistics of an SSVAE, sizes or settings that do not fit the autoencoder, other
-            latents in `output`.
+        UserError: no usable clip, no caption at all, no statistics of an SSVAE, sizes or settings that do not fit the
+            autoencoder, other latents in `output`.
     """
     stats = vae.latent_stats
     if stats is None:
         raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
-    shape = vae.latent_size(config.data.num_frames, *config.data.size)
+    for size in config.data.sizes:
+        vae.latent_size(config.data.num_frames, *size)
+    if config.data.sources:
+        raise UserError("data.sources: latents are encoded from one source; give `path` alone")
     stride = config.stride or config.data.num_frames / config.data.fps
-    clips = fixed_clips(config.data, stride=stride, skips=SkipLog(output / "skipped.jsonl"))
-    settings = config.model_dump(
-        mode="json", exclude={"batch_size": True, "chunk_frames": True, "data": {"num_workers"}}
-    )
-    info = LatentInfo(
-        fingerprint=fingerprint(settings, len(clips), weights_digest(vae.state_dict())),
-        shape=(vae.latent_channels, *shape),
+    by_size = clips_by_size(config.data, stride=stride, skips=SkipLog(output / "skipped.jsonl"))
+    _check_captions(by_size, config)
+    _claim(output, _info(vae, stats, config, by_size))
+    shards = list(_plan(by_size, output, config.clips_per_shard))
+    todo = [shard for shard in shards[distributed.rank() :: distributed.world_size()] if not shard.path.exists()]
+    with progress_bar(sum(len(shard.clips) for shard in todo), f"encoding {output.name}", "clip") as bar:
+        for shard in todo:
+            samples = _normalized(stats, encode_clips(vae, shard.clips, config, device))
+            _write_shard(shard, samples, bar, captions=config.captions == "find")
+    distributed.barrier()
+    dataset = LatentDataset(output)
+    return Encoded(len(dataset), dataset.count_captions() if config.captions == "find" else 0)
+
+
+def _check_captions(by_size: Sequence[FixedClips], config: EncodeConfig) -> None:
+    """Refuse data of which nothing has a caption: a model trained on it would learn empty prompts."""
+    if config.captions == "none":
+        return
+    clips, captions = sum(map(len, by_size)), sum(clips.count_captions() for clips in by_size)
+    if not captions:
+        raise UserError(
+            f"{config.data.shown_path}: none of {clips} clips has a caption {WHERE}; captions=none encodes them without"
+        )
+    if captions < clips:
+        logger.warning("%d of %d clips have no caption", clips - captions, clips)
+
+
+def _info(vae: VideoAutoencoder, stats: LatentStats, config: EncodeConfig, by_size: Sequence[FixedClips]) -> LatentInfo:
+    without: Any = {"batch_size": True, "chunk_frames": True, "data": {"num_workers"}}
+    settings = config.model_dump(mode="json", exclude=without)
+    counts = [len(clips) for clips in by_size]
+    sizes = [vae.latent_size(config.data.num_frames, *clips.size) for clips in by_size]
+    return LatentInfo(
+        fingerprint=fingerprint(settings, counts, weights_digest(vae.state_dict())),
+        shapes=tuple((vae.latent_channels, *size) for size in sizes),
         num_frames=config.data.num_frames,
         fps=config.data.fps,
         latent_mean=stats.mean.tolist(),
         latent_std=stats.std.tolist(),
     )
-    _claim(output, info)
-    starts = range(0, len(clips), config.clips_per_shard)
-    ours = range(distributed.rank(), len(starts), distributed.world_size())
-    todo = [number for number in ours if not _shard(output, number).exists()]
-    total = sum(len(clips[starts[number] : starts[number] + config.clips_per_shard]) for number in todo)
-    with progress_bar(total, f"encoding {output.name}", "clip") as bar:
-        for number in todo:
-            part = clips[starts[number] : starts[number] + config.clips_per_shard]
-            samples = _normalized(stats, encode_clips(vae, part, config, device))
-            _write_shard(_shard(output, number), starts[number], samples, bar)
-    distributed.barrier()
-    return len(LatentDataset(output))
-
-
-class LatentDataset(Dataset[dict[str, Any]]):
-    """Clips for CogVideoX's train_video.py with `latent_input: true`: `data.target` names this class.
-
-    Items have `mp4`, the latent c t h w float32 (the axes that `latent_input` reads), `txt`, `num_frames` and `fps`.
-
-    Args:
-        folder: what `encode_shards` wrote.
-
-    Raises:
-        UserError: no latents there.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        self.info = LatentInfo.read(folder)
-        stores = [TarStore(path) for path in sorted(folder.glob("*.tar"))]
-        try:
-            self._places = [(store, key) for store in stores for key in store.keys()]  # noqa: SIM118 - a store is no dict
-        except VideoError as error:
-            raise UserError(f"{error}; delete that tar and run `sat-ssvae encode` again") from None
-        if not self._places:
-            raise UserError(f"{folder}: no finished shard with a clip; run `sat-ssvae encode` again")
-
-    @classmethod
-    def create_dataset_function(cls, path: str, args: Any, **params: Any) -> "LatentDataset":
-        """What train_video.py calls for each path of `train_data`; `args` are its arguments.
-
-        Raises:
-            UserError: a parameter is not one of the stock dataset's.
-        """
-        unknown = sorted(params.keys() - set(STOCK_PARAMETERS))
-        if unknown:
-            raise UserError(f"data.params: LatentDataset takes no {', '.join(unknown)}; the shards decide")
-        return cls(path)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        store, key = self._places[index]
-        try:
-            latent = load(store.read(key, "safetensors"))["latent"]
-        except (SafetensorError, VideoError, KeyError) as error:
-            raise UserError(f"{store.path}: {key} is damaged ({error}); delete the tar and encode again") from None
-        return {
-            "mp4": latent.float(),
-            "txt": store.caption(key),
-            "num_frames": self.info.num_frames,
-            "fps": self.info.fps,
-        }
 
 
 def _claim(output: Path, info: LatentInfo) -> None:
@@ -192,22 +139,30 @@ def _claim(output: Path, info: LatentInfo) -> None:
         raise UserError(f"{output} holds latents of other clips, settings or weights; choose an empty folder")
 
 
+def _plan(by_size: Sequence[FixedClips], output: Path, clips_per_shard: int) -> Iterator[Shard]:
+    number = first = 0
+    for clips in by_size:
+        for start in range(0, len(clips), clips_per_shard):
+            part = clips[start : start + clips_per_shard]
+            yield Shard(output / f"latents-{number:06d}.tar", first, part)
+            number, first = number + 1, first + len(part)
+
+
 def _normalized(stats: LatentStats, batches: Iterable[tuple[list[Clip], Tensor]]) -> Iterator[tuple[Clip, Tensor]]:
     """Clips with their latents as a diffusion model takes them, float16 on the CPU."""
     for clips, latents in batches:
         yield from zip(clips, stats.standardize(latents).half().cpu(), strict=True)
 
 
-def _write_shard(path: Path, first: int, samples: Iterator[tuple[Clip, Tensor]], bar: Any) -> None:
+def _write_shard(shard: Shard, samples: Iterator[tuple[Clip, Tensor]], bar: Any, *, captions: bool) -> None:
     try:
-        with atomic(path) as partial, plain_tar(partial) as writer:
-            for number, (clip, latent) in enumerate(samples, first):
+        with atomic(shard.path) as partial, plain_tar(partial) as writer:
+            for number, (clip, latent) in enumerate(samples, shard.first):
                 data = save({"latent": latent.contiguous()}, {"source": f"{clip.key}@{clip.start:g}"})
-                writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": clip.caption.encode()})
+                caption = clip.caption if captions else ""
+                writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": caption.encode()})
                 bar.update()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; finished shards are kept, run it again to go on") from None
-
-
-def _shard(output: Path, number: int) -> Path:
-    return output / f"latents-{number:06d}.tar"
+        raise UserError(
+            f"{shard.path}: {error.strerror or error}; finished shards are kept, run it again to go on"
+        ) from None
