@@ -79,7 +79,7 @@ class TestValue:
 
     def test_one_lucky_evaluation_of_the_candidate_does_not_count(self):
         for lucky in STEPS:
-            answer = read(lambda t, _: decay(t), lambda t, _, dip=lucky: 2.0 if t != dip else -50.0)
+            answer = read(lambda t, _: decay(t), lambda t, _, dip=lucky: decay(t, floor=1) if t != dip else -50.0)
             assert answer.status == "not reached"
 
     @pytest.mark.parametrize(
@@ -96,6 +96,20 @@ class TestValue:
     def test_is_undefined_when_the_baseline_gives_no_target(self, baseline, candidate, reason):
         answer = read(baseline, candidate)
         assert (answer.outcome, answer.reason, answer.value) == ("undefined", reason, None)
+
+    def test_is_undefined_when_an_arm_does_not_beat_its_own_first_evaluation(self):
+        """Beyond the evaluation's noise: scores that only wander are no training, whichever way they end."""
+
+        def trains(t, _):
+            return decay(t)
+
+        def wanders(t, _):
+            return 0.3 + 0.01 * math.cos(t)
+
+        reason = "does not improve on its first evaluation"
+        assert read(trains, wanders, width=0.1).reason == f"the candidate {reason}"
+        assert read(wanders, trains, width=0.1).reason == f"the baseline {reason}"
+        assert read(trains, lambda t, _: 0.3 + 1e-5 * t).reason == f"the candidate {reason}"
 
     def test_is_undefined_when_the_candidate_has_it_before_training(self):
         answer = read(lambda t, _: decay(t), lambda t, _: 0.01, steps=(0, *STEPS))
@@ -166,7 +180,7 @@ class TestInterval:
 
     def test_a_candidate_that_stalls_early_is_not_called_faster(self):
         """It is faster to its own poor plateau, which must not count."""
-        answer = read(lambda t, _: decay(t), lambda t, s: max(decay(t, speed=3), 2.0 + 0.01 * s), seeds=3)
+        answer = read(lambda t, _: decay(t), lambda t, s: max(decay(t, speed=3), 1.0 + 0.01 * s), seeds=3)
         assert answer.status == "not reached"
         assert answer.high < 1
 

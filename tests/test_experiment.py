@@ -12,6 +12,8 @@ from sat_ssvae.comparison.experiment import compare
 from sat_ssvae.comparison.results import ComparisonResults
 from sat_ssvae.comparison.run_index import RunIndex
 from sat_ssvae.comparison.settings import ClipSource, CompareConfig
+from sat_ssvae.comparison.summary import summary_table
+from sat_ssvae.comparison.verdict import judge
 from sat_ssvae.config import load_config, packaged, parse_config, read_yaml
 from sat_ssvae.diffusion.transformer import DiTConfig
 from sat_ssvae.errors import UserError
@@ -85,6 +87,17 @@ def test_the_report_is_complete(finished):
     assert list((report / "figures").glob("*.png")) and list((report / "samples").rglob("*.mp4"))
 
 
+def test_arms_that_have_learned_nothing_are_not_judged(finished):
+    """After two steps an autoencoder does not beat the clips' mean colour; the smoke preset says what it is worth."""
+    output, _, results = finished
+    verdict = judge(results, "ssvae")
+    assert verdict.conclusion == "not judgeable" and "explains less than half of the clips' variance" in verdict.text
+    page = (output / "report" / "report.html").read_text()
+    assert "Not judgeable" in page and "proves nothing" in page
+    assert summary_table(results).startswith("The smoke preset shows that every stage runs and proves nothing")
+    assert "speed-up" not in summary_table(results)
+
+
 def test_finished_stages_are_not_redone(finished):
     output, source, results = finished
     before = modified(output)
@@ -148,7 +161,8 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
         for metric in results.metrics:
             assert [point.step for point in results.curve(kind, 0, metric)] == [3]
     assert results.budget["autoencoder steps"] == {"stock": 2}
-    assert "wan2.2 3x2x2 in patches of 1x1x1" in results.warnings[0]
+    assert "wan2.2 3x2x2 in patches of 1x1x1" in results.warnings[-1]
+    assert judge(results, "wan2.2").conclusion == "not judgeable"  # random weights, whatever the distances say
     page = (output / "report" / "report.html").read_text()
     assert "Not trained here: cogvideox, wan2.2, modelscope" in page and "latents differ in size" in page
     grids = {

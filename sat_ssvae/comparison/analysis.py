@@ -26,7 +26,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from .curves import PairReading, read_pair, smooth_curve, steps_to_reach
+from .curves import PairReading, read_pair, smooth_curve, steps_to_reach, without_outliers
 from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
 
 __all__ = [
@@ -43,6 +43,8 @@ __all__ = [
 CONFIDENCE = 0.95
 EQUAL_WITHIN = 1.25
 """Arms are called equally fast when the whole interval lies between 1 / 1.25 and 1.25."""
+NO_PROGRESS = "does not improve on its first evaluation"
+"""Why a speed-up is undefined where an arm's transformer has not trained."""
 FLOOR_DOMINATES = 0.5
 """A distance measures blur when the VAE's reconstruction is more than this share of it at half training."""
 
@@ -112,35 +114,22 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: i
         if results.curve(baseline, s, metric) and results.curve(candidate, s, metric)
     ]
     share = _floor_share(results, candidate, metric, pairs)
-
-    def undefined(reason: str) -> SpeedUp:
+    draws = _draws(pairs, seed) if pairs else []
+    readings = _read(pairs, draws) if pairs else "no seed was measured in both arms"
+    if isinstance(readings, str):
         nothing = (None,) * 6
-        return SpeedUp(metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, reason)
-
-    if not pairs:
-        return undefined("no seed was measured in both arms")
-    readings = []
-    for base, cand in pairs:
-        reading = read_pair((_steps(base), _values(base)), (_steps(cand), _values(cand)))
-        if isinstance(reading, str):
-            return undefined(reading)
-        readings.append(reading)
+        return SpeedUp(metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, readings)
     reached = sum(reading.status != "not reached" for reading in readings)
-    low, high, interval_from = _interval(readings, _redraw(pairs, seed))
+    low, high, interval_from = _interval(readings, [_read_again(pairs, draw) for draw in draws])
     value = candidate_steps = None
     if reached == len(readings):
         value = _geometric_mean([reading.ratio for reading in readings])
         candidate_steps = _geometric_mean([reading.candidate_steps for reading in readings])
-    status: Literal["measured", "at least", "not reached"] = "measured"
-    if reached < len(readings):
-        status = "not reached"
-    elif any(reading.status == "at least" for reading in readings):
-        status = "at least"
     return SpeedUp(
         metric=metric,
         baseline=baseline,
         candidate=candidate,
-        status=status,
+        status=_status(readings),
         value=value,
         low=low,
         high=high,
@@ -152,6 +141,39 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: i
         interval_from=interval_from,
         floor_share=share,
     )
+
+
+def _read(pairs: Sequence[_Pair], draws: Sequence[Sequence[_Scores]]) -> list[PairReading] | str:
+    """Each seed's two curves, read; or why there is no speed-up."""
+    readings = [read_pair((_steps(base), _values(base)), (_steps(cand), _values(cand))) for base, cand in pairs]
+    reasons = [reading for reading in readings if isinstance(reading, str)]
+    if reasons:
+        return reasons[0]
+    for side, name in enumerate(("the baseline", "the candidate")):
+        if not _improves([pair[side] for pair in pairs], [[scores[side] for scores in draw] for draw in draws]):
+            return f"{name} {NO_PROGRESS}"
+    return [reading for reading in readings if not isinstance(reading, str)]
+
+
+def _improves(curves: Sequence[list[CurvePoint]], draws: Sequence[Sequence[list[float]]]) -> bool:
+    """Whether the last evaluation is better than the first, in the mean over seeds and beyond the evaluation's noise.
+
+    A run that diverged is another failure, which `read_pair` tells.
+    """
+
+    def progress(scores: Sequence[Sequence[float]]) -> float:
+        read = [without_outliers(_steps(curve), values) for curve, values in zip(curves, scores, strict=True)]
+        return float(np.mean([values[0] - values[-1] for values in read]))
+
+    measured = progress([_values(curve) for curve in curves])
+    again = sorted(progress(scores) for scores in draws)
+    lowest = again[math.floor((1 - CONFIDENCE) / 2 * (len(again) - 1))] if again else measured
+    return not math.isfinite(measured) or (measured > 0 and not lowest <= 0)
+
+
+def _status(readings: Sequence[PairReading]) -> Literal["measured", "at least", "not reached"]:
+    statuses = {reading.status for reading in readings}
+    return "not reached" if "not reached" in statuses else "at least" if "at least" in statuses else "measured"
 
 
 def paired_difference(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
@@ -195,22 +217,21 @@ def _interval(
     return min(low for low, _ in ends), max(high for _, high in ends), source
 
 
-def _redraw(pairs: Sequence[_Pair], seed: int) -> list[list[PairReading | str]]:
-    """Read all seeds again under each redraw of the evaluations; empty when a score has no interval."""
+def _draws(pairs: Sequence[_Pair], seed: int) -> list[list[_Scores]]:
+    """The scores of all seeds under each redraw of the evaluations; empty when a score has no interval."""
     points = [point for pair in pairs for curve in pair for point in curve]
     counts = {len(point.resamples) for point in points}
     if len(counts) == 1 and min(counts) >= _MIN_RESAMPLES:
-        draws = _shared_draws(pairs, min(counts))
-    elif any(point.low is None or point.high is None for point in points):
+        return list(_shared_draws(pairs, min(counts)))
+    if any(point.low is None or point.high is None for point in points):
         return []
-    else:
-        draws = _independent_draws(pairs, seed)
+    return list(_independent_draws(pairs, seed))
+
+
+def _read_again(pairs: Sequence[_Pair], draw: Sequence[_Scores]) -> list[PairReading | str]:
     return [
-        [
-            read_pair((_steps(base), base_scores), (_steps(cand), cand_scores))
-            for (base, cand), (base_scores, cand_scores) in zip(pairs, draw, strict=True)
-        ]
-        for draw in draws
+        read_pair((_steps(base), base_scores), (_steps(cand), cand_scores))
+        for (base, cand), (base_scores, cand_scores) in zip(pairs, draw, strict=True)
     ]
 
 

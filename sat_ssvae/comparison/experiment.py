@@ -299,7 +299,7 @@ class _Comparison:
             },
             command=self.command,
             attribution=self.source.attribution,
-            warnings=shape_warning(self.latent_sizes, self.patches),
+            warnings=(*([config.caveat] if config.caveat else []), *shape_warning(self.latent_sizes, self.patches)),
         )
         write_report(results, self.output / "report", pictures)
         return results

@@ -21,6 +21,8 @@ from pydantic.dataclasses import dataclass
 
 from ..errors import UserError
 
+ABOVE_MEAN_COLOUR = "psnr_above_mean_colour"
+"""Reconstruction metric: PSNR of a clip's reconstruction less that of the clip's mean colour, in dB."""
 _DERIVED = ("speed_ups", "verdict")
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 

@@ -27,7 +27,7 @@ from ..progress import progress_bar
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude, latent_eigenvalues
 from .analysis import paired_difference
-from .results import ArmResult, Estimate
+from .results import ABOVE_MEAN_COLOUR, ArmResult, Estimate
 
 if TYPE_CHECKING:
     from ..diffusion.text import CaptionStates
@@ -161,8 +161,10 @@ def measure_arm(
 
 
 def reconstruction_quality(arm: ArmReference, perceptual: Perceptual) -> dict[str, Tensor]:
-    """PSNR, SSIM and perceptual distance of each held-out clip, (N,) by metric."""
-    return reconstruction_scores(arm.reconstructions, arm.clips, perceptual)
+    """PSNR, also above the mean colour's, SSIM and perceptual distance of each held-out clip, (N,) by metric."""
+    scores = reconstruction_scores(arm.reconstructions, arm.clips, perceptual)
+    flat = arm.clips.mean((2, 3, 4), keepdim=True).expand_as(arm.clips)
+    return scores | {ABOVE_MEAN_COLOUR: scores["psnr"] - reconstruction_scores(flat, arm.clips)["psnr"]}
 
 
 def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Estimate]:
@@ -230,7 +232,8 @@ def compared(result: ArmResult, quality: Mapping[str, Tensor], baseline: Mapping
     """The arm with its reconstruction's difference to the baseline's, clip by clip; none for the baseline itself."""
     if quality is baseline:
         return result
-    difference = {m: paired_difference(values.tolist(), baseline[m].tolist()) for m, values in quality.items()}
+    names = [name for name in quality if name != ABOVE_MEAN_COLOUR]  # its difference is that of `psnr`
+    difference = {name: paired_difference(quality[name].tolist(), baseline[name].tolist()) for name in names}
     return replace(result, reconstruction_difference=difference)
 
 

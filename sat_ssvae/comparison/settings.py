@@ -58,6 +58,8 @@ class CompareConfig(Config):
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the transformer: its initial weights, order of the clips and noise. The autoencoders have one seed."""
+    caveat: str = ""
+    """A warning that report and summary open with."""
     data: ClipsConfig = ClipsConfig()
     """The clips that are cut out of the videos."""
     vae: dict[str, Any]

@@ -2,14 +2,17 @@
 
     judge(results, "ssvae").text        # "Diffusion converges faster on ssvae than on stock: ..."
 
-Evidence are the decoded measures (sample distances and denoising errors in pixels) that have an interval. Not
-evidence: the loss on latents, because its floor differs between VAEs, and a distance that is mostly the VAE's
-own reconstruction error, because it compares blur.
+Evidence are the distances of decoded samples that have an interval. Not evidence: the denoising error at a fixed noise
+level, because a shift of the noise schedule moves it (an arm can be slower than itself by it); the loss on latents,
+because its floor differs between VAEs; and a distance that is mostly the VAE's own reconstruction error, because it
+compares blur.
 
-Faster: at least half of the leading measures are faster and no measure at all is slower. The leading measures
-are the sample distances, or the denoising errors where no sample distance is evidence. Slower is the mirror
-image; both faster and slower ones make it mixed; equal needs at least half of all evidence within the equal
-range and the rest undecided.
+Nothing is judged where an arm's VAE does not explain half of the clips' variance around their mean colour, or where its
+transformer does not beat its own first evaluation: a distance to the VAE's own reconstructions is small for a decoder
+that shows nothing, and a transformer that does not train is as good as any at its first evaluation.
+
+Faster: at least half of the sample distances are faster and none is slower. Slower is the mirror image; both faster and
+slower ones make it mixed; equal needs at least half of them within the equal range and the rest undecided.
 """
 
 import math
@@ -18,14 +21,19 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from .analysis import ComparisonResults, Estimate, SpeedUp, speed_up
+from .analysis import NO_PROGRESS, SpeedUp, speed_up
+from .results import ABOVE_MEAN_COLOUR, ComparisonResults, Estimate
 
-Conclusion = Literal["faster", "slower", "mixed", "equal", "undecided", "no evidence"]
+Conclusion = Literal["faster", "slower", "mixed", "equal", "undecided", "no evidence", "not judgeable"]
+
+LEAST_GAIN = 10 * math.log10(2)
+"""dB of PSNR above the clip's mean colour from which a VAE is judged: half of the variance explained."""
 
 _QUALITY = {
     "psnr": ("PSNR", " dB", 2, True),
     "ssim": ("SSIM", "", 3, True),
     "stlpips": ("ST-LPIPS", "", 3, False),
+    ABOVE_MEAN_COLOUR: ("PSNR above the mean colour's", " dB", 2, True),
 }
 """Reconstruction metric -> (name, unit, decimals, higher is better)."""
 
@@ -43,7 +51,7 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown. group: samples, denoising, loss or other (only the first two are evidence)."""
+    """How a metric is shown. group: samples, denoising, loss or other (only samples are evidence)."""
 
     name: str
     family: str
@@ -68,6 +76,11 @@ class Verdict:
     speed_ups: tuple[SpeedUp, ...]
 
     @property
+    def counted(self) -> tuple[SpeedUp, ...]:
+        """The speed-ups that the conclusion rests on."""
+        return () if self.conclusion == "not judgeable" else tuple(evidence(self.speed_ups))
+
+    @property
     def text(self) -> str:
         """Both sentences."""
         return " ".join(self.sentences)
@@ -85,35 +98,46 @@ def judge(results: ComparisonResults, candidate: str, *, seed: int = 0) -> Verdi
     groups = ("samples", "denoising", "loss", "other")
     metrics = sorted(results.metrics, key=lambda name: groups.index(describe(name).group))
     read = tuple(speed_up(results, candidate, metric, seed=seed) for metric in metrics)
-    conclusion = conclude(read)
-    sentences = (_convergence(results, candidate, read, conclusion), _quality(results, candidate, read))
+    doubt = _doubt(results, candidate, read)
+    conclusion = "not judgeable" if doubt else conclude(read)
+    sentences = (_convergence(results, candidate, read, conclusion, doubt), _quality(results, candidate, read))
     return Verdict(results.baseline.name, candidate, conclusion, sentences, read)
 
 
-def evidence(read: Sequence[SpeedUp], group: str | None = None) -> list[SpeedUp]:
-    """The speed-ups that count: decoded measures with an interval and not dominated by their floor."""
-    counted = [s for s in read if describe(s.metric).group in ("samples", "denoising")]
-    counted = [s for s in counted if s.outcome not in ("undefined", "no interval") and not s.measures_blur]
-    return [s for s in counted if group in (None, describe(s.metric).group)]
+def evidence(read: Sequence[SpeedUp]) -> list[SpeedUp]:
+    """The speed-ups that count: sample distances with an interval and not dominated by their floor."""
+    counted = [s for s in read if describe(s.metric).group == "samples"]
+    return [s for s in counted if s.outcome not in ("undefined", "no interval") and not s.measures_blur]
 
 
-def _leading(read: Sequence[SpeedUp]) -> list[SpeedUp]:
-    return evidence(read, "samples") or evidence(read, "denoising")
-
-
-def conclude(read: tuple[SpeedUp, ...]) -> Conclusion:
-    """The rule of the module's docstring."""
-    everything, leading = evidence(read), _leading(read)
-    if not leading:
+def conclude(read: Sequence[SpeedUp]) -> Conclusion:
+    """The rule of the module's docstring, for arms that can be judged."""
+    outcomes = [s.outcome for s in evidence(read)]
+    if not outcomes:
         return "no evidence"
-    faster, slower = (any(s.outcome == name for s in everything) for name in ("faster", "slower"))
-    if faster and slower:
+    if "faster" in outcomes and "slower" in outcomes:
         return "mixed"
-    if faster:
-        return "faster" if 2 * sum(s.outcome == "faster" for s in leading) >= len(leading) else "undecided"
-    if slower:
-        return "slower" if 2 * sum(s.outcome == "slower" for s in leading) >= len(leading) else "undecided"
-    return "equal" if 2 * sum(s.outcome == "equal" for s in everything) >= len(everything) else "undecided"
+    claims: tuple[Literal["faster", "slower", "equal"], ...] = ("faster", "slower", "equal")
+    claim = next((name for name in claims if name in outcomes), None)
+    return claim if claim and 2 * outcomes.count(claim) >= len(outcomes) else "undecided"
+
+
+def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
+    """Why the arms cannot be judged; empty where they can."""
+    for name in (results.baseline.name, candidate):
+        gain = results.arm(name).reconstruction.get(ABOVE_MEAN_COLOUR)
+        if gain is not None and (gain.value if gain.low is None else gain.low) < LEAST_GAIN:
+            return (
+                f"the VAE of {name} explains less than half of the clips' variance, its PSNR is "
+                f"{quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)} above that of the clips' mean colour; train it "
+                "longer, or compress less"
+            )
+    samples = [s for s in read if describe(s.metric).group == "samples"]
+    stuck = [s for s in samples if s.reason.endswith(NO_PROGRESS)]
+    if stuck and 2 * len(stuck) >= len(samples):
+        name = stuck[0].baseline if stuck[0].reason.startswith("the baseline") else candidate
+        return f"the transformer of {name} {NO_PROGRESS}; train it longer, or evaluate it earlier"
+    return ""
 
 
 def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: str) -> int | None:
@@ -141,7 +165,7 @@ def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: s
 
 
 def speed_up_text(read: SpeedUp) -> str:
-    """`2.6× (1.9× to 3.4×)`, `not reached in 2 of 3 seeds (...)`, `at least 4.0×`, ..., as tables show it."""
+    """`2.6× (1.9× to 3.4×)`, `not reached in 2 of 3 seeds (...)`, `at the first evaluation (from 1.9×)`, and so on."""
     interval = interval_text(read)
     if read.status == "undefined":
         return "not defined"
@@ -149,17 +173,23 @@ def speed_up_text(read: SpeedUp) -> str:
         where = f" in {read.seeds - read.reached} of {read.seeds} seeds" if read.seeds > 1 else ""
         return f"not reached{where}" + (f" ({interval} at the best common score)" if interval else "")
     assert read.value is not None
-    value = f"at least {ratio(read.value)}" if read.status == "at least" else ratio(read.value)
+    # The ratio at the first evaluation is the grid's and no measurement.
+    value = "at the first evaluation" if read.status == "at least" else ratio(read.value)
     return f"{value} ({interval})" if interval else value
 
 
 def interval_text(read: SpeedUp) -> str:
     """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty where there is none."""
-    if read.low is None or read.high is None:
+    return span_text(read.low, read.high)
+
+
+def span_text(low: float | None, high: float | None) -> str:
+    """As `interval_text`, for two ends."""
+    if low is None or high is None:
         return ""
-    if math.isinf(read.high):
-        return f"from {ratio(read.low)}" if read.low > 0 else "any ratio"
-    return f"{ratio(read.low)} to {ratio(read.high)}" if read.low > 0 else f"up to {ratio(read.high)}"
+    if math.isinf(high):
+        return f"from {ratio(low)}" if low > 0 else "any ratio"
+    return f"{ratio(low)} to {ratio(high)}" if low > 0 else f"up to {ratio(high)}"
 
 
 def ratio(value: float) -> str:
@@ -185,27 +215,28 @@ def quality_name(metric: str, *, arrow: bool = True) -> str:
     return f"{name} {'↑' if higher_is_better else '↓'}" if arrow else name
 
 
-def _convergence(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ...], conclusion: Conclusion) -> str:
+def _convergence(
+    results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], conclusion: Conclusion, doubt: str
+) -> str:
     base, seeds = results.baseline.name, len(results.seeds)
-    if conclusion == "no evidence":
-        why = _why_none(read)
+    if conclusion in ("no evidence", "not judgeable"):
+        why = doubt or _why_none(read)
         return f"Whether diffusion converges faster on {candidate} or on {base} cannot be judged: {why}."
     once = seeds == 1
     verb = "converged" if once else "converges"
     counted = evidence(read)
+    outcomes = {s.outcome for s in counted}
     faster = f"Diffusion {verb} faster on {candidate} than on {base}"
     slower = f"Diffusion {verb} more slowly on {candidate} than on {base}"
-    few = {"samples": "sample distances", "denoising": "denoising errors"}[describe(_leading(read)[0].metric).group]
-    some = f"by some measures, though by fewer than half of the {few}"
     lead = {
         "faster": faster,
         "slower": slower,
-        "mixed": f"{faster} by some measures, slower by others",
+        "mixed": f"{faster} by some sample distances, slower by others",
         "equal": f"Diffusion {verb} about equally fast on {candidate} and on {base}",
         "undecided": f"No clear difference in convergence between {candidate} and {base} was found",
     }[conclusion]
-    if conclusion == "undecided" and any(s.outcome in ("faster", "slower") for s in counted):
-        lead = f"{faster if any(s.outcome == 'faster' for s in counted) else slower} {some}"
+    if conclusion == "undecided" and outcomes & {"faster", "slower"}:
+        lead = f"{faster if 'faster' in outcomes else slower} by some sample distances, though by fewer than half"
     if once:
         lead = f"In this one run {lead[0].lower()}{lead[1:]}"
     scope = (
@@ -213,7 +244,7 @@ def _convergence(results: ComparisonResults, candidate: str, read: tuple[SpeedUp
         if once
         else f"{seeds} seeds, 95 % intervals"
     )
-    return f"{lead}: of {len(counted)} decoded measure{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
+    return f"{lead}: of {len(counted)} sample distance{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
 
 
 def _counts(counted: list[SpeedUp]) -> str:
@@ -238,8 +269,11 @@ def _range(some: list[SpeedUp]) -> str:
     """In brackets: the values, how often there is none, and the end of the intervals that is nearest to 1."""
     if not some:
         return ""
-    values = sorted(s.value for s in some if s.value is not None)
+    values = sorted(s.value for s in some if s.value is not None and s.status == "measured")
     parts = [_span(values, ratio)] if values else []
+    at_once = sum(s.status == "at least" for s in some)
+    if at_once:  # how much faster is not known: the number would be the grid's
+        parts.append("at the first evaluation already" + (f" on {at_once}" if at_once < len(some) else ""))
     missed = sum(s.status == "not reached" for s in some)
     if missed:
         parts.append(f"{some[0].baseline}'s final score not reached" + (f" on {missed}" if missed < len(some) else ""))
@@ -250,20 +284,20 @@ def _range(some: list[SpeedUp]) -> str:
     return f" ({', '.join(parts)})"
 
 
-def _why_none(read: tuple[SpeedUp, ...]) -> str:
-    decoded = [s for s in read if describe(s.metric).group in ("samples", "denoising")]
-    if not decoded:
-        return "no decoded measure was taken, and losses on different latents do not compare"
-    if all(s.measures_blur for s in decoded):
-        return "every decoded measure is mostly the VAEs' own reconstruction error, so it compares blur"
-    if all(s.outcome == "undefined" for s in decoded):
-        return f"on every decoded measure {decoded[0].reason}"
-    if all(s.outcome == "no interval" for s in decoded):
+def _why_none(read: Sequence[SpeedUp]) -> str:
+    samples = [s for s in read if describe(s.metric).group == "samples"]
+    if not samples:
+        return "no distance of decoded samples was taken, and no other measure compares different latents"
+    if all(s.measures_blur for s in samples):
+        return "every sample distance is mostly the VAEs' own reconstruction error, so it compares blur"
+    if all(s.outcome == "undefined" for s in samples):
+        return f"on every sample distance {samples[0].reason}"
+    if all(s.outcome == "no interval" for s in samples):
         return "there is one seed and no evaluation with an interval"
-    return "no decoded measure has an interval, a baseline that improves, and a floor small enough"
+    return "no sample distance has an interval, a baseline that improves, and a floor small enough"
 
 
-def _quality(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ...]) -> str:
+def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
     """The second sentence: what the latents cost in reconstruction, and which distances measure blur."""
     base, arm = results.baseline.name, results.arm(candidate)
     shared = [m for m in _QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
@@ -289,7 +323,7 @@ def _quality(results: ComparisonResults, candidate: str, read: tuple[SpeedUp, ..
     return f"{text}{_blur(read)}."
 
 
-def _blur(read: tuple[SpeedUp, ...]) -> str:
+def _blur(read: Sequence[SpeedUp]) -> str:
     """The clause on distances whose floor is most of them; empty when there are none."""
     blurred = [s for s in read if s.measures_blur]
     if not blurred:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from ..analysis import SpeedUp
 from ..curves import MAX_POINTS
 from ..results import ComparisonResults, CurvePoint
-from ..verdict import Verdict, describe, evidence, ratio
+from ..verdict import Verdict, describe, ratio
 
 INK, QUIET, HAIRLINE = "#1b1f24", "#5b6570", "#d5dae0"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -101,7 +101,7 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
     """One metric against transformer steps: seeds thin, their mean thick, the evaluation's intervals shaded.
 
     Dashed: each arm's floor. Dotted: the baseline's final score; the arrow along it is the speed-up of the
-    first candidate that has one, where the measure is evidence.
+    first candidate that has one in `read`, the speed-ups that count.
     """
     with _axes(5.2, 3.5) as (figure, axes):
         info = describe(metric)
@@ -112,7 +112,7 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
         for arm in arms_of(results):
             _draw_arm(axes, results, metric, arm)
         _draw_floors(axes, results, metric)
-        drawn = next((s for s in evidence(read) if s.metric == metric and s.status == "measured"), None)
+        drawn = next((s for s in read if s.metric == metric and s.status == "measured"), None)
         if drawn is not None and drawn.target is not None:
             _draw_speed_up(axes, results, drawn)
         axes.margins(y=0.12)
@@ -179,7 +179,7 @@ def speed_up_figure(results: ComparisonResults, verdicts: Sequence[Verdict]) -> 
         axes.axvline(1, color=INK, lw=1)
         for y, (verdict, read) in enumerate(rows):
             arm = colours[verdict.candidate]
-            faded = 0.35 if read.measures_blur or describe(read.metric).group == "loss" else 1.0
+            faded = 1.0 if read in verdict.counted else 0.35
             _draw_interval(axes, y, read, limit, arm, faded)
         labels = [
             (f"{verdict.candidate}: " if len(verdicts) > 1 else "") + describe(read.metric).label

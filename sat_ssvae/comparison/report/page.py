@@ -20,12 +20,11 @@ from torch import Tensor
 from ...errors import UserError
 from ...storage import write_bytes, write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
-from ..results import ComparisonResults
+from ..results import ArmResult, ComparisonResults
 from ..verdict import (
     Conclusion,
     Verdict,
     describe,
-    evidence,
     interval_text,
     judge,
     percent,
@@ -33,6 +32,7 @@ from ..verdict import (
     quality_text,
     ratio,
     reconstruction_verdict,
+    span_text,
 )
 from .figures import amplitude_figure, arms_of, axis_limit, curve_figure, speed_up_figure, variance_figure
 from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, webp, write_clips
@@ -40,7 +40,7 @@ from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, we
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _GROUP_TITLES = {
     "samples": "Decoded samples",
-    "denoising": "Decoded one-step denoising",
+    "denoising": "Decoded one-step denoising (no evidence: a shifted noise schedule moves it)",
     "loss": "Training loss (no evidence: its floor differs between latents)",
     "other": "Other measures",
 }
@@ -51,6 +51,7 @@ _HEADLINES: dict[Conclusion, str] = {
     "equal": "About equal",
     "undecided": "Undecided",
     "no evidence": "No evidence",
+    "not judgeable": "Not judgeable",
 }
 _MARKS = {"faster": "▲", "slower": "▼", "equal": "=", "undecided": "?"}
 
@@ -97,7 +98,7 @@ def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | 
 
 def draw(results: ComparisonResults, verdicts: Sequence[Verdict]) -> dict[str, bytes]:
     """All plots as PNG by name (the names of the files under figures/)."""
-    read = [speed_up for verdict in verdicts for speed_up in verdict.speed_ups]
+    read = [speed_up for verdict in verdicts for speed_up in verdict.counted]
     figures = {"speed-ups": speed_up_figure(results, verdicts)}
     figures |= {file_name(metric): curve_figure(results, metric, read) for metric in results.metrics}
     if any(arm.dct_amplitude for arm in results.arms):
@@ -165,41 +166,49 @@ def show(results: ComparisonResults, pictures: Pictures) -> dict[str, list[Shown
 
 def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
     """The verdict's box: headline, sentences and three tiles (number, what it is)."""
-    decoded = [s for s in verdict.speed_ups if describe(s.metric).group in ("samples", "denoising")]
-    counted = [s.outcome for s in evidence(verdict.speed_ups)]
-    counts = [(name, counted.count(name)) for name in ("faster", "slower", "equal", "undecided")]
+    samples = [s for s in verdict.speed_ups if describe(s.metric).group == "samples"]
+    outcomes = [s.outcome for s in verdict.counted]
+    counts = [(name, outcomes.count(name)) for name in ("faster", "slower", "equal", "undecided")]
     words = [f"{count} {name}" for name, count in counts if count] or ["0"]
-    what = f"of {len(counted)} decoded measures"
-    if len(counted) < len(decoded):
-        what += f" ({len(decoded) - len(counted)} more left out)"
+    what = f"of {len(outcomes)} sample distances"
+    if len(outcomes) < len(samples):
+        what += f" ({len(samples) - len(outcomes)} more left out)"
     tiles = [_samples_tile(verdict), (", ".join(words), what)]
-    arm, base = results.arm(verdict.candidate), results.baseline
-    if "psnr" in arm.reconstruction and "psnr" in base.reconstruction:
-        gain = arm.reconstruction["psnr"].value - base.reconstruction["psnr"].value
-        sign = reconstruction_verdict(results, arm.name, "psnr")
-        word = {1: "better", -1: "worse", 0: "no clear difference", None: "no interval"}[sign]
-        tiles.append((f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}"))
-    once = len(results.seeds) == 1 and verdict.conclusion not in ("undecided", "no evidence")
-    headline = _HEADLINES[verdict.conclusion] + (" in this one run" if once else "")
-    return {"verdict": verdict, "headline": headline, "tiles": tiles}
+    arm = results.arm(verdict.candidate)
+    if "psnr" in arm.reconstruction and "psnr" in results.baseline.reconstruction:
+        tiles.append(_psnr_tile(results, arm))
+    headline = _HEADLINES[verdict.conclusion]
+    if verdict.conclusion == "undecided":
+        headline = next((f"{name.capitalize()} by some" for name in ("faster", "slower") if name in outcomes), headline)
+    once = len(results.seeds) == 1 and verdict.counted and verdict.conclusion != "undecided"
+    return {"verdict": verdict, "headline": headline + (" in this one run" if once else ""), "tiles": tiles}
 
 
 def _samples_tile(verdict: Verdict) -> tuple[str, str]:
-    """How much sooner samples get as good, over the sample distances that count."""
-    counts = evidence(verdict.speed_ups, "samples")
+    """How much sooner samples get as good, with the intervals, over the sample distances that count."""
+    counts = verdict.counted
     what = f"speed-up to {verdict.baseline}'s final sample distance"
     if not counts:
         return "–", f"{what}: no measure counts"
-    values = sorted(s.value for s in counts if s.value is not None)
-    if not values:
-        return "not reached", f"{verdict.baseline}'s final sample distance"
-    ends = [ratio(value) for value in (values[0], values[-1])]
-    text = ends[0] if ends[0] == ends[1] else f"{ends[0]} – {ends[1]}"
-    missed = len(counts) - len(values)
-    if missed:
-        what += f" ({missed} of {len(counts)} not reached)"
-    outcomes = [s.outcome for s in counts]
-    return text, f"{what}: {', '.join(f'{outcomes.count(name)} {name}' for name in dict.fromkeys(outcomes))}"
+    lowest = min(s.low for s in counts if s.low is not None)
+    highest = max(s.high for s in counts if s.high is not None)
+    values = sorted(s.value for s in counts if s.value is not None and s.status == "measured")
+    if values:
+        ends = [ratio(value) for value in (values[0], values[-1])]
+        text = ends[0] if ends[0] == ends[1] else f"{ends[0]} – {ends[1]}"
+    else:
+        text = "not reached" if any(s.status == "not reached" for s in counts) else "at once"
+    return text, f"{what}, 95 % intervals {span_text(lowest, highest)}"
+
+
+def _psnr_tile(results: ComparisonResults, arm: ArmResult) -> tuple[str, str]:
+    gain = arm.reconstruction["psnr"].value - results.baseline.reconstruction["psnr"].value
+    difference = arm.reconstruction_difference.get("psnr")
+    sign = reconstruction_verdict(results, arm.name, "psnr")
+    word = {1: "better", -1: "worse", 0: "no clear difference", None: "no interval"}[sign]
+    if difference is not None and difference.low is not None and difference.high is not None:
+        word += f", 95 % interval {difference.low:+.2f} to {difference.high:+.2f}".replace("-", "−")
+    return f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}"
 
 
 def _table(verdict: Verdict) -> dict[str, Any]:
@@ -207,11 +216,11 @@ def _table(verdict: Verdict) -> dict[str, Any]:
     limit = axis_limit(verdict.speed_ups)
     groups: dict[str, list[dict[str, Any]]] = {}
     for read in verdict.speed_ups:
-        groups.setdefault(_GROUP_TITLES[describe(read.metric).group], []).append(_row(read, limit))
+        groups.setdefault(_GROUP_TITLES[describe(read.metric).group], []).append(_row(read, limit, verdict))
     return {"verdict": verdict, "groups": groups, "limit": f"{limit:.0f}×", "inverse": f"1/{limit:.0f}×"}
 
 
-def _row(read: SpeedUp, limit: float) -> dict[str, Any]:
+def _row(read: SpeedUp, limit: float, verdict: Verdict) -> dict[str, Any]:
     def place(value: float | None) -> float | None:
         if value is None:
             return None
@@ -220,7 +229,7 @@ def _row(read: SpeedUp, limit: float) -> dict[str, Any]:
 
     value = {"not reached": "not reached", "undefined": "not defined"}.get(read.status)
     if value is None and read.value is not None:
-        value = ("≥ " if read.status == "at least" else "") + ratio(read.value)
+        value = "first evaluation" if read.status == "at least" else ratio(read.value)
     if read.baseline_steps is None:
         steps = ""
     elif read.candidate_steps is None:
@@ -236,8 +245,8 @@ def _row(read: SpeedUp, limit: float) -> dict[str, Any]:
         "interval": interval_text(read) or ("" if read.reason else "no interval"),
         "note": note,
         "steps": steps,
-        "reading": _reading(read),
-        "mark": _MARKS.get(_reading(read), "–"),
+        "reading": _reading(read, verdict),
+        "mark": _MARKS.get(_reading(read, verdict), "–"),
         "blur": percent(read.floor_share) if read.measures_blur and read.floor_share is not None else "",
         "low": place(read.low),
         "high": place(read.high),
@@ -245,11 +254,13 @@ def _row(read: SpeedUp, limit: float) -> dict[str, Any]:
     }
 
 
-def _reading(read: SpeedUp) -> str:
+def _reading(read: SpeedUp, verdict: Verdict) -> str:
     """The last column: what the row says, or why it does not count."""
     if read.measures_blur:
         return "measures blur"
-    return read.outcome if describe(read.metric).group in ("samples", "denoising") else "not counted"
+    if describe(read.metric).group != "samples" or verdict.conclusion == "not judgeable":
+        return "not counted"
+    return read.outcome
 
 
 def _curves(results: ComparisonResults, figures: dict[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
