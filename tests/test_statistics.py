@@ -66,6 +66,17 @@ def test_statistics_of_a_file_have_no_place(tmp_path, capsys):
     assert "sat-ssvae convert FILE FOLDER" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--latent-stats", "--latent_stats"])
+def test_the_published_statistics_are_converted_by_name(tmp_path, narrow_vae, capsys, flag):
+    assert main(["convert", str(narrow_vae), str(tmp_path / "vae"), flag, "published"]) == 0
+    stats = SSVAE.from_pretrained(tmp_path / "vae").latent_stats
+    assert stats.mean[0].item() == -0.1962890625 and len(stats.std) == 48
+    tiny_vae().save_pretrained(tmp_path / "tiny")
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "tiny"), str(tmp_path / "other"), flag, "published"])
+    assert "statistics of 48 channels, but the autoencoder has 4" in capsys.readouterr().err
+
+
 def test_converting_there_and_back(tmp_path, capsys):
     vae = tiny_vae()
     vae.save_pretrained(tmp_path / "a")
@@ -88,7 +99,7 @@ def test_converting_there_and_back(tmp_path, capsys):
     assert torch.equal(SSVAE.from_pretrained(tmp_path / "g").latent_stats.mean, again.latent_stats.mean)
 
     for arguments, message in [
-        (["e", "f.onnx"], "name a folder, a .safetensors or a .pth"),
+        (["e", "f.onnx"], "name a folder, a .safetensors or a .ckpt"),
         (["missing", "h"], "no such checkpoint"),
         (["a", "d"], "exists; give --overwrite to replace it"),
     ]:

@@ -4,6 +4,7 @@
       target: sat_ssvae.cogvideo.SSVAEFirstStage
       params:
         ckpt_path: ssvae            # a folder with latent_stats.json, or a checkpoint file and latent_mean, latent_std
+                                    # (the published file, ch48_256p_15w_512p_5w.ckpt, needs no statistics)
 
 Latents leave `encode` with mean 0 and standard deviation 1 in every channel, so the model's `scale_factor` is 1.0.
 
@@ -58,11 +59,11 @@ class FirstStageConfig(Config):
     """Parameters of `SSVAEFirstStage`."""
 
     ckpt_path: Path | None = None
-    """A folder that training or `sat-ssvae convert` wrote, or a published .pth or .safetensors file."""
+    """A folder that training or `sat-ssvae convert` wrote, a .safetensors, or ch48_256p_15w_512p_5w.ckpt."""
     latent_mean: tuple[float, ...] | None = None
-    """Mean of each latent channel; default: the checkpoint folder's."""
+    """Mean of each latent channel; default: the checkpoint's, or the published ones of the published file."""
     latent_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Standard deviation of each latent channel; default: the checkpoint folder's."""
+    """Standard deviation of each latent channel; default as for `latent_mean`."""
     chunk_frames: Annotated[int, Field(gt=0)] | None = None
     """Frames to encode or decode at a time, to save memory; None for as many as the caller gives. The result is the
     same. It takes the place of CogVideoX's `cp_size`, which is accepted and ignored."""

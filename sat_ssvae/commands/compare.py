@@ -10,7 +10,7 @@ from ..config import Config, load_config, packaged, read_yaml
 from ..errors import UserError, did_you_mean
 from ._options import add_command
 
-WEIGHT_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
+WEIGHT_SUFFIXES = frozenset({".ckpt", ".pth", ".pt", ".safetensors"})
 DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
 
 

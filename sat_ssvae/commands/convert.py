@@ -20,13 +20,20 @@ def add(commands: Any) -> None:
         "convert a checkpoint between the published file, .safetensors, a folder and SAT's form",
         "sat-ssvae convert ch48_256p_15w_512p_5w.ckpt ssvae/",
     )
-    command.add_argument("input", type=Path, metavar="VAE", help="a published file, a .safetensors, or a folder")
+    command.add_argument(
+        "input",
+        type=Path,
+        metavar="VAE",
+        help="a published file, a .safetensors, a folder, or a name on the Hugging Face hub",
+    )
     command.add_argument(
         "output", type=Path, metavar="OUTPUT", help="a file (.safetensors, .pth, .pt, .ckpt) or a folder"
     )
     command.add_argument("--to", choices=FORMS, help="form of the output (default: from its name)")
     command.add_argument(
-        "--latent_stats", type=Path, metavar="JSON", help='{"mean": [...], "std": [...]} to store in the output folder'
+        "--latent_stats",
+        metavar="JSON",
+        help='{"mean": [...], "std": [...]} to store in the output folder, or `published`',
     )
     command.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 
@@ -34,14 +41,15 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Read, check, write; print where the result is."""
     from ..vae.autoencoder import SSVAE
-    from ..vae.checkpoint import read_stats, write_stats, write_weights
+    from ..vae.checkpoint import published_stats, read_stats, write_stats, write_weights
 
     form = options.to or _form_of(options.output)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give --overwrite to replace it")
     vae = SSVAE.from_pretrained(options.input)
     if options.latent_stats:
-        vae.latent_stats = read_stats(options.latent_stats, vae.config.latent_channels)
+        channels, source = vae.config.latent_channels, options.latent_stats
+        vae.latent_stats = published_stats(channels) if source == "published" else read_stats(Path(source), channels)
     if form == "sat":
         from ..cogvideo.registry import save_sat
 
@@ -60,5 +68,5 @@ def run(options: argparse.Namespace) -> None:
 def _form_of(output: Path) -> str:
     suffixes = {".safetensors": "safetensors", ".pth": "torch", ".pt": "torch", ".ckpt": "torch", "": "folder"}
     if output.suffix not in suffixes:
-        raise UserError(f"{output}: name a folder, a .safetensors or a .pth, or say --to FORM ({', '.join(FORMS)})")
+        raise UserError(f"{output}: name a folder, a .safetensors or a .ckpt, or say --to FORM ({', '.join(FORMS)})")
     return suffixes[output.suffix]

@@ -139,13 +139,20 @@ class SSVAE(nn.Module):
         return DecodeStream(self.decoder, self.config)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "SSVAE":
-        """The autoencoder of a folder, a safetensors file or a published torch file; on the CPU, in float32.
+    def from_pretrained(cls, path: str | Path, revision: str | None = None) -> "SSVAE":
+        """The autoencoder of a folder, a file or the Hugging Face hub; on the CPU, in float32.
+
+        Args:
+            path: a folder that `save_pretrained` wrote, a safetensors file, a torch file such as the published
+                ch48_256p_15w_512p_5w.ckpt (of which the moving average is taken where it holds one), or
+                "organisation/name" on the hub.
+            revision: branch, tag or commit on the hub.
 
         Raises:
-            UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
+            UserError: the path is missing, the file damaged, its tensors are not those of an SSVAE, or the hub cannot
+                be reached.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, revision)
         vae = cls(checkpoint.config)
         check_fits(checkpoint.weights, vae.state_dict(), path)
         vae.load_state_dict(checkpoint.weights)

@@ -10,7 +10,6 @@ files without a configuration the sizes are inferred from names and shapes.
 import hashlib
 import json
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,15 +25,17 @@ from ..config import parse_config
 from ..errors import UserError
 from ..storage import atomic, write_text
 from .config import SSVAEConfig
+from .hub import PUBLISHED_NAME, download, is_hub_name
 from .statistics import LatentStats
+from .training_file import read_torch_file
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STATISTICS_NAME = "latent_stats.json"
-TRAINING_PREFIX = "loss."
-"""Published files keep the discriminator and the perceptual network under this prefix; only training uses them."""
+PUBLISHED_STATISTICS = Path(__file__).with_name("published_latent_stats.json")
+"""Those that the published inference configuration uses with the published weights; their file does not hold them."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,27 @@ class Checkpoint:
     """Of the latents on the training videos, where they are known."""
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a folder, a safetensors file or a torch file, onto the CPU.
+def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint:
+    """Read a folder, a safetensors file, a torch file, or a repository of the Hugging Face hub, onto the CPU.
+
+    A file that the published trainer wrote, of the published sizes, is taken for the published one: its statistics
+    are the published ones. Weights that were trained on, or anew, by the published trainer look the same from outside,
+    so the log says it; `sat-ssvae stats` measures others.
+
+    Args:
+        path: what to read; `organisation/name`, where nothing on this machine has that path, is one of the hub.
+        revision: branch, tag or commit on the hub; None for its main branch.
 
     Raises:
         UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
     """
-    path = Path(path)
-    weights_path = path / WEIGHTS_NAME if path.is_dir() else path
-    weights = _read_weights(weights_path)
-    config = _read_config(path / CONFIG_NAME) if path.is_dir() else infer_config(weights, weights_path)
+    name, path = str(path), Path(path)
+    if not path.exists() and is_hub_name(name):
+        path = _from_hub(name, revision)
+    if not path.is_dir():
+        return _read_file(path)
+    weights, _ = _read_weights(path / WEIGHTS_NAME)
+    config = _read_config(path / CONFIG_NAME)
     known = (path / STATISTICS_NAME).exists()
     return Checkpoint(config, weights, read_stats(path / STATISTICS_NAME, config.latent_channels) if known else None)
 
@@ -117,6 +129,15 @@ def read_stats(path: Path, latent_channels: int) -> LatentStats:
     if stats.mean.shape != (latent_channels,):
         raise UserError(f"{path}: statistics of {len(stats.mean)} channels, but the autoencoder has {latent_channels}")
     return stats
+
+
+def published_stats(latent_channels: int) -> LatentStats:
+    """Statistics of the published weights' latents, which diffusion models on them are trained with.
+
+    Raises:
+        UserError: the autoencoder has another number of channels than the published one.
+    """
+    return read_stats(PUBLISHED_STATISTICS, latent_channels)
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -184,25 +205,43 @@ def check_fits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The folder, or the published file, that a repository holds."""
+    folder = download(name, revision, (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, PUBLISHED_NAME))
+    if (folder / WEIGHTS_NAME).exists() and (folder / CONFIG_NAME).exists():
+        return folder
+    if (folder / PUBLISHED_NAME).exists():
+        return folder / PUBLISHED_NAME
+    raise UserError(
+        f"{name}: the repository has neither {CONFIG_NAME} with {WEIGHTS_NAME} nor {PUBLISHED_NAME}; download the file "
+        "that you mean and give its path"
+    )
+
+
+def _read_weights(path: Path) -> tuple[Mapping[str, Tensor], bool]:
+    """The tensors of a file, and whether a trainer such as the published one wrote it."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return (load_file(path), False) if path.suffix == ".safetensors" else read_torch_file(path)
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such checkpoint; give a folder that holds {WEIGHTS_NAME}, a .safetensors or a .pth file"
+            f"{path}: no such checkpoint; give a folder that holds {WEIGHTS_NAME}, a .safetensors or a torch file "
+            f"({PUBLISHED_NAME})"
         ) from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged or not a checkpoint ({reason}); download or copy it again") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: not a checkpoint, expected a dictionary of tensors or one under `state_dict`")
-    weights = {name: value for name, value in state.items() if not name.startswith(TRAINING_PREFIX)}
-    if len(weights) < len(state):
-        logger.info("%s: left out %d tensors that only training uses", path, len(state) - len(weights))
-    return weights
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or not a checkpoint ({error}); download or copy it again") from None
+
+
+def _read_file(path: Path) -> Checkpoint:
+    weights, of_training = _read_weights(path)
+    config = infer_config(weights, path)
+    if config != SSVAEConfig() or not (of_training or path.stem == Path(PUBLISHED_NAME).stem):
+        return Checkpoint(config, weights)
+    logger.warning(
+        "%s: taken for the published network, so its latents are standardised with the published statistics; if you "
+        "trained these weights, measure theirs: sat-ssvae stats",
+        path,
+    )
+    return Checkpoint(config, weights, published_stats(config.latent_channels))
 
 
 def _read_config(path: Path) -> SSVAEConfig:

@@ -1,0 +1,174 @@
+"""Autoencoders on a hub: a server of this machine speaks the few endpoints that huggingface_hub asks."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+import torch
+
+from sat_ssvae import SSVAE, UserError
+
+from .servers import serving
+from .small_models import tiny_vae
+
+pytest.importorskip("huggingface_hub")
+
+COMMIT = "c0ffee" * 6 + "c0ff"
+PUBLISHED = "ch48_256p_15w_512p_5w.ckpt"
+
+READ = """
+import json, logging, sys
+from sat_ssvae import SSVAE, UserError
+out = []
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        vae = SSVAE.from_pretrained(name, revision=revision)
+        stats = vae.latent_stats
+        out.append([vae.config.latent_channels, vae.mask_token.flatten().tolist(), stats and stats.mean.tolist()])
+    except UserError as error:
+        out.append(str(error))
+print(json.dumps(out))
+"""
+
+
+def hub_of(repositories):
+    """A handler for `{name: {file: bytes}}`, each with a branch `main` and a tag `v1`; `handler.asked` lists paths."""
+
+    class Hub(BaseHTTPRequestHandler):
+        asked: list[str] = []  # noqa: RUF012
+
+        def log_message(self, *_):
+            pass
+
+        def answer(self, status, body=b"", **headers):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            self.asked.append(self.path)
+            if found := re.match(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/?]+)", self.path):
+                name, what, revision = found.groups()
+                if name not in repositories:
+                    return self.answer(404, X_Error_Code="RepoNotFound")
+                if revision not in ("main", "v1", COMMIT):
+                    return self.answer(404, X_Error_Code="RevisionNotFound")
+                tree = [
+                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for path, data in repositories[name].items()
+                ]
+                body = tree if what == "tree" else {"id": name, "sha": COMMIT, "siblings": []}
+                return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
+            if found := re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
+                data = repositories[found[1]][found[3]]
+                return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=COMMIT)
+            return self.answer(404)
+
+        do_HEAD = do_GET
+
+    return Hub
+
+
+def read(tmp_path, endpoint, *names, **environment):
+    """What a process of its own gets for each (name, revision)."""
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, json.dumps(names)],
+        env=os.environ | settings | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def repositories(tmp_path):
+    vae = tiny_vae()
+    vae.save_pretrained(tmp_path / "folder")
+    torch.save({"state_dict": vae.state_dict()}, tmp_path / PUBLISHED)
+    folder = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()}
+    return {
+        "lab/folder": folder
+        | {"README.md": b"text", "latent_stats.json": b'{"mean": [1, 2, 3, 4], "std": [1, 1, 1, 1]}'},
+        "lab/published": {PUBLISHED: (tmp_path / PUBLISHED).read_bytes(), "other.bin": b"x" * 100},
+        "lab/nothing": {"README.md": b"text"},
+    }
+
+
+@pytest.mark.slow
+def test_repositories_of_a_hub(tmp_path, repositories):
+    hub = hub_of(repositories)
+    token = tiny_vae().mask_token.flatten().tolist()
+    with serving(hub) as endpoint:
+        folder, tag, published, nothing, branch, missing = read(
+            tmp_path,
+            endpoint,
+            ("lab/folder", None),
+            ("lab/folder", "v1"),
+            ("lab/published", None),
+            ("lab/nothing", None),
+            ("lab/folder", "v2"),
+            ("lab/missing", None),
+        )
+    assert folder == tag == [4, token, [1, 2, 3, 4]]
+    assert published == [4, token, None]
+    assert "has neither config.json with model.safetensors nor ch48_256p_15w_512p_5w.ckpt" in nothing
+    assert branch == "lab/folder: the Hugging Face hub has it, but no revision v2"
+    assert missing.startswith("lab/missing: no such checkpoint on this machine, nor on the Hugging Face hub")
+    assert not [path for path in hub.asked if path.endswith(("README.md", "other.bin"))], "only what is needed"
+
+    # Offline, what was fetched is still there, and anything else is one line.
+    again, other = read(tmp_path, endpoint, ("lab/folder", None), ("lab/other", None), HF_HUB_OFFLINE="1")
+    assert again == folder
+    assert (
+        other.startswith("lab/other: no such checkpoint on this machine, and the Hugging Face hub")
+        and "\n" not in other
+    )
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (message,) = read(tmp_path, f"http://127.0.0.1:{port}", ("lab/folder", None))
+    assert message.startswith(
+        "lab/folder: no such checkpoint on this machine, and the Hugging Face hub cannot be reached"
+    )
+    assert "\n" not in message
+
+
+def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        UserError, match=r"lab/folder: no such checkpoint on this machine.*pip install 'sat-ssvae\[hub\]'"
+    ):
+        SSVAE.from_pretrained("lab/folder")
+
+
+@pytest.mark.parametrize("name", ["folder/weights.pth", "a/b/c", "/lab/folder", "./folder", "weights"])
+def test_paths_are_not_taken_for_names_of_a_hub(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=f"{name.removeprefix('./')}: no such checkpoint; give a folder"):
+        SSVAE.from_pretrained(name)
+
+
+def test_a_folder_of_this_machine_comes_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    vae = tiny_vae()
+    vae.save_pretrained("lab/folder")
+    assert torch.equal(SSVAE.from_pretrained("lab/folder").mask_token, vae.mask_token)
