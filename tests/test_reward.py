@@ -364,6 +364,18 @@ def test_what_cogvideox_sampled(videos, tmp_path):
         list_videos(outputs, table)
 
 
+def test_prompts_are_found_where_captions_are(videos, server):
+    for path in videos.glob("*.txt"):
+        path.unlink()
+    lines = [json.dumps({"file_name": f"clip{number}.mp4", "text": f"gray number {number}"}) for number in range(5)]
+    (videos / "metadata.jsonl").write_text("\n".join(lines))
+    assert [video.prompt for video in list_videos(videos, None)] == [f"gray number {n}" for n in range(5)]
+    assert main(["reward", "--video_dir", str(videos), f"url={server.url}"]) == 0
+    (videos / "metadata.jsonl").unlink()
+    with pytest.raises(UserError, match="no prompt for this video"):  # not from the tables of the command itself
+        list_videos(videos, None)
+
+
 def test_folders_that_hold_nothing_to_score(videos, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         list_videos(tmp_path / "nowhere", None)
@@ -402,7 +414,7 @@ def test_the_command_prints_scores_and_difference(server, videos, tmp_path, caps
     assert f"{brighter} minus {videos}, 5 pairs; means, in brackets their 95 % intervals" in output
     assert "win rate               1.000 (1.000 to 1.000)" in output
     rows = list(csv.reader((videos / "unified_reward_v2.csv").read_text().splitlines()))
-    assert rows[0] == ["video", "prompt", "overall", "alignment", "physics", "style"]
+    assert rows[0] == ["name", "prompt", "overall", "alignment", "physics", "style"]
     assert rows[5][:2] == ["clip4", "gray number 4"] and [float(rows[5][2])] == expected([0.6])
     pairs = list(csv.DictReader((brighter / "unified_reward_v2_pairs.csv").read_text().splitlines()))
     assert len(pairs) == 5 and all(0.1 < float(pair["difference"]) < 0.3 for pair in pairs)

@@ -2,9 +2,10 @@
 
     for video in list_videos(Path("outputs"), prompts=Path("prompts.txt")): ...
 
-A prompt comes from NAME.txt beside NAME.mp4, from a JSON file {name: prompt}, or, for what CogVideoX's sample_video.py
-writes (`3_a_red_car/0/000000.mp4`: the prompt's number, its words, the sample's number), from the text file of prompts
-that it read, or from the folder's name, as long as that holds the whole prompt.
+A prompt comes from where captions are found (NAME.txt beside NAME.mp4, tables, see `data.captions`), from a JSON file
+{name: prompt}, or, for what CogVideoX's sample_video.py writes (`3_a_red_car/0/000000.mp4`: the prompt's number, its
+words, the sample's number), from the text file of prompts that it read, or from the folder's name, as long as that holds
+the whole prompt.
 """
 
 import json
@@ -12,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.captions import CaptionFinder
 from ..data.skips import printable
 from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
@@ -47,31 +49,28 @@ def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     if not paths:
         raise UserError(f"{folder}: no video in it (known: {', '.join(sorted(VIDEO_SUFFIXES))})")
-    known = _read_prompts(prompts) if prompts else None
+    known = _read_prompts(prompts) if prompts else CaptionFinder(folder)
     return [_video(path, folder, known, prompts) for path in paths]
 
 
-def _video(path: Path, folder: Path, known: dict[str, str] | list[str] | None, prompts: Path | None) -> GeneratedVideo:
+def _video(
+    path: Path, folder: Path, known: dict[str, str] | list[str] | CaptionFinder, prompts: Path | None
+) -> GeneratedVideo:
     inside = path.relative_to(folder)
     name = inside.with_suffix("").as_posix()
     sample = _SAMPLE.fullmatch(name)
     if isinstance(known, dict):
-        prompt = known.get(inside.as_posix()) or known.get(name)
+        prompt = known.get(inside.as_posix()) or known.get(name, "")
         missing = f"add it to {prompts}"
     elif isinstance(known, list):
         prompt = _numbered_prompt(known, sample)
         missing = f"{prompts} has no line for it (lines belong to folders as CogVideoX names them: 0_the_first_prompt)"
     else:
-        prompt = _prompt_beside(path) or (sample and _prompt_of_folder(sample[2]))
+        prompt = known.caption(path) or (_prompt_of_folder(sample[2]) if sample else "")
         missing = f"write it to {path.with_suffix('.txt')} or give --prompts"
     if not prompt:
         raise UserError(f"{path}: no prompt for this video; {missing}")
     return GeneratedVideo(printable(name), path, prompt)
-
-
-def _prompt_beside(path: Path) -> str:
-    beside = path.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8-sig", errors="replace").strip() if beside.is_file() else ""
 
 
 def _numbered_prompt(lines: list[str], sample: re.Match[str] | None) -> str:

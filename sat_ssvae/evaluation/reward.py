@@ -228,7 +228,7 @@ def compare(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig
 def table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list[str]]:
     """A header and one row a video, for a CSV file."""
     axes = list(_columns(rated, config))
-    rows = [["video", "prompt", *axes]]
+    rows = [["name", "prompt", *axes]]  # not "video": the caption finder would take it for a table of captions
     version = VERSIONS[config.version]
     for record in rated:
         values = {"overall": overall(record.scores, version), **record.scores}
@@ -238,7 +238,7 @@ def table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list[str]]:
 
 def pair_table(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> list[list[str]]:
     """A header and one row a pair, for a CSV file: the overall ratings of both, and their difference."""
-    rows = [["video", "prompt", "baseline", "candidate", "difference"]]
+    rows = [["name", "prompt", "baseline", "candidate", "difference"]]
     before, after = (_columns([pair[side] for pair in pairs], config)["overall"] for side in (0, 1))
     for (_, record), a, b in zip(pairs, before, after, strict=True):
         rows.append([record.video, record.prompt, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"])
