@@ -4,8 +4,8 @@
 
 A prompt comes from where captions are found (NAME.txt beside NAME.mp4, tables, see `data.captions`), from a JSON file
 {name: prompt}, or, for what CogVideoX's sample_video.py writes (`3_a_red_car/0/000000.mp4`: the prompt's number, its
-words, the sample's number), from the text file of prompts that it read, or from the folder's name, as long as that holds
-the whole prompt.
+words, the sample's number), from the prompts' file that it read, or from the folder's name, as long as that holds the
+whole prompt.
 """
 
 import json
