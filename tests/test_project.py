@@ -225,7 +225,9 @@ def test_training_script_without_a_name_prints_its_usage():
 
 
 @pytest.mark.parametrize(
-    "script", [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name
+    "script",
+    [*sorted((ROOT / "scripts").glob("*.sh")), *sorted((ROOT / "findings").glob("*.sh")), ROOT / ".ci" / "run"],
+    ids=lambda path: path.name,
 )
 def test_scripts_parse(script):
     subprocess.run(["bash", "-n", script], check=True)
