@@ -342,7 +342,7 @@ def test_user_data_is_split_by_sample_or_by_folder(tiny_videos, tmp_path):
 def test_pack_and_train_from_the_command_line(tiny_videos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["pack", str(tiny_videos), "--output", "shards", "samples_per_shard=3"]) == 0
-    assert capsys.readouterr().out == "shards: 5 samples in 2 shards; skipped: nothing\n"
+    assert capsys.readouterr().out == "shards: 5 samples, 1 with a caption, in 2 shards; skipped: nothing\n"
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 2
     config = tmp_path / "tiny.yaml"
     config.write_text(

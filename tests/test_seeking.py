@@ -33,9 +33,9 @@ def counted_at(path, times, codec="libx264", container=None, **stream_options):
 
 def decoded_frames(monkeypatch):
     """A list that grows with every frame that is decoded from here on."""
-    decoded, original = [], video_io._decode
+    decoded, original = [], video_io.decoded
     monkeypatch.setattr(
-        video_io, "_decode", lambda *place: (decoded.append(frame.pts) or frame for frame in original(*place))
+        video_io, "decoded", lambda *place: (decoded.append(frame.pts) or frame for frame in original(*place))
     )
     return decoded
 
@@ -131,6 +131,6 @@ def test_a_stream_that_begins_in_the_middle_is_no_crash(tiny_video, monkeypatch)
     def decode(container, stream):
         yield container.streams[1]
 
-    monkeypatch.setattr(video_io, "_decode", decode)
+    monkeypatch.setattr(video_io, "decoded", decode)
     with pytest.raises(VideoError, match="decoding error"):
         read_clip(tiny_video, start=0, num_frames=1, fps=8, size=(32, 32))

@@ -65,9 +65,9 @@ def test_a_clip_is_sought_and_nothing_after_it_decoded(tmp_path, monkeypatch):
     """Ten seconds with a key frame in each: what lies between two key frames at most, and the clip."""
     write_video(tmp_path / "long.mp4", torch.zeros(3, 240, 32, 32), fps=24)
     decoded = []
-    original = video_io._decode
+    original = video_io.decoded
     monkeypatch.setattr(
-        video_io, "_decode", lambda *place: (decoded.append(frame.pts) or frame for frame in original(*place))
+        video_io, "decoded", lambda *place: (decoded.append(frame.pts) or frame for frame in original(*place))
     )
     read_clip(tmp_path / "long.mp4", start=8.5, num_frames=5, fps=24, size=(32, 32))
     assert 5 <= len(decoded) <= 24 + 5 + 1
@@ -81,9 +81,9 @@ def test_a_start_on_a_key_frame_decodes_nothing_before_it(tmp_path, monkeypatch)
     path, fps = tmp_path / "long.mp4", 24000 / 1001
     write_video(path, torch.zeros(3, 240, 32, 32), fps=fps)
     decoded = []
-    original = video_io._decode
+    original = video_io.decoded
     monkeypatch.setattr(
-        video_io, "_decode", lambda *place: (decoded.append(frame.key_frame) or frame for frame in original(*place))
+        video_io, "decoded", lambda *place: (decoded.append(frame.key_frame) or frame for frame in original(*place))
     )
     for number in range(0, 240, 24):
         decoded.clear()

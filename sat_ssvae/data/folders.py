@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .captions import CaptionFinder, Fields
+from .containers import VIDEO_SUFFIXES
 from .images import IMAGE_SUFFIXES
-from .video_io import VIDEO_SUFFIXES
 
 
 def files_below(folder: Path) -> Iterator[Path]:

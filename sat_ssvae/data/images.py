@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .containers import MAX_PIXELS
 from .files import VideoError, check_file, name_of, reason_of
-from .video_io import MAX_PIXELS
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -54,8 +54,8 @@ def open_image(source: Path | bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError("too large", f"{name_of(source)}: {image.height}x{image.width} pixels")
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # gray of 16 bits, all of which Pillow's own conversion would make white
-                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+            if upright.mode[0] in "IF":  # gray of more bits, which Pillow's own conversion would make white or black
+                upright = Image.fromarray(_gray_of_8_bits(np.asarray(upright)))
             if not upright.has_transparency_data:
                 return upright.convert("RGB")
             layer = upright.convert("RGBA")
@@ -64,6 +64,14 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise
     except _PILLOW_ERRORS as error:
         raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
+
+
+def _gray_of_8_bits(values: np.ndarray) -> np.ndarray:
+    """Whole numbers of 16 bits, or floats up to 1 or else 255 or 65535, as gray 0..255."""
+    finite = np.nan_to_num(values.astype(np.float64), nan=0.0)
+    whole = np.issubdtype(values.dtype, np.integer)
+    white = 65535.0 if whole else next((top for top in (1.0, 255.0) if finite.max() <= top * 1.01), 65535.0)
+    return (finite * (255 / white)).round().clip(0, 255).astype(np.uint8)
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

@@ -16,6 +16,7 @@ from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
 from .captions import caption_in
+from .containers import MAX_FPS, MAX_SECONDS
 from .files import VideoError, without_secrets
 from .folders import FolderStore, files_below, media_files
 from .images import IMAGE_SUFFIXES, open_image
@@ -23,7 +24,7 @@ from .remote import Remote, ShardCache, find_remote, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
 from .tars import TarStore
-from .video_io import MAX_FPS, MAX_SECONDS, probe
+from .video_io import probe
 
 logger = logging.getLogger(__name__)
 

@@ -30,12 +30,14 @@ from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import atomic, write_text
 from .captions import WHERE
+from .containers import open_video
 from .files import VideoError
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem, pack_items
+from .pictures import upright_rgb
 from .skips import Skip, read_skips
 from .tars import plain_tar
-from .video_io import VideoInfo, encode_h264, nearest_frames, open_video, probe, read_clip, upright_rgb
+from .video_io import VideoInfo, encode_h264, nearest_frames, probe, read_clip
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from .files import VideoError
-from .video_io import VideoInfo, cover, nearest_frames, open_video, probe
+from .containers import open_video
+from .pictures import cover
+from .video_io import VideoInfo, nearest_frames, probe
 
 
 def read_resampled(source: Path | bytes, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Frames nearest to `k / fps` seconds, as many as `count_resampled` says, scaled and cropped as in `read_clip`.
-
-    Some formats tell the duration of pictures and sound together alone: where sound goes on, it ends with the pictures.
 
     Raises:
         VideoError: the file is not a video, or ends before its header says.
@@ -25,14 +24,8 @@ def read_resampled(source: Path | bytes, fps: float, size: tuple[int, int]) -> I
     times = [k / fps for k in range(count_resampled(probe(source), fps))]
     scaler = VideoReformatter()
     with open_video(source) as (container, stream):
-        sound_may_last_longer = stream.duration is None and len(container.streams) > 1
-        pictures = nearest_frames(container, stream, times, source)
-        try:
-            for picture in pictures:
-                yield cover(picture, size, scaler)
-        except VideoError as error:
-            if error.cause != "truncated" or not sound_may_last_longer:
-                raise
+        for picture in nearest_frames(container, stream, times, source):
+            yield cover(picture, size, scaler)
 
 
 def count_resampled(info: VideoInfo, fps: float) -> int:

@@ -261,15 +261,20 @@ def _unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
     if sample.fps < config.fps * 0.99:
         return "fps too low", f"{sample.fps:.3g} frames per second, wanted {config.fps:g}"
     if _last_start(sample, config) < 0:
-        return "too short", f"{sample.duration:.2f} s, wanted {config.span + 1 / sample.fps:.2f} s"
+        has = f"{round(sample.duration * sample.fps)} frames at {sample.fps:.4g} per second"
+        return "too short", f"{has}, wanted {config.num_frames} at {config.fps:g}"
     return None
 
 
 def _last_start(sample: Sample, config: DataConfig) -> float:
-    """The latest time at which a clip can start (seconds; negative: the sample is too short)."""
+    """The latest time at which a clip can start (seconds; negative: the sample is too short).
+
+    In whole frames of the sample, with a tolerance of half a one: containers tell its duration in milliseconds.
+    """
     if sample.is_image:
         return 0.0
-    return sample.duration - 1 / sample.fps - config.span + 1e-6
+    last_frame = (round(sample.duration * sample.fps) - 1) / sample.fps
+    return last_frame + 0.5 / sample.fps - config.span
 
 
 @dataclass

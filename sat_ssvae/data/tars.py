@@ -16,11 +16,11 @@ from typing import IO, Any
 from webdataset.writer import TarWriter
 
 from .captions import Fields, json_fields, text_of, with_caption
+from .containers import VIDEO_SUFFIXES
 from .files import VideoError
 from .images import IMAGE_SUFFIXES
 from .remote import Remote
 from .skips import printable
-from .video_io import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.captions import CaptionFinder
+from ..data.containers import VIDEO_SUFFIXES
 from ..data.skips import printable
-from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
 
 _SAMPLE = re.compile(r"(\d+)_(.*)/\d+/\d{6}")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from ..data.containers import VIDEO_SUFFIXES
 from ..data.files import VideoError
 from ..data.folders import FolderStore
 from ..data.index import Store, caption_of, find_stores, read_records
 from ..data.skips import Skip, printable
-from ..data.video_io import VIDEO_SUFFIXES
 from ..errors import UserError
 from .journal import append, read_journal
 

@@ -21,8 +21,10 @@ from typing import Any
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from ..data.containers import open_video
 from ..data.images import encode_jpeg
-from ..data.video_io import nearest_frames, open_video, probe, upright_rgb
+from ..data.pictures import upright_rgb
+from ..data.video_io import nearest_frames, probe
 from ..errors import UserError
 
 CAPTION_FIELD = "{caption}"

@@ -1,0 +1,114 @@
+"""Colours between video frames and RGB, as exact as 8 bits are.
+
+rgb = to_rgb(frame, width, height, scaler)      # uint8 H W C
+"""
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
+from av.video.reformatter import Colorspace, VideoReformatter
+
+from .files import VideoError
+
+# ITU-T H.273, tables 2 to 4: matrix coefficients, transfer characteristics.
+BT709, UNSPECIFIED, BT601 = 1, 2, 6
+_MATRICES = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
+"""The weights of red and blue in luma; frames with other matrices are refused."""
+_HDR = {16: "PQ (HDR10)", 18: "HLG"}
+_FULL_RANGE = 2
+
+# libswscale's flags by their numbers; PyAV for Python 3.10 has no names for the last two.
+BICUBIC = 0x4
+ACCURATE_ROUNDING = 0x40000
+FULL_CHROMA = 0x2000  # chroma interpolated for every pixel, not for every second one
+
+
+def default_matrix(height: int, width: int) -> int:
+    """Players take untagged HD for BT.709, anything smaller for BT.601; so do we, and tag what we write.
+
+    HD has 720 rows, or columns if it stands upright, or a larger side of 1280: a film of 1280x544 is HD with black bars
+    cut off.
+    """
+    return BT709 if min(height, width) >= 720 or max(height, width) >= 1280 else BT601
+
+
+def check_colours(frame: VideoFrame, name: str) -> None:
+    """Refuse a frame whose colours are not those of a standard screen.
+
+    Raises:
+        VideoError: "HDR", or "unusual colours" such as YCgCo.
+    """
+    if frame.color_trc in _HDR:
+        raise VideoError(
+            "HDR",
+            f"{name}: {_HDR[frame.color_trc]}; make it SDR first, for example with ffmpeg's filters zscale and tonemap",
+        )
+    if not frame.format.is_rgb and frame.colorspace not in (0, UNSPECIFIED, *_MATRICES):
+        raise VideoError("unusual colours", f"{name}: matrix coefficients {int(frame.colorspace)} of H.273")
+
+
+def to_rgb(frame: VideoFrame, width: int, height: int, scaler: VideoReformatter) -> np.ndarray:
+    """A frame as it is stored (not turned), scaled: uint8 RGB, shape `H W C`; alpha is ignored.
+
+    Without a tag colours are those of `default_matrix`. Within 0.1 of an exact conversion on average, white is 255.
+    """
+    if not frame.format.is_rgb and frame.colorspace in (0, UNSPECIFIED):
+        frame.colorspace = default_matrix(frame.height, frame.width)
+    flags = BICUBIC | ACCURATE_ROUNDING | FULL_CHROMA
+    bits = frame.format.components[0].bits
+    family = "gbrp" if frame.format.is_rgb else "gray" if frame.format.name.startswith(("gray", "ya")) else "yuv444p"
+    if bits not in (9, 10, 12, 14, 16) or (family == "yuv444p" and frame.color_range != _FULL_RANGE):
+        return scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1).to_ndarray()
+    # libswscale takes the largest value of more bits for 256, not 255: up to half a level too bright.
+    target = f"{family}{bits}le"
+    scaled = scaler.reformat(
+        frame,
+        width,
+        height,
+        target,
+        dst_colorspace=frame.colorspace,
+        dst_color_range=_FULL_RANGE,
+        interpolation=flags,
+        threads=1,
+    )
+    planes = [_plane(plane) / np.float32(2**bits - 1) for plane in scaled.planes]
+    if family == "gray":
+        rgb = np.stack(planes * 3, axis=-1)
+    elif family == "gbrp":
+        rgb = np.stack([planes[2], planes[0], planes[1]], axis=-1)
+    else:
+        middle = np.float32(2 ** (bits - 1) / (2**bits - 1))
+        rgb = _from_yuv(planes[0], planes[1] - middle, planes[2] - middle, *_MATRICES[int(frame.colorspace)])
+    return (rgb * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
+    """An RGB frame in 8 bits of limited range and the colours of `default_matrix`."""
+    is_bt709 = default_matrix(frame.height, frame.width) == BT709
+    return scaler.reformat(
+        frame,
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709 if is_bt709 else Colorspace.ITU601,
+        dst_color_range=1,
+        interpolation=BICUBIC | ACCURATE_ROUNDING,
+        threads=1,
+    )
+
+
+def _from_yuv(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, of_red: float, of_blue: float) -> np.ndarray:
+    red = y + np.float32(2 * (1 - of_red)) * cr
+    blue = y + np.float32(2 * (1 - of_blue)) * cb
+    green = (y - of_red * red - of_blue * blue) / (1 - of_red - of_blue)
+    return np.stack([red, green, blue], axis=-1)
+
+
+def _plane(plane: VideoPlane) -> np.ndarray:
+    rows = np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, plane.line_size // 2)
+    return rows[:, : plane.width]

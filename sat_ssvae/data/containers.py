@@ -1,0 +1,183 @@
+"""Opened video files: which stream is the video, and what they say of its length.
+
+with open_video(source) as (container, stream):
+    length = measure(container, stream)
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from .files import VideoError, check_file, name_of, reason_of
+
+MAX_PIXELS = 1 << 26
+MAX_SECONDS = 24 * 3600.0
+MAX_FPS = 1000.0
+"""Frames beyond 67 megapixels (8K is 33), a day or 1000 frames per second are taken for a damaged header."""
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".vob"}
+    | {".ts", ".mts", ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".gif"}
+)
+
+# Demuxers of real video files. Without this list FFmpeg also opens text (as "ansi art") and playlists.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
+# MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
+COUNT_FROM_START = "mpeg"
+USUAL_FPS = 25.0  # where a file does not tell
+_SLACK = 0.5  # seconds by which the duration of a whole file may exceed its last packet
+_STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_DEFAULT_IS_WORTH = 5_000_000  # pixels, as in FFmpeg's own choice
+
+
+class Length(NamedTuple):
+    """Frames of a video, their average rate, and seconds from the first one to the end of the last."""
+
+    frames: int
+    fps: float
+    duration: float
+
+
+@contextmanager
+def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
+
+    Of several video streams it is the default one, else the largest; cover pictures and thumbnails are none.
+    """
+    check_file(source)
+    try:
+        with av.open(
+            # With its protocol a name may hold colons.
+            io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}",
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        ) as container:
+            assert isinstance(container, InputContainer)
+            streams = [stream for stream in container.streams.video if not stream.disposition & _STILL]
+            if not streams:
+                raise VideoError("no video stream", name_of(source))
+            stream = max(streams, key=_worth)
+            if stream.codec_context is None:
+                raise VideoError("not a video", f"{name_of(source)}: unknown codec")
+            if stream.width * stream.height > MAX_PIXELS:
+                raise VideoError("too large", f"{name_of(source)}: {stream.height}x{stream.width} pixels")
+            stream.codec_context.thread_count = threads
+            yield container, stream
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: another stream begins in the middle
+        cause = "not a video" if isinstance(error, av.InvalidDataError) else "decoding error"
+        raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
+
+
+def _worth(stream: VideoStream) -> int:
+    if not stream.codec_context:  # a codec that this FFmpeg does not have
+        return -1
+    return stream.width * stream.height + _DEFAULT_IS_WORTH * bool(stream.disposition & Disposition.default)
+
+
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """The frames from the current place on."""
+    for frame in container.decode(stream):
+        if frame.width and frame.height:
+            yield frame
+
+
+def origin(stream: VideoStream) -> float:
+    """Seconds at which a file says that the stream begins."""
+    return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+
+
+def measure(container: InputContainer, stream: VideoStream) -> Length:
+    """How long a video is: by its header where that can be right, else by its packets. Moves the current place.
+
+    Containers tell times in milliseconds, count frames that an edit list hides, or tell how long the sound lasts.
+    """
+    fps, duration, frames = float(stream.average_rate or 0), told_duration(container, stream), stream.frames
+    counts = container.format.name == COUNT_FROM_START
+    if duration and not stream.duration and len(container.streams) > 1 and not counts:
+        duration = _end_of_pictures(container, stream) or duration
+    if not fps or not duration or counts or (frames and abs(frames - duration * fps) > 0.5):
+        frames, span, last = _count(container, stream)
+        if not fps and span:
+            fps = (frames - 1) / span
+        fps = fps or float(stream.guessed_rate or 0) or USUAL_FPS
+        duration = span + (last or 1 / fps) if span else frames / fps
+    frames = frames or max(1, round(duration * fps))
+    if abs(frames / fps - duration) < 1 / fps:
+        duration = frames / fps
+    return Length(frames, fps, duration)
+
+
+def told_duration(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds that the header tells, of the video or of all streams together; 0 where it does not."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    duration = container.duration / av.time_base if container.duration else 0.0
+    if container.format.name.startswith("matroska"):  # it tells when the last stream ends, not how long it lasts
+        return max(0.0, duration - max(0.0, origin(stream)))
+    return duration
+
+
+def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -> bool:
+    """Whether the header tells of more than the pictures up to `reached` seconds, and no other stream has it.
+
+    Moves the current place.
+    """
+    promised = told_duration(container, stream)
+    if promised <= reached + _SLACK:
+        return False
+    if stream.duration or len(container.streams) == 1:
+        return True
+    container.seek(0)
+    return max(_ends(container).values(), default=0.0) < promised + origin(stream) - _SLACK
+
+
+def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds from the first frame to the end of the last; 0 where the file breaks off before its end."""
+    container.seek(container.duration or 0, any_frame=False)
+    ends = _ends(container)
+    if stream.index not in ends:
+        container.seek(0)
+        ends = _ends(container)
+    promised = told_duration(container, stream) + origin(stream)
+    if stream.index not in ends or max(ends.values()) < promised - _SLACK:
+        return 0.0
+    return ends[stream.index] - origin(stream)
+
+
+def _ends(container: InputContainer) -> dict[int, float]:
+    """Seconds at which the last packet of each stream ends, from the current place on."""
+    ends: dict[int, float] = {}
+    for packet in container.demux():
+        if packet.size and packet.pts is not None and packet.time_base is not None:
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            ends[packet.stream_index] = max(end, ends.get(packet.stream_index, -math.inf))
+    return ends
+
+
+def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float, float]:
+    """The number of frames shown, and the seconds from the first to the last and that the last is shown.
+
+    The seconds are 0 where the packets do not tell.
+    """
+    container.seek(0)
+    frames, first, last, shown = 0, math.inf, -math.inf, 0.0
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:  # outside of an edit list
+            continue
+        frames += 1
+        if packet.pts is not None and stream.time_base:
+            time = float(packet.pts * stream.time_base)
+            if time > last:
+                last, shown = time, float((packet.duration or 0) * stream.time_base)
+            first = min(first, time)
+    told = last > first and container.format.name != COUNT_FROM_START
+    return frames, last - first if told else 0.0, shown if told else 0.0

@@ -1,0 +1,76 @@
+"""Decoded frames as upright RGB pictures."""
+
+import struct
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from .colours import check_colours, to_rgb
+from .containers import MAX_PIXELS
+from .files import VideoError, name_of
+
+
+class Shape(NamedTuple):
+    """Size as displayed, and how a stored frame gets upright: rows and columns swapped first, then mirrored."""
+
+    height: int
+    width: int
+    transposed: bool = False
+    upside_down: bool = False
+    mirrored: bool = False
+
+
+class Picture(NamedTuple):
+    """A decoded frame and its displayed shape."""
+
+    frame: VideoFrame
+    shape: Shape
+
+
+def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
+    """Scale a frame so that it covers `size`, crop at the centre: uint8 RGB, shape `H W C`."""
+    height, width = size
+    scale = max(height / picture.shape.height, width / picture.shape.width)
+    covering = (
+        max(height, round(picture.shape.height * scale)),
+        max(width, round(picture.shape.width * scale)),
+    )
+    if covering[0] * covering[1] > MAX_PIXELS:
+        detail = f"{picture.shape.height}x{picture.shape.width} pixels to cover {height}x{width}"
+        raise VideoError("impossible header", detail)
+    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    return upright_rgb(picture, covering, scaler)[top : top + height, left : left + width]
+
+
+def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
+    """Scale a frame to the displayed (height, width) `size`, turned upright: uint8 RGB, shape `H W C`."""
+    shape = picture.shape
+    height, width = size[::-1] if shape.transposed else size
+    rgb = to_rgb(picture.frame, width, height, scaler)
+    rgb = rgb.swapaxes(0, 1) if shape.transposed else rgb
+    return rgb[:: -1 if shape.upside_down else 1, :: -1 if shape.mirrored else 1]
+
+
+def displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> Picture:
+    """A decoded frame with the shape that it is displayed in.
+
+    Raises:
+        VideoError: an impossible size, or colours that cannot be shown (HDR).
+    """
+    check_colours(frame, name_of(source))
+    aspect = float(stream.sample_aspect_ratio or 1)
+    height, width = frame.height, max(1, round(frame.width * aspect))
+    if height * width > MAX_PIXELS:
+        raise VideoError("impossible header", f"{name_of(source)}: {height}x{width} pixels as displayed")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Picture(frame, Shape(height, width))
+    # Displayed x = a x + c y, y = b x + d y, by the nearest quarter turn.
+    a, b, _, c, d = struct.unpack("=9i", bytes(cast(bytes, matrix)))[:5]
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Picture(frame, Shape(height, width, upside_down=d < 0, mirrored=a < 0))
+    return Picture(frame, Shape(width, height, transposed=True, upside_down=b < 0, mirrored=c < 0))
