@@ -36,7 +36,6 @@ COUNT_FROM_START = "mpeg"
 USUAL_FPS = 25.0  # where a file does not tell
 _SLACK = 0.5  # seconds by which the duration of a whole file may exceed its last packet
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-_DEFAULT_IS_WORTH = 5_000_000  # pixels, as in FFmpeg's own choice
 
 
 class Length(NamedTuple):
@@ -51,7 +50,7 @@ class Length(NamedTuple):
 def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
 
-    Of several video streams it is the default one, else the largest; cover pictures and thumbnails are none.
+    Of several video streams it is the largest, of equal ones the default one; cover pictures and thumbnails are none.
     """
     check_file(source)
     try:
@@ -77,10 +76,9 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
         raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
 
 
-def _worth(stream: VideoStream) -> int:
-    if not stream.codec_context:  # a codec that this FFmpeg does not have
-        return -1
-    return stream.width * stream.height + _DEFAULT_IS_WORTH * bool(stream.disposition & Disposition.default)
+def _worth(stream: VideoStream) -> tuple[int, bool]:
+    known = stream.codec_context is not None  # else a codec that this FFmpeg does not have
+    return stream.width * stream.height if known else -1, bool(stream.disposition & Disposition.default)
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

@@ -55,7 +55,7 @@ class VideoWriter:
         if not self.path.parent.is_dir():
             raise UserError(f"cannot write {self.path}: there is no such folder")
         partial = self._open.enter_context(atomic(self.path))
-        self._container: OutputContainer = self._open.enter_context(av.open(str(partial), "w", format="mp4"))
+        self._container: OutputContainer = self._open.enter_context(av.open(f"file:{partial}", "w", format="mp4"))
         return self
 
     def write(self, picture: np.ndarray, time: Fraction) -> None:

@@ -1,0 +1,259 @@
+"""What headers say that is not so: lengths in milliseconds, hidden frames, the sound's duration, other streams."""
+
+import itertools
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from sat_ssvae.data.check import check_data
+from sat_ssvae.data.containers import VIDEO_SUFFIXES
+from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.resample import read_resampled
+from sat_ssvae.data.shards import fixed_clips
+from sat_ssvae.data.skips import SkipLog
+from sat_ssvae.data.video_io import probe, read_clip, read_frames
+from sat_ssvae.data.video_write import VideoWriter
+
+from .shard_files import small
+from .test_video_io import corner_pictures, corners, encode
+
+PACK = PackConfig(workers=1, captions="none")
+
+
+def numbered(count):
+    """Pictures that tell their number: tens in the left half, units in the right one."""
+    pictures = []
+    for index in range(count):
+        picture = np.full((32, 48, 3), 20 + 20 * (index // 10), np.uint8)
+        picture[:, 24:] = 20 + 20 * (index % 10)
+        pictures.append(picture)
+    return pictures
+
+
+def number_of(picture):
+    tens, units = (round((float(picture[8:24, side : side + 12].mean()) - 20) / 20) for side in (6, 30))
+    return 10 * tens + units
+
+
+def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseconds=False):
+    """`count` pictures that tell their number, with `sound` seconds of silence from the beginning on."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000
+        base = Fraction(1, 1000) if milliseconds else 1 / Fraction(fps)
+        stream.codec_context.time_base = base
+        audio = (
+            output.add_stream("aac" if path.suffix in (".mp4", ".flv") else "libopus", rate=48000) if sound else None
+        )
+        for index, picture in enumerate(numbered(count)):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = round((start + index / fps) / base), base
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        if audio:
+            samples = 960 if audio.codec_context.name == "libopus" else 1024
+            for block in range(int(sound * 48000 / samples)):
+                silence = av.AudioFrame.from_ndarray(np.zeros((2, samples), np.float32), "fltp", "stereo")
+                silence.sample_rate, silence.pts, silence.time_base = 48000, block * samples, Fraction(1, 48000)
+                resampled = av.AudioResampler(audio.format, audio.layout, 48000).resample(silence)
+                for piece in resampled:
+                    output.mux(audio.encode(piece))
+            output.mux(audio.encode(None))
+    return path
+
+
+def is_whole(path, count, fps, folder):
+    """Every reader finds `count` frames, none twice."""
+    info = probe(path)
+    assert (info.frames, round(info.fps, 2)) == (count, round(fps, 2))
+    assert info.duration == pytest.approx(count / fps, abs=0.3 / fps)
+    numbers = [number_of(picture) for picture in read_resampled(path, info.fps, (32, 48))]
+    assert (
+        numbers
+        == [number_of(frame.picture) for frame in read_frames(path)]
+        == list(range(numbers[0], numbers[0] + count))
+    )
+    num_frames = (count - 1) // 4 * 4 + 1
+    report = check_data(small(path.parent, num_frames=num_frames, fps=fps), SkipLog(max_share=1))
+    assert (report.clips, report.skipped) == (1, {})
+    report = pack(path, folder, PACK)
+    assert report.skipped == {}
+    assert f'"frames": {count},' in (folder / "clips-000000.meta.jsonl").read_text()
+    (clip,) = fixed_clips(small(folder, num_frames=num_frames, fps=fps, resolution=(32, 48)), stride=100)
+    assert number_of(clip.video[:, -1].permute(1, 2, 0).add(1).mul(127.5)) == numbers[0] + num_frames - 1
+
+
+@pytest.mark.parametrize("fps", [16, 24, 30, Fraction(30000, 1001)])
+@pytest.mark.parametrize("count", [17, 49, 81])
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.mp4", "libx264")])
+def test_a_clip_of_exactly_the_wanted_length(tmp_path, name, codec, count, fps):
+    (tmp_path / "in").mkdir()
+    path = record(tmp_path / "in" / name, count, fps, codec, milliseconds=True)
+    is_whole(path, count, float(probe(path).fps), tmp_path / "out")
+
+
+@pytest.mark.parametrize("milliseconds", [5061, 5062, 5063])
+def test_a_duration_that_a_meta_file_rounds(tmp_path, milliseconds):
+    from sat_ssvae.data.index import Sample
+    from sat_ssvae.data.shards import _unsuitable
+
+    sample = Sample(0, "a", "a", milliseconds / 1000, 16, 48, 32, "")
+    assert _unsuitable(sample, small(tmp_path, num_frames=81, fps=16)) is None
+    cause, detail = _unsuitable(sample, small(tmp_path, num_frames=85, fps=16))
+    assert cause == "too short" and detail == "81 frames at 16 per second, wanted 85 at 16"
+
+
+@pytest.mark.parametrize("cut", [0.1, 1.03, 2.4])
+def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
+    """As `ffmpeg -ss -c copy` does it: samples before the cut stay in the file, an edit list hides them."""
+    source = record(tmp_path / "long.mp4", 100, 24)
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "cut.mp4"
+    with av.open(str(source)) as given, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        given.seek(int(cut * 1e6))
+        for packet in given.demux(given.streams.video[0]):
+            if packet.size:
+                shift = round(cut / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                output.mux(packet)
+    with av.open(str(path)) as container:
+        shown = sum(1 for _ in container.decode(video=0))
+        assert container.streams.video[0].frames > shown
+    is_whole(path, shown, 24, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4"])
+@pytest.mark.parametrize("sound", [1.0, 2.9, 6.0])
+def test_sound_that_outlasts_the_pictures_or_ends_before(tmp_path, name, sound):
+    (tmp_path / "in").mkdir()
+    path = record(tmp_path / "in" / name, 49, 24, "libvpx" if name == "a.webm" else "libx264", sound=sound)
+    is_whole(path, 49, 24, tmp_path / "out")
+
+
+@pytest.mark.parametrize("start", [0.0, 1.5])
+@pytest.mark.parametrize("sound", [0.0, 4.0])
+def test_a_half_downloaded_file_is_truncated(tmp_path, sound, start):
+    path = record(tmp_path / "whole.mkv", 97, 24, sound=sound, start=start)
+    data = path.read_bytes()
+    if sound:  # pictures first, then the sound: interleave them
+        path = interleaved(path, tmp_path / "mixed.mkv")
+        data = path.read_bytes()
+    list(read_frames(data))
+    half = data[: len(data) // 2]
+    for read in (lambda: list(read_frames(half)), lambda: list(read_resampled(half, 24, (32, 48)))):
+        with pytest.raises(VideoError, match="truncated"):
+            read()
+
+
+def interleaved(source, path):
+    with av.open(str(source)) as given, av.open(str(path), "w") as output:
+        streams = {stream.index: output.add_stream_from_template(stream) for stream in given.streams}
+        packets = [packet for packet in given.demux() if packet.size and packet.dts is not None]
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            packet.stream = streams[packet.stream_index]
+            output.mux(packet)
+    return path
+
+
+MATRICES = list(
+    itertools.chain.from_iterable(
+        [((a, 0, 0, d), "plain"), ((0, a, d, 0), "transposed")] for a in (1, -1) for d in (1, -1)
+    )
+)
+
+
+@pytest.mark.parametrize(("matrix", "kind"), MATRICES)
+def test_the_whole_display_matrix_is_used(tmp_path, matrix, kind):
+    a, b, c, d = matrix
+    data = encode(tmp_path / "v.mp4", corner_pictures(64, 96), 8).read_bytes()
+    place = data.index(b"tkhd") + 4 + 40
+    packed = struct.pack(">9i", *(65536 * v for v in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    data = data[:place] + packed + data[place + 36 :]
+    info = probe(data)
+    assert (info.height, info.width) == ((96, 64) if kind == "transposed" else (64, 96))
+    stored = {(-1, -1): "red", (1, -1): "green", (1, 1): "blue", (-1, 1): "white"}  # x, y from the centre
+    shown = {(a * x + c * y, b * x + d * y): name for (x, y), name in stored.items()}
+    expected = [shown[place] for place in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    clip = read_clip(data, start=0, num_frames=1, fps=8, size=(info.height, info.width))
+    assert corners(clip[:, 0]) == expected
+    picture = next(read_frames(data)).picture
+    assert corners(picture.transpose(2, 0, 1)) == expected
+
+
+def test_the_video_is_the_best_stream(tmp_path):
+    """Not a cover picture, not a thumbnail, not the first by habit."""
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as output:
+        streams = []
+        for codec, height, disposition in (("png", 128, "attached_pic"), ("libx264", 32, ""), ("libx264", 64, "")):
+            stream = output.add_stream(codec, rate=8)
+            stream.height = stream.width = height
+            stream.pix_fmt = "rgb24" if codec == "png" else "yuv420p"
+            if disposition:
+                stream.disposition = av.stream.Disposition.attached_pic
+            streams.append(stream)
+        for stream in streams:
+            for _ in range(1 if stream is streams[0] else 9):
+                picture = np.full((stream.height, stream.width, 3), 128, np.uint8)
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            output.mux(stream.encode(None))
+    info = probe(path)
+    assert (info.height, info.width, info.frames) == (64, 64, 9)
+
+
+def test_a_cover_picture_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        audio, cover = output.add_stream("aac", rate=48000), output.add_stream("png", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        silence.sample_rate, silence.pts = 48000, 0
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        output.mux(cover.encode(None))
+        output.mux(audio.encode(silence))
+        output.mux(audio.encode(None))
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(tmp_path / "a.mp4")
+
+
+FORMATS = {".mts": "mpegts", ".m2ts": "mpegts", ".3gp": "3gp", ".vob": "vob", ".ogv": "ogg", ".m2v": "mpeg2video"}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_less_usual_suffixes_are_seen_everywhere(tmp_path, suffix):
+    codec = {".ogv": "libvpx", ".vob": "mpeg2video", ".m2v": "mpeg2video"}.get(suffix, "libx264")
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / f"A{suffix.upper()}"
+    with av.open(str(path), "w", format=FORMATS[suffix]) as output:
+        stream = output.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for picture in corner_pictures(48, 64, 25):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        output.mux(stream.encode(None))
+    (clip,) = fixed_clips(small(tmp_path / "in"), stride=100)
+    assert clip.key == f"in/A{suffix.upper()}"
+    assert pack(tmp_path / "in", tmp_path / "out", PACK).samples == 1
+    assert suffix in VIDEO_SUFFIXES
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b.mp4", "http:x.mp4", "file:y.mp4", "pipe:1.mp4", "concat:a|b.mp4", "%d #?*[1].mp4"]
+)
+def test_a_name_is_never_an_address(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+
+    encode(tmp_path / "v.mp4", corner_pictures(64, 96, 9), 8).rename(name)
+    assert probe(Path(name)).frames == 9
+    (clip,) = fixed_clips(small("."), stride=100)
+    assert clip.key.endswith(f"/{name}")
+    with VideoWriter(Path(f"out-{name}"), 8) as writer:
+        for frame in read_frames(Path(name)):
+            writer.write(frame.picture, frame.time)
+    assert probe(Path(f"out-{name}")).frames == 9
