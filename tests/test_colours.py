@@ -106,8 +106,10 @@ def test_gray_and_rgb_are_exact(pixels):
 
 @pytest.mark.parametrize(
     ("height", "width", "matrix"),
-    [(480, 854, 6), (576, 720, 6), (720, 576, 6), (576, 1024, 6), (720, 1280, 1), (1280, 720, 1), (720, 960, 1)]
-    + [(544, 1280, 1), (1280, 544, 1), (1080, 1920, 1), (800, 1920, 1), (256, 256, 6)],
+    [
+        *[(480, 854, 6), (576, 720, 6), (720, 576, 6), (576, 1024, 6), (720, 1280, 1), (1280, 720, 1)],
+        *[(544, 1280, 1), (1280, 544, 1), (1080, 1920, 1), (800, 1920, 1), (256, 256, 6), (720, 960, 1)],
+    ],
 )
 def test_what_untagged_colours_are_taken_for(height, width, matrix):
     assert default_matrix(height, width) == matrix
@@ -155,8 +157,8 @@ def test_every_reader_gives_the_same_exact_colours(tmp_path, pixels, full, matri
         "resampled": next(iter(read_resampled(path, 8, (64, 64)))),
     }
     for name, picture in pictures.items():
-        bias, largest = error(picture, expected)
-        assert abs(bias) < 0.1 and largest <= 1.05, name
+        bias, largest = error(picture, expected.round())  # chroma is the same all over, and so is what rounding adds
+        assert abs(bias) < 0.1 and largest <= 1, name
     pack(tmp_path / "in", tmp_path / "out", PackConfig(workers=1, captions="none", crf=1, max_fps=4))
     (packed,) = fixed_clips(small(tmp_path / "out", num_frames=1, resolution=SIDE), stride=100)
     bias, largest = error(packed.video[:, 0].add(1).mul(127.5).permute(1, 2, 0).numpy(), expected)
