@@ -24,6 +24,9 @@ from .errors import UserError, did_you_mean, nearest
 
 C = TypeVar("C", bound="Config")
 
+ARTICLE_NAME = "ch48_LCR_LMR_"
+"""How the article begins the names of the configurations that are called article_* here."""
+
 
 class Config(BaseModel):
     """Base of all configuration objects: immutable, typed, and closed to unknown keys."""
@@ -232,7 +235,9 @@ def _one_line(error: Exception | str) -> str:
 
 
 def packaged(name: str) -> Path:
-    """Path of a configuration file of the package, which may not exist."""
+    """Path of a configuration file of the package, which may not exist; the article's own names are known as well."""
+    if name.startswith(ARTICLE_NAME):
+        name = f"article_{name.removeprefix(ARTICLE_NAME)}"
     return Path(str(resources.files(__package__) / "configs" / name))
 
 
@@ -245,6 +250,7 @@ def find_config(path: Path) -> Path:
     own = packaged(path.name if path.suffix else f"{path.name}.yaml")
     if not path.exists() and not own.exists():
         names = sorted(file.stem for file in own.parent.glob("*.yaml") if not file.stem.startswith("compare_"))
-        hint = did_you_mean(path.stem, names, f"packaged ones are {', '.join(names)}")
+        aliases = [name.replace("article_", ARTICLE_NAME) for name in names if name.startswith("article_")]
+        hint = did_you_mean(path.stem, [*names, *aliases], f"packaged ones are {', '.join(names)}")
         raise UserError(f"{path}: no such configuration file; {hint}")
     return path if path.exists() else own

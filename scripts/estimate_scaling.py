@@ -35,7 +35,10 @@ CONFIGS = ("ch48_LCR_LMR_256p", "ch48_LCR_LMR_512p", "ch48_LCR_LMR_1080p", "publ
 def training(name: str, *overrides: str) -> TrainConfig:
     """A packaged configuration, as if its paths had been given."""
     path = find_config(packaged(f"{name}.yaml"))
-    return load_config(TrainConfig, path, ["data.path=SHARDS", "resume_from=WEIGHTS", *overrides])
+    places = ["data.path=SHARDS", "resume_from=WEIGHTS"]
+    if name.startswith("published"):  # videos alone, and the perceptual network of the same size that is at hand
+        places += ["data.sources=[]", "reconstruction.perceptual=st-lpips-vgg"]
+    return load_config(TrainConfig, path, [*places, *overrides])
 
 
 def build(config: TrainConfig) -> tuple[Objective, Discriminator | None]:

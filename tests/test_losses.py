@@ -193,5 +193,5 @@ def test_the_articles_names_and_a_ratio_table_are_read():
         parse_config(ObjectiveConfig, {"lmr_mask_ratio": {0: 0.7, 0.5: 0.2}})
     with pytest.raises(UserError, match="lmr_mask_ratio"):
         parse_config(ObjectiveConfig, {"lmr_mask_ratio": 1.5})
-    with pytest.raises(UserError, match=r"unknown key `lcr.windw`, did you mean `window`"):
+    with pytest.raises(UserError, match=r"unknown key `lcr.windw`, did you mean `lcr.window`"):
         parse_config(ObjectiveConfig, {"lcr": {"windw": [2, 2, 2]}})

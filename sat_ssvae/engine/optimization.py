@@ -31,9 +31,14 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from 0 to its peak."""
+    """Steps over which the learning rate rises linearly to its peak, from `min_lr` or, where that is 0, from one step's
+    share."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """After warm-up: stay at the peak, or fall to 0 at the last step along a half cosine."""
+    """After warm-up: stay at the peak, or fall to `min_lr` along a half cosine."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """The step at which the cosine reaches `min_lr`, warm-up included; empty: the run's last one."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the start of warm-up and at the end of the cosine."""
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest gradient norm; longer gradients are scaled down. 0 turns clipping off."""
     accumulation_steps: int = Field(default=1, gt=0)
@@ -84,13 +89,16 @@ def build_engine(
 
 def lr_multiplier(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
     """The learning rate as a share of its peak, by step (counted from 0)."""
+    lowest = config.min_lr / config.lr
+    start = lowest or 1 / (config.warmup_steps + 1)  # a first step with a learning rate of 0 would do nothing
+    horizon = config.decay_steps or max_steps
 
     def multiplier(step: int) -> float:
         if step < config.warmup_steps:
-            return (step + 1) / (config.warmup_steps + 1)
+            return start + (1 - start) * step / config.warmup_steps
         if config.schedule == "constant":
             return 1.0
-        progress = (step - config.warmup_steps) / max(max_steps - config.warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        progress = (step - config.warmup_steps) / max(horizon - config.warmup_steps, 1)
+        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     return multiplier

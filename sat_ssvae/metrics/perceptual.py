@@ -169,13 +169,14 @@ class LPIPS(Perceptual):
     def __init__(self, backbone: Backbone = "vgg") -> None:
         super().__init__()
         self.backbone = backbone
+        instead = f"or choose st-lpips-{backbone} (for `train`: reconstruction.perceptual=st-lpips-{backbone})"
         try:
             package = importlib.import_module("lpips")
             self.network = package.LPIPS(net=backbone, verbose=False)
         except ImportError as error:
-            raise UserError(f"LPIPS needs `pip install lpips` ({error}); or choose st-lpips-{backbone}") from None
+            raise UserError(f"LPIPS needs `pip install lpips` ({error}); {instead}") from None
         except OSError as error:
-            raise UserError(f"no backbone for LPIPS ({error}): go online once, or choose st-lpips-{backbone}") from None
+            raise UserError(f"no backbone for LPIPS ({error}): go online once; {instead}") from None
         self.requires_grad_(False)
         self.eval()
 

@@ -5,21 +5,27 @@
     loss_of_critic = critic_loss(critic(video), critic(reconstruction.detach()))
 
 Patches (Isola et al., arXiv 1611.07004): a discriminator judges each of many overlapping parts of its input. Hinge
-loss: Lim and Ye, arXiv 1705.02894.
+loss: Lim and Ye, arXiv 1705.02894. Spectral norm: Miyato et al., arXiv 1802.05957.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ..config import Config
+from ..engine.optimization import OptimizerConfig
 from ..engine.precision import Precision, autocast
+from ..vae.layers import repeat_first_frame
 
 _GROUPS = 8
+_VOLUMES = 2
+"""Layers of the published video discriminator that halve time, too."""
 
 
 class AdversarialConfig(Config):
@@ -30,8 +36,16 @@ class AdversarialConfig(Config):
     convolution; 0 trains without discriminators."""
     start_step: int = Field(default=25_001, gt=0)
     """The first step, counted from 1, that uses them; before it they cost neither time nor memory."""
+    architecture: Literal["groupnorm", "published"] = "groupnorm"
+    """4x4 and 3x4x4 convolutions with group normalisation, or the published discriminators: spectral norm, causal in
+    time, images judged as videos of one frame, too."""
+    alternate: bool = False
+    """Whether autoencoder and discriminators take turns, a batch each (published), so that a step takes two batches;
+    until `start_step` the second one is unused. Otherwise both learn from every batch."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the discriminators; empty: that of the autoencoder."""
+    schedule: Literal["constant", "optimizer"] = "optimizer"
+    """Keep `lr` constant without warm-up (published), or let it follow the autoencoder's warm-up and decay."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Decay of Adam's two moments for the discriminators."""
     base_channels: int = Field(default=64, gt=0, multiple_of=_GROUPS)
@@ -48,22 +62,39 @@ class AdversarialConfig(Config):
         """Whether step number `step`, counted from 0, uses the discriminators."""
         return self.weight > 0 and step + 1 >= self.start_step
 
+    def optimizer(self, autoencoder: OptimizerConfig) -> OptimizerConfig:
+        """How the discriminators are optimised, next to the autoencoder."""
+        lr = self.lr or autoencoder.lr
+        changes = {"lr": lr, "betas": self.betas, "min_lr": autoencoder.min_lr * lr / autoencoder.lr}
+        if self.schedule == "constant":
+            changes |= {"schedule": "constant", "warmup_steps": 0}
+        return autoencoder.model_copy(update=changes)
+
 
 class Discriminator(nn.Module):
-    """A discriminator of single frames and, for clips of several, one of video."""
+    """A discriminator of single frames and one of video."""
 
     def __init__(self, config: AdversarialConfig, precision: Precision) -> None:
         super().__init__()
         self.precision = precision
+        self.judges_images_as_video = config.architecture == "published"
         widths = [config.base_channels * min(2**layer, 8) for layer in range(config.num_layers + 1)]
-        self.frames = _patch_classifier(_FrameConv, widths)
-        self.video = _patch_classifier(_VideoConv, widths)
+        if config.architecture == "published":
+            self.frames = _published_frames(widths[:-1])
+            self.video = _published_video(widths[:-1])
+        else:
+            self.frames = _patch_classifier(_FrameConv, widths)
+            self.video = _patch_classifier(_VideoConv, widths)
 
     def forward(self, video: Tensor) -> list[Tensor]:
-        """Logits of the patches, float32, of a video `B C T H W` in [-1, 1]: of its frames and, if T > 1, of clips."""
+        """Logits of the patches of a video `B C T H W` in [-1, 1], float32.
+
+        Those of its frames, `(B T) 1 h w`, and those of clips, `B 1 t h w`; the latter only if T > 1 or if the
+        architecture judges images as videos of one frame.
+        """
         with autocast(video.device, self.precision):
             logits = [self.frames(video.transpose(1, 2).flatten(0, 1))]
-            if video.shape[2] > 1:
+            if video.shape[2] > 1 or self.judges_images_as_video:
                 logits.append(self.video(video))
         return [value.float() for value in logits]
 
@@ -71,7 +102,7 @@ class Discriminator(nn.Module):
 class _VideoConv(nn.Conv3d):
     """Kernel 3 in time and 4 in space, padded by 1 on all sides.
 
-    Time is padded by hand: of a clip of two frames that it pads itself, the CPU's bf16 convolution returns garbage as
+    Time is padded by hand: for a clip of two frames that it pads itself, the CPU's bf16 convolution returns garbage as
     the gradient of the weight (torch 2.13.0, oneDNN).
     """
 
@@ -89,8 +120,28 @@ class _FrameConv(nn.Conv2d):
         super().__init__(channels, width, 4, stride, 1, bias=bias)
 
 
+class _CausalConv(nn.Conv3d):
+    """Kernel 3, padded by 1 in space and in time by two copies of the first frame."""
+
+    def __init__(self, channels: int, width: int, stride: int, bias: bool = True) -> None:
+        super().__init__(channels, width, 3, stride, (0, 1, 1), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(repeat_first_frame(x, 2))
+
+
+class _EachFrameConv(nn.Conv3d):
+    """Kernel 3 in space alone, padded by 1."""
+
+    def __init__(self, channels: int, width: int, stride: int, bias: bool = True) -> None:
+        super().__init__(channels, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=bias)
+
+
+_Conv = type[_FrameConv] | type[_CausalConv] | type[_EachFrameConv]
+
+
 def _patch_classifier(conv: type[_FrameConv] | type[_VideoConv], widths: Sequence[int]) -> nn.Sequential:
-    """Convolutions that halve the size, then two that nearly keep it; normalised but at both ends."""
+    """Convolutions that halve the size, then two that nearly keep it; normalised except at both ends."""
     layers: list[nn.Module] = [conv(3, widths[0], stride=2), nn.LeakyReLU(0.2)]
     for layer, (before, width) in enumerate(pairwise(widths), start=1):
         layers += [
@@ -99,6 +150,31 @@ def _patch_classifier(conv: type[_FrameConv] | type[_VideoConv], widths: Sequenc
             nn.LeakyReLU(0.2),
         ]
     return nn.Sequential(*layers, conv(widths[-1], 1, stride=1))
+
+
+def _published_frames(widths: Sequence[int]) -> nn.Sequential:
+    """4x4 convolutions that halve the size, then two that nearly keep it; spectral norm on all but the last."""
+    *convs, last = _published_convs([_FrameConv] * len(widths), _FrameConv, widths)
+    return _rectified([*map(spectral_norm, convs), last])
+
+
+def _published_video(widths: Sequence[int]) -> nn.Sequential:
+    """Two causal convolutions that halve time, height and width, then ones within each frame, then two causal ones."""
+    halving = [_CausalConv if layer < _VOLUMES else _EachFrameConv for layer in range(len(widths))]
+    return _rectified([*map(spectral_norm, _published_convs(halving, _CausalConv, widths))])
+
+
+def _published_convs(halving: Sequence[_Conv], keeping: _Conv, widths: Sequence[int]) -> list[nn.Module]:
+    """A halving convolution for each width, then two that keep the size; biases at both ends alone."""
+    pairs = enumerate(zip(halving, pairwise([3, *widths]), strict=True))
+    convs = [conv(before, width, 2, bias=layer == 0) for layer, (conv, (before, width)) in pairs]
+    return [*convs, keeping(widths[-1], widths[-1], 1, bias=False), keeping(widths[-1], 1, 1)]
+
+
+def _rectified(convs: Sequence[nn.Module]) -> nn.Sequential:
+    """A leaky rectifier between each two."""
+    first, *others = convs
+    return nn.Sequential(first, *(layer for conv in others for layer in (nn.LeakyReLU(0.2), conv)))
 
 
 def critic_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

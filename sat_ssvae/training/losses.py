@@ -209,9 +209,7 @@ class Objective(nn.Module):
         """
         with self._autocast(video):
             for_decoder, for_lcr, for_kl = self._encode(video)
-            posterior = Posterior.from_moments(for_decoder)
-            eps = torch.randn(posterior.mean.shape, generator=generator).to(video.device, non_blocking=True)
-            latents = self._mask(posterior.mean + posterior.std * eps, generator)
+            latents = self._sample(for_decoder, generator)
             if critic is None:
                 reconstruction, adversarial = self.vae.decode(latents), video.new_zeros(())
             else:
@@ -220,6 +218,20 @@ class Objective(nn.Module):
                 self.reconstruction = for_critic.detach().float()
         with torch.autocast(video.device.type, enabled=False):
             return self._losses(video, reconstruction.float(), for_lcr, for_kl, adversarial)
+
+    @torch.no_grad()
+    def reconstruct(self, video: Tensor, generator: torch.Generator) -> Tensor:
+        """What `forward` compares with the video, `B C T H W` float32, without a gradient."""
+        with self._autocast(video):
+            moments = self.vae.encoder.moments(self.vae.encoder.features(video)).float()
+            reconstruction: Tensor = self.vae.decode(self._sample(moments, generator))
+        return reconstruction.float()
+
+    def _sample(self, moments: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents drawn from the posterior, partly hidden."""
+        posterior = Posterior.from_moments(moments)
+        eps = torch.randn(posterior.mean.shape, generator=generator).to(moments.device, non_blocking=True)
+        return self._mask(posterior.mean + posterior.std * eps, generator)
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The posterior's moments for the reconstruction, for LCR, and for KL: equal in value, `b 2c t h w` float32.

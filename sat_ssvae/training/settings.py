@@ -20,7 +20,7 @@ class TrainConfig(ObjectiveConfig):
     lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
     max_steps: int = Field(default=150_000, gt=0)
-    """Optimiser steps."""
+    """Steps of the autoencoder."""
     model: SSVAEConfig = SSVAEConfig()
     """Sizes of the network; `channels` at the top level is short for `model.latent_channels`."""
     data: DataConfig
@@ -36,7 +36,7 @@ class TrainConfig(ObjectiveConfig):
     optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1000)
     """AdamW and DeepSpeed; its learning rate is `lr` above."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Decay a step of a moving average of the weights, which is then what the run hands over; 0 turns it off."""
+    """EMA decay per step; the averaged weights are then what the run hands over. 0 turns it off."""
     seed: int = Field(default=0, ge=0)
     """Initial weights, order of the clips, posterior samples and masks."""
 
@@ -55,6 +55,12 @@ class TrainConfig(ObjectiveConfig):
 
     monitor: MonitorConfig = MonitorConfig()
     """What is looked at while training."""
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches that each process takes per step of the autoencoder."""
+        turns = 2 if self.adversarial.weight and self.adversarial.alternate else 1
+        return turns * self.optimizer.accumulation_steps
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +85,8 @@ class TrainConfig(ObjectiveConfig):
     def _values_fit(self) -> "TrainConfig":
         if "lr" in self.optimizer.model_fields_set and self.optimizer.lr != self.lr:
             raise ValueError("`lr` and `optimizer.lr` differ; give `lr` alone")
+        if self.optimizer.min_lr > self.lr:
+            raise ValueError(f"optimizer.min_lr = {self.optimizer.min_lr:g} is above lr = {self.lr:g}")
         if self.monitor.every and not self.monitor.path and self.data.part != "train":
             raise ValueError("monitor.path must name held-out clips, or data.part=train set a tenth of them aside")
         smallest = min(min(size) for stream in self.data.streams() for size in stream.config.sizes)

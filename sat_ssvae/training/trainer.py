@@ -90,9 +90,10 @@ class AutoencoderTrainer:
         self.objective = Objective(vae, objective_config)
         # Before the engine wraps the module: its hooks are not to be copied.
         average = Average(vae, config.ema_decay, device) if config.ema_decay else None
+        self.optimizer = config.optimizer.model_copy(update={"lr": config.lr})
         engine = build_engine(
             self.objective,
-            config.optimizer.model_copy(update={"lr": config.lr}),
+            self.optimizer,
             max_steps=config.max_steps,
             micro_batch_size=config.batch_size,
             device=device,
@@ -140,7 +141,7 @@ class AutoencoderTrainer:
             seed=config.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            start_batch=self.run.step * config.optimizer.accumulation_steps,
+            start_batch=self.run.step * config.batches_per_step,
             skips=self.skips,
         )
 
@@ -159,41 +160,69 @@ class AutoencoderTrainer:
     def _take_step(self) -> Mapping[str, float]:
         """One step of autoencoder and discriminators, logged and evaluated; returns what the progress bar shows."""
         self._prepare_critic(self.run.step)
-        batches = [next(self.batches) for _ in range(self.config.optimizer.accumulation_steps)]
-        parts = [self._backward(batch, micro) for micro, batch in enumerate(batches)]
-        losses, terms = zip(*parts, strict=True)
-        measured = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
-        outcome = self.run.take_step(losses, measured)
-        if outcome.finite:
+        alternate = self.config.adversarial.alternate
+        outcome = self._turn(["autoencoder"] if alternate else list(self.run.engines))
+        finite, measured = outcome.finite, outcome.measured
+        if alternate and self.critic is not None:
+            other = self._turn(["critic"])
+            finite, measured = finite and other.finite, {**measured, **other.measured}
+        elif self.config.batches_per_step > self.config.optimizer.accumulation_steps:
+            self._next_batches()  # of the discriminators, which have not joined yet
+        if finite:
             self.skipped_in_a_row = 0
-        elif not outcome.overflow:
-            self._count_skip(outcome, batches, losses)
         step = self.run.step + 1
-        self._log(step, outcome)
+        self._log(step, outcome._replace(measured=measured))
         if self.monitor is not None and self.config.monitor.every and step % self.config.monitor.every == 0:
             self.monitor.look(step, self.vae)
-        return {"loss": outcome.measured["total"], "error": outcome.measured["error"]}
+        return {"loss": measured["total"], "error": measured["error"]}
 
-    def _backward(self, batch: Batch, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradients of a micro-batch; returns a scalar that is finite if all losses are, and scalars for the log."""
-        last = micro + 1 == self.config.optimizer.accumulation_steps
+    def _turn(self, networks: Sequence[str]) -> Outcome:
+        """Batches for an optimiser step of some of the engines, or of none if a loss or gradient is not finite."""
+        batches = self._next_batches()
+        parts = [self._backward(batch, networks, micro) for micro, batch in enumerate(batches)]
+        losses, terms = zip(*parts, strict=True)
+        measured = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+        outcome = self.run.take_step(losses, measured, engines=networks)
+        if not outcome.finite and not outcome.overflow:
+            self._count_skip(outcome, batches, losses)
+        return outcome
+
+    def _next_batches(self) -> list[Batch]:
+        return [next(self.batches) for _ in range(self.config.optimizer.accumulation_steps)]
+
+    def _backward(self, batch: Batch, networks: Sequence[str], micro: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of a micro-batch.
+
+        Returns:
+            A scalar that is finite if the losses are, and scalars for the log.
+        """
+        config = self.config
+        last = micro + 1 == config.optimizer.accumulation_steps
         video = to_unit_range(batch.video.to(self.device, non_blocking=True))
-        draws = generator(self.config.seed, STEP, distributed.rank(), self.run.step, micro)
-        engine = self.run.engines["autoencoder"]
-        if self.critic is None:
+        turn = int("autoencoder" not in networks)
+        draws = generator(config.seed, STEP, distributed.rank(), self.run.step, micro, turn)
+        checked, terms = video.new_zeros(()), {}
+        if "autoencoder" in networks:
+            losses = self._autoencoder_backward(video, draws, last)
+            checked, terms = losses.total.detach(), self._terms(losses)
+        if "critic" in networks:
+            rebuilt = self.objective.reconstruction if terms else self.objective.reconstruct(video, draws)
+            assert self.critic is not None and rebuilt is not None
+            loss = critic_loss(self.critic(video), self.critic(rebuilt))
+            self.run.backward("critic", loss, last=last)
+            checked, terms["critic"] = checked + loss.detach(), loss.detach()
+        return checked, terms
+
+    def _autoencoder_backward(self, video: Tensor, draws: torch.Generator, last: bool) -> Losses:
+        engine, critic = self.run.engines["autoencoder"], self.critic
+        if critic is None:
             losses: Losses = engine(video, draws)
-            self.run.backward("autoencoder", losses.total, last=last)
-            return losses.total.detach(), self._terms(losses)
-        self.critic.requires_grad_(False)
-        losses = engine(video, draws, self.critic, self.config.adversarial.weight)
+        else:
+            critic.requires_grad_(False)
+            losses = engine(video, draws, critic, self.config.adversarial.weight)
+            critic.requires_grad_(True)
         self.run.backward("autoencoder", losses.total, last=last)
-        self.critic.requires_grad_(True)
-        assert self.objective.reconstruction is not None
-        total = critic_loss(self.critic(video), self.critic(self.objective.reconstruction))
-        self.run.backward("critic", total, last=last)
-        weight = self.objective.applied_adversarial_weight.clone()
-        terms = {**self._terms(losses), "critic": total.detach(), "adversarial_weight": weight}
-        return losses.total.detach() + total.detach(), terms
+        return losses
 
     def _terms(self, losses: Losses) -> dict[str, Tensor]:
         """The losses that the run has, and LCR's weight.
@@ -203,12 +232,14 @@ class AutoencoderTrainer:
         objective, config = self.objective, self.objective.config
         weight = objective.applied_lcr_weight.clone()
         total = losses.total.detach()
+        extra = {}
         if config.lcr_weight and config.lcr.weighting == "gradient":
             total = total + (weight - 1) * losses.lcr
         if self.critic is not None:
-            total = total + (objective.applied_adversarial_weight - 1) * losses.adversarial
+            extra["adversarial_weight"] = objective.applied_adversarial_weight.clone()
+            total = total + (extra["adversarial_weight"] - 1) * losses.adversarial
         named = losses._replace(total=total)._asdict()
-        return {**{name: named[name] for name in _loss_names(self.config)}, "lcr_weight": weight}
+        return {**{name: named[name] for name in _loss_names(self.config)}, "lcr_weight": weight, **extra}
 
     def _count_skip(self, outcome: Outcome, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
         """Note a step that no rank took and the samples that may be why; stop after too many in a row."""
@@ -238,10 +269,9 @@ class AutoencoderTrainer:
             return
         with seeded(config.seed, CRITIC_WEIGHTS):
             critic = Discriminator(adversarial, config.precision)
-        optimizer = {"lr": adversarial.lr or config.lr, "betas": adversarial.betas}
         self.run.engines["critic"] = build_engine(
             critic,
-            config.optimizer.model_copy(update=optimizer),
+            adversarial.optimizer(self.optimizer),
             max_steps=config.max_steps - adversarial.start_step + 1,
             micro_batch_size=config.batch_size,
             device=self.device,
