@@ -6,8 +6,8 @@
     video = vae.decode(latents).sample
 
 Latents are standardised in here: they come out of `encode`, and go into `decode`, with mean 0 and deviation 1 in every
-channel (over the training videos). So the scale and the statistics in `config`, which each pipeline reads under
-other names, are all neutral, and a transformer trained behind one pipeline sees the same latents behind another.
+channel (over the training videos). So the scale and the statistics that pipelines look up, each under other names,
+are all neutral, and a transformer trained behind one pipeline sees the same latents behind another.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,13 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from ..config import parse_config
+from ..errors import UserError
 from ..vae.autoencoder import SSVAE
 from ..vae.config import SSVAEConfig
 from ..vae.statistics import LatentStats
+
+DEFAULT_TILE_SIZE = 512
+"""Pixels a side of a tile."""
 
 
 class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -37,8 +41,8 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         num_res_blocks: residual blocks in a level.
         num_mid_blocks: residual blocks in the middle.
         temporal_downsample: which downsamplings halve time.
-        channel_mean: mean of each latent channel, as SSVAE's encoder gives it; None for 0.
-        channel_std: standard deviation of each; None for 1.
+        channel_mean: mean of each latent channel, as SSVAE's encoder gives it; None leaves latents as they are.
+        channel_std: standard deviation of each.
 
     Raises:
         UserError: sizes or statistics that do not fit each other.
@@ -68,43 +72,98 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             "temporal_downsample": temporal_downsample,
         }
         self.ssvae = SSVAE(parse_config(SSVAEConfig, sizes))
-        mean = torch.zeros(latent_channels) if channel_mean is None else torch.tensor(channel_mean)
-        std = torch.ones(latent_channels) if channel_std is None else torch.tensor(channel_std)
-        self.ssvae.latent_stats = LatentStats(mean, std)
+        if (channel_mean is None) != (channel_std is None):
+            raise UserError("channel_mean and channel_std belong together, give both or none")
+        if channel_mean is not None and channel_std is not None:  # on the CPU, also where the weights are not yet
+            numbers = (torch.tensor(values, device="cpu") for values in (channel_mean, channel_std))
+            self.ssvae.latent_stats = LatentStats(*numbers)
         self.use_slicing = False
         """Encode and decode the videos of a batch one by one (`enable_slicing`)."""
+        self.use_tiling = False
+        """Encode and decode tiles, for memory that does not grow with H and W; approximate (`enable_tiling`)."""
+        self.tile_size = DEFAULT_TILE_SIZE
+        """Pixels a side of a tile."""
         self.chunk_frames: int | None = None
         """Encode and decode so many frames at a time, for constant memory; the result is the same."""
 
     @classmethod
     def from_ssvae(cls, vae: SSVAE) -> "AutoencoderSSVAE":
-        """The same autoencoder, weights shared, standardising with its `latent_stats` where it has them."""
-        stats = vae.latent_stats
-        known = {} if stats is None else {"channel_mean": stats.mean.tolist(), "channel_std": stats.std.tolist()}
-        model = cls(**vae.config.model_dump(mode="json"), **known)
+        """The same autoencoder, weights shared, standardising with its `latent_stats`.
+
+        Raises:
+            UserError: it has no statistics. (The published file brings its own, see `SSVAE.from_pretrained`.)
+        """
+        if vae.latent_stats is None:
+            raise UserError(
+                "the autoencoder has no latent statistics, and pipelines need standardised latents; measure them with "
+                "`sat-ssvae stats FOLDER --data VIDEOS` and open the folder, or set vae.latent_stats"
+            )
+        mean, std = vae.latent_stats.mean.tolist(), vae.latent_stats.std.tolist()
+        model = cls(**vae.config.model_dump(mode="json"), channel_mean=mean, channel_std=std)
         model.ssvae.encoder, model.ssvae.decoder, model.ssvae.mask_token = vae.encoder, vae.decoder, vae.mask_token
         return model.eval()
 
     @property
     def config(self) -> FrozenDict:
-        """The arguments, and what pipelines look up: compression, channels and a neutral normalisation."""
-        time, space, channels = self.ssvae.temporal_factor, self.ssvae.spatial_factor, self.ssvae.latent_channels
+        """The arguments, whatever else was registered, and what pipelines look up: sizes and a neutral normalisation.
+
+        What follows from the network is never another value, whoever registers one.
+        """
+        channels = self.ssvae.latent_channels
         sizes = self.ssvae.config
-        widths = [sizes.base_channels * multiplier for multiplier in sizes.channel_multipliers]
-        return FrozenDict(
-            **self._internal_dict,
-            block_out_channels=widths,
-            z_dim=channels,
-            scale_factor_spatial=space,
-            scale_factor_temporal=time,
-            spatial_compression_ratio=space,
-            temporal_compression_ratio=time,
-            scaling_factor=1.0,
-            invert_scale_latents=False,
-            shift_factor=None,
-            latents_mean=[0.0] * channels,
-            latents_std=[1.0] * channels,
-        )
+        derived = {
+            "block_out_channels": [sizes.base_channels * multiplier for multiplier in sizes.channel_multipliers],
+            "z_dim": channels,
+            "scale_factor_spatial": self.spatial_compression_ratio,
+            "scale_factor_temporal": self.temporal_compression_ratio,
+            "spatial_compression_ratio": self.spatial_compression_ratio,
+            "temporal_compression_ratio": self.temporal_compression_ratio,
+            "temperal_downsample": self.temperal_downsample,
+            "scaling_factor": 1.0,
+            "shift_factor": None,
+            "invert_scale_latents": False,
+            "timestep_conditioning": False,
+            "latents_mean": [0.0] * channels,
+            "latents_std": [1.0] * channels,
+        }
+        return FrozenDict({**self._internal_dict, **derived})
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """Pixels per latent position, in height and in width."""
+        return self.ssvae.spatial_factor
+
+    @property
+    def temporal_compression_ratio(self) -> int:
+        """Frames per latent frame; frame 0 has a latent frame of its own."""
+        return self.ssvae.temporal_factor
+
+    @property
+    def temperal_downsample(self) -> list[bool]:
+        """Which downsamplings halve time, under the name that Wan's pipelines ask for."""
+        return list(self.ssvae.config.temporal_downsample)
+
+    @property
+    def latents_mean(self) -> Tensor:
+        """Zeros, shape (c,): what comes out of `encode` is standardised already."""
+        return torch.zeros(self.ssvae.latent_channels, device=self.device, dtype=self.dtype)
+
+    @property
+    def latents_std(self) -> Tensor:
+        """Ones, shape (c,), as `latents_mean`."""
+        return torch.ones(self.ssvae.latent_channels, device=self.device, dtype=self.dtype)
+
+    def enable_tiling(self, tile_size: int = DEFAULT_TILE_SIZE) -> None:
+        """Encode and decode overlapping tiles, for memory that does not grow with H and W; approximate.
+
+        Args:
+            tile_size: pixels a side, a multiple of the spatial compression.
+
+        Raises:
+            UserError: another size.
+        """
+        self.ssvae.check_tile_size(tile_size)
+        self.use_tiling, self.tile_size = True, tile_size
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Posterior of standardised latents as `.latent_dist`.
@@ -118,11 +177,12 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         distribution = DiagonalGaussianDistribution(moments if x.ndim == 5 else moments.squeeze(2))
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
-    def decode(self, z: Tensor, return_dict: bool = True, **_: Any) -> Any:
+    def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True, **_: Any) -> Any:
         """Video `B C T H W` in [-1, 1] as `.sample`.
 
         Args:
             z: standardised latents `b c t h w`, or those of images `b c h w`.
+            temb: ignored; pipelines whose decoder takes a time step pass one.
             return_dict: False for a tuple with the video alone.
         """
         parts = z.split(1) if self.use_slicing else [z]
@@ -139,18 +199,24 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     ) -> Any:
         """The reconstruction of `sample`, from the posterior's mean or from a draw."""
         posterior = self.encode(sample).latent_dist
-        return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode(), return_dict)
+        return self.decode(
+            posterior.sample(generator) if sample_posterior else posterior.mode(), return_dict=return_dict
+        )
 
     @property
     def _stats(self) -> LatentStats:
-        assert self.ssvae.latent_stats is not None
-        return self.ssvae.latent_stats
+        channels = self.ssvae.latent_channels
+        return self.ssvae.latent_stats or LatentStats(torch.zeros(channels), torch.ones(channels))
+
+    @property
+    def _tile(self) -> int | None:
+        return self.tile_size if self.use_tiling else None
 
     def _moments(self, x: Tensor) -> Tensor:
         """Mean and log-variance of standardised latents, stacked on channels."""
-        posterior = self.ssvae.encode(x, self.chunk_frames)
-        log_std = self._stats.std.to(posterior.logvar).clamp_min(torch.finfo(torch.float32).tiny).log()
-        return torch.cat([self._stats.standardize(posterior.mean), posterior.logvar - 2 * log_std.view(-1, 1, 1, 1)], 1)
+        posterior, stats = self.ssvae.encode(x, self.chunk_frames, self._tile), self._stats
+        log_std = stats.std.to(posterior.logvar).clamp_min(torch.finfo(torch.float32).tiny).log()
+        return torch.cat([stats.standardize(posterior.mean), posterior.logvar - 2 * log_std.view(-1, 1, 1, 1)], 1)
 
     def _video(self, z: Tensor) -> Tensor:
-        return self.ssvae.decode(self._stats.unstandardize(z), self.chunk_frames)
+        return self.ssvae.decode(self._stats.unstandardize(z), self.chunk_frames, self._tile)

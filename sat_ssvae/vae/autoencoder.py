@@ -191,12 +191,20 @@ class SSVAE(nn.Module):
             if isinstance(module, ResidualBlock):
                 module.checkpointed = enabled
 
+    def check_tile_size(self, pixels: int) -> None:
+        """Refuse a side of tiles that is no multiple of the spatial factor.
+
+        Raises:
+            UserError: it is not.
+        """
+        if pixels < self.spatial_factor or pixels % self.spatial_factor:
+            raise UserError(f"tile_size {pixels}: must be a multiple of {self.spatial_factor}")
+
     def _tile(self, pixels: int, encode: bool) -> tuple[int, int, int]:
         """Side of a tile in latent positions; positions of the input and of the output per latent position."""
-        side, rest = divmod(pixels, self.spatial_factor)
-        if side < 1 or rest:
-            raise UserError(f"tile_size {pixels}: must be a multiple of {self.spatial_factor}")
-        return side, *((self.spatial_factor, 1) if encode else (1, self.spatial_factor))
+        self.check_tile_size(pixels)
+        factor = self.spatial_factor
+        return pixels // factor, *((factor, 1) if encode else (1, factor))
 
 
 def _at_least_one(chunk_frames: int) -> int:

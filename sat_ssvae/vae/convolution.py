@@ -19,8 +19,8 @@ Taps = Literal["all", "summed", "phases", "phases in time", "summed phases"]
 
 
 def with_taps(weight: Tensor, taps: Taps) -> Tensor:
-    """`weight` with the taps that `taps` names; they are summed in float32 and rounded once, to the weight's dtype."""
-    return _TAPS[taps](weight.float()).to(weight.dtype)
+    """`weight` with the taps that `taps` names; they are summed in float32 or better, and rounded once."""
+    return _TAPS[taps](weight.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
 
 
 def interleave_phases(phases: Tensor, time: int) -> Tensor:

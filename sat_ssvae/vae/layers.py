@@ -81,8 +81,10 @@ class RMSNorm(nn.Module):
 
     @staticmethod
     def scale(x: Tensor) -> Tensor:
-        """sqrt(C) / norm of `x` (`B C ...`) at every position, `B 1 ...`; computed in float32."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        """sqrt(C) / norm of `x` (`B C ...`) at every position, `B 1 ...`; computed in float32 at least."""
+        norm = torch.linalg.vector_norm(
+            x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+        ).clamp_min(1e-12)
         return (math.sqrt(x.shape[1]) / norm).to(x.dtype)
 
 
