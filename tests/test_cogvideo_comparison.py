@@ -268,7 +268,7 @@ def test_a_stopped_comparison_stops_its_training(cogvideo, unfinished, number, s
 def test_an_output_belongs_to_one_comparison_and_what_it_leaves_behind(cogvideo, unfinished):
     def refused():
         done = compare(cogvideo, unfinished)
-        return done.returncode == 2 and f"error: {unfinished}: another comparison is at work there" in done.stderr
+        return done.returncode == 2 and f"error: {unfinished}: in use by another comparison" in done.stderr
 
     with in_training(cogvideo, unfinished) as (process, training):
         assert refused()

@@ -1,4 +1,4 @@
-"""Processes of CogVideoX's code that fail, each a real one: the line that the user sees says why."""
+"""Real processes that fail: the one line that the user sees says why."""
 
 import sys
 
@@ -43,8 +43,8 @@ def test_the_message_says_why_a_process_failed(tmp_path, monkeypatch, end, messa
     assert str(caught.value) == f"train failed, see {log}: {message}"
 
 
-def test_a_process_that_says_nothing_is_told_so(tmp_path, monkeypatch):
+def test_a_process_that_prints_no_error(tmp_path, monkeypatch):
     (tmp_path / "train_video.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"it said nothing$"):
+    with pytest.raises(UserError, match=r"it printed no error$"):
         Launch((sys.executable,)).train([], tmp_path / "train.log", "nothing", 8)

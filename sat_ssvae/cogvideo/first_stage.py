@@ -9,7 +9,7 @@
 Latents leave `encode` with mean 0 and standard deviation 1 in every channel, so the model's `scale_factor` is 1.0.
 
 CogVideoX decodes a video in chunks: `decode(z, clear_fake_cp_cache=False)` keeps the temporal state for the next call,
-`clear_fake_cp_cache=True`, the default, ends the video. Here the chunks give exactly the frames of a whole decode.
+and `clear_fake_cp_cache=True`, the default, ends the video. The chunks are exactly the frames of a whole decode.
 """
 
 import logging
@@ -45,14 +45,13 @@ STOCK_PARAMETERS = (
     "encoder_config",
     "decoder_config",
 )
-"""Parameters of the stock first stage that stay in a configuration when an overlay is merged over it; ignored.
+"""Parameters of CogVideoX's own first stage that remain when an overlay is merged over it; they are ignored.
 
-(Its `ckpt_path` is replaced by the overlay's.) SSVAE is not split over ranks: each decodes the whole video, whatever
-`cp_size` is.
+SSVAE is not split over ranks: each rank decodes the whole video, whatever `cp_size` is.
 """
 
 PATCH_MARKERS = {"sample_video.py": "spatial_factor", "diffusion_video.py": "first_latent"}
-"""What files of a CogVideoX checkout mention once `patches/` are applied, if they need any (see `check_patched`)."""
+"""Words that are in the files of a CogVideoX checkout once `patches/` are applied (see `check_patched`)."""
 
 
 class FirstStageConfig(Config):
@@ -71,9 +70,9 @@ class FirstStageConfig(Config):
     """Pixels a side of the tiles that large frames are encoded and decoded in, to save memory; None for whole frames.
     The result is approximate."""
     random_init: bool = False
-    """Untrained weights instead of a checkpoint, for tests. Latents are then left as they are by default."""
+    """Untrained weights instead of a checkpoint, for tests. By default latents are then not standardised."""
     check_configuration: bool = True
-    """In train_video.py and sample_video.py: refuse a configuration whose numbers do not fit, before anything runs."""
+    """In train_video.py and sample_video.py, refuse a configuration whose numbers do not fit before anything runs."""
     model: SSVAEConfig | None = None
     """Sizes for `random_init`; a checkpoint brings its own."""
 
@@ -105,7 +104,7 @@ class SSVAEFirstStage(nn.Module):
     """
 
     first_latent = 0
-    """Latent frame to decode from. The patched CogVideoX asks; its own autoencoder has a padding frame in front."""
+    """Latent frame to decode from, for the patched CogVideoX; its own autoencoder has a padding frame in front."""
 
     def __init__(self, **params: Any) -> None:
         super().__init__()
@@ -116,7 +115,7 @@ class SSVAEFirstStage(nn.Module):
         else:
             self.vae = SSVAE(config.model)
         self.vae.for_inference()
-        for parameter in self.vae.parameters():  # DeepSpeed distributes frozen weights, too: plainly contiguous ones
+        for parameter in self.vae.parameters():  # DeepSpeed broadcasts frozen weights, too, and needs them contiguous
             parameter.data = parameter.data.contiguous()
         self.stats = _statistics(config, self.vae)
         self._check_tile()
@@ -139,7 +138,7 @@ class SSVAEFirstStage(nn.Module):
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent position; the patched sample_video.py asks."""
+        """Pixels per latent position, for the patched sample_video.py."""
         return self.vae.spatial_factor
 
     @property
@@ -149,7 +148,7 @@ class SSVAEFirstStage(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """The network after the latents (CogVideoX v1.0 looks at its type)."""
+        """The network after the latents; CogVideoX v1.0 checks its type."""
         return self.vae.decoder
 
     def get_last_layer(self) -> Tensor:
@@ -196,18 +195,18 @@ class SSVAEFirstStage(nn.Module):
         output_cp: bool = False,
         split_kernel_size: int = 1,
     ) -> Tensor:
-        """Frames `B 3 T H W`, about [-1, 1], of standardised latents `b c t h w`, the next ones of the video begun.
+        """The next frames `B 3 T H W`, about [-1, 1], of standardised latents `b c t h w`.
 
         A video's first chunk of t latent frames gives 4 (t - 1) + 1 frames, later ones 4 t.
 
         Args:
             z: latents.
             clear_fake_cp_cache: this is the video's last chunk.
-            use_cp: True, which CogVideoX 1.5 passes with the first chunk alone, starts a video even if an earlier one
-                was not finished.
+            use_cp: True, which CogVideoX1.5 passes with the first chunk only, starts a new video even if the previous
+                one was not finished.
             input_cp: must be False, see `encode`.
             output_cp: must be False, see `encode`.
-            split_kernel_size: ignored, it says how v1.0 splits over ranks.
+            split_kernel_size: ignored; in v1.0 it says how to split over ranks.
 
         Raises:
             UserError: latents of another number of channels.
@@ -267,10 +266,10 @@ def build_first_stage(config: SATConfig) -> SSVAEFirstStage:
 
 
 def check_patched(folder: Path | None = None) -> None:
-    """Refuse to run in a CogVideoX checkout whose files assume its own autoencoder; elsewhere do nothing.
+    """Refuse to run in a CogVideoX checkout that is not patched; elsewhere do nothing.
 
     Args:
-        folder: its sat folder; None for that of the CogVideoX that this process imported, if it did.
+        folder: its sat folder; None for that of the CogVideoX that this process imported, if any.
 
     Raises:
         UserError: patches are missing, for example after `git pull` or `git checkout`.
@@ -290,7 +289,7 @@ def check_patched(folder: Path | None = None) -> None:
 
 
 def _parse(params: Mapping[str, Any]) -> FirstStageConfig:
-    """Split off stock parameters; what a YAML file gave may be OmegaConf's."""
+    """Leave out the stock parameters; values from a YAML file may be OmegaConf's."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(dict(params)), resolve=True)
     stock = [name for name in STOCK_PARAMETERS if name in plain]
     if stock:
@@ -342,4 +341,4 @@ def _keep_in_model(stage: nn.Module, state_dict: dict[str, Any], prefix: str, *_
 
 def _refuse_split(input_cp: bool, output_cp: bool) -> None:
     if input_cp or output_cp:
-        raise UserError("input_cp, output_cp: SSVAE takes and returns whole videos, not parts of ranks; leave them out")
+        raise UserError("input_cp, output_cp: SSVAE is not split over ranks; leave them out")

@@ -1,9 +1,9 @@
-"""Processes of CogVideoX's code: how they are started, what their logs say, and how they end.
+"""Start processes of CogVideoX's code, follow their logs, and say why they failed.
 
     with exclusive(output) as lock:
         Launch(("python",), processes=8, lock=lock).train(arguments, log, "stock, seed 1", iterations=20000)
 
-They run in the folder where CogVideoX's scripts lie, which is the working directory.
+They run in CogVideoX's sat folder, which is the working directory.
 """
 
 import fcntl
@@ -24,10 +24,10 @@ from ..storage import write_text
 from .worker import SCORED, ArmJob, InitialJob
 
 LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.* total loss (\S+) \|")
-"""A line of train_video.py's log: iteration, and the mean loss since the line before."""
+"""A line of train_video.py's log: the iteration, and the mean loss since the previous line."""
 ERROR = re.compile(
     r"^(?:\[default\d+\]:)?(?:\[rank\d+\]: )?"  # torchrun's, and torch's
-    r"(?!torch\.distributed\.elastic\b)"  # torchrun's, which says no more than that a process failed
+    r"(?!torch\.distributed\.elastic\b)"  # torchrun's own error only says that a process failed
     r"(?:error: |(?:\w+\.)*UserError: |(?=(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b))(.*)",
     re.MULTILINE,
 )
@@ -36,29 +36,29 @@ FIRST_FAILURE = re.compile(
     r"^Root Cause \(first observed failure\):.*?\(local_rank: (\d+)\).*?^  traceback : (?:Signal \d+ \((\w+)\))?",
     re.MULTILINE | re.DOTALL,
 )
-"""What torchrun says at its end: which process failed first, and by which signal if one killed it."""
+"""The end of torchrun's output: which process failed first, and which signal killed it, if one did."""
 DOING = MappingProxyType({"initial": "drawing weights", "measure": "measuring", "score": "scoring"})
-"""What a job's bar says."""
+"""Labels of progress bars."""
 ALONE = MappingProxyType({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
 """Environment of a process that is not started by torchrun."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How CogVideoX's scripts are started, in the folder where they lie, which is the working directory."""
+    """How to start CogVideoX's scripts."""
 
     python: tuple[str, ...]
-    """The interpreter, and what comes before a script's name."""
+    """The interpreter, and the words before a script's name."""
     processes: int = 1
     """GPUs to train on, in this machine."""
     lock: int | None = None
-    """File descriptor that the processes keep open, see `exclusive`."""
+    """File descriptor that the processes inherit, see `exclusive`."""
 
     def train(self, arguments: Sequence[str], log: Path, description: str, iterations: int) -> None:
-        """train_video.py, with a bar.
+        """Run train_video.py, with a progress bar.
 
         Raises:
-            UserError: it failed; what it said last, and where its log lies.
+            UserError: it failed; the message has its last error and the path of its log.
         """
         command = ["train_video.py", *arguments]
 
@@ -73,12 +73,12 @@ class Launch:
                 return
             with tempfile.TemporaryDirectory() as copies:
                 torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
-                # What goes to stderr comes with the number of its process, and in its order.
+                # Each line of stderr then begins with the number of its process.
                 numbered = ["--tee", "2", "--log_dir", copies]
                 self._run(["-m", *torchrun, *numbered, *command], log, show, {})
 
     def work(self, job: InitialJob | ArmJob, folder: Path) -> None:
-        """A job of `worker.py` in one process; job and log lie in `folder`.
+        """Run a job of `worker.py`; the job's file and its log go into `folder`.
 
         Raises:
             UserError: it failed.
@@ -121,7 +121,7 @@ class Launch:
                     show(line)
             except BaseException:
                 process.terminate()
-                process.stdout.close()  # what it still says finds no reader and must not wait for one
+                process.stdout.close()  # or it may block on writing to a full pipe
                 process.wait()
                 raise
         if process.returncode:
@@ -130,11 +130,11 @@ class Launch:
 
 
 def what_failed(log: str, status: int) -> str:
-    """The line that says why a process failed.
+    """The line of a log that says why the process failed.
 
     Args:
         log: what the process printed.
-        status: how it ended; below 0 it was killed by the signal of that number.
+        status: its exit status; a negative one is the number of the signal that killed it.
     """
     if status < 0:
         return f"killed by signal {signal.Signals(-status).name}"
@@ -142,21 +142,21 @@ def what_failed(log: str, status: int) -> str:
         number, killer = found.groups()
         if killer:
             return f"killed by signal {killer}"
-        # The others are stopped, and may still say something, or fail because it is gone.
+        # The other processes were stopped, or failed because this one did.
         log = "\n".join(line for line in log.splitlines() if line.startswith(f"[default{number}]:"))
     errors = ERROR.findall(log)
-    return errors[-1] if errors else "it said nothing"
+    return errors[-1] if errors else "it printed no error"
 
 
 @contextmanager
 def exclusive(output: Path) -> Iterator[int]:
-    """Nobody else's `output`; until the end SIGTERM raises SystemExit, so that processes started meanwhile are ended.
+    """Lock `output`; inside, SIGTERM raises SystemExit, so that child processes are terminated.
 
     Yields:
-        A file descriptor. Who keeps it open keeps the folder: a process, say, that outlives the one which started it.
+        The lock's file descriptor. A child process that inherits it keeps the lock, even if it outlives its parent.
 
     Raises:
-        UserError: another process has the folder.
+        UserError: another process holds the lock.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -168,8 +168,8 @@ def exclusive(output: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{output}: another comparison is at work there, or a process that it left; "
-                "wait for its end, stop it, or choose another --output"
+                f"{output}: in use by another comparison or by a process that it left running; "
+                "wait for it, stop it, or choose another --output"
             ) from None
         previous = signal.signal(signal.SIGTERM, stop)
         try:

@@ -1,4 +1,4 @@
-"""The two arms of a comparison on CogVideoX's own training: they may differ in nothing that their latents do not bring.
+"""The two arms of a comparison on CogVideoX's own training, which differ only in what follows from their latents.
 
 arms = read_arms(stock=[Path("cogvideox_2b.yaml"), Path("sft.yaml")], overlay=[Path("cogvideox_2b_5b.yaml")])
 """
@@ -17,7 +17,7 @@ BASELINE, CANDIDATE = "stock", "ssvae"
 FOLLOW_FROM_LATENTS = (
     "args.latent_channels",
     "model.first_stage_config",
-    "model.latent_input",  # which neither arm may use
+    "model.latent_input",  # neither arm may use it
     "model.scale_factor",
     f"{NETWORK}.in_channels",
     f"{NETWORK}.out_channels",
@@ -39,7 +39,7 @@ SET_BY_COMPARISON = (
 
 @dataclass(frozen=True)
 class NativeArm:
-    """An arm: the files that train_video.py gets as --base, and what they say together."""
+    """The files that train_video.py gets as --base, and their merged values."""
 
     name: str
     files: tuple[Path, ...]
@@ -57,16 +57,16 @@ class NativeArm:
 
 
 def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[NativeArm, NativeArm]:
-    """Baseline and candidate, whose files are those of the baseline and then the overlay's.
+    """Baseline and candidate; the candidate's files are the baseline's and then the overlay's.
 
     Args:
         stock: files as given to train_video.py.
         overlay: one of cogvideo_configs/ and whatever follows it.
-        heldout: folders of held-out videos; none for those of args.valid_data.
+        heldout: folders of held-out videos; empty for those of args.valid_data.
 
     Raises:
-        UserError: the arms differ in more than their latents, a number does not fit SSVAE's latents, or the training is
-            one that cannot be compared.
+        UserError: the arms differ in more than their latents, a number does not fit SSVAE's latents, or the training
+            cannot be compared.
     """
     arms = [
         NativeArm(name, tuple(files), merge_configs(files))
@@ -77,8 +77,8 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
         key, ours, theirs = differing[0]
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UserError(
-            f"{key} is {ours} in {baseline.name} and {theirs} in {candidate.name}{more}, but the arms may differ in "
-            "their latents alone; put it into a file that is given last to --stock and to --ssvae"
+            f"{key} is {ours} in {baseline.name} and {theirs} in {candidate.name}{more}, but the arms may differ only "
+            "in their latents; set it in a file that is given last to --stock and to --ssvae"
         )
     for arm in (baseline, candidate):
         _refuse_unusable(arm, heldout)
@@ -86,12 +86,12 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
     config = SATConfig(afresh)  # `load` is that of the stock transformer; the comparison adapts it
     if found := find_mismatches(config, build_first_stage(config).latent_format):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(f"{candidate.name}: {found[0]}{more}; put it right in a file given last to --ssvae")
+        raise UserError(f"{candidate.name}: {found[0]}{more}; correct it in a file given last to --ssvae")
     return baseline, candidate
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, other value) of all settings that differ and need not; a missing value is None."""
+    """(key, value, other value) of the settings that differ without need; a missing value is None."""
     left, right = dict(_flat(ours)), dict(_flat(theirs))
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key) and not _is_below(key, (*FOLLOW_FROM_LATENTS, *SET_BY_COMPARISON)):
@@ -99,7 +99,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[
 
 
 def _refuse_unusable(arm: NativeArm, heldout: Sequence[Path]) -> None:
-    """Say what of an arm's settings makes no comparison."""
+    """Refuse settings with which nothing can be compared."""
     get = arm.settings.get
     iterations = get("args.train_iters")
     wrong = {

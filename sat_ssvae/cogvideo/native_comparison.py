@@ -2,12 +2,11 @@
 
     bash scripts/compare_convergence.sh --cogvideo CogVideo --stock STOCK.yaml sft.yaml --ssvae OVERLAY.yaml
 
-Stages: measures of each arm's autoencoder -> one initial transformer a seed -> train_video.py for each arm and seed ->
-scores of each arm's checkpoints -> report. The measures need no checkpoint and come first: videos or packages that are
-missing cost no training. All but the report are processes of CogVideoX's code, see `worker.py` and `launch.py`. Each
-works in a folder whose name carries a fingerprint of what it depends on: what is finished is found again. An unfinished
-training starts anew, because SAT's checkpoints hold no state of the optimiser, and a training that went on without it
-would be another one.
+Stages: measure each arm's autoencoder -> one initial transformer per seed -> train_video.py for each arm and seed ->
+score each arm's checkpoints -> report. Measuring needs no checkpoint and comes first, so missing videos or packages
+cost no training. All stages but the report run as processes of CogVideoX's code, see `worker.py` and `launch.py`. Each
+works in a folder whose name contains a fingerprint of its inputs, so finished work is reused. An unfinished training
+starts again, because SAT's checkpoints do not hold the optimiser's state.
 """
 
 import logging
@@ -39,27 +38,25 @@ from .worker import ArmJob, InitialJob, is_measured, read_arm, read_environment
 logger = logging.getLogger(__name__)
 
 EQUAL_STARTS = (
-    "equal in both arms for every tensor of equal shape; first and last layer, and the table of positions if its size "
-    "differs, are drawn anew in each arm from the same seed"
+    "equal in both arms for every tensor of equal shape; the first and last layer, and the position table if its size "
+    "differs, are drawn in each arm from the same seed"
 )
-NOISE = (
-    "the order of clips follows from the seed and is equal; noise and its levels have the same seed but other shapes"
-)
+NOISE = "the order of clips is the same in both arms; noise and noise levels have the same seed but other shapes"
 
 
 class CogVideoComparison(Config):
-    """How much is trained and scored; everything else is in CogVideoX's files."""
+    """How much is trained and scored; everything else is set in CogVideoX's files."""
 
     seeds: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1,), min_length=1)
-    """Seeds of train_video.py; SAT takes none below 1."""
+    """Seeds of train_video.py, from 1."""
     evaluations: int = Field(default=8, ge=2)
-    """Checkpoints, at most, that are saved and scored, each of the whole model: evenly spaced, and the last step's."""
+    """At most this many checkpoints of the whole model are saved and scored, evenly spaced, the last step included."""
     max_heldout: int = Field(default=64, ge=8)
-    """Held-out clips at most. They are in memory together."""
+    """At most this many held-out clips are used. They are in memory together."""
     max_train: int = Field(default=256, ge=2)
-    """Training clips, at most, whose latents give the spectra and the loss's floor."""
+    """At most this many training clips are encoded for the spectra and the loss's floor."""
     scoring: EvaluationConfig = EvaluationConfig(samples=32, denoising_clips=16, batch_size=1)
-    """How much of each checkpoint is scored. Sampler, its steps and guidance are CogVideoX's."""
+    """How each checkpoint is scored. The sampler, its steps and guidance are CogVideoX's."""
 
 
 def compare(
@@ -72,19 +69,19 @@ def compare(
 ) -> ComparisonResults:
     """Run or continue the comparison in `output` and write its report to `output/report`.
 
-    The working directory is CogVideoX's sat folder, from which its files count relative paths.
+    The working directory is CogVideoX's sat folder; relative paths in its files count from there.
 
     Args:
         config: how much is trained and scored.
         arms: see `read_arms`.
-        heldout: folders of held-out videos; none for those of args.valid_data.
+        heldout: folders of held-out videos; empty for those of args.valid_data.
         output: an absolute path.
-        launch: how CogVideoX is started.
+        launch: how to start CogVideoX.
         command: what the user typed, for the report.
 
     Raises:
-        UserError: a folder of videos is missing, another comparison works in `output`, or CogVideoX's code failed; the
-            log is named.
+        UserError: a folder of videos is missing, another comparison uses `output`, or CogVideoX's code failed (the
+            message names its log).
     """
     with exclusive(output) as lock:
         return _Comparison(config, arms, tuple(heldout), output, replace(launch, lock=lock), command).run()
@@ -106,11 +103,11 @@ class _Comparison:
         self.heldout = heldout or tuple(path for path in self.baseline.data("valid_data") if path not in self.train)
         for folder in (*self.train, *self.heldout):
             if not folder.exists():
-                raise UserError(f"{folder}: no such folder of videos, seen from {Path.cwd()}")
+                raise UserError(f"{folder}: no such folder of videos (in {Path.cwd()})")
         self.train_content, self.heldout_content = (list(map(content, data)) for data in (self.train, self.heldout))
         self.iterations: int = self.baseline.settings.get("args.train_iters")
         self.interval = math.ceil(self.iterations / config.evaluations)
-        # SAT saves the last step, too, wherever the interval falls.
+        # SAT always saves the last step.
         self.steps = (*range(self.interval, self.iterations, self.interval), self.iterations)
         self.minutes = Stopwatch(output / "minutes.json")
 
@@ -127,7 +124,7 @@ class _Comparison:
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def _measure(self, arm: NativeArm) -> Path:
-        """The folder with what `worker.measure` wrote, where the scores will lie, too."""
+        """The folder that `worker.measure` wrote, to which the scores are added."""
         how = self.config.model_dump(mode="json", exclude={"seeds"})
         data = self.train_content, self.heldout_content
         folder = self.output / "scores" / f"{arm.name}-{fingerprint(how, arm.values, self._first_stage(arm), data)}"
@@ -137,7 +134,7 @@ class _Comparison:
         return folder
 
     def _initial(self, seed: int) -> Path:
-        """The transformer from which both arms start: what of the stock one fits both, of `args.load` or drawn."""
+        """The tensors from which both arms start: of `args.load`, or drawn, those whose shapes fit both arms."""
         load = self.baseline.settings.get("args.load")
         sizes = self.candidate.settings.transformer()
         network = self.baseline.values["model"]["network_config"]
@@ -184,7 +181,7 @@ class _Comparison:
         return finished
 
     def _score(self, arm: NativeArm, runs: dict[int, Path], folder: Path) -> None:
-        """Have `worker.score` write the scores that `folder` lacks."""
+        """Have `worker.score` write the scores that are missing in `folder`."""
         named = {_name(run): run for run in runs.values()}
         if not all(is_scored(folder / name, self.steps) for name in named):
             with self.minutes(f"scoring {arm.name}"):
@@ -205,9 +202,9 @@ class _Comparison:
         )
 
     def _inference(self, arm: NativeArm, folder: Path) -> Path:
-        """The last configuration file of a process that does not train: what sample_video.py sets, too."""
+        """The last configuration file of a process that does not train, with what sample_video.py sets."""
         args = {"mode": "inference", "load": None, "force_inference": True}
-        for precision in ("bf16", "fp16"):  # in training DeepSpeed's section decides
+        for precision in ("bf16", "fp16"):  # in training the deepspeed section decides
             args[precision] = bool(arm.settings.get(f"deepspeed.{precision}.enabled"))
         network = {"params": {"transformer_args": {"checkpoint_activations": False}}}
         path = folder / "inference.yaml"
@@ -215,7 +212,7 @@ class _Comparison:
         return path
 
     def _first_stage(self, arm: NativeArm) -> list[Any]:
-        """Changes when the autoencoder's weights do."""
+        """A description of the autoencoder's files that changes when they do."""
         path = Path(str(arm.settings.get("model.first_stage_config.params.ckpt_path")))
         return content(path) if path.exists() else []
 
@@ -250,7 +247,7 @@ class _Comparison:
 
     def _origin(self) -> str:
         load = self.baseline.settings.get("args.load")
-        return f"; the others are those of {load}, which learned the baseline's latents" if load else ""
+        return f"; the others are those of {load}, which was trained on the baseline's latents" if load else ""
 
     def _curves(self, arm: str, runs: dict[str, dict[int, Path]], scores: dict[str, Path]) -> list[CurvePoint]:
         points = []
@@ -273,5 +270,5 @@ class _Comparison:
 
 
 def _name(run: Path) -> str:
-    """Of a training: its folder's, in which `run` holds the checkpoints."""
+    """The name of a training's folder; `run` is the folder of checkpoints two levels below it."""
     return run.parents[1].name

@@ -2,7 +2,7 @@
 
 save_sat(vae, "ssvae_sat")                # what `sat-ssvae convert IN ssvae_sat --to sat` does
 
-register()                                # SAT's model_registry knows SSVAEFirstStage from here on
+register()                                # adds SSVAEFirstStage to SAT's model_registry
 from sat.model import AutoModel
 first_stage, args = AutoModel.from_pretrained("ssvae_sat")
 """
@@ -41,15 +41,16 @@ class SATFirstStage(SSVAEFirstStage):
 
     @classmethod
     def get_args(cls, **values: Any) -> argparse.Namespace:
-        """SAT's defaults: what AutoModel fills in beside the folder's own."""
+        """SAT's defaults, which AutoModel adds to the folder's own arguments."""
         return argparse.Namespace(**values)
 
     def disable_untrainable_params(self) -> None:
-        """SAT asks before training; a first stage is frozen by its owner."""
+        """Freeze everything; SAT calls this before training."""
+        self.requires_grad_(False)
 
 
 def register() -> None:
-    """Make SAT's model_registry know SSVAEFirstStage. Call it before `AutoModel.from_pretrained`.
+    """Register SSVAEFirstStage with SAT's model_registry. Call this before `AutoModel.from_pretrained`.
 
     Raises:
         UserError: SAT, or a package that its import needs, is not installed.
@@ -58,10 +59,10 @@ def register() -> None:
 
 
 def import_sat() -> ModuleType:
-    """SAT's registry module, also on a machine without triton.
+    """Import SAT's registry module; works without triton.
 
-    SAT imports a triton kernel for rotary embeddings that only some of its language models use. Where triton is
-    missing, the module of that kernel is replaced by an empty one before SAT's import.
+    SAT imports a triton kernel for rotary embeddings that only some of its language models use. Without triton, an
+    empty module takes that kernel's place before SAT is imported.
 
     Raises:
         UserError: SAT, or a package that its import needs, is not installed.
@@ -80,7 +81,7 @@ def import_sat() -> ModuleType:
 
 
 def _start_model_parallel() -> None:
-    """What the constructor of SAT's own models does: SAT asks for this process's rank when it loads weights."""
+    """Start SAT's model-parallel groups, as its own models do; it needs this process's rank to load weights."""
     from sat.arguments import initialize_distributed
 
     cuda = torch.cuda.is_available()
@@ -98,13 +99,13 @@ def _start_model_parallel() -> None:
 
 
 def save_sat(vae: SSVAE, folder: str | Path) -> None:
-    """Write `vae`, and its latent statistics, as a folder that SAT's AutoModel reads.
+    """Write `vae` and its latent statistics to a folder that SAT's AutoModel reads.
 
     Raises:
         UserError: the autoencoder has no latent statistics.
     """
     if vae.latent_stats is None:
-        raise UserError("SAT's form needs latent statistics, the autoencoder has none; measure them: sat-ssvae stats")
+        raise UserError("SAT's format needs latent statistics, the autoencoder has none; measure them: sat-ssvae stats")
     folder = Path(folder)
     weights = folder / _ITERATION / "mp_rank_00_model_states.pt"
     weights.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Transformers of CogVideoX made for other latents: which of their tensors fit, and a copy without those that do not.
+"""CogVideoX transformers trained on other latents: which of their tensors fit, and copies without the others.
 
-A transformer for 16 channels has another first and last layer than one for 48. CogVideoX's fine-tuning starts missing
-tensors afresh but stops at wrong ones, so `adapt` leaves these out.
+A transformer for 48 channels has another first and last layer than one for 16. CogVideoX's fine-tuning draws tensors
+that are missing from a checkpoint, but fails at tensors of a wrong shape, so `adapt` leaves those out.
 """
 
 import math
@@ -20,7 +20,7 @@ from ..errors import UserError
 FIRST_STAGE = "first_stage_model."
 """What the names of an autoencoder's tensors begin with in a checkpoint of the whole model."""
 WEIGHTS_NAME = "mp_rank_00_model_states.pt"
-_RELEASE = "release"  # SAT's word for weights that are no step of a training
+_RELEASE = "release"  # SAT's name for weights that do not belong to a step of a training
 
 Misfit = tuple[str, tuple[int, ...], tuple[int | None, ...]]
 """(tensor's name, shape found, shape needed)."""
@@ -41,11 +41,11 @@ class TransformerSizes:
     flat_patch: bool
     """Whether patches are flattened for a linear layer (main) or read by a 2-D convolution (v1.0)."""
     text_positions: int
-    """Positions of text, the first of the table."""
+    """Positions of text, which come first in the table."""
     video_positions: int
     """Tokens of the longest and largest video."""
     rotary_size: int | None
-    """Channels of a head that v1.0's rotary tables turn, None without such tables."""
+    """Channels per head of v1.0's rotary tables; None without such tables."""
     layers: int | None = None
     head_size: int | None = None
     time_embedding: int | None = None
@@ -134,7 +134,7 @@ def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
 def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
     """Write tensors as a checkpoint folder of SAT, from which training starts at iteration 0 in any mode.
 
-    SAT counts a folder named by a number as so many iterations, when it pretrains.
+    In pretrain mode SAT would take a folder's number for the iteration to continue from.
     """
     (output / _RELEASE).mkdir(parents=True)
     torch.save({"module": dict(tensors)}, output / _RELEASE / WEIGHTS_NAME)
@@ -149,7 +149,7 @@ def _read(folder: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: no such file; a transformer's folder holds `latest`, 1/{WEIGHTS_NAME}"
+            f"{error.filename}: no such file; a transformer's folder holds `latest` and 1/{WEIGHTS_NAME}"
         ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

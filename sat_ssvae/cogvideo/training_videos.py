@@ -1,4 +1,4 @@
-"""The videos that a CogVideoX configuration trains on, as its SFTDataset will read them.
+"""The videos that a CogVideoX configuration trains on, as CogVideoX's SFTDataset will read them.
 
     problems, notes = look_at_videos(config)
 
@@ -54,7 +54,7 @@ class _Folder:
 
     def problems(self) -> Iterator[Mismatch]:
         if not self.paths:
-            there = "it holds none" if self.folder.is_dir() else f"there is no such folder, seen from {Path.cwd()}"
+            there = "it holds none" if self.folder.is_dir() else f"there is no such folder in {Path.cwd()}"
             yield Mismatch(self.key, self.folder, "a folder of .mp4 videos", there)
         for path, reason in islice(self.unreadable.items(), 1):
             yield Mismatch(self.key, path, "a readable video", f"{reason}{_others(self.unreadable)}")

@@ -1,9 +1,9 @@
-"""CogVideoX's model in a process of CogVideoX's own: its initial transformer, and the scores of its checkpoints.
+"""Build CogVideoX's model in a process of its own, to write an initial transformer or to score checkpoints.
 
     cd CogVideo/sat && python -m sat_ssvae.cogvideo.worker job.json        # as `launch.py` starts it
 
-Everything that is scored is CogVideoX's: its data set, its first stage, its denoiser with its noise levels, its sampler
-with its guidance, built from the very files that train_video.py got. The measures are those of `..comparison.scoring`.
+The data set, first stage, denoiser with its noise levels, and sampler with its guidance are CogVideoX's, built from the
+files that train_video.py was given. The measures are those of `..comparison.scoring`.
 """
 
 import importlib
@@ -47,51 +47,51 @@ from .sat_transformer import write_transformer
 logger = logging.getLogger(f"{__package__}.worker")  # __name__ is __main__ here
 
 SCORED = "scored a checkpoint"
-"""What the log says after each."""
+"""Logged after each checkpoint."""
 MIN_HELDOUT = 8
-"""Fewer held-out clips say nothing."""
+"""A comparison with fewer held-out clips means nothing."""
 PACKAGES = ("torch", "deepspeed", "SwissArmyTransformer", "numpy")
-"""Whose versions the report names."""
+"""Packages whose versions are in the report."""
 
 
 class InitialJob(Config):
-    """Write the transformer that train_video.py would draw from a seed."""
+    """Write the transformer that train_video.py would start from with a seed."""
 
     task: Literal["initial"] = "initial"
     """Selects this job."""
     files: tuple[Path, ...]
-    """Configuration files, as train_video.py's --base."""
+    """Configuration files, for train_video.py's --base."""
     seed: int
-    """As train_video.py's --seed."""
+    """For train_video.py's --seed."""
     output: Path
-    """The folder to write, in SAT's form."""
+    """The folder to write, in SAT's format."""
 
 
 class ArmJob(Config):
     """Measure an arm's autoencoder, or score checkpoints of its transformers against it."""
 
     task: Literal["measure", "score"]
-    """Which of the two; what is measured needs no checkpoint, and comes first."""
+    """Measuring needs no checkpoint and comes first."""
     arm: str
     """The arm's name."""
     files: tuple[Path, ...]
-    """Configuration files, as train_video.py's --base."""
+    """Configuration files, for train_video.py's --base."""
     train: tuple[Path, ...]
-    """Training data; spectra and the loss's floor are those of its latents."""
+    """Training data, whose latents give the spectra and the loss's floor."""
     heldout: tuple[Path, ...]
     """Held-out data."""
     max_train: int
-    """Training clips that are encoded at most."""
+    """At most this many training clips are encoded."""
     max_heldout: int
-    """Held-out clips that are used at most."""
+    """At most this many held-out clips are used."""
     runs: dict[str, Path] = Field(default_factory=dict)
-    """Folders with checkpoints to score, by a name for each."""
+    """Folders with checkpoints to score, by name."""
     steps: tuple[int, ...] = ()
     """Checkpoints to score."""
     scoring: EvaluationConfig
     """How much is scored."""
     output: Path
-    """The folder for what `measure` and `score` write."""
+    """The folder that `measure` and `score` write to."""
 
 
 def build_diffusion_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, Any]:
@@ -104,14 +104,14 @@ def build_diffusion_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, A
 
 
 def write_initial(job: InitialJob) -> None:
-    """The first thing that train_video.py draws after it set the seed is the transformer; so does this."""
+    """Write the transformer of a seed: like train_video.py, draw it first after setting the seed."""
     engine, _ = build_diffusion_engine(job.files, job.seed)
     transformer = {name: value for name, value in engine.state_dict().items() if name.startswith("model.")}
     write_transformer(transformer, job.output)
 
 
 class SATAutoencoder(nn.Module):
-    """The engine's autoencoder, of latents `b c t h w` as its transformer sees them; video `B 3 T H W` in [-1, 1]."""
+    """The engine's autoencoder: videos `B 3 T H W` in [-1, 1], latents `b c t h w` as its transformer sees them."""
 
     def __init__(self, engine: Any) -> None:
         super().__init__()
@@ -122,19 +122,19 @@ class SATAutoencoder(nn.Module):
         return self.engine.encode_first_stage(video.to(self.engine.device, self.engine.dtype), None).float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Video; CogVideoX's main drops its own autoencoder's first frame."""
+        """Video; main drops the first frame of CogVideoX's own autoencoder."""
         return self.engine.decode_first_stage(latents.to(self.engine.dtype))
 
 
 class SATGenerator:
     """The engine's transformer, denoiser and sampler, as `..comparison.scoring.Generator`.
 
-    Noise levels t in [0, 1] stand for CogVideoX's discrete ones, 0 for its first and 1 for its last, pure noise.
+    Noise levels t in [0, 1] stand for CogVideoX's discrete steps: 0 for the first, 1 for the last, which is pure noise.
     """
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self._signal: Tensor = engine.denoiser.sigmas.float()  # named so by sgm: the square roots of alpha's product
+        self._signal: Tensor = engine.denoiser.sigmas.float()  # sgm's name for sqrt(cumprod(alpha))
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of data and noise at t (n,), each (n,)."""
@@ -142,7 +142,7 @@ class SATGenerator:
         return signal, (1 - signal.square()).sqrt()
 
     def loss(self, clean: Tensor, noise: Tensor, t: Tensor, text: Tensor | None) -> Tensor:
-        """CogVideoX's training loss: squared error of the clean latent over the noise's variance."""
+        """CogVideoX's training loss (b,): squared error of the clean latent, divided by the variance of the noise."""
         _, sigma = self.signal_and_noise(t)
         error = (self.denoise(clean, noise, t, text) - clean).square().flatten(1).mean(1)
         return error / sigma.to(error).square()
@@ -158,8 +158,8 @@ class SATGenerator:
         return estimate.float().movedim(2, 1)
 
     def sample(self, noise: Tensor, text: Tensor | None, empty: Tensor | None) -> Tensor:
-        """With the sampler, steps and guidance of the configuration; it draws from torch's global generator."""
-        assert text is not None and empty is not None  # CogVideoX's models always have captions, if empty ones
+        """Samples, with the configuration's sampler, steps and guidance; draws from torch's global generator."""
+        assert text is not None and empty is not None  # CogVideoX's models always take captions, even empty ones
         start = noise.movedim(1, 2).contiguous()
         self.engine.seeded_noise = lambda _: start.clone()
         without = empty.to(text).expand_as(text)
@@ -173,7 +173,7 @@ class SATGenerator:
 
 
 class Clips:
-    """Clips and captions of data sets as train_video.py opens them, at most `limit`, evenly spread."""
+    """At most `limit` clips with captions, evenly spread over data sets that are opened as train_video.py does."""
 
     def __init__(self, args: Any, folders: Sequence[Path], limit: int) -> None:
         target = importlib.import_module("sgm.util").get_obj_from_str(args.data_config["target"])
@@ -198,7 +198,7 @@ class Clips:
 
 
 def encode(vae: SATAutoencoder, clips: Clips | list[tuple[Tensor, str]]) -> LatentSet:
-    """Their latents, with statistics that change nothing: they are as the transformer sees them."""
+    """Latents of clips as the transformer sees them, with statistics (mean 0, deviation 1) that change nothing."""
     captions, latents = [], []
     for index in progress_bar(range(len(clips)), "encoding", "clip"):
         video, caption = clips[index]
@@ -211,7 +211,7 @@ def encode(vae: SATAutoencoder, clips: Clips | list[tuple[Tensor, str]]) -> Late
 
 
 def caption_states(engine: Any, captions: Sequence[str]) -> CaptionStates:
-    """States of the captions, and of none, as sample_video.py makes them."""
+    """Text states of the captions and of the empty one, as sample_video.py makes them."""
     distinct = sorted(set(captions))
     states, empty = [], torch.zeros(())
     for caption in distinct:
@@ -226,7 +226,7 @@ def caption_states(engine: Any, captions: Sequence[str]) -> CaptionStates:
 
 @torch.no_grad()
 def measure(job: ArmJob) -> None:
-    """Write all that needs no checkpoint: what `read_arm`, `read_environment` and the report find in the folder.
+    """Write what needs no checkpoint: what `read_arm`, `read_environment` and the report read.
 
     Raises:
         UserError: too few held-out clips, or no training clips.
@@ -244,7 +244,7 @@ def measure(job: ArmJob) -> None:
 
 @torch.no_grad()
 def score(job: ArmJob) -> None:
-    """Score each checkpoint that has no scores yet, in RUN/step_* of each run's name; `measure` comes first.
+    """Score each checkpoint that has no scores yet, into RUN/step_* for each run's name; `measure` must have run.
 
     Raises:
         UserError: too few held-out clips.
@@ -260,18 +260,18 @@ def score(job: ArmJob) -> None:
             if is_scored(folder, [step]):
                 continue
             load_checkpoint(engine, args, load_path=str(run), specific_iteration=step)
-            torch.manual_seed(job.scoring.seed)  # the sampler's noise is the same for every checkpoint
+            torch.manual_seed(job.scoring.seed)  # every checkpoint samples from the same noise
             write_scores(folder, step, *score_generator(generator, reference, job.scoring, floor))
             logger.info("%s: %s, step %d", SCORED, name, step)
 
 
 def is_measured(folder: Path) -> bool:
-    """Whether `measure` has come to its end there."""
+    """Whether `measure` finished there."""
     return (folder / "arm.json").exists()
 
 
 def read_arm(folder: Path) -> ArmResult:
-    """What `measure` found of the autoencoder."""
+    """What `measure` found about the autoencoder."""
     return TypeAdapter(ArmResult).validate_json((folder / "arm.json").read_bytes())
 
 
@@ -281,7 +281,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def _reference(job: ArmJob, args: Any, vae: SATAutoencoder) -> ArmReference:
-    """Made anew for the scores: all clips and reconstructions would be a large file."""
+    """Held-out clips and what scores compare with; computed again for scoring, since a file of it would be large."""
     clips = Clips(args, job.heldout, job.max_heldout)
     if len(clips) < MIN_HELDOUT:
         where = ", ".join(map(str, job.heldout))
@@ -318,13 +318,13 @@ def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: fl
 def _versions() -> dict[str, str]:
     versions = {}
     for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):  # one that lies on the path without being installed has none
+        with suppress(metadata.PackageNotFoundError):  # a package on the path that is not installed has no version
             versions[name] = metadata.version(name)
     return versions
 
 
 def main(path: Path) -> None:
-    """Do the job that a JSON file describes; what the user did wrong is the last line."""
+    """Do the job that a JSON file describes; a mistake of the user is the last line of the output."""
     setup_logging()
     job: InitialJob | ArmJob = TypeAdapter(InitialJob | ArmJob).validate_json(path.read_text(encoding="utf-8"))
     try:

@@ -174,12 +174,12 @@ def _sat_folder(checkout: Path) -> Path:
 
 
 def _find(path: Path, sat: Path) -> Path:
-    """A path, as seen from here or else from CogVideoX's folder."""
+    """A path relative to the working directory or else to CogVideoX's folder."""
     return path.resolve() if path.exists() else sat / path
 
 
 def _interpreter(command: str) -> tuple[str, ...]:
-    """The words of --python; those that are files here are so in any folder, by the name that makes an environment."""
+    """The words of --python; files get absolute paths, with links kept, since a virtual environment is told by them."""
     try:
         words = shlex.split(command)
     except ValueError as error:
