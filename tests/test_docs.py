@@ -1,5 +1,6 @@
 """What README and docs/ tell users: links lead somewhere, and commands parse, with settings that exist."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -110,4 +111,5 @@ def test_examples_name_the_published_file_as_it_is_called():
 def test_python_examples_compile_and_import_what_exists(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
         compile(block, page.name, "exec")
-        exec("\n".join(re.findall(r"^from sat_ssvae.* import .*$", block, flags=re.MULTILINE)), {})
+        for module, imported in re.findall(r"^from (sat_ssvae[\w.]*) import (.*)$", block, flags=re.MULTILINE):
+            assert set(imported.split(", ")) <= set(dir(importlib.import_module(module)))
