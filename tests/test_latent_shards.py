@@ -39,7 +39,7 @@ def settings(path, **changes):
 @pytest.fixture(scope="module")
 def encoded(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoded")
-    encoded = encode_shards(with_statistics(), settings(tiny_shards), folder, CPU)
+    encoded = encode_shards(with_statistics().for_inference(), settings(tiny_shards), folder, CPU)
     return folder, encoded
 
 

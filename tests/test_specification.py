@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sat_ssvae.autoencoders.specification import KINDS, open_autoencoder
+from sat_ssvae.cli import main
 from sat_ssvae.diffusers import AutoencoderSSVAE
 from sat_ssvae.errors import UserError
 from sat_ssvae.vae.statistics import LatentStats
@@ -66,6 +67,7 @@ def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
         ("nowhere", "nowhere: no such checkpoint"),
         ("hunyuan2:somewhere", "expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of cogvideox, wan2.1"),
         ("cogvideox:", "expected the path of an SSVAE"),
+        ("cogvideox", "cogvideox: expected the path of an SSVAE, or KIND:PATH_OR_ID"),
         ("cogvideox:/nowhere", "/nowhere: no autoencoder of diffusers there"),
         ("cogvideox:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not cogvideox"),
         ("wan2.1:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not wan2.1"),
@@ -106,8 +108,41 @@ def test_models_that_are_no_autoencoders_of_pictures_are_one_line(tmp_path):
     foreign_models.allegro().save_pretrained(tmp_path / "allegro")
     for name, message in [
         ("unet", "UNet2DModel: cannot encode a video"),
-        ("allegro", "makes zeros of smaller videos"),
+        ("allegro", "wrong for smaller clips"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             open_autoencoder(f"diffusers:{tmp_path / name}")
         assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "used"),
+    [
+        (foreign_models.ltx091, "9 frames at a time, decodes at time step 0, injects noise of seed 0"),
+        (foreign_models.hunyuan, "9 frames at a time, whole passes, by default the class tiles time"),
+    ],
+)
+def test_reconstruct_says_how_a_class_was_used(build, used, tiny_videos, tmp_path, capsys):
+    build().save_pretrained(tmp_path / "model")
+    places = ["--input", str(tiny_videos / "bars1.mp4"), "--output", str(tmp_path / "out")]
+    command = ["reconstruct", "--checkpoint", f"diffusers:{tmp_path / 'model'}", *places, "perceptual=none"]
+    assert main([*command, "chunk_frames=9"]) == 0
+    assert used in capsys.readouterr().out
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert used in document["measured"] and document["total"]["psnr"] > 0
+
+
+@pytest.mark.parametrize("command", ["compare", "spectrum", "reconstruct", "encode"])
+def test_a_class_that_cannot_be_used_ends_each_command_before_anything_is_done(command, tmp_path, capsys):
+    foreign_models.allegro().save_pretrained(tmp_path / "model")
+    place, out = f"diffusers:{tmp_path / 'model'}", str(tmp_path / "out")
+    arguments = {
+        "compare": ["--vae", "mine=stock", "--vae", f"theirs={place}", "--output", out],
+        "spectrum": ["--vae", f"theirs={place}", "--data", "videos", "--output", out],
+        "reconstruct": ["--checkpoint", place, "--input", "videos", "--output", out],
+        "encode": [place, "videos", out],
+    }[command]
+    with pytest.raises(SystemExit):
+        main([command, *arguments])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("wrong for smaller clips; it cannot be used here")
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "AutoencoderKLAllegro": "diffusers has it with tiles of 24 frames only, and makes zeros of smaller videos",
+        "AutoencoderKLAllegro": "diffusers has it in tiles of 24 frames and 320 pixels only, wrong for smaller clips",
         "AutoencoderKLMiniMaxH3": "takes 17k + 5 frames, not a first frame and then groups of equal length",
         "AutoencoderRAE": "scales every picture to one size of its own",
         "ConsistencyDecoderVAE": "decodes with a diffusion model, so one latent has many pictures",

@@ -62,7 +62,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
         UserError: an unknown kind, nothing there, another autoencoder than the kind says, or one that cannot be used.
     """
     kind, colon, place = specification.partition(":")
-    if not colon or Path(specification).exists():
+    if Path(specification).exists() or (not colon and kind not in KINDS):
         return SSVAE.from_pretrained(specification).for_inference()
     if kind not in KINDS or not place:
         known = ", ".join(KINDS)

@@ -62,27 +62,29 @@ def run(options: argparse.Namespace) -> None:
     rows = _rows(report)
     with (options.output / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+    measured = _measured(config, report, vae)
     document = {
         "autoencoder": options.checkpoint,
-        "measured": _measured(config, report),
+        "measured": measured,
         "total": report.totals(),
         **({} if report.rfvd is None else {"rfvd": {**asdict(report.rfvd), "warning": report.rfvd.warning}}),
         "videos": [asdict(clip) for clip in report.clips],
         "skipped": [asdict(skip) for skip in report.skipped],
     }
     (options.output / "scores.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{aligned(rows)}{_measured(config, report)}\n")
+    sys.stdout.write(f"{aligned(rows)}{measured}\n")
     if report.rfvd is not None and report.rfvd.warning:
         sys.stdout.write(f"warning: {report.rfvd.warning}\n")
     for skip in report.skipped:
         sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
 
 
-def _measured(config: "ReconstructConfig", report: "ReconstructionReport") -> str:
+def _measured(config: "ReconstructConfig", report: "ReconstructionReport", vae: "VideoAutoencoder") -> str:
+    used = "".join(f", {how}" for how in vae.describe().get("used", []))
     perceptual = "" if config.perceptual == "none" else f", perceptual distance {config.perceptual}"
     return (
         f"Means over frames, total over videos; RGB at the videos' own size and frame rate; PSNR in dB, SSIM (Gaussian "
-        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time{_fvd(report)}"
+        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time{used}{_fvd(report)}"
     )
 
 

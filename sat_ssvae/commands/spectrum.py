@@ -50,9 +50,10 @@ def run(options: argparse.Namespace) -> None:
 
     places = _places(options.vae)
     config = load_config(SpectraConfig, None, options.overrides, replace={"data": {"path": options.data}})
+    autoencoders = {name: open_autoencoder(place) for name, place in places.items()}  # all, before one is measured
     clips = load_clips(config)
     device = default_device()
-    arms = tuple(measure_latents(name, open_autoencoder(at), clips, config, device) for name, at in places.items())
+    arms = tuple(measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items())
     size = "×".join(map(str, clips.shape[2:]))
     measurement = {
         "clips": f"{len(clips)} of {size} at {config.data.fps:g} fps from {options.data}",
