@@ -62,8 +62,14 @@ def hunyuan():
     )
 
 
-def hunyuan15(name="AutoencoderKLHunyuanVideo15"):
-    return _build(name, latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1)
+def hunyuan15():
+    return _build("AutoencoderKLHunyuanVideo15", latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1)
+
+
+def hunyuan_refiner():
+    return _build(
+        "AutoencoderKLHunyuanImageRefiner", latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1
+    )
 
 
 def ltx(**changes):

@@ -42,6 +42,7 @@ WORKING = {
     foreign_models.asymmetric: (1, 8, 1, 8),
     foreign_models.vq: (1, 8, 1, 8),
     foreign_models.qwenimage21: (1, 16, 1, 16),
+    foreign_models.hunyuan_refiner: (1, 16, 1, 16),
 }
 
 
