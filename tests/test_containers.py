@@ -3,14 +3,17 @@
 import itertools
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
 from sat_ssvae.data.check import check_data
+from sat_ssvae.data.clips import unsuitable
 from sat_ssvae.data.containers import VIDEO_SUFFIXES
 from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.index import Sample
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.shards import fixed_clips
@@ -99,12 +102,9 @@ def test_a_clip_of_exactly_the_wanted_length(tmp_path, name, codec, count, fps):
 
 @pytest.mark.parametrize("milliseconds", [5061, 5062, 5063])
 def test_a_duration_that_a_meta_file_rounds(tmp_path, milliseconds):
-    from sat_ssvae.data.index import Sample
-    from sat_ssvae.data.shards import _unsuitable
-
     sample = Sample(0, "a", "a", milliseconds / 1000, 16, 48, 32, "")
-    assert _unsuitable(sample, small(tmp_path, num_frames=81, fps=16)) is None
-    cause, detail = _unsuitable(sample, small(tmp_path, num_frames=85, fps=16))
+    assert unsuitable(sample, small(tmp_path, num_frames=81, fps=16)) is None
+    cause, detail = unsuitable(sample, small(tmp_path, num_frames=85, fps=16))
     assert cause == "too short" and detail == "81 frames at 16 per second, wanted 85 at 16"
 
 
@@ -247,8 +247,6 @@ def test_less_usual_suffixes_are_seen_everywhere(tmp_path, suffix):
 )
 def test_a_name_is_never_an_address(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    from pathlib import Path
-
     encode(tmp_path / "v.mp4", corner_pictures(64, 96, 9), 8).rename(name)
     assert probe(Path(name)).frames == 9
     (clip,) = fixed_clips(small("."), stride=100)

@@ -60,29 +60,32 @@ def prepare_demo(
     Raises:
         UserError: no network, no space left, a folder with other content.
     """
-    train: list[PackItem] = []
-    heldout: list[PackItem] = []
-    used: list[str] = []
-    for name in (FILM, *LIVE_CLIPS):
-        path = fetch(name)
-        info = probe(path)
-        if min(info.height, info.width) < resolution:
-            logger.info("demo: %s has %dx%d pixels, left out at %d", name, info.height, info.width, resolution)
-            continue
-        used.append(name)
-        first, last = (FILM_START, min(FILM_END, FILM_START + film_seconds)) if name == FILM else (0.0, info.duration)
-        for start, end, held in split_by_time(first, last):
-            (heldout if held else train).append(PackItem(path, name, start=start, end=end))
-    if not used:
+    parts = {name: list(_parts(name, resolution, film_seconds)) for name in (FILM, *LIVE_CLIPS)}
+    if not any(parts.values()):
         raise UserError(f"the demo's clips have at most 720 rows: choose a resolution below {resolution}")
     config = PackConfig(
         max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers, captions="none"
     )
+    train, heldout = (
+        [item for some in parts.values() for item, held in some if held == kind] for kind in (False, True)
+    )
     pack(train, output / "train", config.model_copy(update={"segment_seconds": 6.0}))
     pack(heldout, output / "heldout", config)
     text = output / "ATTRIBUTION.txt"
-    write_text(text, "Clips, scaled down and cut:\n\n" + attribution(used))
+    write_text(text, "Clips, scaled down and cut:\n\n" + attribution([name for name in parts if parts[name]]))
     return DemoData(output / "train", output / "heldout", text)
+
+
+def _parts(name: str, resolution: int, film_seconds: float) -> Iterator[tuple[PackItem, bool]]:
+    """The parts of a clip, with whether they are held out; none where it has too few pixels."""
+    path = fetch(name)
+    info = probe(path)
+    if min(info.height, info.width) < resolution:
+        logger.info("demo: %s has %dx%d pixels, left out at %d", name, info.height, info.width, resolution)
+        return
+    first, last = (FILM_START, min(FILM_END, FILM_START + film_seconds)) if name == FILM else (0.0, info.duration)
+    for start, end, held in split_by_time(first, last):
+        yield PackItem(path, name, start=start, end=end), held
 
 
 def split_by_time(first: float, last: float) -> Iterator[tuple[float, float, bool]]:

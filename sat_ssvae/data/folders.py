@@ -74,4 +74,5 @@ class FolderStore:
         return self._finder.caption(self.path / key)
 
     def forget(self) -> None:
-        """Keep nothing in memory; a folder needs no index."""
+        """Drop the tables of captions; they are read again when they are needed."""
+        self._finder = CaptionFinder(self.path)

@@ -15,7 +15,7 @@ from typing import Any
 from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
-from .captions import caption_in
+from .captions import Fields, caption_in
 from .containers import MAX_FPS, MAX_SECONDS
 from .files import VideoError, without_secrets
 from .folders import FolderStore, files_below, media_files
@@ -32,7 +32,6 @@ META_SUFFIX = ".meta.jsonl"
 _MIN_FPS = 1e-3
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
-Record = dict[str, Any]
 OnSkip = Callable[[Skip], None]
 
 
@@ -158,7 +157,7 @@ def list_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip) -> 
         store.forget()  # probing tars without a meta file would gather the indexes of all
 
 
-def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:
+def read_records(store: Store, on_skip: OnSkip) -> Iterator[Fields]:
     """Stage: the lines of the meta file beside a tar; bare keys where there is none. Each key once."""
     seen: set[str] = set()
     for record, place in _raw_records(store, on_skip):
@@ -173,7 +172,7 @@ def read_records(store: Store, on_skip: OnSkip) -> Iterator[Record]:
         yield record
 
 
-def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Record, str]]:
+def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Fields, str]]:
     meta = store.path.with_name(store.path.stem + META_SUFFIX) if isinstance(store, TarStore) else None
     if meta is None or not meta.is_file():
         if meta is not None:
@@ -207,7 +206,7 @@ def caption_of(store: Store, record: Mapping[str, Any]) -> str:
     return caption_in(dict(record)) or store.caption(record["key"])
 
 
-def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterator[Record]:
+def complete(store: Store, records: Iterable[Fields], on_skip: OnSkip) -> Iterator[Fields]:
     """Stage: records whose duration, fps or size is missing or impossible get them from the file itself."""
     for record in records:
         plausible = all(_plausible(record.get(name), limit) for name, limit in _LIMITS.items())
@@ -235,11 +234,11 @@ def complete(store: Store, records: Iterable[Record], on_skip: OnSkip) -> Iterat
 
 
 def passing(
-    records: Iterable[Record],
+    records: Iterable[Fields],
     filters: Filters,
     store: str,
     on_skip: OnSkip,
-) -> Iterator[Record]:
+) -> Iterator[Fields]:
     """Stage: records whose fields lie in the (lowest, highest) ranges, ends included, or are one of the values."""
     for record in records:
         for name, wanted in filters.items():

@@ -11,15 +11,12 @@ cannot be read is replaced by the next one of the same rank.
 """
 
 import atexit
-import hashlib
-import logging
 import multiprocessing
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,18 +24,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..assets import cache_dir
 from ..errors import UserError
-from .files import VideoError
-from .images import IMAGE_SUFFIXES, read_image
-from .index import RecentStores, Sample, find_stores, list_samples
+from .clips import ClipReader, LoadedClip, open_readers
 from .mixture import Mixture, epoch_order
-from .remote import ShardCache
-from .settings import DataConfig, nearest_bucket
+from .settings import DataConfig
 from .skips import Skip, SkipLog, in_words
-from .video_io import read_clip, to_unit_range
-
-logger = logging.getLogger(__name__)
+from .video_io import to_unit_range
 
 _ENDLESS = 1 << 62
 _MAX_ATTEMPTS = 100
@@ -94,14 +85,7 @@ def training_batches(
         UserError: nothing usable at `config.path`, or too many samples that cannot be read.
     """
     skips = skips if skips is not None else SkipLog(max_share=config.max_skip_share)
-    streams: list[_TrainingBatches] = []
-    weights: list[float] = []
-    for part, weight, size in config.streams():
-        readers = _open(part, skips, rank)
-        total = sum(len(reader.samples) for reader in readers)
-        weights += [weight * len(reader.samples) / total for reader in readers]
-        streams += [_TrainingBatches(reader, size or batch_size, seed, rank, world_size) for reader in readers]
-    source = streams[0] if len(streams) == 1 else _MixedBatches(streams, Mixture(weights, seed))
+    source = _batches(config, batch_size, seed, (rank, world_size), skips)
     for loaded in _loader(source, range(start_batch, _ENDLESS), config.num_workers):
         for skip in loaded.skips:
             skips.failed(skip)
@@ -113,10 +97,24 @@ def training_batches(
         yield Batch(loaded.video, loaded.keys, loaded.captions)
 
 
+def _batches(
+    config: DataConfig, batch_size: int, seed: int, place: tuple[int, int], skips: SkipLog
+) -> "_TrainingBatches | _MixedBatches":
+    """The batches of the rank at `place` (rank, number of ranks), of all sources mixed."""
+    streams: list[_TrainingBatches] = []
+    weights: list[float] = []
+    for part, weight, size in config.streams():
+        readers = open_readers(part, skips, rank=place[0])
+        total = sum(len(reader.samples) for reader in readers)
+        weights += [weight * len(reader.samples) / total for reader in readers]
+        streams += [_TrainingBatches(reader, size or batch_size, seed, *place) for reader in readers]
+    return streams[0] if len(streams) == 1 else _MixedBatches(streams, Mixture(weights, seed))
+
+
 class FixedClips(Sized, Iterable[Clip]):
     """The clips of `fixed_clips`; `len` counts them before any is decoded, those that turn out unreadable included."""
 
-    def __init__(self, reader: "_ClipReader", places: list[tuple[int, float]], skips: SkipLog) -> None:
+    def __init__(self, reader: ClipReader, places: list[tuple[int, float]], skips: SkipLog) -> None:
         self._reader, self._places, self._skips = reader, places, skips
 
     def __len__(self) -> int:
@@ -172,7 +170,7 @@ def fixed_clips(
 
 def clips_by_size(config: DataConfig, *, stride: float, skips: SkipLog) -> list[FixedClips]:
     """As `fixed_clips`, one for each size of `config.buckets` that a sample is cut to."""
-    return [FixedClips(reader, reader.starts(stride), skips) for reader in _open(config, skips)]
+    return [FixedClips(reader, reader.starts(stride), skips) for reader in open_readers(config, skips)]
 
 
 def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> Iterator[Any]:
@@ -198,93 +196,6 @@ def _obey_sigterm(ending: Any, _worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit() if ending.value else None)
 
 
-def _open(config: DataConfig, skips: SkipLog, rank: int = 0) -> list["_ClipReader"]:
-    """A reader for each size that has samples; the first rank lists what none of them can use."""
-    before, example = skips.counts.copy(), ""
-
-    def on_skip(skip: Skip) -> None:
-        nonlocal example
-        skips.filtered(skip, listed=rank == 0)
-        example = example or f", such as {skip.source}: {skip.detail}"
-
-    folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
-    stores = find_stores(config.path, on_skip, ShardCache(folder, int(config.cache_gib * 2**30)))
-    samples = []
-    for sample in list_samples(stores, config.filters, on_skip):
-        problem = _unsuitable(sample, config)
-        if problem is None:
-            samples.append(sample)
-        else:
-            on_skip(Skip(sample.name, *problem))
-    samples = _part(samples, config)
-    left_out = in_words(skips.counts - before)
-    if not samples:
-        raise UserError(f"{config.shown_path}: no usable sample ({left_out or 'empty'}){example}")
-    if left_out:
-        logger.warning("%s: %d samples, left out: %s", config.shown_path, len(samples), left_out)
-    by_size: dict[tuple[int, int], list[Sample]] = {size: [] for size in config.sizes}
-    for sample in samples:
-        by_size[nearest_bucket(sample.height, sample.width, config.sizes)].append(sample)
-    # A block of shards that are mixed with each other, and the next one.
-    recent = 2 * config.shuffle_shards
-    return [
-        _ClipReader(config.model_copy(update={"resolution": size}), RecentStores(stores, recent), some)
-        for size, some in by_size.items()
-        if some
-    ]
-
-
-def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
-    """The samples of `config.part`, in their order; neither part of a split is empty."""
-    if config.part == "all" or not samples:
-        return samples
-    if len(samples) < 2:
-        raise UserError(
-            f"{config.shown_path}: one usable sample cannot be split into training and held-out clips; "
-            "cut it up with `sat-ssvae pack ... segment_seconds=5`, or give folders train/ and heldout/"
-        )
-    by_hash = sorted(samples, key=lambda sample: hashlib.sha256(sample.name.encode()).digest())
-    held = {id(sample) for sample in by_hash[: max(1, round(len(samples) / 10))]}
-    return [sample for sample in samples if (id(sample) in held) == (config.part == "heldout")]
-
-
-def _unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
-    """Why a sample cannot give a clip as configured: cause and detail; None when it can."""
-    height, width = nearest_bucket(sample.height, sample.width, config.sizes)
-    if not config.enlarge and (sample.height < height or sample.width < width):
-        found = f"{sample.height}x{sample.width}, wanted at least {height}x{width}"
-        return "too small", f"{found}; data.enlarge=true scales such videos up"
-    if config.num_frames == 1:
-        return None
-    if sample.is_image:
-        return "an image", "clips have several frames"
-    if sample.fps < config.fps * 0.99:
-        return "fps too low", f"{sample.fps:.3g} frames per second, wanted {config.fps:g}"
-    if _last_start(sample, config) < 0:
-        has = f"{round(sample.duration * sample.fps)} frames at {sample.fps:.4g} per second"
-        return "too short", f"{has}, wanted {config.num_frames} at {config.fps:g}"
-    return None
-
-
-def _last_start(sample: Sample, config: DataConfig) -> float:
-    """The latest time at which a clip can start (seconds; negative: the sample is too short).
-
-    In whole frames of the sample, with a tolerance of half a one: containers tell its duration in milliseconds.
-    """
-    if sample.is_image:
-        return 0.0
-    last_frame = (round(sample.duration * sample.fps) - 1) / sample.fps
-    return last_frame + 0.5 / sample.fps - config.span
-
-
-@dataclass
-class _LoadedClip:
-    video: Tensor
-    key: str
-    caption: str
-    start: float
-
-
 @dataclass
 class _LoadedBatch:
     video: Tensor
@@ -294,68 +205,10 @@ class _LoadedBatch:
     complete: bool
 
 
-@dataclass
-class _ClipReader:
-    """Decodes one clip of one sample; travels to the worker processes."""
-
-    config: DataConfig
-    stores: RecentStores
-    samples: list[Sample]
-
-    def starts(self, stride: float) -> list[tuple[int, float]]:
-        """(sample number, start) of the clips `stride` seconds apart of every sample."""
-        lasts = (_last_start(sample, self.config) for sample in self.samples)
-        return [(number, step * stride) for number, last in enumerate(lasts) for step in range(int(last / stride) + 1)]
-
-    def random_start(self, number: int, generator: np.random.Generator) -> float:
-        """A start on one of the video's frames, so that a rate which divides its rate gives even steps."""
-        sample = self.samples[number]
-        if sample.is_image:
-            return 0.0
-        choices = int(_last_start(sample, self.config) * sample.fps) + 1
-        return int(generator.integers(max(1, choices))) / sample.fps
-
-    def caption(self, number: int) -> str:
-        """The caption of a sample; empty where there is none, or its shard cannot be read."""
-        sample = self.samples[number]
-        try:
-            return sample.caption or self.stores[sample.store].caption(sample.key)
-        except VideoError:
-            return ""
-
-    def read(self, number: int, start: float) -> _LoadedClip | Skip:
-        sample, config = self.samples[number], self.config
-        store = self.stores[sample.store]
-        try:
-            suffix, source = store.media(sample.key)
-            if f".{suffix}" in IMAGE_SUFFIXES:
-                video = read_image(source, size=config.size)
-            else:
-                video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
-            if (problem := _worthless(video, config)) is not None:
-                return Skip(sample.name, *problem)
-            return _LoadedClip(video, sample.name, self.caption(number), start)
-        except VideoError as error:
-            return Skip(sample.name, error.cause, str(error))
-        except OSError as error:
-            return Skip(sample.name, "unreadable file", str(error))
-
-
-def _worthless(video: Tensor, config: DataConfig) -> tuple[str, str] | None:
-    """Why a clip, uint8 `C T H W`, teaches nothing: cause and detail; None when it does."""
-    if config.drop_black and (brightest := float(video.float().mean((0, 2, 3)).max()) / 255) < config.drop_black:
-        return "black", f"no frame is brighter than {brightest:.4f}"
-    if config.drop_frozen and video.shape[1] > 1:
-        change = float(video.float().diff(dim=1).abs().mean()) / 255
-        if change < config.drop_frozen:
-            return "frozen", f"frames differ by {change:.5f}"
-    return None
-
-
 class _TrainingBatches(Dataset[_LoadedBatch]):
     """Batch number -> batch; see the module's docstring."""
 
-    def __init__(self, reader: _ClipReader, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, reader: ClipReader, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.reader = reader
         self.batch_size = batch_size
         self.seed = seed
@@ -366,7 +219,7 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
         self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, batch: int) -> _LoadedBatch:
-        clips: list[_LoadedClip] = []
+        clips: list[LoadedClip] = []
         skips: list[Skip] = []
         for place in range(self.batch_size):
             clip = self._first_readable(batch * self.batch_size + place, skips)
@@ -377,7 +230,7 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
         keys, captions = [clip.key for clip in clips], [clip.caption for clip in clips]
         return _LoadedBatch(video, keys, captions, skips, complete=len(clips) == self.batch_size)
 
-    def _first_readable(self, turn: int, skips: list[Skip]) -> _LoadedClip | None:
+    def _first_readable(self, turn: int, skips: list[Skip]) -> LoadedClip | None:
         for attempt in range(_MAX_ATTEMPTS):
             epoch, number = self._sample_at(turn + attempt)
             generator = np.random.default_rng((self.seed, epoch, number, attempt))
@@ -411,10 +264,10 @@ class _MixedBatches(Dataset[_LoadedBatch]):
         return self.streams[stream][number]
 
 
-class _FixedPlaces(Dataset[_LoadedClip | Skip]):
-    def __init__(self, reader: _ClipReader, places: list[tuple[int, float]]) -> None:
+class _FixedPlaces(Dataset[LoadedClip | Skip]):
+    def __init__(self, reader: ClipReader, places: list[tuple[int, float]]) -> None:
         self.reader = reader
         self.places = places
 
-    def __getitem__(self, index: int) -> _LoadedClip | Skip:
+    def __getitem__(self, index: int) -> LoadedClip | Skip:
         return self.reader.read(*self.places[index])
