@@ -52,6 +52,19 @@ def pictures_of(path):
     return np.stack([frame.picture for frame in read_frames(path)]).astype(int)
 
 
+@torch.no_grad()
+def test_tiles_come_close_to_the_whole_frame(tmp_path):
+    source, vae = waves(tmp_path / "in.mp4", 9, height=64, width=80), tiny_vae()
+    scores = {}
+    for tile in (None, 48, 128):
+        output = tmp_path / f"out{tile}"
+        scores[tile] = reconstruct(vae, source, output, config(tile_size=tile), CPU).totals()["psnr"]
+    assert scores[128] == scores[None]  # one tile is the whole frame
+    assert scores[48] != scores[None] and scores[48] == pytest.approx(scores[None], abs=1.5)
+    with pytest.raises(UserError, match="tile_size 47: must be a multiple of"):
+        reconstruct(vae, source, tmp_path / "x", config(tile_size=47), CPU)
+
+
 def test_a_video_is_not_written_over_by_its_reconstruction(tmp_path):
     source = waves(tmp_path / "in.mp4", 5)
     before = source.read_bytes()

@@ -46,6 +46,14 @@ def test_noise_is_scaled_by_each_channels_deviation():
     assert torch.equal(add_noise(noise, stats, 0.0, torch.Generator()), noise)
 
 
+def test_tiles_come_close_to_whole_frames():
+    videos, vae = clips(2), tiny_vae()
+    whole, tiled = (measure_latents("x", vae, videos, config(tile_size=tile), CPU) for tile in (None, 24))
+    assert tiled != whole
+    assert tiled.explained_variance == pytest.approx(whole.explained_variance, abs=0.05)
+    assert tiled.psnr_by_noise[0.0] == pytest.approx(whole.psnr_by_noise[0.0], abs=1.5)
+
+
 @torch.no_grad()
 def test_measures_of_ssvae_and_of_an_image_autoencoder():
     vae, videos = tiny_vae(), clips()

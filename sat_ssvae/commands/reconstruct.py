@@ -82,9 +82,10 @@ def run(options: argparse.Namespace) -> None:
 def _measured(config: "ReconstructConfig", report: "ReconstructionReport", vae: "VideoAutoencoder") -> str:
     used = "".join(f", {how}" for how in vae.describe().get("used", []))
     perceptual = "" if config.perceptual == "none" else f", perceptual distance {config.perceptual}"
+    tiles = "" if config.tile_size is None else f" in tiles of {config.tile_size} pixels"
     return (
         f"Means over frames, total over videos; RGB at the videos' own size and frame rate; PSNR in dB, SSIM (Gaussian "
-        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time{used}{_fvd(report)}"
+        f"window 11){perceptual}; posterior mean, {config.chunk_frames} frames at a time{tiles}{used}{_fvd(report)}"
     )
 
 

@@ -37,9 +37,11 @@ from ..vae.checkpoint import weights_digest
 from .items import Item, work_through
 
 ERROR_GAIN = 4
-"""An error map shows so many times the absolute difference of each channel."""
+"""Gain of the absolute difference of each channel in an error map."""
 JOURNAL = "reconstruction.jsonl"
 _FEATURES = "i3d"
+_COMPARED = ("original", "own")
+"""Names of the features of a video and of its reconstruction, in the file that keeps them."""
 
 
 class ReconstructConfig(Config):
@@ -48,6 +50,9 @@ class ReconstructConfig(Config):
     chunk_frames: int = Field(default=17, gt=0)
     """Frames in memory at a time. SSVAE's result does not depend on it; another video autoencoder starts anew with each
     such chunk."""
+    tile_size: int | None = Field(default=None, gt=0)
+    """Pixels a side of the tiles that large frames are worked on in, so that memory does not grow with the frame; None
+    for whole frames. The result is approximate."""
     perceptual: PerceptualName | Literal["none"] = "st-lpips-alex"
     """Perceptual distance beside PSNR and SSIM; `none` leaves it out."""
     i3d: Path | None = None
@@ -126,16 +131,12 @@ def reconstruct(
     Raises:
         UserError: nothing to reconstruct, nothing of it could be used, or `output` lies in the folder of videos.
     """
-    vae = vae.to(device).eval()
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(device)
     i3d = None if config.i3d is None else I3D(config.i3d, device)
+    run = _Run(vae.to(device).eval(), output, config, device, perceptual, i3d)
     weights = [weights_digest(vae.state_dict()), *([i3d.sha256] if i3d else [])]
     skipped: list[Skip] = []
     with progress_bar(None, "reconstructing", "frame") as bar:
-
-        def work(item: Item, key: str) -> ClipScores:
-            return _reconstruct_video(vae, item, key, output, config, perceptual, i3d, device, bar.update)
-
         clips = work_through(
             source,
             output / JOURNAL,
@@ -143,67 +144,66 @@ def reconstruct(
             skipped,
             key=lambda item: fingerprint(item.name, digest_of(item.source), *weights, config),
             paths=lambda item: _paths(item.name, output, config).values(),
-            work=work,
+            work=lambda item, key: run.video(item, key, bar.update),
         )
     return ReconstructionReport(clips, skipped, None if i3d is None else _rfvd(clips, output, config, i3d))
 
 
-def _reconstruct_video(
-    vae: VideoAutoencoder,
-    item: Item,
-    key: str,
-    output: Path,
-    config: ReconstructConfig,
-    perceptual: Perceptual | None,
-    i3d: I3D | None,
-    device: torch.device,
-    advance: Callable[[int], object],
-) -> ClipScores:
-    info = probe(item.source)
-    sums: defaultdict[str, float] = defaultdict(float)
-    count = 0
-    paths = _paths(item.name, output, config)
-    features = {} if i3d is None else {name: ClipCollector(i3d, config.fvd_frames) for name in ("original", "own")}
-    with ExitStack() as files:
-        for path in paths.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        writers = {
-            view: files.enter_context(VideoWriter(path, info.fps, sound=item.source))
-            for view, path in paths.items()
-            if view in _VIEWS
-        }
-        for frames, original, video in _pairs(vae, item.source, config.chunk_frames, device):
-            for name, value in reconstruction_scores(video, original, perceptual).items():
-                sums[name] += float(value) * len(frames)
-            count += len(frames)
-            for name, collector in features.items():
-                collector.add(original if name == "original" else video)
-            pictures = to_uint8(video[0]).permute(1, 2, 3, 0).cpu().numpy()
-            for frame, picture in zip(frames, pictures, strict=True):
-                for view, writer in writers.items():
-                    writer.write(_VIEWS[view](frame.picture, picture), frame.time)
-            advance(len(frames))
-        if features:
-            save_tensors(paths[_FEATURES], {name: collector.features() for name, collector in features.items()})
-    scores = {name: total / count for name, total in sums.items()}
-    return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
+@dataclass(frozen=True)
+class _Run:
+    """What all videos share."""
 
+    vae: VideoAutoencoder
+    output: Path
+    config: ReconstructConfig
+    device: torch.device
+    perceptual: Perceptual | None
+    i3d: I3D | None
 
-def _pairs(
-    vae: VideoAutoencoder, source: Path | bytes, chunk_frames: int, device: torch.device
-) -> Iterator[tuple[list[TimedFrame], Tensor, Tensor]]:
-    """Frames, the same as `1 C T H W`, and their reconstruction; frames wait here until theirs comes."""
-    waiting: deque[TimedFrame] = deque()
+    def video(self, item: Item, key: str, advance: Callable[[int], object]) -> ClipScores:
+        """Reconstruct, write and score a video."""
+        info, paths = probe(item.source), _paths(item.name, self.output, self.config)
+        sums: defaultdict[str, float] = defaultdict(float)
+        count = 0
+        collectors = [] if self.i3d is None else [ClipCollector(self.i3d, self.config.fvd_frames) for _ in _COMPARED]
+        with ExitStack() as files:
+            for path in paths.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            writers = {
+                view: files.enter_context(VideoWriter(path, info.fps, sound=item.source))
+                for view, path in paths.items()
+                if view in _VIEWS
+            }
+            for frames, original, video in self._pairs(item.source):
+                for name, value in reconstruction_scores(video, original, self.perceptual).items():
+                    sums[name] += float(value) * len(frames)
+                count += len(frames)
+                for collector, compared in zip(collectors, (original, video), strict=False):
+                    collector.add(compared)
+                pictures = to_uint8(video[0]).permute(1, 2, 3, 0).cpu().numpy()
+                for frame, picture in zip(frames, pictures, strict=True):
+                    for view, writer in writers.items():
+                        writer.write(_VIEWS[view](frame.picture, picture), frame.time)
+                advance(len(frames))
+            if collectors:
+                features = zip(_COMPARED, collectors, strict=True)
+                save_tensors(paths[_FEATURES], {name: collector.features() for name, collector in features})
+        scores = {name: total / count for name, total in sums.items()}
+        return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
 
-    def chunks() -> Iterator[Tensor]:
-        frames = read_frames(source)
-        while group := list(islice(frames, chunk_frames)):
-            waiting.extend(group)
-            yield _to_tensor(group, device)
+    def _pairs(self, source: Path | bytes) -> Iterator[tuple[list[TimedFrame], Tensor, Tensor]]:
+        """Frames, the same as `1 C T H W`, and their reconstruction; frames wait here until theirs comes."""
+        waiting: deque[TimedFrame] = deque()
 
-    for video in round_trip(vae, chunks()):
-        frames = [waiting.popleft() for _ in range(video.shape[2])]
-        yield frames, _to_tensor(frames, device), video
+        def chunks() -> Iterator[Tensor]:
+            frames = read_frames(source)
+            while group := list(islice(frames, self.config.chunk_frames)):
+                waiting.extend(group)
+                yield _to_tensor(group, self.device)
+
+        for video in round_trip(self.vae, chunks(), self.config.tile_size):
+            frames = [waiting.popleft() for _ in range(video.shape[2])]
+            yield frames, _to_tensor(frames, self.device), video
 
 
 def _to_tensor(frames: list[TimedFrame], device: torch.device) -> Tensor:
@@ -238,7 +238,7 @@ def _rfvd(clips: list[ClipScores], output: Path, config: ReconstructConfig, i3d:
     """The distance over the clips of all videos."""
     kept = [load_file(_paths(clip.name, output, config)[_FEATURES]) for clip in clips]
     kept = [features for features in kept if len(features["own"])] or kept[:1]  # some videos are shorter than a clip
-    originals, own = (torch.cat([features[name] for features in kept]) for name in ("original", "own"))
+    originals, own = (torch.cat([features[name] for features in kept]) for name in _COMPARED)
     count, dimension = originals.shape
     distance = frechet_distance(own, originals) if count >= 2 else None
     return VideoDistance(distance, count, config.fvd_frames, dimension, i3d.path.name, i3d.sha256)

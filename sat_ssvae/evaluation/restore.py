@@ -9,7 +9,7 @@ windows overlap and are cross-faded. Beside the restored video stands what the a
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -143,6 +143,17 @@ class Restorer:
         """(height, width) of restored videos."""
         return self.clips.size
 
+    def check(self, config: RestoreConfig) -> None:
+        """Refuse settings that do not fit what was trained.
+
+        Raises:
+            UserError: they do not.
+        """
+        if config.overlap >= self.clips.num_frames:
+            raise UserError(f"overlap={config.overlap}: must be less than a clip's {self.clips.num_frames} frames")
+        if isinstance(self.process, VPrediction) and config.steps > self.process.num_steps:
+            raise UserError(f"steps={config.steps}: the transformer knows {self.process.num_steps} noise levels")
+
     def caption_states(self, caption: str) -> Tensor | None:
         """What the transformer is told of a video, (1, l, d); None where it was trained without text."""
         if self.encoder is None:
@@ -174,9 +185,7 @@ def restore(
     degradation: Degradation | None = None,
     originals: Path | None = None,
 ) -> RestorationReport:
-    """Restore a video, or all of a folder or of shards, into the folder `output`.
-
-    What `output` holds already, from the same weights and settings, is not done again.
+    """Restore a video, or all of a folder or of shards, into `output`; what that has already is not done again.
 
     Args:
         restorer: the autoencoder and the transformer.
@@ -190,37 +199,48 @@ def restore(
         UserError: nothing to restore, nothing of it could be used, settings that do not fit, or an output folder among
             the videos.
     """
-    if config.overlap >= restorer.clips.num_frames:
-        raise UserError(f"overlap={config.overlap}: must be less than a clip's {restorer.clips.num_frames} frames")
-    if isinstance(restorer.process, VPrediction) and config.steps > restorer.process.num_steps:
-        raise UserError(f"steps={config.steps}: the transformer knows {restorer.process.num_steps} noise levels")
+    restorer.check(config)
     if degradation is not None and originals is not None:
         raise UserError("give either a degradation or the originals of degraded videos")
     skipped: list[Skip] = []
     clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
-    identity = [weights_digest(restorer.model.state_dict()), restorer.trained, str(degradation), config]
-
-    def key(item: Item) -> str:
-        original = clean.get(item.name)
-        return fingerprint(item.name, digest_of(item.source), original and digest_of(original), *identity)
-
+    run = _Run(restorer, output, config, degradation, clean, perceptual)
     with progress_bar(None, "restoring", "frame") as bar:
-
-        def work(item: Item, key: str) -> RestoredVideo:
-            job = _Job(restorer, item, config, degradation, clean.get(item.name))
-            return job.run(key, _paths(item.name, output, config), perceptual, bar.update)
-
         videos = work_through(
             source,
             output / JOURNAL,
             RestoredVideo,
             skipped,
-            key=key,
+            key=run.key(),
             paths=lambda item: _paths(item.name, output, config).values(),
-            work=work,
+            work=lambda item, key: _Job(run, item).run(key, bar.update),
         )
     return RestorationReport(videos, skipped)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all videos share."""
+
+    restorer: Restorer
+    output: Path
+    config: RestoreConfig
+    degradation: Degradation | None
+    clean: Mapping[str, Path]
+    """The original videos by name, where the input is degraded already."""
+    perceptual: Perceptual | None
+
+    def key(self) -> Callable[[Item], str]:
+        """What gives the fingerprint of everything that a restored video depends on."""
+        weights = weights_digest(self.restorer.model.state_dict())
+        identity = [weights, self.restorer.trained, str(self.degradation), self.config]
+
+        def key(item: Item) -> str:
+            original = self.clean.get(item.name)
+            return fingerprint(item.name, digest_of(item.source), original and digest_of(original), *identity)
+
+        return key
 
 
 def _originals(folder: Path, source: Path, output: Path, skipped: list[Skip]) -> dict[str, Path]:
@@ -240,28 +260,30 @@ def _originals(folder: Path, source: Path, output: Path, skipped: list[Skip]) ->
 class _Job:
     """One video."""
 
-    restorer: Restorer
+    shared: _Run
     item: Item
-    config: RestoreConfig
-    degradation: Degradation | None
-    original: Path | None
 
-    def run(
-        self, key: str, paths: dict[str, Path], perceptual: Perceptual | None, advance: Callable[[int], object]
-    ) -> RestoredVideo:
+    @property
+    def original(self) -> Path | None:
+        """The clean video, where that is a file of its own."""
+        return self.shared.clean.get(self.item.name)
+
+    def run(self, key: str, advance: Callable[[int], object]) -> RestoredVideo:
         """Restore, write and score it, a few windows in memory at a time."""
-        names = view_names(self.config, self.degradation is not None or self.original is not None)
+        config, restorer = self.shared.config, self.shared.restorer
+        names = view_names(config, self.shared.degradation is not None or self.original is not None)
         sums: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in names if name != ORIGINAL}
-        count, fps = 0, self.restorer.clips.fps
+        count, fps = 0, restorer.clips.fps
+        paths = _paths(self.item.name, self.shared.output, config)
         with ExitStack() as files:
             for path in paths.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
             writers = {view: files.enter_context(VideoWriter(path, fps)) for view, path in paths.items()}
-            for videos in join(self._windows(), self.config.overlap):  # views x C T H W
+            for videos in join(self._windows(), config.overlap):  # views x C T H W
                 views = dict(zip(names, videos, strict=True))
                 if ORIGINAL in views:
                     for name, total in sums.items():
-                        scores = reconstruction_scores(views[name][None], views[ORIGINAL][None], perceptual)
+                        scores = reconstruction_scores(views[name][None], views[ORIGINAL][None], self.shared.perceptual)
                         for metric, value in scores.items():
                             total[metric] += float(value) * videos.shape[2]
                 pictures = to_uint8(videos).permute(0, 2, 3, 4, 1)
@@ -277,10 +299,10 @@ class _Job:
 
     def _windows(self) -> Iterator[Window]:
         """All views of each window, n C T H W, in the order of `view_names`."""
-        text = self.restorer.caption_states(self.item.caption)
+        text = self.shared.restorer.caption_states(self.item.caption)
         generator = self._generator(0)
-        for window, real in windows(self._frames(), self.restorer.clips.num_frames, self.config.overlap):
-            restored = self.restorer.views(window[-1], self.config, text, generator)
+        for window, real in windows(self._frames(), self.shared.restorer.clips.num_frames, self.shared.config.overlap):
+            restored = self.shared.restorer.views(window[-1], self.shared.config, text, generator)
             yield Window(torch.cat([window, restored]), real)
 
     def _frames(self) -> Iterator[Tensor]:
@@ -295,21 +317,21 @@ class _Job:
             if next(pairs, None) is not None:  # a codec may lose one frame, more are another video
                 raise UserError(f"{self.original}: shorter or longer than what is to be restored")
             return
-        if self.degradation is None:
+        if self.shared.degradation is None:
             yield from (frame[None] for frame in given)
             return
         generator = self._generator(1)  # of its own: the degraded video is the same for every arm
         while block := list(islice(given, _DEGRADED_AT_ONCE)):
             clean = torch.stack(block, 1)
-            degraded = self.degradation(clean, self.restorer.clips.fps, generator)
+            degraded = self.shared.degradation(clean, self.shared.restorer.clips.fps, generator)
             yield from torch.stack([clean, degraded]).unbind(2)
 
     def _read(self, source: Path | bytes) -> Iterator[Tensor]:
-        for picture in read_resampled(source, self.restorer.clips.fps, self.restorer.size):
+        for picture in read_resampled(source, self.shared.restorer.clips.fps, self.shared.restorer.size):
             yield to_unit_range(torch.from_numpy(picture.copy())).permute(2, 0, 1)
 
     def _generator(self, stream: int) -> torch.Generator:
-        entropy = f"{self.config.seed} {stream} {self.item.name}"
+        entropy = f"{self.shared.config.seed} {stream} {self.item.name}"
         return torch.Generator().manual_seed(crc32(entropy.encode()))
 
 

@@ -41,7 +41,7 @@ class SpectraConfig(Config):
     stride: float = Field(default=1.0, gt=0)
     """Seconds between the starts of two clips of a video."""
     max_clips: int = Field(default=64, ge=2)
-    """At most so many clips, spread over all videos."""
+    """Most clips that are used, spread over all videos."""
     disturbed_clips: int = Field(default=16, gt=0)
     """Clips that are decoded from disturbed latents."""
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
@@ -50,6 +50,9 @@ class SpectraConfig(Config):
     """Share of the channels that are set to their mean."""
     batch_size: int = Field(default=4, gt=0)
     """Clips that are encoded or decoded together."""
+    tile_size: int | None = Field(default=None, gt=0)
+    """Pixels a side of the tiles that large frames are encoded and decoded in; None for whole frames. The result is
+    approximate."""
     seed: int = Field(default=0, ge=0)
     """Of the disturbances."""
 
@@ -95,7 +98,8 @@ def measure_latents(
     """
     vae = vae.to(device).eval()
     parts = progress_bar(clips.split(config.batch_size), f"encoding with {name}", "batch")
-    latents = torch.cat([vae.encode(part.to(device)).mode().float().cpu() for part in parts])
+    means = [vae.encode(part.to(device), tile_size=config.tile_size).mode().float().cpu() for part in parts]
+    latents = torch.cat(means)
     stats = LatentStats.measure(latents)
     eigenvalues = channel_eigenvalues(latents)
     correlation = local_correlation(latents).mean
@@ -143,7 +147,11 @@ def _disturbed_psnr(
 
     def score(disturbed: Tensor) -> float:
         parts = zip(disturbed.split(config.batch_size), clips.split(config.batch_size), strict=True)
-        return float(torch.cat([psnr(vae.decode(z.to(device)).cpu(), clip) for z, clip in parts]).mean())
+        return float(
+            torch.cat(
+                [psnr(vae.decode(z.to(device), tile_size=config.tile_size).cpu(), clip) for z, clip in parts]
+            ).mean()
+        )
 
     disturbances: list[tuple[Callable[[Tensor, LatentStats, float, torch.Generator], Tensor], float]]
     disturbances = [(add_noise, level) for level in config.noise_levels]

@@ -7,6 +7,7 @@
 shuffles, flicker. Neither is the network of FID or FVD; call a distance by the features' name.
 """
 
+import abc
 from typing import NamedTuple
 
 import torch
@@ -184,7 +185,7 @@ class TransNetV2(nn.Module):
             stack.load_published(weights, f"SDDCNN.{number}")
 
 
-class _Features(nn.Module):
+class _Features(nn.Module, abc.ABC):
     """A network that is never trained: no gradients, and no batch statistics in a clip's features."""
 
     DIMENSION: int
@@ -213,8 +214,9 @@ class _Features(nn.Module):
         parts = (part.to(device, torch.float32).clamp(-1, 1) for part in video.split(self.batch_size))
         return torch.cat([self._features(part).to(video.device) for part in parts])
 
+    @abc.abstractmethod
     def _features(self, video: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Of clips `B 3 T H W` in [-1, 1] on the network's device, (B, DIMENSION)."""
 
 
 class FrameFeatures(_Features):
