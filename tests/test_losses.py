@@ -1,7 +1,11 @@
 """The training objective: what each setting does, and gradients against plain autograd."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -9,7 +13,9 @@ from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.spectral.correlation import correlation_loss, local_correlation
+from sat_ssvae.spectral.masking import apply_mask, draw_mask, draw_ratios
 from sat_ssvae.training import losses as losses_module
+from sat_ssvae.training.discriminator import AdversarialConfig, Discriminator, generator_loss
 from sat_ssvae.training.losses import (
     LCRConfig,
     LMRConfig,
@@ -71,6 +77,102 @@ def test_gradient_balance_equals_two_separate_backward_passes():
         if parameter.grad is not None:
             expected = parameter.grad
             assert (gradients[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
+
+
+def plain_gradients(module, video, seed, critic=None, weight=0.0, scale=1.0):
+    """The gradients of `scale` times the total by one graph of the whole batch, the balance by its definition."""
+    vae, config, generator = module.vae, module.config, torch.Generator().manual_seed(seed)
+    moments = vae.encoder(video)
+    posterior = Posterior.from_moments(moments)
+    eps = torch.randn(posterior.mean.shape, generator=generator)
+    latents = posterior.mean + posterior.std * eps
+    if config.lmr_mask_ratio:
+        ratios = draw_ratios(config.lmr_mask_ratio, len(video), generator)
+        mask = draw_mask(config.lmr.kind, latents.shape, ratios, config.lmr.block, generator=generator)
+        latents = apply_mask(latents, mask, vae.mask_token)
+    rebuilt = vae.decode(latents)
+    own = config.reconstruction
+    error = (rebuilt - video).abs() if own.error == "l1" else (rebuilt - video).square()
+    distance = error.mean()
+    if module.perceptual is not None:
+        frames = [x.transpose(1, 2).flatten(0, 1) for x in (rebuilt, video)]
+        distance = distance + own.perceptual_weight * module.perceptual(*frames).mean()
+    elements = video[0].numel()
+    reduced = elements if own.reduction == "sum" else 1
+    nll = scale * reduced * (distance / module.logvar.squeeze().exp() + module.logvar.squeeze())
+    kl = scale * reduced / elements * own.kl_weight * posterior.kl().mean()
+
+    def balanced(main, term, at, limit):
+        norms = [torch.autograd.grad(x, at, retain_graph=True)[0].norm() for x in (main, term)]
+        return (norms[0] / (norms[1] + 1e-4)).clamp_max(limit).detach() * term
+
+    main = nll
+    if critic is not None:
+        adversarial = scale * generator_loss(critic(rebuilt))
+        main = main + weight * balanced(nll, adversarial, vae.decoder.last_layer, 1e4)
+    total = main + kl
+    lcr = correlation_loss(
+        local_correlation(posterior.mean, config.lcr.window, config.lcr.tiling), config.lcr.threshold
+    )
+    if config.lcr_weight and lcr is not None:
+        lcr, last = scale * lcr, vae.encoder.moments.conv.weight
+        balance = config.lcr.weighting == "gradient"
+        total = total + config.lcr_weight * (balanced(main, lcr, last, 1e8) if balance else lcr)
+    module.zero_grad()
+    total.backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@st.composite
+def steps(draw):
+    """An objective, a batch for it, and how its step is taken."""
+    ratio = draw(st.sampled_from([0.0, 0.25, {0.0: 0.5, 0.5: 0.5}]))
+    reconstruction = ReconstructionConfig(
+        error=draw(st.sampled_from(["l1", "mse"])),
+        perceptual="st-lpips-alex",
+        perceptual_weight=draw(st.sampled_from([0.0, 0.5])),
+        learned_variance=draw(st.booleans()),
+        reduction=draw(st.sampled_from(["sum", "mean"])),
+    )
+    frozen = draw(st.booleans())
+    module = objective(
+        reconstruction=reconstruction,
+        lcr_weight=0.0 if frozen else draw(st.sampled_from([0.0, 0.1])),
+        lcr=LCRConfig(threshold=1.0, weighting=draw(st.sampled_from(["fixed", "gradient"]))),
+        lmr_mask_ratio=ratio,
+        lmr=LMRConfig(kind=draw(st.sampled_from(["channel", "block", "future"])), block=(2, 2, 2)),
+    )
+    module.vae.encoder.requires_grad_(not frozen)
+    frames = draw(st.sampled_from([1, 5]))
+    batch = torch.rand(draw(st.integers(1, 3)), 3, frames, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    critic = Discriminator(AdversarialConfig(weight=0.5, base_channels=8, num_layers=2), "float32").requires_grad_(
+        False
+    )
+    return module, batch, draw(st.sampled_from([None, critic])), draw(st.sampled_from([1.0, 2.0**10]))
+
+
+@given(step=steps(), sample_by_sample=st.booleans(), checkpointed=st.booleans(), seed=st.integers(0, 9))
+@settings(max_examples=40)
+@pytest.mark.slow
+def test_a_step_in_pieces_has_the_gradients_of_one_graph(step, sample_by_sample, checkpointed, seed):
+    module, batch, critic, scale = step
+    expected = plain_gradients(module, batch, seed, critic, 0.5, scale)
+    expected = {name: gradient.clone() for name, gradient in expected.items()}
+    module.zero_grad()
+    judged = () if critic is None else (critic.requires_grad_(True), 0.5)
+    module.sample_by_sample = sample_by_sample
+    module.vae.checkpoint_activations(checkpointed)
+    with patch("sat_ssvae.metrics.perceptual.PIXELS_AT_ONCE", 4 * 32 * 32):  # four frames at a time
+        losses = module(batch, torch.Generator().manual_seed(seed), *judged, scale=scale)
+    (losses.total * scale).backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        # Sums over all positions, which cancel: one graph differs from itself by as much from one thread to two.
+        tolerance = 1e-5 if gradient.ndim > 1 and "gamma" not in name else 5e-5
+        assert (gradient - expected[name]).norm() <= tolerance * expected[name].norm(), name
+    if critic is not None:
+        assert all(parameter.grad is None for parameter in critic.parameters())
 
 
 def test_fixed_weight_adds_the_weighted_loss():
@@ -141,38 +243,37 @@ def test_equal_generators_give_equal_losses_and_leave_the_global_generator_alone
     assert torch.equal(state, torch.get_rng_state())
 
 
-class ConvolutionTypes(TorchDispatchMode):
-    """Notes the types that convolutions really get, forward and backward."""
+class Types(TorchDispatchMode):
+    """Notes the types that convolutions (forward and backward) and absolute differences really get."""
 
     def __init__(self):
         super().__init__()
-        self.seen = set()
+        self.convolutions, self.differences = set(), set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if "convolution" in function.__name__:
-            self.seen |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
+        for name, seen in (("convolution", self.convolutions), ("abs", self.differences)):
+            if name in function.__name__:
+                seen |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_in_the_convolutions_and_float32_in_the_losses(monkeypatch, precision):
-    regularised, compared = [], []
+    regularised = []
     correlation, kl = losses_module.local_correlation, Posterior.kl
-    terms = Objective._reconstruction_terms
     monkeypatch.setattr(
         losses_module, "local_correlation", lambda x, *a: regularised.append(x.dtype) or correlation(x, *a)
     )
     monkeypatch.setattr(Posterior, "kl", lambda self: regularised.append(self.mean.dtype) or kl(self))
-    monkeypatch.setattr(Objective, "_reconstruction_terms", lambda self, *a: compared.extend(a) or terms(self, *a))
     scale = 2.0**-10 if precision == "float16" else 1.0
     # Not gradient-balanced: the balance takes float16's gradient norms in float32, a sum that float16 does not hold.
     lcr = LCRConfig(weighting="fixed")
     module = objective(precision=precision, lcr_weight=0.1, lcr=lcr)
-    with ConvolutionTypes() as convolutions:
-        losses = module(video(), torch.Generator().manual_seed(0))
+    with Types() as types:
+        losses = module(video(), torch.Generator().manual_seed(0), scale=scale)
         (losses.total * scale).backward()
-    assert convolutions.seen == {getattr(torch, precision)}
-    assert regularised == [torch.float32] * 2 and {x.dtype for x in compared} == {torch.float32}
+    assert types.convolutions == {getattr(torch, precision)} and types.differences == {torch.float32}
+    assert regularised == [torch.float32] * 2
     assert {value.dtype for value in losses} == {torch.float32}
     assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {torch.float32}
     full, _ = run(objective(lcr_weight=0.1, lcr=lcr))

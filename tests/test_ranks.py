@@ -33,7 +33,7 @@ from sat_ssvae.training.trainer import TrainConfig, train
 CPU = torch.device("cpu")
 distributed.initialize(CPU)
 rank, (runs, folder) = distributed.rank(), sys.argv[1:]
-original, critic_loss = trainer.Objective.forward, trainer.critic_loss
+original, critic_step = trainer.Objective.forward, trainer.critic_step
 
 class Overflow(torch.autograd.Function):
     @staticmethod
@@ -56,11 +56,11 @@ for name, settings in json.loads(runs).items():
             total = Overflow.apply(total)
         return losses._replace(total=total)
 
-    def noting(real, fake):
-        critics.append(critic_loss(real, fake))
+    def noting(*given):
+        critics.append(critic_step(*given))
         return critics[-1]
 
-    trainer.Objective.forward, trainer.critic_loss = one_rank_fails, noting
+    trainer.Objective.forward, trainer.critic_step = one_rank_fails, noting
     training = trainer.AutoencoderTrainer
     instances = []
     trainer.AutoencoderTrainer = lambda *arguments: instances.append(training(*arguments)) or instances[-1]

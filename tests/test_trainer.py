@@ -98,15 +98,15 @@ def test_a_row_is_the_mean_over_micro_batches(tiny_shards, tmp_path, monkeypatch
 
 
 def test_so_is_what_is_told_of_the_discriminators(tiny_shards, tmp_path, monkeypatch):
-    original, forward, objectives = trainer.critic_loss, trainer.Objective.forward, []
+    original, forward, objectives = trainer.critic_step, trainer.Objective.forward, []
     seen = []
 
-    def noting(real, fake):
-        loss = original(real, fake)
+    def noting(*given):
+        loss = original(*given)
         seen.append((loss.item(), objectives[-1].applied_adversarial_weight.item()))
         return loss
 
-    monkeypatch.setattr(trainer, "critic_loss", noting)
+    monkeypatch.setattr(trainer, "critic_step", noting)
     monkeypatch.setattr(
         trainer.Objective, "forward", lambda self, *given: objectives.append(self) or forward(self, *given)
     )

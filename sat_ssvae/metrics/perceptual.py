@@ -23,6 +23,8 @@ from ..errors import UserError
 
 Backbone = Literal["alex", "vgg"]
 PerceptualName = Literal["st-lpips-alex", "st-lpips-vgg", "lpips-alex", "lpips-vgg"]
+PIXELS_AT_ONCE = 2**20
+"""How many pixels of each side `distances_and_gradient` has in the network at a time, but one image at least."""
 MIN_SIZE = 32  # pixels; below it the deepest features are smaller than their reflection padding
 
 # Added to the norm of a feature vector before division; part of the trained function (Zhang et al. 2018).
@@ -201,6 +203,27 @@ def build_perceptual(name: PerceptualName) -> Perceptual:
     if backbone not in _SLICES or family not in ("st-lpips", "lpips"):
         raise UserError(f"unknown perceptual distance `{name}`, known: {', '.join(get_args(PerceptualName))}")
     return STLPIPS(backbone) if family == "st-lpips" else LPIPS(backbone)
+
+
+def distances_and_gradient(perceptual: nn.Module, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances (N,) of images, and the gradient of `weight` times their sum with respect to `x`.
+
+    A few images are taken at a time, so that memory does not grow with their number.
+
+    Args:
+        perceptual: the distance.
+        x: images `N 3 H W` in [-1, 1].
+        y: as many to compare them with.
+        weight: a scalar.
+    """
+    at_once = max(PIXELS_AT_ONCE // x[0, 0].numel(), 1)
+    distances, gradients = [], []
+    for some, others in zip(x.split(at_once), y.split(at_once), strict=True):
+        seen = some.detach().requires_grad_()
+        distance = perceptual(seen, others).float()
+        gradients += torch.autograd.grad(distance.sum() * weight, seen)
+        distances.append(distance.detach())
+    return torch.cat(distances), torch.cat(gradients)
 
 
 def _check_images(x: Tensor, y: Tensor) -> None:

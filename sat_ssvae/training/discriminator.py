@@ -2,7 +2,7 @@
 
     critic = Discriminator(AdversarialConfig(weight=0.5), "bfloat16")
     loss_of_autoencoder = generator_loss(critic(reconstruction))
-    loss_of_critic = critic_loss(critic(video), critic(reconstruction.detach()))
+    loss_of_critic = critic_step(critic, video, reconstruction.detach())
 
 Patches (Isola et al., arXiv 1611.07004): a discriminator judges each of many overlapping parts of its input. Hinge
 loss: Lim and Ye, arXiv 1705.02894. Spectral norm: Miyato et al., arXiv 1802.05957.
@@ -22,6 +22,7 @@ from ..config import Config
 from ..engine.optimization import OptimizerConfig
 from ..engine.precision import Precision, autocast
 from ..vae.layers import repeat_first_frame
+from .gradients import with_gradients
 
 _GROUPS = 8
 _VOLUMES = 2
@@ -181,6 +182,29 @@ def critic_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Hinge loss of the discriminators: 0 when every real patch has at least 1 and every fake one at most -1."""
     pairs = zip(real, fake, strict=True)
     return torch.stack([(F.relu(1 - r).mean() + F.relu(1 + f).mean()) / 2 for r, f in pairs]).mean()
+
+
+def critic_step(critic: Discriminator, video: Tensor, reconstruction: Tensor, scale: float = 1.0) -> Tensor:
+    """The loss of the discriminators on a batch, of which they see one sample at a time.
+
+    Its backward pass delivers gradients that are taken here, see `with_gradients`.
+
+    Args:
+        critic: the discriminators.
+        video: `B C T H W` in [-1, 1].
+        reconstruction: of `video`, without a graph.
+        scale: what the loss is multiplied by before its backward pass, so that float16 can hold the gradients.
+    """
+
+    def compute() -> Tensor:
+        losses = []
+        for real, fake in zip(video.split(1), reconstruction.split(1), strict=True):
+            loss = critic_loss(critic(real), critic(fake)) / len(video)
+            (loss * scale).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    return with_gradients(critic, compute, scale)
 
 
 def generator_loss(fake: Sequence[Tensor]) -> Tensor:

@@ -6,23 +6,23 @@ Reconstruction is an L1 or squared error plus a perceptual distance, through LMR
 the posterior itself. Convolutions may run in bf16; every term is computed in float32.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.grad
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .. import distributed
 from ..config import Config
 from ..engine.precision import Precision, autocast
-from ..metrics.perceptual import PerceptualName, build_perceptual
+from ..metrics.perceptual import PerceptualName, build_perceptual, distances_and_gradient
 from ..spectral.correlation import Tiling, correlation_loss, local_correlation
 from ..spectral.masking import MaskKind, apply_mask, draw_mask, draw_ratios
 from ..vae.autoencoder import SSVAE
-from ..vae.layers import repeat_first_frame
+from ..vae.layers import CausalConv3d
 from ..vae.posterior import Posterior
 from .discriminator import Discriminator, generator_loss
+from .gradients import balanced_weight, weight_gradient, with_gradients
 
 LCR_LIMIT = 1e8
 """Largest ratio of gradient norms (published)."""
@@ -121,58 +121,39 @@ class Losses(NamedTuple):
     """Minus the mean logit that the discriminators give the reconstruction, unweighted; 0 without them."""
 
 
-class GradientBalance(torch.autograd.Function):
-    """Weigh a regulariser by the ratio of gradient norms, within the one backward pass that training makes anyway.
+class _Judge(NamedTuple):
+    """The discriminators, and the weight of their judgement (see `AdversarialConfig.weight`)."""
 
-    Both results are one tensor's two uses: `main` leads to the reconstruction term, `regularised` to the regulariser
-    (LCR at the encoder's last convolution, the discriminators at the decoder's). By the time that backward gets here,
-    the gradient of each with respect to that tensor is known, so their gradients at the weight of the causal
-    convolution that made it out of `features` cost two small convolutions, and no second backward pass. The
-    regulariser's gradient continues multiplied by
+    critic: Discriminator
+    weight: float
 
-        w = weight * min(|g_main| / (|g_regularised| + 1e-4), limit)
 
-    which is a constant for the derivative (published; VQGAN's adaptive weight, arXiv 2012.09841, eq. 7). `w` is
-    written into `applied` for the log.
-    """
+class _Encoded(NamedTuple):
+    """What the encoder makes of a batch."""
 
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        output: Tensor,
-        features: Tensor,
-        weight_shape: torch.Size,
-        weight: float,
-        applied: Tensor,
-        limit: float,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(features)
-        ctx.weight_shape, ctx.weight, ctx.applied, ctx.limit = weight_shape, weight, applied, limit
-        return output.view_as(output), output.view_as(output)
-
-    @staticmethod
-    def backward(  # noqa: D102
-        ctx: Any, main: Tensor, regularised: Tensor
-    ) -> tuple[Tensor, None, None, None, None, None]:
-        (features,) = ctx.saved_tensors
-        inputs = repeat_first_frame(features, 2)
-        if inputs.dtype == torch.float16:  # a sum over all positions, which float16 does not hold
-            inputs = inputs.float()
-
-        def norm(gradient: Tensor) -> Tensor:
-            at_weight = torch.nn.grad.conv3d_weight(
-                inputs, ctx.weight_shape, gradient.to(inputs.dtype), padding=(0, 1, 1)
-            )
-            return at_weight.float().norm()
-
-        norms = distributed.mean_over_ranks(torch.stack([norm(main), norm(regularised)]))
-        applied = ctx.weight * (norms[0] / (norms[1] + 1e-4)).clamp_max(ctx.limit)
-        ctx.applied.copy_(applied)
-        return main + applied * regularised, None, None, None, None, None
+    moments: Tensor
+    """`b 2c t h w`, float32; with a graph where the whole batch's activations are kept."""
+    features: Tensor
+    """Input of the convolution that made them, without a graph."""
 
 
 class Objective(nn.Module):
-    """The autoencoder with its training losses: what the DeepSpeed engine wraps."""
+    """The autoencoder with its training losses: what the DeepSpeed engine wraps.
+
+    A step takes its gradients piece by piece while it computes its losses, so that what one piece keeps for its
+    backward pass is gone before the next; the backward pass from the total then delivers them. The pieces:
+
+    1. Encode the batch. KL, LCR with its statistics, and the masks look at the moments of the whole batch.
+    2. Decode, compare, and go back to the latents. The perceptual distance takes a few frames at a time and its
+       gradient with respect to the reconstruction at once; the discriminators likewise.
+    3. Go back from the latents, KL and LCR to the moments, and from there through the encoder.
+
+    With `sample_by_sample`, 1 and 2 take one sample at a time, and 3 encodes each sample once more instead of keeping
+    the activations of the whole batch (gradient caching, Gao et al., arXiv 2101.06983). The gradients are the same.
+    """
+
+    sample_by_sample = False
+    """Whether encoder and decoder take one sample of the batch at a time."""
 
     def __init__(self, vae: SSVAE, config: ObjectiveConfig) -> None:
         super().__init__()
@@ -185,10 +166,10 @@ class Objective(nn.Module):
         self.perceptual = build_perceptual(reconstruction.perceptual) if weight else None
         self.applied_lcr_weight: Tensor
         self.register_buffer("applied_lcr_weight", torch.tensor(config.lcr_weight), persistent=False)
-        """Weight that LCR had in the last backward pass; it differs from `lcr_weight` when gradient-balanced."""
+        """Weight that LCR had in the last step; it differs from `lcr_weight` when gradient-balanced."""
         self.applied_adversarial_weight: Tensor
         self.register_buffer("applied_adversarial_weight", torch.tensor(0.0), persistent=False)
-        """Weight that the adversarial term had in the last backward pass."""
+        """Weight that the adversarial term had in the last step."""
         self.reconstruction: Tensor | None = None
         """The last reconstruction, detached float32 `B C T H W`, where discriminators were given."""
 
@@ -198,6 +179,7 @@ class Objective(nn.Module):
         generator: torch.Generator,
         critic: Discriminator | None = None,
         adversarial_weight: float = 0.0,
+        scale: float = 1.0,
     ) -> Losses:
         """Losses of a batch of videos `B C T H W` in [-1, 1].
 
@@ -206,65 +188,94 @@ class Objective(nn.Module):
             generator: a CPU generator, for the posterior sample and the masks; seed it with rank and step.
             critic: the discriminators, whose judgement then is part of the total.
             adversarial_weight: of that part, see `AdversarialConfig.weight`.
+            scale: what the total is multiplied by before its backward pass, so that float16 can hold the gradients.
         """
-        with self._autocast(video):
-            for_decoder, for_lcr, for_kl = self._encode(video)
-            latents = self._sample(for_decoder, generator)
-            if critic is None:
-                reconstruction, adversarial = self.vae.decode(latents), video.new_zeros(())
-            else:
-                reconstruction, for_critic = self._decode_twice(latents, adversarial_weight)
-                adversarial = generator_loss(critic(for_critic))
-                self.reconstruction = for_critic.detach().float()
-        with torch.autocast(video.device.type, enabled=False):
-            return self._losses(video, reconstruction.float(), for_lcr, for_kl, adversarial)
+        judge = None if critic is None else _Judge(critic, adversarial_weight)
+        losses: list[Losses] = []
+
+        def compute() -> Tensor:
+            losses.append(self._step(video, generator, judge, scale))
+            return losses[0].total
+
+        total = with_gradients(self, compute, scale)
+        return losses[0]._replace(total=total)
 
     @torch.no_grad()
     def reconstruct(self, video: Tensor, generator: torch.Generator) -> Tensor:
         """What `forward` compares with the video, `B C T H W` float32, without a gradient."""
+        latents = self._sample(self._encode(video, keep=False).moments, generator)
         with self._autocast(video):
-            moments = self.vae.encoder.moments(self.vae.encoder.features(video)).float()
-            reconstruction: Tensor = self.vae.decode(self._sample(moments, generator))
-        return reconstruction.float()
+            return torch.cat([self.vae.decode(latents[part]) for part in self._parts(video)]).float()
+
+    def _step(self, video: Tensor, generator: torch.Generator, judge: _Judge | None, scale: float) -> Losses:
+        """The losses, after the backward passes of all pieces."""
+        encoded = self._encode(video, keep=self._trains_encoder and not self.sample_by_sample)
+        moments = encoded.moments.detach().requires_grad_(self._trains_encoder)
+        latents = self._sample(moments, generator)
+        seen = latents.detach().requires_grad_(latents.requires_grad)
+        if judge is None:
+            error, perceptual = self._reconstruct(video, seen, scale)
+            adversarial = video.new_zeros(())
+        else:
+            error, perceptual, adversarial = self._reconstruct_judged(video, seen, judge, scale)
+        if latents.requires_grad:
+            latents.backward(seen.grad)  # to the moments and the mask token
+
+        config, logvar = self.config, self.logvar.squeeze()
+        distance = error + config.reconstruction.perceptual_weight * perceptual
+        nll = self._reduction(video) * (distance / logvar.exp() + logvar)
+        if nll.requires_grad:
+            (nll * scale).backward()  # to the log-variance: what it divides has no graph any more
+        kl = Posterior.from_moments(moments).kl().mean()
+        weighted_kl = self._reduction(video) / video[0].numel() * config.reconstruction.kl_weight * kl
+        correlation = local_correlation(Posterior.from_moments(moments).mean, config.lcr.window, config.lcr.tiling)
+        lcr = correlation_loss(correlation, config.lcr.threshold)
+        if self._trains_encoder:
+            gradient = self._gradient_at_moments(
+                moments, encoded, weighted_kl * scale, None if lcr is None else lcr * scale
+            )
+            self._backward_through_encoder(video, encoded, gradient)
+        zero = video.new_zeros(())
+        lcr, mean = zero if lcr is None else lcr, zero if correlation.mean is None else correlation.mean
+        total = nll + weighted_kl + (lcr if self._balances_lcr else config.lcr_weight * lcr) + adversarial
+        return Losses(*(x.detach() for x in (total, nll, error, perceptual, kl, lcr, mean, adversarial)))
+
+    @property
+    def _trains_encoder(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.vae.encoder.parameters())
+
+    @property
+    def _balances_lcr(self) -> bool:
+        return bool(self.config.lcr_weight) and self.config.lcr.weighting == "gradient"
+
+    def _reduction(self, video: Tensor) -> float:
+        """What the mean over a sample's elements is multiplied by."""
+        return float(video[0].numel()) if self.config.reconstruction.reduction == "sum" else 1.0
+
+    def _parts(self, video: Tensor) -> list[slice]:
+        """Parts of equal size that the batch is taken in."""
+        return [slice(i, i + 1) for i in range(len(video))] if self.sample_by_sample else [slice(None)]
+
+    def _autocast(self, video: Tensor) -> torch.autocast:
+        # Of its own for each pass: weights that autocast converted without gradients must not serve one that has them.
+        return autocast(video.device, self.config.precision)
+
+    # --- encoder ------------------------------------------------------------------------------------------------------
+
+    def _encode(self, video: Tensor, keep: bool) -> _Encoded:
+        """Moments and features of the batch; `keep` what a backward pass from the moments needs."""
+        encoder, features, moments = self.vae.encoder, [], []
+        with torch.set_grad_enabled(keep), self._autocast(video):
+            for part in self._parts(video):
+                features.append(encoder.features(video[part]))
+                moments.append(encoder.moments(features[-1]).float())
+        return _Encoded(torch.cat(moments), torch.cat(features).detach())
 
     def _sample(self, moments: Tensor, generator: torch.Generator) -> Tensor:
-        """Latents drawn from the posterior, partly hidden."""
+        """A sample of the posterior, of which LMR hides a part."""
         posterior = Posterior.from_moments(moments)
         eps = torch.randn(posterior.mean.shape, generator=generator).to(moments.device, non_blocking=True)
-        return self._mask(posterior.mean + posterior.std * eps, generator)
-
-    def _encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The posterior's moments for the reconstruction, for LCR, and for KL: equal in value, `b 2c t h w` float32.
-
-        They differ in what happens to their gradients: see `GradientBalance`.
-        """
-        encoder = self.vae.encoder
-        features = encoder.features(video)
-        moments = encoder.moments(features).float()
-        if self.config.lcr.weighting == "fixed" or not self.config.lcr_weight:
-            return moments, moments, moments
-        shape = encoder.moments.conv.weight.shape
-        branches = GradientBalance.apply(
-            moments, features.detach(), shape, self.config.lcr_weight, self.applied_lcr_weight, LCR_LIMIT
-        )
-        return *branches, moments
-
-    def _decode_twice(self, latents: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """The reconstruction for the reconstruction term and for the discriminators: see `GradientBalance`."""
-        last = self.vae.decoder.out[2]
-        features: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0].detach()))
-        with hook:
-            reconstruction = self.vae.decode(latents)
-        shape = self.vae.decoder.last_layer.shape
-        applied = self.applied_adversarial_weight
-        for_error, for_critic = GradientBalance.apply(
-            reconstruction, features[0], shape, weight, applied, ADVERSARIAL_LIMIT
-        )
-        return for_error, for_critic
-
-    def _mask(self, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """LMR: hide a part of each sample's latents."""
+        latents = posterior.mean + posterior.std * eps
         config = self.config
         if not config.lmr_mask_ratio:
             return latents
@@ -272,56 +283,109 @@ class Objective(nn.Module):
         mask = draw_mask(config.lmr.kind, latents.shape, ratios, config.lmr.block, generator=generator)
         return apply_mask(latents, mask, self.vae.mask_token)
 
-    def _reconstruction_terms(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The weighted term, the mean error and the mean perceptual distance."""
+    def _gradient_at_moments(self, moments: Tensor, encoded: _Encoded, kl: Tensor, lcr: Tensor | None) -> Tensor:
+        """The gradient of the total at the moments, where that of the reconstruction term has arrived already."""
+        main, weight = moments.grad, self.config.lcr_weight
+        assert main is not None
+        regularised = torch.zeros_like(main)
+        if lcr is not None and weight:
+            (regularised,) = torch.autograd.grad(lcr, moments)
+        if self._balances_lcr:
+            last = self.vae.encoder.moments
+            norms = [weight_gradient(last, encoded.features, gradient).norm() for gradient in (main, regularised)]
+            self.applied_lcr_weight.copy_(balanced_weight(weight, norms[0], norms[1], LCR_LIMIT))
+        return main + self.applied_lcr_weight * regularised + torch.autograd.grad(kl, moments)[0]
+
+    def _backward_through_encoder(self, video: Tensor, encoded: _Encoded, gradient: Tensor) -> None:
+        if not self.sample_by_sample:
+            encoded.moments.backward(gradient)
+            return
+        for part in self._parts(video):
+            with self._autocast(video):
+                moments = self.vae.encoder(video[part]).float()
+            moments.backward(gradient[part])
+
+    # --- decoder ------------------------------------------------------------------------------------------------------
+
+    def _reconstruct(self, video: Tensor, latents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Mean error and mean perceptual distance, after the backward passes to the decoder and the latents."""
+        parts, values = self._parts(video), []
+        for part in parts:
+            with self._autocast(video):
+                reconstruction = self.vae.decode(latents[part])
+            gradient, *compared = self._compare(reconstruction, video[part], scale / len(parts))
+            reconstruction.backward(gradient)
+            values.append(torch.stack(compared))
+        error, perceptual = torch.stack(values).mean(0)
+        return error, perceptual
+
+    def _reconstruct_judged(
+        self, video: Tensor, latents: Tensor, judge: _Judge, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_reconstruct`, and the adversarial term.
+
+        Its weight balances the gradient norms of the whole batch at the decoder's last convolution. Of several parts,
+        all have to be decoded before it is known: each is decoded once more for its backward pass.
+        """
+        parts = self._parts(video)
+        share = scale / len(parts)
+        at_weight = video.new_zeros(2, *self.vae.decoder.last_layer.shape)
+        gradients, values, rebuilt = [], [], []
+        for part in parts:
+            with torch.set_grad_enabled(len(parts) == 1):
+                reconstruction, features = self._decode(latents[part])
+            rebuilt.append(reconstruction.detach().float())
+            main, *compared = self._compare(reconstruction, video[part], share)
+            regularised, adversarial = self._judge(rebuilt[-1], judge.critic, share)
+            gradients.append((main, regularised.to(main.dtype)))
+            values.append(torch.stack([*compared, adversarial]))
+            last = cast(CausalConv3d, self.vae.decoder.out[2])
+            at_weight += torch.stack([weight_gradient(last, features, gradient) for gradient in gradients[-1]])
+        norms = at_weight.flatten(1).norm(dim=1)
+        self.applied_adversarial_weight.copy_(balanced_weight(judge.weight, norms[0], norms[1], ADVERSARIAL_LIMIT))
+        for part, (main, regularised) in zip(parts, gradients, strict=True):
+            if len(parts) > 1:
+                reconstruction, _ = self._decode(latents[part])
+            reconstruction.backward(main + self.applied_adversarial_weight.to(main.dtype) * regularised)
+        self.reconstruction = torch.cat(rebuilt)
+        error, perceptual, adversarial = torch.stack(values).mean(0)
+        return error, perceptual, adversarial
+
+    def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction, and the input of the convolution that made it, without a graph."""
+        decoder = self.vae.decoder
+        hidden: list[Tensor] = []
+        hook = decoder.up[-1].register_forward_hook(lambda _module, _inputs, output: hidden.append(output.detach()))
+        with hook, self._autocast(latents):
+            reconstruction = self.vae.decode(latents)
+        with torch.no_grad(), self._autocast(latents):
+            return reconstruction, F.silu(decoder.out[0](hidden[0]))
+
+    def _compare(self, reconstruction: Tensor, video: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of `scale` times the reconstruction term, the mean error and the mean perceptual distance."""
         config = self.config.reconstruction
-        difference = reconstruction - video
-        error = difference.abs() if config.error == "l1" else difference.square()
-        distance = video.new_zeros(len(video) * video.shape[2])
+        seen = reconstruction.detach().float().requires_grad_()
+        factor = scale * self._reduction(video) / self.logvar.detach().exp()
+        difference = seen - video
+        error = (difference.abs() if config.error == "l1" else difference.square()).mean()
+        (error * factor).backward()
+        gradient, perceptual = seen.grad, video.new_zeros(())
+        assert gradient is not None
         if self.perceptual is not None:
-            distance = self.perceptual(_frames(reconstruction), _frames(video))
-        mean = error.mean() + config.perceptual_weight * distance.mean()
-        logvar = self.logvar.squeeze()
-        return mean / logvar.exp() + logvar, error.mean(), distance.mean()
+            frames, originals = _frames(seen.detach()), _frames(video)
+            weight = factor * config.perceptual_weight / len(frames)
+            with self._autocast(video):
+                distances, at_frames = distances_and_gradient(self.perceptual, frames, originals, weight)
+            perceptual = distances.mean()
+            gradient += at_frames.unflatten(0, (len(video), -1)).transpose(1, 2)
+        return gradient.to(reconstruction.dtype), error.detach(), perceptual
 
-    def _losses(
-        self,
-        video: Tensor,
-        reconstruction: Tensor,
-        for_lcr: Tensor,
-        for_kl: Tensor,
-        adversarial: Tensor,
-    ) -> Losses:
-        config = self.config
-        mean_nll, error, perceptual = self._reconstruction_terms(video, reconstruction)
-        elements = video[0].numel()
-        kl = Posterior.from_moments(for_kl).kl().mean()
-        scale = elements if config.reconstruction.reduction == "sum" else 1.0
-        nll = scale * mean_nll
-        total = nll + scale / elements * config.reconstruction.kl_weight * kl
-
-        correlation = local_correlation(Posterior.from_moments(for_lcr).mean, config.lcr.window, config.lcr.tiling)
-        lcr = correlation_loss(correlation, config.lcr.threshold)
-        if lcr is not None and config.lcr_weight:
-            balanced = config.lcr.weighting == "gradient"
-            total = total + (lcr if balanced else config.lcr_weight * lcr)
-        if adversarial.requires_grad:
-            total = total + adversarial
-        nothing = video.new_zeros(())
-        mean_correlation = correlation.mean
-        return Losses(
-            total=total,
-            nll=nll.detach(),
-            error=error.detach(),
-            perceptual=perceptual.detach(),
-            kl=kl.detach(),
-            lcr=nothing if lcr is None else lcr.detach(),
-            correlation=nothing if mean_correlation is None else mean_correlation.detach(),
-            adversarial=adversarial.detach(),
-        )
-
-    def _autocast(self, video: Tensor) -> torch.autocast:
-        return autocast(video.device, self.config.precision)
+    def _judge(self, reconstruction: Tensor, critic: Discriminator, scale: float) -> tuple[Tensor, Tensor]:
+        """The gradient of `scale` times the adversarial term at the reconstruction, and the term."""
+        seen = reconstruction.detach().requires_grad_()
+        adversarial = generator_loss(critic(seen))
+        (gradient,) = torch.autograd.grad(adversarial * scale, seen)
+        return gradient, adversarial.detach()
 
 
 def _frames(video: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from ..engine.stability import LossScale, Outcome
 from ..errors import UserError
 from ..storage import sync
 from ..vae.autoencoder import SSVAE
-from .discriminator import Discriminator, critic_loss
+from .discriminator import Discriminator, critic_step
 from .losses import Losses, Objective
 from .monitor import Monitor
 from .run_folder import claimed_folder
@@ -208,19 +208,14 @@ class AutoencoderTrainer:
         if "critic" in networks:
             rebuilt = self.objective.reconstruction if terms else self.objective.reconstruct(video, draws)
             assert self.critic is not None and rebuilt is not None
-            loss = critic_loss(self.critic(video), self.critic(rebuilt))
+            loss = critic_step(self.critic, video, rebuilt, self.run.loss_scale.scale)
             self.run.backward("critic", loss, last=last)
             checked, terms["critic"] = checked + loss.detach(), loss.detach()
         return checked, terms
 
     def _autoencoder_backward(self, video: Tensor, draws: torch.Generator, last: bool) -> Losses:
-        engine, critic = self.run.engines["autoencoder"], self.critic
-        if critic is None:
-            losses: Losses = engine(video, draws)
-        else:
-            critic.requires_grad_(False)
-            losses = engine(video, draws, critic, self.config.adversarial.weight)
-            critic.requires_grad_(True)
+        weight, scale = self.config.adversarial.weight, self.run.loss_scale.scale
+        losses: Losses = self.run.engines["autoencoder"](video, draws, self.critic, weight, scale)
         self.run.backward("autoencoder", losses.total, last=last)
         return losses
 

@@ -1,0 +1,96 @@
+"""Gradients that are computed piece by piece and delivered in one backward pass, and weights balanced by their norms.
+
+total = with_gradients(module, compute)     # `compute` makes backward passes of its own, one for each piece
+total.backward()                            # every parameter receives the sum, once
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.grad
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .. import distributed
+from ..vae.layers import CausalConv3d, repeat_first_frame
+
+
+def with_gradients(module: nn.Module, compute: Callable[[], Tensor], scale: float = 1.0) -> Tensor:
+    """A scalar whose gradients at the parameters of `module` are known before its backward pass.
+
+    While `compute` runs, the parameters are replaced by leaves of their own. So what watches the parameters (DeepSpeed
+    reduces a gradient as soon as it is there, and expects it once) sees one backward pass, the one from the result.
+
+    Args:
+        module: the trainable parameters.
+        compute: returns the scalar, after backward passes that add up `scale` times its gradients.
+        scale: of these gradients, which keeps those of float16 inside their range.
+    """
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    leaves = {name: nn.Parameter(p.detach()) for name, p in parameters.items()}
+    with torch.enable_grad():
+        total = functional_call(_Call(module, compute), {f"module.{name}": leaf for name, leaf in leaves.items()}, ())
+    reached = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    result: Tensor = _KnownGradients.apply(
+        total.detach(), scale, list(reached.values()), *(parameters[name] for name in reached)
+    )
+    return result
+
+
+class _Call(nn.Module):
+    """`compute()` as a module's forward pass, which is what `functional_call` takes."""
+
+    def __init__(self, module: nn.Module, compute: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.compute = compute
+
+    def forward(self) -> Tensor:
+        return self.compute()
+
+
+class _KnownGradients(torch.autograd.Function):
+    """The identity; its backward pass delivers gradients that are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, scale: float, gradients: list[Tensor], *_parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.scale = gradients, scale
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # handed over: they become the parameters' own without a copy
+        if gradients is None:
+            raise RuntimeError("the gradients of a step are delivered once; compute the losses again")
+        factor = gradient / ctx.scale
+        for known in gradients:
+            known.mul_(factor)
+        return None, None, None, *gradients
+
+
+def weight_gradient(convolution: CausalConv3d, features: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient, float32, at the weight of the convolution of stride 1 that made its output out of `features`."""
+    inputs = repeat_first_frame(features, 2)
+    if inputs.dtype == torch.float16:  # a sum over all positions, which float16 does not hold
+        inputs = inputs.float()
+    shape = convolution.conv.weight.shape
+    return torch.nn.grad.conv3d_weight(inputs, shape, gradient.to(inputs.dtype), padding=(0, 1, 1)).float()
+
+
+def balanced_weight(weight: float, main: Tensor, regularised: Tensor, limit: float) -> Tensor:
+    """The weight of a regulariser, balanced by the ratio of gradient norms at one layer's weight.
+
+        weight * min(|main| / (|regularised| + 1e-4), limit)
+
+    It is a constant for the derivative (published; VQGAN's adaptive weight, arXiv 2012.09841, eq. 7). The norms are
+    averaged over the ranks; every rank must call it.
+
+    Args:
+        weight: what the ratio is multiplied by.
+        main: norm of the gradient of the reconstruction term, of the whole batch.
+        regularised: norm of the regulariser's.
+        limit: the largest ratio.
+    """
+    norms = distributed.mean_over_ranks(torch.stack([main, regularised]))
+    return weight * (norms[0] / (norms[1] + 1e-4)).clamp_max(limit)
