@@ -122,13 +122,14 @@ class _FrameConv(nn.Conv2d):
 
 
 class _CausalConv(nn.Conv3d):
-    """Kernel 3, padded by 1 in space and in time by two copies of the first frame."""
+    """Kernel 3, padded in time by two copies of the first frame; in space by 1, for stride 2 at the far end alone."""
 
     def __init__(self, channels: int, width: int, stride: int, bias: bool = True) -> None:
-        super().__init__(channels, width, 3, stride, (0, 1, 1), bias=bias)
+        super().__init__(channels, width, 3, stride, bias=bias)
+        self.near = 2 - stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(repeat_first_frame(x, 2))
+        return super().forward(F.pad(repeat_first_frame(x, 2), (self.near, 1, self.near, 1)))
 
 
 class _EachFrameConv(nn.Conv3d):
