@@ -7,7 +7,7 @@ from sat_ssvae import UserError
 from sat_ssvae.cli import main
 from sat_ssvae.cogvideo.native_arms import differences, read_arms
 
-from .test_cogvideo_compatibility import NETWORK, OVERLAYS, nested, stock_main, stock_v1
+from .stock_configurations import NETWORK, OVERLAYS, nested, stock_main, stock_v1
 
 TRAINED = {"args.train_data": ["videos"], "args.valid_data": ["others"], "args.train_iters": 100, "args.load": None}
 

@@ -18,7 +18,7 @@ from sat_ssvae.cogvideo.export import build_scheduler, build_transformer
 from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import write_transformer
 
-from .test_cogvideo_compatibility import OVERLAYS
+from .stock_configurations import OVERLAYS
 from .test_project import ROOT
 from .tiny_transformers import GRID, drawn, inputs, layer, stock_layer
 from .tiny_transformers import OVERLAYS as OURS

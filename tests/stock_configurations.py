@@ -1,0 +1,102 @@
+"""CogVideoX configurations with the stock files' numbers, our overlays over them, and changes: as files."""
+
+import copy
+
+import yaml
+
+from sat_ssvae.cogvideo.compatibility import find_mismatches
+from sat_ssvae.cogvideo.first_stage import build_first_stage
+from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
+
+from .test_project import ROOT
+
+OVERLAYS = ROOT / "cogvideo_configs"
+NETWORK = "model.network_config.params"
+POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
+SFT = {"args": {"mode": "finetune"}, "data": {"target": "data_video.SFTDataset"}}
+
+
+def check(files, era=None):
+    """What does not fit in these files."""
+    config = SATConfig(merge_configs(files))
+    return find_mismatches(config, build_first_stage(config).latent_format, era)
+
+
+def network(**params):
+    return {"params": {"hidden_size": 64, "time_compressed_rate": 4, "num_frames": 49, **params}}
+
+
+def stock_v1(**model):
+    """The numbers of cogvideox_2b.yaml and sft.yaml that have to do with latents."""
+    positions = {"text_length": 226, "height_interpolation": 1.875, "width_interpolation": 1.875}
+    modules = {"pos_embed_config": {"target": "dit_video_concat.Basic3DPositionEmbeddingMixin", "params": positions}}
+    sizes = {"latent_width": 90, "latent_height": 60, "patch_size": 2, "in_channels": 16, "out_channels": 16}
+    stage = {"target": "vae_modules.autoencoder.VideoAutoencoderInferenceWrapper", "params": {"cp_size": 1}}
+    values = {
+        "model": {
+            "scale_factor": 1.15258426,
+            "network_config": network(modules=modules, **sizes),
+            "first_stage_config": stage,
+            **model,
+        }
+    }
+    return (
+        values
+        | copy.deepcopy(SFT)
+        | {"data": SFT["data"] | {"params": {"video_size": [480, 720], "max_num_frames": 49}}}
+    )
+
+
+def stock_main(**model):
+    """Those of cogvideox1.5_5b.yaml."""
+    values = stock_v1(latent_input=True, **model)
+    params = values["model"]["network_config"]["params"]
+    params |= {"num_frames": 81, "latent_width": 300, "latent_height": 300, "patch_size": [2, 2, 2]}
+    target = "dit_video_concat.Rotary3DPositionEmbeddingMixin"
+    params["modules"] = {"pos_embed_config": {"target": target, "params": {"text_length": 224}}}
+    return values
+
+
+STOCKS = {
+    "cogvideox_2b_5b": stock_v1(),
+    "cogvideox_5b_i2v": stock_v1(noised_image_input=True),
+    "cogvideox1.5_5b": stock_main(),
+    "cogvideox1.5_5b_i2v": stock_main(noised_image_input=True),
+}
+STOCKS["cogvideox1.5_5b_i2v"]["model"]["latent_input"] = False
+INFERENCE = {
+    "v1.0": {"args": {"mode": "inference", "latent_channels": 16, "sampling_num_frames": 13}},
+    "main": {
+        "args": {
+            "mode": "inference",
+            "latent_channels": 16,
+            "sampling_num_frames": 22,
+            "sampling_image_size": [768, 1360],
+        }
+    },
+}
+
+
+def write_files(folder, vae, name, changes=None, sampling=False, more=()):
+    """Files of the stock numbers, the overlay, further overlays, and dotted changes, in the order of --base."""
+    era = "main" if "1.5" in name else "v1.0"
+    layers = [STOCKS[name], *([INFERENCE[era], {"args": {"image2video": "i2v" in name}}] if sampling else [])]
+    own = {"model.first_stage_config.params.ckpt_path": str(vae)} | (changes or {})
+    files = []
+    for number, values in enumerate([*layers, nested(own)]):
+        files.append(folder / f"{number}.yaml")
+        files[-1].write_text(yaml.safe_dump(values))
+    files[-1:-1] = [OVERLAYS / f"{overlay}.yaml" for overlay in (name, *more)]
+    return files
+
+
+def nested(dotted):
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    values = {}
+    for key, value in dotted.items():
+        *parents, last = key.split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return values
