@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes a CogVideoX checkout run with SSVAE:  bash scripts/install_into_cogvideo.sh PATH [--check|--revert|--copy]
+# Make a CogVideoX checkout run with SSVAE:  bash scripts/install_into_cogvideo.sh PATH [--check|--revert|--copy]
 #
-# PATH is the checkout (or its sat folder), tag v1.0 or main. The few lines that configuration cannot reach are patched; with
-# CogVideoX's own autoencoder the patched code does what it did. Then the package is installed with pip into the
+# PATH is the checkout or its sat folder, at tag v1.0 or main. This patches the few lines that configuration cannot reach;
+# with CogVideoX's own autoencoder the patched code does what it did before. Then it installs the package with pip into the
 # environment of PYTHON (default: python), or with --copy into the checkout, as sgm.sat_ssvae.
 #
-# --check only says whether the patches are applied, fit, or do not fit. --revert takes everything out of the checkout.
+# --check only reports whether the patches are applied, fit, or do not fit. --revert undoes everything in the checkout.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 usage="usage: bash scripts/install_into_cogvideo.sh PATH [--check|--revert|--copy]"
 
-# applied, fits or differs; finds the lines wherever they moved.
+# Print applied, fits or differs. Finds the lines wherever they moved.
 state() {
     if (cd "$sat" && git apply --unidiff-zero --check --reverse "$1" 2>/dev/null); then
         echo applied
@@ -21,7 +21,7 @@ state() {
     fi
 }
 
-# What a patch does, for somebody who does it by hand.
+# Print a patch as instructions for doing it by hand.
 by_hand() {
     awk '/^--- a\// { file = substr($0, 7); next }
         /^\+\+\+ / { next }
@@ -69,7 +69,7 @@ case $action in
     ;;
 --copy)
     rm -rf "$sat/sgm/sat_ssvae"
-    (cd "$root" && find sat_ssvae -name '*.py' -o -name '*.yaml' -o -name '*.j2' -o -name py.typed) |
+    (cd "$root" && find sat_ssvae -type f ! -path '*/__pycache__/*') |
         (cd "$root" && tar -cf - -T -) | tar -xf - -C "$sat/sgm"
     say "copied to $sat/sgm/sat_ssvae; give $root/cogvideo_configs/copied.yaml as the last --base"
     ;;

@@ -69,7 +69,9 @@ def test_copy_patches_and_copies_twice_the_same_and_revert_undoes_it(checkout):
     for patch in patches_of(checkout):
         text = installed[Path("sat", f"{patch.stem}.py")].decode()
         assert all("\n".join(new) in text for _, _, new in hunks(patch))
-    assert Path("sat/sgm/sat_ssvae/cogvideo/first_stage.py") in installed
+    package = {path.relative_to(ROOT) for path in (ROOT / "sat_ssvae").rglob("*") if path.is_file()}
+    copied = {path.relative_to("sat/sgm") for path in installed if path.is_relative_to("sat/sgm/sat_ssvae")}
+    assert copied == {path for path in package if "__pycache__" not in path.parts}
     assert not any("__pycache__" in path.parts for path in installed)
     assert install(checkout, "--copy").returncode == 0
     assert contents(checkout) == installed
