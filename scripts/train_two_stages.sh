@@ -2,7 +2,7 @@
 # Both stages of a training at the smallest size, on the demo's clips:  bash scripts/train_two_stages.sh [FOLDER]
 #
 # Stage 1 trains everything at 48 px, stage 2 the decoder alone at 96 px. Held-out clips beside their reconstructions are in
-# FOLDER/stage*/looks/, scores in looks.jsonl. An interrupted run goes on where it was.
+# FOLDER/stage*/evaluations/, scores in evaluations.jsonl. An interrupted run goes on where it was.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 output=${1:-runs/two_stages}
@@ -21,7 +21,7 @@ common=(--output "$output" "data.path=$output/clips/train" "monitor.path=$output
 import json, pathlib, sys
 
 for stage in ("stage1", "stage2"):
-    for line in (pathlib.Path(sys.argv[1]) / stage / "looks.jsonl").read_text().splitlines():
+    for line in (pathlib.Path(sys.argv[1]) / stage / "evaluations.jsonl").read_text().splitlines():
         look = json.loads(line)
         print(f"{stage} step {look['step']:5d}  PSNR {look['psnr']:.2f} dB  SSIM {look['ssim']:.3f}")
 PYTHON

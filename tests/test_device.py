@@ -210,16 +210,16 @@ def test_latents_and_their_spectra(tiny_shards, tmp_path):
     assert spectra_there.psnr_by_dropped == pytest.approx(spectra.psnr_by_dropped, rel=1e-4)
 
 
-def test_a_look_at_a_training(tiny_shards, tmp_path):
+def test_an_evaluation_while_training(tiny_shards, tmp_path):
     data = DataConfig(path=str(tiny_shards), num_frames=5, resolution=16, num_workers=0)
 
     def compute(device):
         folder = tmp_path / device.type
         folder.mkdir()
         monitor = Monitor(MonitorConfig(every=1, path=str(tiny_shards)), data, folder, "float32", device, 0)
-        monitor.look(1, tiny_vae().to(device))
+        monitor.evaluate(1, tiny_vae().to(device))
         monitor.close()
-        return json.loads((folder / "looks.jsonl").read_text())
+        return json.loads((folder / "evaluations.jsonl").read_text())
 
     here, there = on_both(compute)
     assert there["psnr"] == pytest.approx(here["psnr"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""What is looked at while training, and that looking changes nothing."""
+"""What is evaluated while training, and that evaluations change nothing."""
 
 import json
 import sys
@@ -22,23 +22,23 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_that_is_watched_takes_the_same_steps(tiny_shards, tmp_path):
+def test_a_run_that_is_monitored_takes_the_same_steps(tiny_shards, tmp_path):
     monitor = {"every": 2, "path": str(tiny_shards), "clips": 2, "tensorboard": True}
     train(configured(tiny_shards, max_steps=4), tmp_path / "alone", CPU)
-    train(configured(tiny_shards, max_steps=4, monitor=monitor), tmp_path / "watched", CPU)
-    assert rows(tmp_path / "watched") == rows(tmp_path / "alone")
-    assert differing(weights_of(tmp_path / "watched"), weights_of(tmp_path / "alone")) == set()
-    looks = lines(tmp_path / "watched" / "looks.jsonl")
-    assert [look["step"] for look in looks] == [2, 4]
-    for look in looks:
-        assert 3 < look["psnr"] < 40 and -1 <= look["ssim"] <= 1 and -1 <= look["local_correlation"] <= 1
-        assert look["dct_amplitude"][0] == 1 and look["explained_variance"][-1] == pytest.approx(1)
-        assert len(look["explained_variance"]) == 4
-    with Image.open(tmp_path / "watched" / "looks" / "step_4.png") as grid:
+    train(configured(tiny_shards, max_steps=4, monitor=monitor), tmp_path / "monitored", CPU)
+    assert rows(tmp_path / "monitored") == rows(tmp_path / "alone")
+    assert differing(weights_of(tmp_path / "monitored"), weights_of(tmp_path / "alone")) == set()
+    evaluations = lines(tmp_path / "monitored" / "evaluations.jsonl")
+    assert [one["step"] for one in evaluations] == [2, 4]
+    for one in evaluations:
+        assert 3 < one["psnr"] < 40 and -1 <= one["ssim"] <= 1 and -1 <= one["local_correlation"] <= 1
+        assert one["dct_amplitude"][0] == 1 and one["explained_variance"][-1] == pytest.approx(1)
+        assert len(one["explained_variance"]) == 4
+    with Image.open(tmp_path / "monitored" / "evaluations" / "step_4.png") as grid:
         assert grid.size == (2 * 32, 4 * 2 * 32)
-    info = probe(tmp_path / "watched" / "looks" / "step_4.mp4")
+    info = probe(tmp_path / "monitored" / "evaluations" / "step_4.mp4")
     assert (info.height, info.width, info.frames) == (64, 64, 5)
-    assert list((tmp_path / "watched" / "tensorboard").glob("events*"))
+    assert list((tmp_path / "monitored" / "tensorboard").glob("events*"))
 
 
 def test_no_random_number_is_drawn_and_the_mode_is_kept(tiny_shards, tmp_path):
@@ -46,12 +46,12 @@ def test_no_random_number_is_drawn_and_the_mode_is_kept(tiny_shards, tmp_path):
     monitor = Monitor(MonitorConfig(every=1, path=str(tiny_shards)), config.data, tmp_path, "float32", CPU, 0)
     vae = SSVAE(config.model).train()
     state = torch.get_rng_state()
-    monitor.look(1, vae)
-    first = lines(tmp_path / "looks.jsonl")[0]
-    monitor.look(2, vae)
+    monitor.evaluate(1, vae)
+    first = lines(tmp_path / "evaluations.jsonl")[0]
+    monitor.evaluate(2, vae)
     monitor.close()
     assert torch.equal(state, torch.get_rng_state()) and vae.training
-    assert {**lines(tmp_path / "looks.jsonl")[1], "step": 1} == first
+    assert {**lines(tmp_path / "evaluations.jsonl")[1], "step": 1} == first
 
 
 def test_what_is_missing_is_named(tiny_shards, tmp_path):
@@ -60,7 +60,7 @@ def test_what_is_missing_is_named(tiny_shards, tmp_path):
     data = {**settings(tiny_shards)["data"], "part": "train"}
     config = configured(tiny_shards, data=data, monitor={"every": 1}, max_steps=1)
     train(config, tmp_path, CPU)
-    assert len(lines(tmp_path / "looks.jsonl")) == 1
+    assert len(lines(tmp_path / "evaluations.jsonl")) == 1
 
 
 def test_a_package_that_is_missing_is_named_before_the_first_step(tiny_shards, tmp_path, monkeypatch):

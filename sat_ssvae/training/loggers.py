@@ -1,20 +1,19 @@
-"""Where a training can be watched from elsewhere: TensorBoard's event files and Weights & Biases, given the same.
+"""Where a training can be followed from elsewhere: TensorBoard's event files and Weights & Biases, given the same.
 
-boards: list[Board] = [TensorBoard(run / "tensorboard", start), WeightsAndBiases(run, "my_project", settings)]
-for board in boards:
-    board.scalars(step, {"train/error": 0.1})
+loggers: list[Logger] = [TensorBoard(run / "tensorboard", start), WeightsAndBiases(run, "my_project", settings)]
+for one in loggers:
+    one.scalars(step, {"train/error": 0.1})
 """
 
 import contextlib
 import io
 import logging
 import secrets
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,6 +25,8 @@ logger = logging.getLogger(__name__)
 ID_FILE = "wandb_id"
 CONNECT_SECONDS = 60
 """How long Weights & Biases may keep the first rank waiting: for an answer at the start, for uploads at the end."""
+FLUSH_SECONDS = 5
+"""Seconds after which TensorBoard can see a value at the latest."""
 
 
 class Pictures(NamedTuple):
@@ -41,21 +42,21 @@ class Pictures(NamedTuple):
     """Its rate."""
 
 
-class Board(Protocol):
+class Logger(Protocol):
     """What both kinds do."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show numbers; their names have the form group/name."""
+        """Log numbers; their names have the form group/name."""
 
     def pictures(self, step: int, pictures: Pictures) -> None:
-        """Show reconstructions."""
+        """Log reconstructions."""
 
     def close(self) -> None:
-        """Have everything where it belongs."""
+        """Write or upload what is pending."""
 
 
 class _Expendable:
-    """A board is never worth a training: whatever fails in it is one warning, after which it is left alone."""
+    """A logger must never stop training: whatever fails in it is one warning, after which it is left alone."""
 
     title: str
     _sink: Any = None
@@ -70,11 +71,62 @@ class _Expendable:
             logger.warning("%s failed, training goes on without it (%s)", self.title, _one_line(error))
 
 
+class _EventFile:
+    """An event file for tensorboardX's writer thread, which it opens and writes to as to its S3 or GCS files.
+
+    An error would end that thread, nothing would empty its queue any more, and training or the end of the process would
+    wait for ever. So an error is kept for `check` instead, and what follows is dropped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise what writing raised, if anything."""
+        if self._error is not None:
+            raise self._error
+
+    def directory_check(self, _path: str) -> None:
+        """Make the folder."""
+        with self._keeping_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def open(self, path: str) -> "_EventFile":
+        """Open the file of that name in the folder."""
+        with self._keeping_errors():
+            self._file = (self._folder / path.rpartition("/")[2]).open("wb")
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        with self._keeping_errors():
+            if self._file is not None:
+                self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        with self._keeping_errors():
+            if self._file is not None:
+                self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._keeping_errors():
+            if self._file is not None:
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _keeping_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error, self._file = self._error or error, None
+
+
 class TensorBoard(_Expendable):
     """Event files in `folder`; what an earlier process wrote beyond step `start` is not shown.
-
-    They are written at once. tensorboardX's own `SummaryWriter` leaves that to a thread: when it ends on a full disk,
-    nothing empties its queue any more, and the training waits for ever for room in it.
 
     Raises:
         UserError: tensorboardX is missing.
@@ -84,63 +136,64 @@ class TensorBoard(_Expendable):
 
     def __init__(self, folder: Path, start: int) -> None:
         try:
-            from tensorboardX.proto.event_pb2 import SessionLog
-            from tensorboardX.record_writer import RecordWriter
+            from tensorboardX import SummaryWriter
+            from tensorboardX.record_writer import REGISTERED_FACTORIES, register_writer_factory
         except ImportError as error:
             raise UserError(f"monitor.tensorboard needs `pip install tensorboardX` ({error})") from None
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"  # TensorBoard reads them by name
+        self._file = _EventFile(folder)
+        kind = f"file{id(self._file)}"
         with self._going_on():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._sink = RecordWriter(str(folder / name))
-            self._write(
-                {"file_version": "brain.Event:2"},
-                {"step": start + 1, "session_log": SessionLog(status=SessionLog.START)},
-            )
+            register_writer_factory(kind, self._file)
+            try:
+                self._sink = SummaryWriter(
+                    f"{kind}:{folder}",
+                    purge_step=start + 1,
+                    max_queue=0,  # unlimited: nobody waits for room
+                    flush_secs=FLUSH_SECONDS,
+                    filename_suffix=f".{time.time_ns()}",  # a second process may start within the second of its name
+                )
+            finally:
+                del REGISTERED_FACTORIES[kind]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """As `Board`."""
-        from tensorboardX.summary import scalar
-
-        self._write(*({"step": step, "summary": scalar(name, value)} for name, value in values.items()))
+        """As `Logger`."""
+        self._send(lambda writer: [writer.add_scalar(name, value, step) for name, value in values.items()])
 
     def pictures(self, step: int, pictures: Pictures) -> None:
-        """As `Board`; the video is a GIF, the one moving picture that TensorBoard shows."""
+        """As `Logger`; the video is a GIF, the one moving picture that TensorBoard shows."""
         from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.summary import image
 
-        grid = image("heldout/reconstructions", pictures.grid, dataformats="HWC")
         height, width, channels = pictures.frames.shape[1:]
         gif = _gif(pictures.frames, pictures.fps)
         moving = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
         video = Summary(value=[Summary.Value(tag="heldout/video", image=moving)])
-        self._write({"step": step, "summary": grid}, {"step": step, "summary": video})
+        grid = pictures.grid
+        self._send(lambda writer: writer.add_image("heldout/reconstructions", grid, step, dataformats="HWC"))
+        self._send(lambda writer: writer.file_writer.add_summary(video, step))
 
     def close(self) -> None:
-        """As `Board`."""
+        """As `Logger`."""
+        self._send(lambda writer: writer.close())
+        self._send(lambda _writer: None)  # what went wrong while closing
+        self._sink = None
+
+    def _send(self, send: Callable[[Any], object]) -> None:
         if self._sink is not None:
             with self._going_on():
-                self._sink.close()
-
-    def _write(self, *events: dict[str, Any]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        if self._sink is not None:
-            with self._going_on():
-                for event in events:
-                    self._sink.write(Event(wall_time=time.time(), **event).SerializeToString())
-                self._sink.flush()
+                self._file.check()
+                send(self._sink)
 
 
 class WeightsAndBiases(_Expendable):
     """A run of Weights & Biases, the same one again when the training continues: its id is kept in the run's folder.
 
     WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL and so on mean what they always do. Without a key or an answer from the
-    server it logs offline, for `wandb sync` later. Steps that are taken again after a crash are logged again, at their
-    old place.
+    server it logs offline, for `wandb sync` later. Steps that are taken again after a crash are logged again under
+    their own numbers.
 
     Args:
         output: the run's folder, which gives the run its name.
-        project: where the run belongs.
+        project: the project it belongs to.
         settings: the run's configuration, to be shown beside it.
     """
 
@@ -151,11 +204,11 @@ class WeightsAndBiases(_Expendable):
             self._sink = _wandb_run(output, project, settings)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """As `Board`."""
+        """As `Logger`."""
         self._log(step, values)
 
     def pictures(self, step: int, pictures: Pictures) -> None:
-        """As `Board`."""
+        """As `Logger`."""
         with self._going_on():
             from wandb import Image as WandbImage
             from wandb import Video
@@ -164,7 +217,7 @@ class WeightsAndBiases(_Expendable):
             self._log(step, {"heldout/reconstructions": grid, "heldout/video": video})
 
     def close(self) -> None:
-        """As `Board`; uploads that take too long are left to `wandb sync`."""
+        """As `Logger`; uploads that take too long are left to `wandb sync`."""
         if self._sink is not None:
             with self._going_on():
                 self._sink.finish()
@@ -180,7 +233,7 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ImportError as error:
-        logger.warning("monitor.wandb_project has no effect without `pip install wandb` (%s)", error)
+        logger.warning("monitor.wandb_project has no effect without wandb: `pip install wandb` (%s)", error)
         return None
     quiet = wandb.Settings(
         silent=True,  # its greetings would tear the progress bar apart

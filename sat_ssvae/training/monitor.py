@@ -1,4 +1,4 @@
-"""A training seen from outside: held-out clips beside their reconstructions, scores and spectra, boards to watch.
+"""How a training is followed: held-out clips beside their reconstructions, scores and spectra, and loggers.
 
 Nothing here draws a random number or changes a weight, so a run takes the same steps with and without it.
 """
@@ -24,21 +24,21 @@ from ..errors import UserError
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
 from ..vae.autoencoder import SSVAE
-from .loggers import Board, Pictures, TensorBoard, WeightsAndBiases
+from .loggers import Logger, Pictures, TensorBoard, WeightsAndBiases
 
 SHOWN_FRAMES = 4
 """Frames of a clip in the grid of pictures, evenly spaced."""
 
 
 class MonitorConfig(Config):
-    """What is looked at while training."""
+    """How a training is followed."""
 
     every: int = Field(default=0, ge=0)
-    """Steps between looks at held-out clips; 0 takes none."""
+    """Steps between evaluations on held-out clips; 0 makes none."""
     path: str | tuple[str, ...] = ()
     """Held-out shards or videos; empty: the tenth that `data.part=train` leaves out."""
     clips: int = Field(default=4, gt=0)
-    """Held-out clips, always the same ones."""
+    """How many held-out clips; they are always the same."""
     tensorboard: bool = False
     """Write event files for TensorBoard to tensorboard/ in the run's folder."""
     wandb_project: str | None = Field(default=None, min_length=1)
@@ -51,16 +51,16 @@ class MonitorConfig(Config):
 
 
 class Monitor:
-    """For the first rank. Writes looks.jsonl, looks/step_N.png and looks/step_N.mp4, and tells the boards.
+    """For the first rank: writes evaluations.jsonl, evaluations/step_N.png and step_N.mp4, and feeds the loggers.
 
     Args:
-        config: what is looked at.
+        config: what is evaluated and logged.
         data: the training clips; held-out ones have their frames, rate and first size.
         output: the run's folder.
         precision: in which reconstructions are computed.
         device: where.
         start: steps that were taken before; what was written beyond them is dropped.
-        settings: the run's configuration, for boards that show it.
+        settings: the run's configuration, for loggers that show it.
 
     Raises:
         UserError: no held-out clips, or a package is missing.
@@ -78,23 +78,23 @@ class Monitor:
     ) -> None:
         self.config, self.output, self.precision = config, output, precision
         if config.every:
-            _metrics()  # what is missing is said now, and not when hundreds of steps have been taken
-        self._log = JsonLog(output / "looks.jsonl", start) if config.every else None
+            _metrics()  # a missing package is named now, and not after hundreds of steps
+        self._log = JsonLog(output / "evaluations.jsonl", start) if config.every else None
         self.fps = data.fps
         self.video = _heldout(config, data).to(device) if config.every else None
-        self._boards: list[Board] = []
+        self._loggers: list[Logger] = []
         if config.tensorboard:
-            self._boards.append(TensorBoard(output / "tensorboard", start))
+            self._loggers.append(TensorBoard(output / "tensorboard", start))
         if config.wandb_project:
-            self._boards.append(WeightsAndBiases(output, config.wandb_project, settings or {}))
+            self._loggers.append(WeightsAndBiases(output, config.wandb_project, settings or {}))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a training step, for the boards."""
-        self._tell(step, "train", values)
+        """Log numbers of a training step."""
+        self._send(step, "train", values)
 
     @torch.no_grad()
-    def look(self, step: int, vae: SSVAE) -> None:
-        """Reconstruct the held-out clips from their posterior means, without masks, and write how it went.
+    def evaluate(self, step: int, vae: SSVAE) -> None:
+        """Reconstruct the held-out clips from their posterior means, without masks; write scores and pictures.
 
         Raises:
             UserError: the files cannot be written.
@@ -113,20 +113,20 @@ class Monitor:
             "explained_variance": cumulative_explained_variance(channel_eigenvalues(latents)).tolist(),
         }
         self._log.write(step, {**scores, **spectra})
-        self._tell(step, "heldout", scores)
+        self._send(step, "heldout", scores)
         for name, curve in spectra.items():
-            self._tell(step, name, _points(curve))
+            self._send(step, name, _points(curve))
         self._show(step, rebuilt)
 
-    def _tell(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        for board in self._boards:
-            board.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
+    def _send(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        for one in self._loggers:
+            one.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def _show(self, step: int, rebuilt: Tensor) -> None:
-        """Originals above their reconstructions, moving, and some frames of them side by side."""
+        """Write originals above their reconstructions: all frames as a video, some of them as a picture."""
         assert self.video is not None
         pairs = torch.cat([_side_by_side(self.video), _side_by_side(rebuilt)], dim=2).cpu()  # C T 2H NW
-        folder = self.output / "looks"
+        folder = self.output / "evaluations"
         frames = torch.linspace(0, pairs.shape[1] - 1, min(SHOWN_FRAMES, pairs.shape[1])).round().long()
         moving = to_uint8(pairs).permute(1, 2, 3, 0).numpy()  # T 2H NW C
         grid = np.concatenate(moving[frames.numpy()])
@@ -137,15 +137,15 @@ class Monitor:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error}); make room") from None
         write_video(video, pairs, self.fps)
-        for board in self._boards:
-            board.pictures(step, Pictures(grid, moving, video, self.fps))
+        for one in self._loggers:
+            one.pictures(step, Pictures(grid, moving, video, self.fps))
 
     def close(self) -> None:
-        """Have everything on the disk."""
+        """Close the files and the loggers."""
         if self._log is not None:
             self._log.close()
-        for board in self._boards:
-            board.close()
+        for one in self._loggers:
+            one.close()
 
 
 def _side_by_side(video: Tensor) -> Tensor:
@@ -183,5 +183,5 @@ def _latent_scores(latents: Tensor) -> dict[str, float]:
 
 
 def _points(curve: list[float]) -> dict[str, float]:
-    """A spectrum as numbers to follow: its value at 1, 2, 4, 8, ..., counted from 1 with the largest first."""
+    """Some values of a spectrum, to be logged as scalars: number 1, 2, 4, 8, ..., counted from 1."""
     return {f"{2**power:04d}": curve[2**power - 1] for power in range(len(curve).bit_length())}

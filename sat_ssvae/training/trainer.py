@@ -173,7 +173,7 @@ class AutoencoderTrainer:
         step = self.run.step + 1
         self._log(step, outcome._replace(measured=measured))
         if self.monitor is not None and self.config.monitor.every and step % self.config.monitor.every == 0:
-            self.monitor.look(step, self.vae)
+            self.monitor.evaluate(step, self.vae)
         return {"loss": measured["total"], "error": measured["error"]}
 
     def _turn(self, networks: Sequence[str]) -> Outcome:
