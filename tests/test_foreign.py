@@ -325,6 +325,20 @@ def test_sizes_that_do_not_fit(build, size, message):
         adapt(build()).encode(random_video(*size))
 
 
+@pytest.mark.parametrize("build", WORKING, ids=by_name)
+@torch.no_grad()
+def test_clips_of_other_lengths_come_back_or_are_refused(build):
+    vae = adapt(build())
+    for steps in (0, 3, 5):
+        video = sized_video(vae, frames=steps)
+        if build is foreign_models.kvae_video and steps == 5:
+            with pytest.raises(UserError, match=r"21 frames: AutoencoderKLKVAEVideo does not decode so many; .* is 25"):
+                vae.encode(video)
+            assert vae.encode_stream()(video).mode().shape[2] == 7
+        else:
+            assert vae.decode(vae.encode(video).mode()).shape == video.shape
+
+
 @torch.no_grad()
 def test_large_frames_in_tiles():
     vae, video = adapt(foreign_models.wan21()), random_video(5, 64, 64)

@@ -53,6 +53,14 @@ def test_ssvae_opens_from_what_diffusers_saved(tmp_path):
     assert torch.equal(vae.latent_stats.std, own.latent_stats.std) and vae.describe() == own.describe()
 
 
+def test_weights_of_a_variant_alone(tmp_path):
+    foreign_models.dc().save_pretrained(tmp_path, variant="fp16")
+    assert open_autoencoder(f"diffusers:{tmp_path}").latent_channels == 4
+    foreign_models.dc().save_pretrained(tmp_path / "sharded", variant="fp16", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert open_autoencoder(f"diffusers:{tmp_path / 'sharded'}").latent_channels == 4
+
+
 @torch.no_grad()
 def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
     foreign_models.ltx().to(torch.bfloat16).save_pretrained(tmp_path)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _UNTOLD = (8, 32)  # frames and pixels that every compression known divides, for a class that does not tell its own
+_MOST_STEPS = 4  # lengths of clips, the next after each other, that a class may not take
 _MOST_POSITIONS = 4  # latent rows and columns that a class may need
 
 
@@ -48,6 +49,7 @@ class DiffusersAutoencoder(nn.Module):
         self.vae: Any = vae.eval()
         self._alpha = 4 in (self._setting("in_channels"), self._setting("input_channels"))
         self._by_clip = False
+        self._tried: dict[int, bool] = {}
         self.remarks = [*self._whole_passes(), *self._remarks()]
         """What is done otherwise than by the class's defaults."""
         with torch.no_grad():
@@ -77,6 +79,9 @@ class DiffusersAutoencoder(nn.Module):
             raise UserError(
                 f"{num_frames} frames: {self.name} has statistics for {limit} latent frames, {most} frames at most"
             )
+        if not self._decodes(num_frames):
+            longer = self._longer(num_frames)
+            raise UserError(f"{num_frames} frames: {self.name} does not decode so many; the next that fits is {longer}")
         return t, h, w
 
     def encode(self, x: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Posterior:
@@ -102,7 +107,13 @@ class DiffusersAutoencoder(nn.Module):
 
     def encode_stream(self) -> Callable[[Tensor], Posterior]:
         """What encodes chunks `B C T H W` of any length, each as a video of its own: its last frame is repeated."""
-        return lambda x: self.encode(pad_to_valid(x, self))
+
+        def encode(x: Tensor) -> Posterior:
+            x = pad_to_valid(x, self)
+            more = self._longer(x.shape[2]) - x.shape[2]
+            return self.encode(torch.cat([x, x[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2) if more else x)
+
+        return encode
 
     def decode_stream(self) -> Callable[[Tensor], Tensor]:
         """What decodes chunks of latents `b c t h w`, each as those of a video of its own."""
@@ -206,6 +217,26 @@ class DiffusersAutoencoder(nn.Module):
                 return side
         raise self._failure("encode and decode", video, problem)
 
+    @torch.no_grad()
+    def _decodes(self, num_frames: int) -> bool:
+        """Whether so many frames come back from their latents: KVAE makes 18 of 21. Tried once, on tiny frames."""
+        if num_frames not in self._tried:
+            video = _noise(1, 3, num_frames, self.min_size, self.min_size + self.spatial_factor)
+            video = video.to(next(self.parameters()))
+            try:
+                self._tried[num_frames] = self._video(self._mean(video)).shape == video.shape
+            except Exception as error:
+                logger.debug("%s: %d frames: %s", self.name, num_frames, error)
+                self._tried[num_frames] = False
+        return self._tried[num_frames]
+
+    def _longer(self, num_frames: int) -> int:
+        """The next number of frames, this one included, that comes back."""
+        for steps in range(_MOST_STEPS):
+            if self._decodes(longer := num_frames + steps * self.frame_step):
+                return longer
+        raise UserError(f"{num_frames} frames: {self.name} decodes neither so many nor the next {_MOST_STEPS} lengths")
+
     def _check(self, decoded: Tensor, video: Tensor) -> None:
         if decoded.shape != video.shape:
             raise self._misfit(f"a video {tuple(decoded.shape)}", video)
@@ -297,7 +328,10 @@ def _fixed_noise(device: torch.device) -> Iterator[None]:
     """Seed the generators that a class draws from without asking for one, and restore them."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        for cuda in devices:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(0)
         yield
 
 

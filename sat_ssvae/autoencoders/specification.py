@@ -82,8 +82,9 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     cls = getattr(diffusers, name, None)
     if not isinstance(cls, type):
         raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")
+    vae = _load(cls, place, subfolder)
     try:
-        return adapt(_load(cls, place, subfolder))
+        return adapt(vae)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 
@@ -105,7 +106,11 @@ def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
 
 
 def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
-    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": find_spec("accelerate") is not None}
+    options: dict[str, Any] = {
+        "torch_dtype": torch.float32,
+        "low_cpu_mem_usage": find_spec("accelerate") is not None,
+        "variant": _variant(Path(place) / (subfolder or "")),
+    }
     try:
         vae, report = cls.from_pretrained(place, subfolder=subfolder, output_loading_info=True, **options)
     except Exception as error:  # whatever a class makes of a configuration or of files that are not its own
@@ -113,3 +118,10 @@ def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
     if missing := report["missing_keys"] + report["mismatched_keys"]:
         raise UserError(f"{place}: {len(missing)} tensors of {cls.__name__} are missing, the first is {missing[0]}")
     return vae
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant, such as fp16, of a local folder that has weights of a variant alone."""
+    names = [path.name.split(".") for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors"))]
+    variants = [name[1] for name in names if len(name) > 2]
+    return variants[0] if variants and len(variants) == len(names) else None
