@@ -151,6 +151,11 @@ def test_damaged_transformers_are_one_line(tmp_path):
     torch.save({"weights": {}}, path)
     with pytest.raises(UserError, match="under `module`"):
         read_transformer(tmp_path)
+    torch.save({"module": {}}, path)
+    (tmp_path / "1" / "mp_rank_01_model_states.pt").touch()
+    with pytest.raises(UserError, match="split by model parallelism"):
+        read_transformer(tmp_path)
+    (tmp_path / "1" / "mp_rank_01_model_states.pt").unlink()
     torch.save({"module": {}, "np_rng_state": numpy.ones(2)}, path)
     with pytest.raises(UserError, match=r"train with args\.no_save_rng: true"):
         read_transformer(tmp_path)

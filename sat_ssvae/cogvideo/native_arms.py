@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 from .compatibility import find_mismatches
 from .first_stage import build_first_stage
-from .sat_config import NETWORK, SATConfig, merge_configs
+from .sat_config import NETWORK, SATConfig, checkout_era, merge_configs
 
 BASELINE, CANDIDATE = "stock", "ssvae"
 FOLLOW_FROM_LATENTS = (
@@ -84,7 +84,7 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
         _refuse_unusable(arm, heldout)
     afresh = {**candidate.values, "args": {**candidate.values.get("args", {}), "load": None}}
     config = SATConfig(afresh)  # `load` is that of the stock transformer; the comparison adapts it
-    if found := find_mismatches(config, build_first_stage(config).latent_format):
+    if found := find_mismatches(config, build_first_stage(config).latent_format, checkout_era(stock)):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(f"{candidate.name}: {found[0]}{more}; correct it in a file given last to --ssvae")
     return baseline, candidate

@@ -156,6 +156,8 @@ def _read(folder: Path) -> dict[str, Any]:
         if "Unsupported global" in str(error):
             reason = "it holds more than tensors, and SAT cannot load it either; train with args.no_save_rng: true"
         raise UserError(f"{folder}: not a readable checkpoint of SAT ({reason})") from None
+    if path.with_name("mp_rank_01_model_states.pt").exists():
+        raise UserError(f"{path.parent}: split by model parallelism; merge it with SAT, to one mp_rank_00 file, first")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("module"), dict):
         raise UserError(f"{path}: not a checkpoint of SAT, which holds its tensors under `module`")
     return checkpoint
