@@ -129,7 +129,7 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4"])
-@pytest.mark.parametrize("sound", [1.0, 2.9, 6.0])
+@pytest.mark.parametrize("sound", [0.0, 1.0, 2.9, 6.0])
 def test_sound_that_outlasts_the_pictures_or_ends_before(tmp_path, name, sound):
     (tmp_path / "in").mkdir()
     path = record(tmp_path / "in" / name, 49, 24, "libvpx" if name == "a.webm" else "libx264", sound=sound)

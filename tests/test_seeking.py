@@ -128,7 +128,7 @@ def test_pixels_of_an_impossible_shape_are_no_crash(tmp_path, aspect):
 def test_a_stream_that_begins_in_the_middle_is_no_crash(tiny_video, monkeypatch):
     """PyAV now and then takes its packets for those that were asked for, and does not find the stream (IndexError)."""
 
-    def decode(container, stream):
+    def decode(container, stream, source):
         yield container.streams[1]
 
     monkeypatch.setattr(video_io, "decoded", decode)

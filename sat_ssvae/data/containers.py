@@ -81,11 +81,20 @@ def _worth(stream: VideoStream) -> tuple[int, bool]:
     return stream.width * stream.height if known else -1, bool(stream.disposition & Disposition.default)
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The frames from the current place on."""
-    for frame in container.decode(stream):
-        if frame.width and frame.height:
-            yield frame
+def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
+    """The frames from the current place on.
+
+    Raises:
+        VideoError: "truncated" at a packet of which a part is missing.
+    """
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if packet.is_corrupt:
+                raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame") from None
+            raise
+        yield from (frame for frame in frames if frame.width and frame.height)
 
 
 def origin(stream: VideoStream) -> float:
@@ -100,10 +109,13 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
     """
     fps, duration, frames = float(stream.average_rate or 0), told_duration(container, stream), stream.frames
     counts = container.format.name == COUNT_FROM_START
-    if duration and not stream.duration and len(container.streams) > 1 and not counts:
+    if duration and not stream.duration and not counts and (len(container.streams) > 1 or not _is_matroska(container)):
         duration = _end_of_pictures(container, stream) or duration
     if not fps or not duration or counts or (frames and abs(frames - duration * fps) > 0.5):
-        frames, span, last = _count(container, stream)
+        counted, span, last = _count(container, stream)
+        if fps and span and span + _SLACK < min(duration, frames / fps):  # it breaks off, which readers will notice
+            return Length(frames, fps, duration)
+        frames = counted
         if not fps and span:
             fps = (frames - 1) / span
         fps = fps or float(stream.guessed_rate or 0) or USUAL_FPS
@@ -119,9 +131,13 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     duration = container.duration / av.time_base if container.duration else 0.0
-    if container.format.name.startswith("matroska"):  # it tells when the last stream ends, not how long it lasts
+    if _is_matroska(container):  # it tells when the last stream ends, not how long it lasts
         return max(0.0, duration - max(0.0, origin(stream)))
     return duration
+
+
+def _is_matroska(container: InputContainer) -> bool:
+    return container.format.name.startswith("matroska")
 
 
 def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -> bool:

@@ -66,7 +66,7 @@ def probe(source: Path | bytes) -> VideoInfo:
         VideoError: the file is not a video with at least one frame that decodes.
     """
     with open_video(source) as (container, stream):
-        first = next(decoded(container, stream), None)
+        first = next(decoded(container, stream, source), None)
         if first is None:
             raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         shape = displayed(stream, first, source).shape
@@ -203,7 +203,7 @@ def read_frames(source: Path | bytes) -> Iterator["TimedFrame"]:
         step = 1 / (stream.average_rate or Fraction(USUAL_FPS))
         first: Picture | None = None
         time, shown = Fraction(0), 0.0
-        for index, frame in enumerate(decoded(container, stream)):
+        for index, frame in enumerate(decoded(container, stream, source)):
             picture = displayed(stream, frame, source)
             first = first or picture
             time = index * step
@@ -227,7 +227,7 @@ def _frames_from(
 ) -> Iterator[VideoFrame]:
     """Decode from the key frame at or before `start`, or from a place before it where seeking overshoots."""
     if start <= 0 or container.format.name == COUNT_FROM_START:
-        yield from decoded(container, stream)
+        yield from decoded(container, stream, source)
         return
     for back in _STEPS_BACK:
         place = start - back if back < start else -_BEFORE
@@ -237,7 +237,7 @@ def _frames_from(
             if place >= 0:
                 raise
             container.seek(stream.start_time or 0, stream=stream)  # AVI has no places before its start
-        frames = decoded(container, stream)
+        frames = decoded(container, stream, source)
         first = next(frames, None)
         if place < 0 or (first is not None and _time(first, begin, source) <= start + _ROUNDING):
             break
