@@ -25,7 +25,7 @@ MAX_FPS = 1000.0
 """Frames beyond 67 megapixels (8K is 33), a day or 1000 frames per second are taken for a damaged header."""
 
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".vob"}
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob"}
     | {".ts", ".mts", ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".gif"}
 )
 
@@ -111,7 +111,8 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
     counts = container.format.name == COUNT_FROM_START
     if duration and not stream.duration and not counts and (len(container.streams) > 1 or not _is_matroska(container)):
         duration = _end_of_pictures(container, stream) or duration
-    if not fps or not duration or counts or (frames and abs(frames - duration * fps) > 0.5):
+    hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # more than a millisecond explains
+    if not fps or not duration or counts or hides_some:
         counted, span, last = _count(container, stream)
         if fps and span and span + _SLACK < min(duration, frames / fps):  # it breaks off, which readers will notice
             return Length(frames, fps, duration)
@@ -130,10 +131,13 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
     """Seconds that the header tells, of the video or of all streams together; 0 where it does not."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    duration = container.duration / av.time_base if container.duration else 0.0
-    if _is_matroska(container):  # it tells when the last stream ends, not how long it lasts
-        return max(0.0, duration - max(0.0, origin(stream)))
-    return duration
+    return max(0.0, _told_end(container) - max(0.0, origin(stream))) if container.duration else 0.0
+
+
+def _told_end(container: InputContainer) -> float:
+    """Seconds at which the last stream ends by the header: Matroska tells just that, others how long all last."""
+    begin = 0 if _is_matroska(container) else max(0, container.start_time or 0)
+    return (begin + (container.duration or 0)) / av.time_base
 
 
 def _is_matroska(container: InputContainer) -> bool:
@@ -151,7 +155,7 @@ def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -
     if stream.duration or len(container.streams) == 1:
         return True
     container.seek(0)
-    return max(_ends(container).values(), default=0.0) < promised + origin(stream) - _SLACK
+    return max(_ends(container).values(), default=0.0) < _told_end(container) - _SLACK
 
 
 def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
@@ -161,8 +165,7 @@ def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
     if stream.index not in ends:
         container.seek(0)
         ends = _ends(container)
-    promised = told_duration(container, stream) + origin(stream)
-    if stream.index not in ends or max(ends.values()) < promised - _SLACK:
+    if stream.index not in ends or max(ends.values()) < _told_end(container) - _SLACK:
         return 0.0
     return ends[stream.index] - origin(stream)
 
