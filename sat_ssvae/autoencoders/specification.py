@@ -4,6 +4,7 @@ vae = open_autoencoder("runs/my_vae/vae")                 # an SSVAE: folder, .s
 vae = open_autoencoder("wan2.2:Wan-AI/Wan2.2-TI2V-5B-Diffusers")      # KIND:PATH_OR_ID, through diffusers
 """
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,6 +123,6 @@ def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
 
 def _variant(folder: Path) -> str | None:
     """The variant, such as fp16, of a local folder that has weights of a variant alone."""
-    names = [path.name.split(".") for path in sorted(folder.glob("diffusion_pytorch_model*.safetensors"))]
-    variants = [name[1] for name in names if len(name) > 2]
-    return variants[0] if variants and len(variants) == len(names) else None
+    names = [re.sub(r"-\d+-of-\d+", "", path.name) for path in folder.glob("diffusion_pytorch_model*.safetensors")]
+    variants = {name.split(".")[1] for name in names}
+    return variants.pop() if len(variants) == 1 and "safetensors" not in variants else None
