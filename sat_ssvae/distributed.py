@@ -27,7 +27,7 @@ def world_size() -> int:
 
 
 def default_device() -> torch.device:
-    """This process's GPU where there is one, else the CPU."""
+    """This process's GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -124,5 +124,5 @@ def barrier() -> None:
 
 
 def lost_rank(error: BaseException) -> bool:
-    """Whether it says that another process ended or cannot be reached; gloo tells so in its message alone."""
+    """Whether it says that another process died or cannot be reached; gloo says so in its message only."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

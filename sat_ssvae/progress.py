@@ -37,7 +37,7 @@ def progress_bar(
 
     Args:
         iterable_or_total: what to iterate over, or the number of units that `bar.update()` will count to, the
-            `initial` ones included; None where the number is not known.
+            `initial` ones included; None if the number is not known.
         description: what is going on, in a few words.
         unit: singular name of what is counted.
         initial: units that an earlier, interrupted run already did; they do not enter the rate. An iterable
@@ -67,8 +67,8 @@ def progress_bar(
 def setup_logging(verbose: bool = False) -> None:
     """Send log records to stderr, above any progress bar on it; of ranks but the first only warnings.
 
-    Calling it again replaces the earlier set-up. A stderr that takes nothing (a full disk) loses
-    lines and stops nobody.
+    Calling it again replaces the earlier set-up. If stderr cannot be written
+    (a full disk), lines are lost and nothing stops.
 
     Args:
         verbose: show the package's debug records and other libraries' information too.
@@ -88,7 +88,7 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 def _give_up_unwritten() -> None:
-    """At the end; Python would try once more to write what stderr did not take, and end with status 120."""
+    """At exit: Python would retry what stderr did not take, and end with status 120."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -106,7 +106,7 @@ class _BarHandler(logging.Handler):
 
 
 class _LineBar(tqdm):
-    """A bar for a file: whole lines, at most one in `mininterval` seconds whoever asks for a redraw."""
+    """A bar for a file: whole lines, at most one in `mininterval` seconds however often a redraw is requested."""
 
     monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
 

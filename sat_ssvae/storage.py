@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _NAME_PART = 48  # characters of the final name in the partial one, which has to stay below 255 bytes
-_ABANDONED = 24 * 3600.0  # seconds without a change after which nobody writes a partial file any more
+_ABANDONED = 24 * 3600.0  # seconds without a change after which a partial file counts as abandoned
 
 
 @contextlib.contextmanager
@@ -59,9 +59,9 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Delete what processes that were killed left long ago."""
+    """Delete what killed processes left behind long ago."""
     for leftover in folder.glob(f"{glob.escape(prefix)}????????.partial"):
-        with contextlib.suppress(OSError):  # another process deletes it, too, or it is another user's
+        with contextlib.suppress(OSError):  # another process is deleting it, or it belongs to another user
             if time.time() - leftover.stat().st_mtime > _ABANDONED:
                 leftover.unlink()
 

@@ -138,7 +138,7 @@ def test_what_is_done_is_not_done_again(two_videos, tmp_path):
     assert reconstruct(tiny_vae(), folder, output, config(), CPU) == first
     assert (output / "bars0.mp4").stat().st_mtime_ns > written  # the other's pictures were there
     journal.write_text("[1]\n")
-    with pytest.raises(UserError, match="something else than results"):
+    with pytest.raises(UserError, match="something other than this command"):
         reconstruct(tiny_vae(), folder, output, config(), CPU)
 
 

@@ -192,7 +192,7 @@ def test_nothing_of_the_users_is_written_over(run, videos, tmp_path):
     bad, clean = tmp_path / "bad" / "x.mp4", tmp_path / "clean"
     with pytest.raises(UserError, match=r"x\.mp4 would be written over by its own result"):
         restored(run, bad, bad.parent)
-    with pytest.raises(UserError, match=r"clean lies in .*choose another --output"):
+    with pytest.raises(UserError, match=r"clean is inside .*choose another --output"):
         restored(run, bad, clean, degradation=None, originals=clean)
     assert bad.read_bytes() == (clean / "x.mp4").read_bytes() == (videos / "long.mp4").read_bytes()
 

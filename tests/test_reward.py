@@ -281,7 +281,7 @@ def test_a_proxy_is_named_and_loopback_goes_past_it(server, videos, monkeypatch)
 def test_a_run_of_failures_ends_the_run_and_keeps_what_there_is(server, videos):
     server.plan(["ok", "ok", *["500"] * 20])
     settings = config(server, batch_size=1, retries=0, max_failures=2)
-    with pytest.raises(UserError, match=r"2 requests in a row failed, at last: HTTP 500.*out.jsonl.*goes on"):
+    with pytest.raises(UserError, match=r"2 requests in a row failed, at last: HTTP 500.*out.jsonl.*continues"):
         score(videos, settings)
     assert len((videos / "out.jsonl").read_text().splitlines()) == 2
 

@@ -75,7 +75,7 @@ def test_what_differs_from_the_run_in_a_folder_is_named(tiny_shards, tmp_path):
 def test_a_damaged_configuration_is_one_line(tiny_shards, tmp_path):
     config = configured(tiny_shards, max_steps=1)
     (tmp_path / "config.json").write_text("")
-    with pytest.raises(UserError, match=r"config.json: damaged .*; delete it, and the run goes on"):
+    with pytest.raises(UserError, match=r"config.json: damaged .*; delete it, and the run continues"):
         train(config, tmp_path, CPU)
     (tmp_path / "config.json").unlink()
     train(config, tmp_path, CPU)

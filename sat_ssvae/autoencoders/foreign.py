@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_UNTOLD = (8, 32)  # frames and pixels that every compression known divides, for a class that does not tell its own
+_UNTOLD = (8, 32)  # frames and pixels that every known compression divides, for classes that do not state theirs
 _MOST_STEPS = 4  # lengths of clips, the next after each other, that a class may not take
 _MOST_POSITIONS = 4  # latent rows and columns that a class may need
 
@@ -106,7 +106,7 @@ class DiffusersAutoencoder(nn.Module):
         return blend_tiles(lambda part: self._clips(self._video, part), z, tile, 1, self.spatial_factor)
 
     def encode_stream(self) -> Callable[[Tensor], Posterior]:
-        """What encodes chunks `B C T H W` of any length, each as a video of its own: its last frame is repeated."""
+        """An encoder of chunks `B C T H W` of any length, each a video of its own whose last frame is repeated."""
 
         def encode(x: Tensor) -> Posterior:
             x = pad_to_valid(x, self)
@@ -116,7 +116,7 @@ class DiffusersAutoencoder(nn.Module):
         return encode
 
     def decode_stream(self) -> Callable[[Tensor], Tensor]:
-        """What decodes chunks of latents `b c t h w`, each as those of a video of its own."""
+        """A decoder of chunks of latents `b c t h w`, each those of a video of its own."""
         return self.decode
 
     def describe(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class DiffusersAutoencoder(nn.Module):
             return self._colours(sample_of(self.vae.decode(z, **arguments)))
 
     def _hints(self) -> tuple[int, int]:
-        """Frames and pixels per latent position as the class tells them, or multiples."""
+        """Frames and pixels per latent position as the class states them, or multiples."""
         time = self._setting("temporal_compression_ratio", "scale_factor_temporal", "temporal_compress_times")
         space = self._setting("spatial_compression_ratio", "scale_factor_spatial")
         return time or _UNTOLD[0], space or _UNTOLD[1]

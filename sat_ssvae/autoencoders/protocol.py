@@ -20,7 +20,7 @@ class VideoAutoencoder(Protocol):
     """
 
     latent_stats: LatentStats | None
-    """How the latents are normalised for a diffusion model; None where nobody has measured it."""
+    """How the latents are normalised for a diffusion model; None if they are not known."""
     training: bool
     """As of `torch.nn.Module`."""
 
@@ -67,10 +67,10 @@ class VideoAutoencoder(Protocol):
         """Video `B C T H W`, about [-1, 1], of latents `b c t h w`, not normalised; other arguments as in `encode`."""
 
     def encode_stream(self) -> Callable[[Tensor], Posterior]:
-        """What encodes one video in consecutive chunks `B C T H W`."""
+        """An encoder of one video in consecutive chunks `B C T H W`."""
 
     def decode_stream(self) -> Callable[[Tensor], Tensor]:
-        """What decodes the latents of one video in consecutive chunks `b c t h w`."""
+        """A decoder of the latents of one video in consecutive chunks `b c t h w`."""
 
     def describe(self) -> dict[str, Any]:
         """Sizes and, for a class of diffusers, its name, its configuration and how it is `used`; as JSON."""

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     class_name: str | None
     """The diffusers class; None takes any that config.json names."""
     residual: bool | None = None
-    """Whether the class's residual variant is meant; None where it has none."""
+    """Whether the class's residual variant is meant; None if it has none."""
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -91,7 +91,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
 
 
 def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
-    """Where the autoencoder lies in `place`, "vae" in a pipeline's folder, and its configuration."""
+    """Where the autoencoder is in `place`, "vae" in a pipeline's folder, and its configuration."""
     from diffusers import AutoencoderKL
 
     subfolders: tuple[str | None, ...] = ("vae", None)

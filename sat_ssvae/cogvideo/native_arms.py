@@ -51,7 +51,7 @@ class NativeArm:
         return SATConfig(self.values)
 
     def data(self, key: str) -> tuple[Path, ...]:
-        """The folders of `train_data` or `valid_data`; none where there is no list of them."""
+        """The folders of `train_data` or `valid_data`; none if there is no list of them."""
         folders = self.settings.get(f"args.{key}")
         return tuple(Path(str(path)) for path in folders) if isinstance(folders, list) else ()
 

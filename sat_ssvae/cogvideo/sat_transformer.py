@@ -31,7 +31,7 @@ _LAYER = re.compile(r"\.transformer\.layers\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSizes:
-    """What the shapes of a transformer's tensors follow from; None where a configuration does not say."""
+    """What the shapes of a transformer's tensors follow from; None if a configuration does not say."""
 
     hidden: int
     in_channels: int

@@ -33,7 +33,7 @@ def settings() -> type[Config]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read everything; print counts, causes, and where the list lies."""
+    """Read everything; print counts, causes, and the path of the list."""
     from ..data.check import CheckConfig, check_data
     from ..data.skips import SkipLog, printable, read_skips
 

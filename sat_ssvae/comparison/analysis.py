@@ -62,7 +62,7 @@ Outcome = Literal["faster", "slower", "equal", "undecided", "no interval", "unde
 class SpeedUp:
     """Steps the baseline needs for its final score / steps the candidate needs for that score, on one metric.
 
-    value: geometric mean over seeds, None unless every seed reached it. low, high: 95 % interval, None where
+    value: geometric mean over seeds, None unless every seed reached it. low, high: 95 % interval, None if
     neither seeds nor evaluation give one; a seed that did not reach the score enters it at the best score
     that both arms have. low 0 and high infinity: open, because an arm diverged, was there at its first
     evaluation, or the noise drowns the baseline's improvement. status "at least": the candidate had the score

@@ -102,7 +102,7 @@ def common_patches(sizes: Mapping[str, Grid], patch: Grid) -> dict[str, Grid]:
 
 
 def shape_warning(sizes: Mapping[str, Grid], patches: Mapping[str, Grid]) -> tuple[str, ...]:
-    """What a reader of the report must know about latents of several sizes; nothing where there is one size."""
+    """What a reader of the report must know about latents of several sizes; nothing if there is one size."""
     if len(set(sizes.values())) == 1:
         return ()
     shapes = "; ".join(f"{name} {_times(sizes[name])} in patches of {_times(patches[name])}" for name in sizes)

@@ -68,7 +68,7 @@ def compare(
         output: the folder for all stages.
         device: where networks run.
         command: what the user typed, for the report.
-        clips: where they lie; None for the demo's.
+        clips: where they are; None for the demo's.
 
     Raises:
         UserError: unusable clips, configuration or weights, or no space left.
@@ -190,7 +190,7 @@ class _Comparison:
         return train_set, heldout, self._caption_states(train_set)
 
     def _caption_states(self, latents: LatentSet) -> Any:
-        """Token states of the captions, or None where no clip has one."""
+        """Token states of the captions, or None if no clip has one."""
         if not any(latents.captions):
             return None
         from ..assets import fetch
@@ -230,7 +230,7 @@ class _Comparison:
         return scores_folder
 
     def _note_finished(self, name: str, seed: int, weights: str, train_set: LatentSet, transformer: Path) -> None:
-        """For whoever uses the transformer later, `sat-ssvae restore` for one."""
+        """For those who use the transformer later, `sat-ssvae restore` for one."""
         self.finished.append(
             TrainedTransformer(
                 arm=name,

@@ -29,10 +29,10 @@ _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 @dataclass(frozen=True, config=_STRICT)
 class Estimate:
-    """A number with its 95 % interval; both ends None where no interval was measured.
+    """A number with its 95 % interval; both ends None if no interval was measured.
 
     resamples: the number under bootstrap resamples of the clips that it was measured on, in an order that is
-    the same for all arms, seeds and steps (resample r draws the same clips everywhere); empty where this was
+    the same for all arms, seeds and steps (resample r draws the same clips everywhere); empty if this was
     not done. What all evaluations owe to the choice of clips cancels in a speed-up only with them.
     """
 

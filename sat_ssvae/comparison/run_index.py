@@ -1,7 +1,7 @@
 """Which transformers a comparison has finished and what each of them works on: `transformers.json` in its folder.
 
 index = RunIndex.read(Path("runs/compare"))
-index.find("ssvae").folder          # where the transformer lies
+index.find("ssvae").folder          # where the transformer is
 """
 
 import json
@@ -68,7 +68,7 @@ class RunIndex(Config):
             raise UserError(f"{path}: not readable ({error}); run the comparison again to write it anew") from None
 
     def find(self, arm: str, seed: int | None = None) -> TrainedTransformer:
-        """The transformer of an arm, the first one where no seed is given.
+        """The transformer of an arm, the first one if no seed is given.
 
         Raises:
             UserError: there is none; the message names those there are.

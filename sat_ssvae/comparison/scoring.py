@@ -56,11 +56,11 @@ class EvaluationConfig(Config):
     loss_levels: int = Field(default=16, gt=0)
     """Evenly spaced noise levels over which the held-out loss is averaged."""
     batch_size: int = Field(default=32, gt=0)
-    """Clips that are sampled, decoded and looked at together; memory, not results, depends on it."""
+    """Clips that are sampled, decoded and looked at together; it affects memory, not results."""
     shown_clips: int = Field(default=4, gt=0)
     """Clips that the report shows: originals, reconstructions, and samples of each step."""
     seed: int = Field(default=1234, ge=0)
-    """Noise of samples and of denoising, and the bootstrap."""
+    """Seed of the samples' and the denoising noise, and of the bootstrap."""
 
 
 class ScoringConfig(EvaluationConfig):
@@ -69,7 +69,7 @@ class ScoringConfig(EvaluationConfig):
     sampler_steps: int = Field(default=20, gt=0)
     """Steps of the sampler."""
     guidance: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance of the samples, where clips have captions; 1 is none."""
+    """Classifier-free guidance of the samples, if clips have captions; 1 is none."""
 
 
 class Decoder(Protocol):
@@ -141,7 +141,7 @@ class ArmReference:
     own: dict[str, Tensor]
     """Features of the reconstructions, by network."""
     text: "CaptionStates | None" = None
-    """Captions of the held-out clips, where the transformer is trained with text."""
+    """Captions of the held-out clips, if the transformer is trained with text."""
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class CompareConfig(Config):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the transformer: its initial weights, order of the clips and noise. The autoencoders have one seed."""
     caveat: str = ""
-    """A warning that report and summary open with."""
+    """A warning at the top of report and summary."""
     data: ClipsConfig = ClipsConfig()
     """The clips that are cut out of the videos."""
     vae: dict[str, Any]
@@ -71,9 +71,9 @@ class CompareConfig(Config):
     scoring: ScoringConfig = ScoringConfig()
     """How much is scored."""
     text_length: int = Field(default=32, gt=0)
-    """Tokens of a caption, where clips have captions."""
+    """Tokens of a caption, if clips have captions."""
     film_seconds: float = Field(default=482.0, gt=0)
-    """How much of the demo's film is used, where the user gives no clips."""
+    """Seconds of the demo's film to use, without clips of the user's."""
     encode_batch_size: int = Field(default=16, gt=0)
     """Clips encoded together."""
 
@@ -92,7 +92,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where training and held-out clips lie, and whom to credit for them."""
+    """Where training and held-out clips are, and whom to credit for them."""
 
     path: dict[Split, Path]
     part: dict[Split, str]

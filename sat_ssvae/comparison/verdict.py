@@ -2,7 +2,7 @@
 
     judge(results, "ssvae").text        # "Diffusion converges faster on ssvae than on stock: ..."
 
-Evidence are the distances of decoded samples that have an interval. Not evidence: the denoising error at a fixed noise
+The distances of decoded samples that have an interval are evidence. Not evidence: the denoising error at a fixed noise
 level, because a shift of the noise schedule moves it (an arm can be slower than itself by it); the loss on latents,
 because its floor differs between VAEs; and a distance that is mostly the VAE's own reconstruction error, because it
 compares blur.
@@ -123,7 +123,7 @@ def conclude(read: Sequence[SpeedUp]) -> Conclusion:
 
 
 def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
-    """Why the arms cannot be judged; empty where they can."""
+    """Why the arms cannot be judged; empty if they can."""
     for name in (results.baseline.name, candidate):
         gain = results.arm(name).reconstruction.get(ABOVE_MEAN_COLOUR)
         if gain is not None and (gain.value if gain.low is None else gain.low) < LEAST_GAIN:
@@ -179,7 +179,7 @@ def speed_up_text(read: SpeedUp) -> str:
 
 
 def interval_text(read: SpeedUp) -> str:
-    """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty where there is none."""
+    """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty if there is none."""
     return span_text(read.low, read.high)
 
 

@@ -3,10 +3,10 @@
     finder = CaptionFinder(Path("data"))
     finder.fields(Path("data/videos/a.mp4"))        # {"caption": "a cat", "motion": 3.5}
 
-Looked at in this order: NAME.txt and NAME.json beside NAME.mp4; labels/NAME.txt beside the video or its folder videos/,
+In this order: NAME.txt and NAME.json beside NAME.mp4; labels/NAME.txt beside the video or its folder videos/,
 as CogVideoX has it; a table in the video's folder or one above it: metadata.jsonl, metadata.json, videos.txt with
-prompts.txt line by line, or a CSV file with a column of paths. What a table or JSON file says besides becomes fields
-that `data.filters` can ask for.
+prompts.txt line by line, or a CSV file with a column of paths. Whatever else a table or JSON file says becomes fields
+for `data.filters`.
 """
 
 import codecs
@@ -75,7 +75,7 @@ def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
 
 
 def json_fields(data: bytes) -> Fields:
-    """`fields_in` a JSON file; none where it is damaged, which is no reason to leave its video out."""
+    """`fields_in` a JSON file; none if it is damaged, which is no reason to leave its video out."""
     try:
         return fields_in(json.loads(data))
     except (ValueError, RecursionError):
@@ -83,7 +83,7 @@ def json_fields(data: bytes) -> Fields:
 
 
 def csv_value(text: str) -> str | float | bool:
-    """A cell as number or truth value where it is written as one."""
+    """A cell as a number or truth value if it reads like one."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     return json.loads(text) if _NUMBER.fullmatch(text) else text
@@ -98,7 +98,7 @@ def csv_fields(row: Mapping[str, str | None]) -> Fields:
 
 
 class CaptionFinder:
-    """What is known of the videos in a folder beside themselves.
+    """What is known about the videos in a folder, apart from the files themselves.
 
     Args:
         root: the folder that was given; tables and labels/ in it, below it and one above it count.
@@ -127,7 +127,7 @@ class CaptionFinder:
         return with_caption(known, next(filter(None, texts), ""))
 
     def caption(self, video: Path) -> str:
-        """The caption of a video; empty where there is none."""
+        """The caption of a video; empty if there is none."""
         return str(self.fields(video).get("caption", ""))
 
     def _folders(self, video: Path) -> list[Path]:

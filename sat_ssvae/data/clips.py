@@ -1,4 +1,4 @@
-"""The clips of one data set: which samples can give some, where they start, and decoding one.
+"""The clips of one data set: which samples provide some, where they start, and how one is decoded.
 
 for reader in open_readers(config, skips):
     loaded = reader.read(0, start=0.0)
@@ -57,7 +57,7 @@ class ClipReader:
         return int(generator.integers(max(1, choices))) / sample.fps
 
     def caption(self, number: int) -> str:
-        """The caption of a sample; empty where there is none, or its shard cannot be read."""
+        """The caption of a sample; empty if there is none, or its shard cannot be read."""
         sample = self.samples[number]
         try:
             return sample.caption or self.stores[sample.store].caption(sample.key)

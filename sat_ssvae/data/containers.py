@@ -33,7 +33,7 @@ VIDEO_SUFFIXES = frozenset(
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
 # MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
 COUNT_FROM_START = "mpeg"
-USUAL_FPS = 25.0  # where a file does not tell
+USUAL_FPS = 25.0  # for files that do not say
 _SLACK = 0.5  # seconds by which the duration of a whole file may exceed its last packet
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -55,7 +55,7 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
     check_file(source)
     try:
         with av.open(
-            # With its protocol a name may hold colons.
+            # With the protocol in front, a name may contain colons.
             io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}",
             options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
             metadata_errors="replace",
@@ -82,7 +82,7 @@ def _worth(stream: VideoStream) -> tuple[int, bool]:
 
 
 def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
-    """The frames from the current place on.
+    """The frames from the current position on.
 
     Raises:
         VideoError: "truncated" at a packet of which a part is missing.
@@ -103,9 +103,9 @@ def origin(stream: VideoStream) -> float:
 
 
 def measure(container: InputContainer, stream: VideoStream) -> Length:
-    """How long a video is: by its header where that can be right, else by its packets. Moves the current place.
+    """How long a video is: by its header if that can be right, else by its packets. Moves the current position.
 
-    Containers tell times in milliseconds, count frames that an edit list hides, or tell how long the sound lasts.
+    Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.
     """
     fps, duration, frames = float(stream.average_rate or 0), told_duration(container, stream), stream.frames
     counts = container.format.name == COUNT_FROM_START
@@ -128,7 +128,7 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
 
 
 def told_duration(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds that the header tells, of the video or of all streams together; 0 where it does not."""
+    """Seconds according to the header, of the video or of all streams together; 0 if it does not say."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return max(0.0, _told_end(container) - max(0.0, origin(stream))) if container.duration else 0.0
@@ -145,9 +145,9 @@ def _is_matroska(container: InputContainer) -> bool:
 
 
 def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -> bool:
-    """Whether the header tells of more than the pictures up to `reached` seconds, and no other stream has it.
+    """Whether the header promises more than the pictures up to `reached` seconds, and no other stream accounts for it.
 
-    Moves the current place.
+    Moves the current position.
     """
     promised = told_duration(container, stream)
     if promised <= reached + _SLACK:
@@ -159,7 +159,7 @@ def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -
 
 
 def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds from the first frame to the end of the last; 0 where the file breaks off before its end."""
+    """Seconds from the first frame to the end of the last; 0 if the file breaks off before its end."""
     container.seek(container.duration or 0, any_frame=False)
     ends = _ends(container)
     if stream.index not in ends:
@@ -171,7 +171,7 @@ def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _ends(container: InputContainer) -> dict[int, float]:
-    """Seconds at which the last packet of each stream ends, from the current place on."""
+    """Seconds at which the last packet of each stream ends, from the current position on."""
     ends: dict[int, float] = {}
     for packet in container.demux():
         if packet.size and packet.pts is not None and packet.time_base is not None:
@@ -183,7 +183,7 @@ def _ends(container: InputContainer) -> dict[int, float]:
 def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float, float]:
     """The number of frames shown, and the seconds from the first to the last and that the last is shown.
 
-    The seconds are 0 where the packets do not tell.
+    The seconds are 0 if the packets do not say.
     """
     container.seek(0)
     frames, first, last, shown = 0, math.inf, -math.inf, 0.0

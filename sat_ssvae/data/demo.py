@@ -48,7 +48,7 @@ def prepare_demo(
     max_fps: float = 30.0,
     workers: int = 2,
 ) -> DemoData:
-    """Fetch the clips and pack them, short side `resolution` pixels; what is done already is not done again.
+    """Fetch the clips and pack them, short side `resolution` pixels; finished work is not repeated.
 
     Args:
         output: receives the folders train and heldout, and ATTRIBUTION.txt.
@@ -77,7 +77,7 @@ def prepare_demo(
 
 
 def _parts(name: str, resolution: int, film_seconds: float) -> Iterator[tuple[PackItem, bool]]:
-    """The parts of a clip, with whether they are held out; none where it has too few pixels."""
+    """The parts of a clip, with whether they are held out; none if it has too few pixels."""
     path = fetch(name)
     info = probe(path)
     if min(info.height, info.width) < resolution:

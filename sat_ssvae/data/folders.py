@@ -1,4 +1,4 @@
-"""A folder of videos and images, as people have them: nested, linked, with hidden files and captions beside.
+"""A folder of videos and images, as people keep them: nested, linked, with hidden files and captions beside.
 
 store = FolderStore(Path("videos"))
 """
@@ -70,7 +70,7 @@ class FolderStore:
         return Path(key).suffix[1:].lower(), self.path / key
 
     def caption(self, key: str) -> str:
-        """The caption of a file; empty where there is none."""
+        """The caption of a file; empty if there is none."""
         return self._finder.caption(self.path / key)
 
     def forget(self) -> None:

@@ -1,7 +1,7 @@
-"""Where samples lie: shards are listed from their meta files, a sample's bytes are read at random.
+"""Where samples are: shards are listed from their meta files, a sample's bytes are read at random.
 
 The listing is a chain of generators over plain records (the lines of the meta files); a record that cannot
-be used goes to `on_skip` and the chain goes on.
+be used goes to `on_skip` and the chain continues.
 """
 
 import json
@@ -158,11 +158,11 @@ def list_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip) -> 
 
 
 def read_records(store: Store, on_skip: OnSkip) -> Iterator[Fields]:
-    """Stage: the lines of the meta file beside a tar; bare keys where there is none. Each key once."""
+    """Stage: the lines of the meta file beside a tar; bare keys if there is none. Each key once."""
     seen: set[str] = set()
     for record, place in _raw_records(store, on_skip):
         if record["key"].startswith("/") or ".." in record["key"].split("/"):
-            # Whoever writes a file named after a sample must not leave the folder.
+            # A file named after a sample must not end up outside its folder.
             on_skip(Skip(printable(place), "unsafe name", printable(record["key"])))
             continue
         if record["key"] in seen:
@@ -198,7 +198,7 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Fields, str]]:
 
 
 def caption_of(store: Store, record: Mapping[str, Any]) -> str:
-    """The caption that a sample's record has, or else the store; empty where there is none.
+    """The caption that a sample's record has, or else the store; empty if there is none.
 
     Raises:
         VideoError: the store cannot be read.

@@ -1,4 +1,4 @@
-"""What the packer is given: a folder, a CSV or a list, as a list of files with captions and time ranges."""
+"""The packer's input (a folder, a CSV or a list) as a list of files with captions and time ranges."""
 
 import csv
 import os
@@ -31,7 +31,7 @@ class PackItem:
 
 
 def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[PackItem]:
-    """The inputs of `pack` with their captions, in a fixed order, without what lies in `output`.
+    """The inputs of `pack` with their captions, in a fixed order, without what is inside `output`.
 
     Raises:
         UserError: no such file or folder, a malformed CSV, a folder that is the output's, too, videos.txt and

@@ -61,7 +61,7 @@ class PackConfig(Config):
     max_fps: float | None = Field(default=None, gt=0)
     """Videos above this rate keep every second, third, ... frame."""
     segment_seconds: float | None = Field(default=None, gt=0)
-    """Videos are cut into equal parts of about this length; empty: a video is one sample."""
+    """Videos are cut into equal parts of about this length; null: a video is one sample."""
     crf: int = Field(default=18, ge=0, le=51)
     """x264's constant rate factor where a video is encoded again; lower is better and larger."""
     keyframe_seconds: float = Field(default=1.0, gt=0)
@@ -74,7 +74,7 @@ class PackConfig(Config):
 
 @dataclass(frozen=True)
 class PackReport:
-    """What lies in the output folder, earlier runs' shards included. `skipped` counts by cause."""
+    """What is in the output folder, earlier runs' shards included. `skipped` counts by cause."""
 
     shards: tuple[Path, ...]
     samples: int
@@ -120,7 +120,7 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
 
 
 def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> list[PackItem]:
-    """The items with their captions, or without any; refused where there is none to find."""
+    """The items with their captions, or without any; refused if there is none to find."""
     if config.captions == "none":
         return [replace(item, caption="") for item in items]
     missing = sum(not item.caption for item in items)

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: fetched whole into a cache when first read, by one process for all.
+"""Shards that are elsewhere: fetched whole into a cache when first read, by one process for all.
 
 An address is `https://host/a-000000.tar`, or `pipe:` and a command that prints the shard, such as
 `pipe:aws s3 cp s3://bucket/a-000000.tar -`.
@@ -33,11 +33,11 @@ _TAR_BLOCK = 512
 SCHEMES = ("http://", "https://", "pipe:")
 TRIES = 3
 TIMEOUT = 60.0
-"""Seconds that a server may be silent."""
+"""Seconds that a server may stay silent."""
 PIPE_TIMEOUT = 600.0
 """Seconds that a command may print nothing."""
 _PAUSE = 1.0
-_REST = 300.0  # seconds in which what could not be had is not asked for again: a shard has a thousand samples
+_REST = 300.0  # seconds for which a failed fetch is not retried: a shard has a thousand samples
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ShardCache:
         return self.folder / f"{name[1] if name else 'shard'}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.tar"
 
     def fetch(self, url: str, target: Path, tries: int = TRIES) -> None:
-        """Have `target`, which appears when it is complete.
+        """Fetch `target`, which appears when it is complete.
 
         Raises:
             VideoError: "unreachable", after several tries, and for some minutes without another one.
@@ -91,7 +91,7 @@ class ShardCache:
             return
         shards = []
         for path in self.folder.glob("*.tar"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            with contextlib.suppress(FileNotFoundError):  # another process is making room as well
                 shards.append((path.stat(), path))
         used = sum(status.st_size for status, _ in shards)
         for status, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
@@ -120,7 +120,7 @@ def _copy(url: str, file: IO[bytes]) -> bool:
 def _run(command: str, file: IO[bytes]) -> None:
     """The user's own command, as in WebDataset: its configuration says what to run.
 
-    Whichever part of it fails, what it printed is not a whole shard; all of them end together.
+    If any part of it fails, what it printed is not a whole shard; all parts end together.
     """
     process = subprocess.Popen(["bash", "-o", "pipefail", "-c", command], stdout=file, start_new_session=True)
     printed, since = 0, time.monotonic()
@@ -141,7 +141,7 @@ def _run(command: str, file: IO[bytes]) -> None:
 
 
 def _is_whole(file: IO[bytes], suffix: str, length_known: bool) -> bool:
-    """Whether it begins as a tar or a meta file and ends as a tar; a page that says what went wrong does neither."""
+    """Whether it begins as a tar or a meta file and ends as a tar; an error page does neither."""
     file.seek(0)
     head = file.read(_TAR_BLOCK)
     if suffix != ".tar":
@@ -198,7 +198,7 @@ class Remote:
         for _ in range(TRIES):
             try:
                 file = self.place.open("rb", buffering=0)
-                os.utime(self.place)  # what was used lately stays
+                os.utime(self.place)  # recently used files stay
                 return file
             except FileNotFoundError:
                 self.cache.fetch(self.url, self.place)

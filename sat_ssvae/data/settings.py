@@ -30,15 +30,15 @@ class SourceConfig(Config):
     path: Place
     """As in `data`."""
     weight: float = Field(default=1.0, gt=0)
-    """Share of the batches that come from here, against the other sources' weights."""
+    """Share of the batches that come from here, relative to the other sources' weights."""
     num_frames: int | None = None
     """As in `data`; 1 reads images."""
     fps: float | None = None
     """As in `data`."""
     resolution: int | Size | None = None
-    """As in `data`; instead of its buckets, where it has some."""
+    """As in `data`; replaces its buckets."""
     filters: Filters = Field(default_factory=dict)
-    """Over those of `data`."""
+    """Added to those of `data`."""
     batch_size: int | None = Field(default=None, gt=0)
     """Clips in a batch from here."""
 
@@ -58,12 +58,12 @@ class DataConfig(Config):
     enlarge: bool = False
     """Scale up what is smaller than `resolution`, as CogVideoX's own data set does, instead of leaving it out."""
     filters: Filters = Field(default_factory=dict)
-    """Meta field: [lowest, highest], null for an open end, or {any_of: [...]}. Samples outside or without it are left
-    out."""
+    """Meta field: [lowest, highest], with null for an open end, or {any_of: [...]}. Samples without the field, or
+    outside the range, are left out."""
     part: Literal["all", "train", "heldout"] = "all"
-    """All samples, or by a hash of their names nine tenths to train with, or the tenth that is held out."""
+    """all samples; or, by a hash of their names, train: nine tenths of them, or heldout: the other tenth."""
     shuffle_shards: int = Field(default=64, gt=0)
-    """Shards whose samples are shuffled among each other; fewer read the disk more in order."""
+    """Number of shards whose samples are shuffled together; with fewer, the disk is read more in order."""
     num_workers: int = Field(default=1, ge=0)
     """Processes that decode; 0 decodes in the calling one."""
 
@@ -77,11 +77,11 @@ class DataConfig(Config):
     drop_frozen: float = Field(default=0.0, ge=0, le=1)
     """Clips whose frames differ from the one before by less than this on average are left out; 0 keeps all."""
     max_skip_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of clips that cannot be used above which reading stops."""
+    """Share of unusable clips above which reading stops."""
     cache: str | None = None
-    """Folder for shards that were fetched; by default shards/ in the package's cache."""
+    """Folder for downloaded shards; null for shards/ in the package's cache."""
     cache_gib: float = Field(default=0.0, ge=0)
-    """Gibibytes after which the shards that were not used for longest make room; 0 never removes one."""
+    """Size of that folder in GiB, beyond which the least recently used shards are removed; 0 keeps all."""
 
     @field_validator("num_frames")
     @classmethod

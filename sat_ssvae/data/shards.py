@@ -73,7 +73,7 @@ def training_batches(
     Within an epoch each sample goes to one rank.
 
     Args:
-        config: where the samples lie and what a clip is.
+        config: where the samples are and what a clip is.
         batch_size: clips in a batch of one rank, where the source has no batch size of its own.
         seed: decides order and clip positions; the same on all ranks.
         rank: number of this process.
@@ -152,7 +152,7 @@ def fixed_clips(
     """The clips that start at 0, stride, 2 stride, ... seconds of every sample, always in the same order.
 
     Args:
-        config: where the samples lie and what a clip is.
+        config: where the samples are and what a clip is.
         stride: seconds between two starts; clips overlap where it is shorter than a clip.
         limit: at most this many clips, spread evenly over all of them.
         skips: counts and lists what cannot be used.

@@ -87,7 +87,7 @@ class SkipLog:
             return
         line = skip.to_json().encode()
         try:
-            # Unbuffered, in one piece: a killed process loses nothing, and ranks do not tear each other's lines.
+            # Unbuffered, in one piece: a killed process loses nothing, and ranks do not mix their lines.
             if self._opened(self.path).write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:

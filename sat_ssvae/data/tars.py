@@ -36,7 +36,7 @@ class TarStore:
     path: Path
     remote: Remote | None = None
     label: str = ""
-    """What its samples' names begin with, where that is not the tar's name: the folder that it lies in, too."""
+    """What its samples' names begin with, where that is not the tar's name: also the folder that it is in."""
     _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
 
     @property
@@ -77,7 +77,7 @@ class TarStore:
         """The caption, if there is one, and the other values in a sample's JSON files; damaged ones have none."""
         members = self._files_of(key)
         fields: Fields = {}
-        with contextlib.suppress(VideoError):  # it is not all there
+        with contextlib.suppress(VideoError):  # it is incomplete
             for suffix in _fields_like("json", members):
                 fields = json_fields(self._read(*members[suffix])) | fields
             texts = (text_of(self._read(*members[suffix])) for name in _TEXTS for suffix in _fields_like(name, members))
@@ -85,7 +85,7 @@ class TarStore:
         return fields
 
     def caption(self, key: str) -> str:
-        """The caption of a sample; empty where there is none."""
+        """The caption of a sample; empty if there is none."""
         return str(self.fields(key).get("caption", ""))
 
     def _files_of(self, key: str) -> dict[str, tuple[int, int]]:
@@ -199,7 +199,7 @@ def _whole_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     reached = -1
     try:
         for member in tar:
-            # A negative size leads back, to headers that were read before, for ever.
+            # A negative size would lead back to headers that were read before, in an endless loop.
             if member.size < 0 or member.offset < reached:
                 raise tarfile.ReadError("a header leads back")
             yield member

@@ -28,15 +28,15 @@ from .h264 import add_h264_stream, even_frame
 
 CRF = 12
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
-"""Sound that mp4 holds as it is; any other is encoded again, as AAC."""
-_TICKS = 90_000  # a second has at least so many: times of a variable frame rate are kept to 11 microseconds
+"""Sound that mp4 takes as it is; any other is encoded again, as AAC."""
+_TICKS = 90_000  # at least this many in a second: times of a variable frame rate are kept to 11 microseconds
 
 
 class VideoWriter:
     """An mp4 file (H.264, crf 12) that appears under its name when it is complete.
 
     Args:
-        path: where it will lie.
+        path: where it will be.
         fps: the frame rate that the file states; each frame has its own time.
         sound: a video whose first audio track is taken over, from the time of its first frame on; it may have none.
     """
@@ -90,7 +90,7 @@ class VideoWriter:
             self._next_sound = next(self._sound, None)
 
     def _packets_of_sound(self) -> Iterator[Packet]:
-        """Packets for the mp4, times counted from the first frame of the source; none where it has no sound."""
+        """Packets for the mp4, times counted from the first frame of the source; none if it has no sound."""
         if self._sound_source is None:
             return iter(())
         container, picture = self._open.enter_context(open_video(self._sound_source))

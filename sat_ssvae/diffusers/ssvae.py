@@ -84,7 +84,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.tile_size = DEFAULT_TILE_SIZE
         """Pixels a side of a tile."""
         self.chunk_frames: int | None = None
-        """Encode and decode so many frames at a time, for constant memory; the result is the same."""
+        """Encode and decode this many frames at a time, for constant memory; the result is the same."""
 
     @classmethod
     def from_ssvae(cls, vae: SSVAE) -> "AutoencoderSSVAE":
@@ -107,7 +107,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def config(self) -> FrozenDict:
         """The arguments, whatever else was registered, and what pipelines look up: sizes and a neutral normalisation.
 
-        What follows from the network is never another value, whoever registers one.
+        What follows from the network cannot be registered with another value.
         """
         channels = self.ssvae.latent_channels
         sizes = self.ssvae.config

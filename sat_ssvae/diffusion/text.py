@@ -4,7 +4,7 @@
     text = encode_captions(encoder, latents.captions, length=32)
     states = text.states[text.index[chosen]]             # (b, length, 384)
 
-Imported only where clips have captions: it needs transformers.
+Imported only if clips have captions: it needs transformers.
 """
 
 from collections.abc import Sequence

@@ -166,7 +166,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts a diffusion target from noisy latents, their noise level, and text states where there are any.
+    """Predicts a diffusion target from noisy latents, their noise level, and text states if there are any.
 
     Shape: x [b, c, t, h, w], timestep [b] in [0, 1], text [b, l, text_dim] -> [b, c, t, h, w]. Fresh from
     `build_dit` it predicts zero, as its last layer is.

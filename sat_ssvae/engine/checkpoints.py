@@ -1,7 +1,7 @@
 """Checkpoints of DeepSpeed engines that are complete or absent, whenever the process or its machine dies.
 
 save_checkpoint(engine, folder, 1000, {"skipped": 0})
-state = load_checkpoint(engine, folder)     # None where there is none
+state = load_checkpoint(engine, folder)     # None if there is none
 """
 
 import logging
@@ -22,7 +22,7 @@ from ..storage import atomic, sync
 logger = logging.getLogger(__name__)
 
 NEWS = 70.0
-"""Seconds until a host surely sees what another made: NFS remembers for up to a minute that a path does not exist."""
+"""Seconds until a host is sure to see what another one created: NFS caches for up to a minute that a path is absent."""
 
 
 def save_checkpoint(
@@ -112,7 +112,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """Restore the newest complete checkpoint; every rank must call it.
 
     Returns:
-        Its state, with the `step` it was saved at, or None where there is no checkpoint.
+        Its state, with the `step` it was saved at, or None if there is no checkpoint.
 
     Raises:
         UserError: the ranks see different folders, another number of ranks saved it, or it is damaged.

@@ -22,7 +22,7 @@ class MetricsLog:
     Args:
         path: the CSV file.
         columns: its header, `step` first.
-        start: the step from which the run goes on.
+        start: the step from which the run continues.
 
     Raises:
         UserError: the file has other columns; when writing, there is no room for it.

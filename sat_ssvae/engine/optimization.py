@@ -68,7 +68,7 @@ def build_engine(
     bucket = min(BUCKET, sum(parameter.numel() for parameter in trainable))
     zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
     if config.zero_stage:
-        zero["compute_grad_norm"] = False  # else each step waits for the device to look at it
+        zero["compute_grad_norm"] = False  # otherwise every step would wait for the device
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,

@@ -48,7 +48,7 @@ class Run:
     """The engines of a training, the number of steps they took, and what else goes into a checkpoint with them."""
 
     folder: Path
-    """Where its checkpoints lie."""
+    """Where its checkpoints are."""
     engines: dict[str, Any]
     """DeepSpeed engines by name; the first one is always there, others may join later."""
     max_steps: int
@@ -161,7 +161,7 @@ class Run:
         """Restore the first engine, the average, the loss scale and the step; every rank must call it.
 
         Returns:
-            What `save` was given, or None where there is no checkpoint.
+            What `save` was given, or None if there is no checkpoint.
 
         Raises:
             UserError: it cannot be read or does not fit.

@@ -151,7 +151,7 @@ class LossScale:
 
 
 class StopRequest:
-    """Notes SIGTERM, as spot machines and schedulers send it, for the end of the step; the process goes on until then.
+    """Notes SIGTERM, which spot machines and schedulers send, and lets the step finish first.
 
     Outside the main thread, where signals cannot be caught, it never requests anything.
     """

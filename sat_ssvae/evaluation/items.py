@@ -1,4 +1,4 @@
-"""The videos of a file, a folder or shards, worked on one by one into another folder, where an interrupted run goes on.
+"""The videos of a file, a folder or shards, processed one by one into another folder; an interrupted run continues.
 
 for item in list_items(Path("videos"), skipped): ...
 """
@@ -77,7 +77,7 @@ def work_through(
     An item is not done again while its key is the one of the journal and all `paths` that it makes are there.
 
     Raises:
-        UserError: nothing to work on, nothing of it could be used, `journal` lies in the folder of videos, or a video
+        UserError: nothing to work on, nothing of it could be used, `journal` is inside the folder of videos, or a video
             would be written over.
     """
     output = journal.parent
@@ -105,13 +105,15 @@ def work_through(
 
 
 def check_output(output: Path, source: Path) -> None:
-    """Refuse an output folder that lies in a folder of videos.
+    """Refuse an output folder that is inside a folder of videos.
 
     Raises:
         UserError: it does.
     """
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{output} lies in {source}, so the next run would take it for input; choose another --output")
+        raise UserError(
+            f"{output} is inside {source}, so the next run would take it for input; choose another --output"
+        )
 
 
 def _caption(store: Store, record: Mapping[str, Any]) -> str:

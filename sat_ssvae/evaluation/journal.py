@@ -1,4 +1,4 @@
-"""Results that are kept one by one as they come, so that an interrupted run goes on where it was.
+"""Results that are stored one by one as they come, so that an interrupted run continues where it stopped.
 
 known = read_journal(path, Record)
 append(path, record)      # a dataclass of plain values, one JSON line
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def read_journal(path: Path, kind: type[R]) -> list[R]:
-    """The records in their order, none where there is no file; a line that a killed process left half is cut off.
+    """The records in their order, none if there is no file; a line that a killed process left half is cut off.
 
     Raises:
         UserError: the file holds something else.
@@ -30,7 +30,7 @@ def read_journal(path: Path, kind: type[R]) -> list[R]:
     try:
         return [kind(**json.loads(line)) for line in data[:whole].splitlines()]
     except (ValueError, TypeError):
-        raise UserError(f"{path}: holds something else than results of this command; move it away") from None
+        raise UserError(f"{path}: holds something other than this command's results; move it away") from None
 
 
 def append(path: Path, record: Any) -> None:

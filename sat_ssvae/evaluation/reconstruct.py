@@ -48,8 +48,8 @@ class ReconstructConfig(Config):
     """How videos are reconstructed and scored."""
 
     chunk_frames: int = Field(default=17, gt=0)
-    """Frames in memory at a time. SSVAE's result does not depend on it; another video autoencoder starts anew with each
-    such chunk."""
+    """Frames in memory at a time. SSVAE's result does not depend on it; other video autoencoders start afresh with each
+    chunk."""
     tile_size: int | None = Field(default=None, gt=0)
     """Pixels a side of the tiles that large frames are worked on in, so that memory does not grow with the frame; None
     for whole frames. The result is approximate."""
@@ -58,7 +58,7 @@ class ReconstructConfig(Config):
     i3d: Path | None = None
     """TorchScript file of FVD's I3D (`i3d_torchscript.pt`) for rFVD; None leaves it out."""
     fvd_frames: int = Field(default=17, ge=MIN_FRAMES)
-    """Frames of the clips that rFVD compares, one after the other in each video at its own frame rate."""
+    """Frames of the clips that rFVD compares, consecutive in each video, at its own frame rate."""
     side_by_side: bool = False
     """Also write NAME.side_by_side.mp4: original left, reconstruction right."""
     error_map: bool = False
@@ -83,7 +83,7 @@ class VideoDistance:
     """rFVD: Frechet distance between I3D's features of the videos' clips and of their reconstructions."""
 
     distance: float | None
-    """None where there are fewer than two clips."""
+    """None if there are fewer than two clips."""
     clips: int
     frames: int
     """In each clip."""
@@ -95,7 +95,7 @@ class VideoDistance:
 
     @property
     def warning(self) -> str:
-        """What is wrong with the number; empty where nothing is."""
+        """What is wrong with the number; empty if nothing is."""
         if self.distance is None:
             return f"rFVD needs 2 clips of {self.frames} frames at least, these videos have {self.clips}"
         if self.clips <= self.dimension:
@@ -126,10 +126,10 @@ def reconstruct(
     """Reconstruct a video, or all of a folder or of shards, into the folder `output`.
 
     What `output` holds already, from the same weights and settings, is not done again. A video that cannot be used is
-    listed in the report, and the others go on.
+    listed in the report, and the others are still processed.
 
     Raises:
-        UserError: nothing to reconstruct, nothing of it could be used, or `output` lies in the folder of videos.
+        UserError: nothing to reconstruct, nothing of it could be used, or `output` is inside the folder of videos.
     """
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(device)
     i3d = None if config.i3d is None else I3D(config.i3d, device)
@@ -192,7 +192,7 @@ class _Run:
         return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
 
     def _pairs(self, source: Path | bytes) -> Iterator[tuple[list[TimedFrame], Tensor, Tensor]]:
-        """Frames, the same as `1 C T H W`, and their reconstruction; frames wait here until theirs comes."""
+        """Frames, the same as `1 C T H W`, and their reconstruction; frames wait here until it arrives."""
         waiting: deque[TimedFrame] = deque()
 
         def chunks() -> Iterator[Tensor]:

@@ -60,23 +60,23 @@ class RestoreConfig(Config):
     """How videos are restored and scored."""
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3,), min_length=1)
-    """Noise levels up to which latents are noised, and from which they are denoised: near 0 keeps all of the video, 1
-    nothing. With several, each gives a video of its own."""
+    """Noise levels that latents are noised to and denoised from: near 0 keeps the whole video, 1 keeps nothing of it.
+    Each strength gives a video of its own."""
     degrade: str | None = None
     """Degrade the input, which is clean then, by KIND:AMOUNT: noise:SIGMA (of 255), blur:FACTOR or compress:CRF
     (H.264)."""
     transformer_seed: int | None = None
     """Which of the comparison's seeds; null takes the first."""
     steps: int = Field(default=10, gt=0)
-    """Steps of the sampler from that level. One step gives the mean of what fits, more give one sample of it."""
+    """Steps of the sampler from that level. One step gives the mean of what fits, more steps a sample of it."""
     overlap: int = Field(default=2, ge=0)
     """Frames that a window shares with the one before; over them the two are cross-faded."""
     seed: int = Field(default=0, ge=0)
-    """Of the noise, in the latents and of a degradation."""
+    """Seed of the noise, in latents and degradations."""
     perceptual: PerceptualName | Literal["none"] = "st-lpips-alex"
     """Perceptual distance beside PSNR and SSIM; `none` leaves it out."""
     side_by_side: bool = False
-    """Also write NAME.side_by_side.mp4: the original where it is known, the input, the autoencoder alone, and each
+    """Also write NAME.side_by_side.mp4: the original if it is known, the input, the autoencoder alone, and each
     strength, from left to right."""
 
 
@@ -155,7 +155,7 @@ class Restorer:
             raise UserError(f"steps={config.steps}: the transformer knows {self.process.num_steps} noise levels")
 
     def caption_states(self, caption: str) -> Tensor | None:
-        """What the transformer is told of a video, (1, l, d); None where it was trained without text."""
+        """The text that the transformer gets for a video, (1, l, d); None if it was trained without text."""
         if self.encoder is None:
             return None
         from ..diffusion.text import encode_captions
@@ -306,7 +306,7 @@ class _Job:
             yield Window(torch.cat([window, restored]), real)
 
     def _frames(self) -> Iterator[Tensor]:
-        """Frames `s C H W` in [-1, 1]: the original, where it is known, and the input."""
+        """Frames `s C H W` in [-1, 1]: the original, if it is known, and the input."""
         given = self._read(self.item.source)
         if self.original is not None:
             pairs = zip_longest(self._read(self.original), given)
@@ -346,7 +346,7 @@ def strength_name(strength: float) -> str:
 
 
 def side_by_side_path(output: Path, name: str) -> Path:
-    """Where all views of a video stand beside each other."""
+    """The video with all views side by side."""
     return output / f"{name}.{_BESIDE}.mp4"
 
 

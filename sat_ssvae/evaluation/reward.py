@@ -53,7 +53,7 @@ class RewardConfig(ServerConfig):
     max_failures: int = Field(default=8, gt=0)
     """Requests that may fail one after the other before the run ends."""
     seed: int = Field(default=0, ge=0)
-    """Of the bootstrap intervals."""
+    """Seed of the bootstrap intervals."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Scoring:
                     if in_a_row >= self.config.max_failures:
                         raise UserError(
                             f"{self.config.url}: {in_a_row} requests in a row failed, at last: {result}; "
-                            f"what was scored is in {self.output}, the same command goes on"
+                            f"finished scores are in {self.output}; the same command continues"
                         )
                     bar.update()
         return Scored([self.known[key] for key in self.keys.values() if key in self.known], failures)

@@ -211,7 +211,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _proxy(url: str) -> str:
-    """The proxy of the environment that leads to `url`, without its password; empty where there is none."""
+    """The proxy of the environment that leads to `url`, without its password; empty if there is none."""
     parts, proxies = urlsplit(url), urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
     if not proxy or _is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):

@@ -1,4 +1,4 @@
-"""What an autoencoder's latents look like to a diffusion model, and how its decoder takes disturbed ones.
+"""What an autoencoder's latents look like to a diffusion model, and how its decoder copes with disturbed ones.
 
     clips = load_clips(config)
     measured = [measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items()]
@@ -54,7 +54,7 @@ class SpectraConfig(Config):
     """Pixels a side of the tiles that large frames are encoded and decoded in; None for whole frames. The result is
     approximate."""
     seed: int = Field(default=0, ge=0)
-    """Of the disturbances."""
+    """Seed of the disturbances."""
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ _NUMBER = r"(-?\d+(?:[.,]\d+)?)"
 
 
 def _last_rating(words: str, high: int, text: str) -> float | None:
-    """The last number after `words: `, None where there is none or it is one of another scale (`3/10`)."""
+    """The last number after `words: `, None if there is none or it is one of another scale (`3/10`)."""
     name = re.sub(r"[ -]", r"[\\s_-]", words)
     label = rf"{name}(?:[\s_]+(?:Score|Rating))?[\s*_`\"']*(?:[(（][^()（）\n]*[)）])?[\s*_`\"']*[:：=]"
     found = re.findall(rf"{label}[\s*_`\"']*{_NUMBER}(?:\s*(?:/|out of)\s*(\d+))?", text, re.IGNORECASE)

@@ -7,7 +7,7 @@
     video = vae.decode(train.unstandardize(x))
 
 One safetensors file holds all latents; keys and captions are JSON in its header. While it is written,
-finished parts lie beside it in `NAME.parts`, so that an interrupted encoding goes on where it stopped.
+finished parts are beside it in `NAME.parts`, so that an interrupted encoding continues where it stopped.
 """
 
 import json
@@ -45,7 +45,7 @@ class LatentSet:
     keys: tuple[str, ...]
     """Where each latent comes from: the clip's key and start."""
     captions: tuple[str, ...]
-    """The clips' captions, empty where a clip has none."""
+    """The clips' captions, empty if a clip has none."""
     statistics: LatentStats
     """Of these latents, or of the training latents if these are held out."""
 
@@ -132,7 +132,7 @@ def _encode_parts(
     settings: EncoderSettings,
     device: torch.device,
 ) -> Iterator[Path]:
-    """The files of consecutive clips, those that are missing or of other clips or weights made anew."""
+    """The files of consecutive clips, with missing ones, and those of other clips or weights, made again."""
     total = len(clips) if isinstance(clips, Sized) else None
     with progress_bar(total, "encoding latents", "clip") as bar:
         index, remaining = 0, iter(clips)

@@ -6,8 +6,8 @@
 
 A folder holds latents-000000.tar, latents-000001.tar, ... with KEY.safetensors (`latent`, c t h w float16, normalised
 by the autoencoder's own statistics, scale and shift, as `SSVAEFirstStage` or its pipeline does) and KEY.txt (the
-caption) for each clip, and latents.json, what they were made of. A tar has latents of one size, and its final name
-when it is complete: an interrupted run goes on with the first unfinished one.
+caption) for each clip, and latents.json, which says what they were made of. A tar has latents of one size, and gets its
+final name when it is complete: an interrupted run continues with the first unfinished one.
 """
 
 import logging
@@ -48,7 +48,7 @@ class EncodeConfig(EncoderSettings):
     clips_per_shard: int = Field(default=500, gt=0)
     """Clips in a tar: what an interruption can cost."""
     captions: Literal["find", "none"] = "find"
-    """none encodes without captions; find refuses data of which nothing has one."""
+    """find looks for captions and refuses data without any; none encodes without captions."""
 
 
 class Encoded(NamedTuple):
@@ -100,7 +100,7 @@ def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, dev
 
 
 def _check_captions(by_size: Sequence[FixedClips], config: EncodeConfig) -> None:
-    """Refuse data of which nothing has a caption: a model trained on it would learn empty prompts."""
+    """Refuse data without any caption: a model trained on it would learn empty prompts."""
     if config.captions == "none":
         return
     clips, captions = sum(map(len, by_size)), sum(clips.count_captions() for clips in by_size)
@@ -164,5 +164,5 @@ def _write_shard(shard: Shard, samples: Iterator[tuple[Clip, Tensor]], bar: Any,
                 bar.update()
     except OSError as error:
         raise UserError(
-            f"{shard.path}: {error.strerror or error}; finished shards are kept, run it again to go on"
+            f"{shard.path}: {error.strerror or error}; finished shards are kept, run it again to continue"
         ) from None

@@ -2,9 +2,9 @@
 
     features = ClipFeatures()(video)        # B 3 T H W in [-1, 1] -> (B, 896)
 
-`FrameFeatures` looks at single frames (EfficientNet-lite0, ImageNet): what is in them and how sharp.
-`ClipFeatures` looks at 3-D convolutions over time (TransNet V2, trained to find shot boundaries): freezes,
-shuffles, flicker. Neither is the network of FID or FVD; call a distance by the features' name.
+`FrameFeatures` describe single frames (EfficientNet-lite0, ImageNet): what is in them and how sharp it is.
+`ClipFeatures` come from 3-D convolutions over time (TransNet V2, trained to find shot boundaries) and see freezes,
+shuffles and flicker. Neither is the network of FID or FVD; call a distance by the features' name.
 """
 
 import abc

@@ -1,4 +1,4 @@
-"""The Frechet video distance, for whoever has the weights of its network.
+"""The Frechet video distance, for those who have the weights of its network.
 
     i3d = I3D(Path("i3d_torchscript.pt"), device)
     collector = ClipCollector(i3d, frames=17)
@@ -85,7 +85,7 @@ class ClipCollector:
             self._waiting = self._waiting[:, :, self._frames :]
 
     def features(self) -> Tensor:
-        """Of all clips so far, (n, D); (0, 0) where there is none."""
+        """Of all clips so far, (n, D); (0, 0) if there is none."""
         return torch.cat(self._features) if self._features else torch.empty(0, 0)
 
 

@@ -1,11 +1,11 @@
-"""Learned perceptual distances of images, as loss and metric: ST-LPIPS, and LPIPS where it is installed.
+"""Learned perceptual distances of images, as loss and metric: ST-LPIPS, and LPIPS if it is installed.
 
     perceptual = build_perceptual("st-lpips-alex")
     distance = perceptual(reconstructed_frames, frames)        # N 3 H W in [-1, 1] -> (N,)
 
 Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric" (ECCV 2022): LPIPS (Zhang et al., CVPR 2018)
 on backbones whose strides are moved into anti-aliasing filters (Zhang, "Making Convolutional Networks
-Shift-Invariant Again", ICML 2019), heads trained anew. Values differ from LPIPS: report them as ST-LPIPS.
+Shift-Invariant Again", ICML 2019), heads trained again. Values differ from LPIPS: report them as ST-LPIPS.
 """
 
 import importlib

@@ -5,7 +5,7 @@
 A latent video whose neighbours correlate has a spectrum biased to low frequencies. Every position is a vector of c
 channels; the correlation of two positions is the Pearson correlation of their vectors; R is its mean over all pairs
 of positions within local windows. The loss is relu(threshold - R): the published code uses threshold 0.75 and a
-2x2x2 window, and with threshold 1 it is the 1 - R of the article (arXiv 2512.05394), there with a 3x3x3 window.
+2x2x2 window; with threshold 1 it is the article's 1 - R, there with a 3x3x3 window. The paper is arXiv 2512.05394.
 
 Works on any `b c t h w` latents; for an image autoencoder, t = 1.
 """
@@ -58,7 +58,7 @@ def local_correlation(
 
 
 def correlation_loss(correlation: LocalCorrelation, threshold: float = 0.75) -> Tensor | None:
-    """relu(threshold - R), a scalar >= 0; None where no window holds two positions, so nothing can be correlated."""
+    """relu(threshold - R), a scalar >= 0; None if no window holds two positions, so nothing can be correlated."""
     mean = correlation.mean
     return None if mean is None else F.relu(threshold - mean)
 
@@ -100,7 +100,7 @@ def _mean_window_correlation(vectors: Tensor, window: tuple[int, int, int], tili
 
 
 def _windows_with_pairs(size: Sequence[int], kernel: Sequence[int], tiling: Tiling) -> int:
-    """Windows of at least two positions; counted from sizes, so that the device is not waited for."""
+    """Windows of at least two positions; counted from sizes, without waiting for the device."""
     windows, of_one_position = 1, 1
     for available, extent in zip(size, kernel, strict=True):
         whole = available // extent if tiling == "tiled" else available - extent + 1

@@ -7,7 +7,7 @@
 A decoder that must rebuild the whole video from what is left makes the encoder concentrate the information in few
 channel modes, and becomes robust to errors in generated latents. Three kinds of mask:
 
-- `channel`: a share of the channels (the article, arXiv 2512.05394; default 20 %);
+- `channel`: a share of the channels (the article; 20 % by default);
 - `block`: a share of the positions, in blocks of a given size (published; blocks 1x1x1 at 256 px, 2x2x2 at 512 px);
 - `future`: the last share of the latent frames (PV-VAE, arXiv 2605.02134); frame 0 always stays.
 

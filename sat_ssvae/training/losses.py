@@ -89,7 +89,7 @@ class ObjectiveConfig(Config):
     """What is masked."""
     precision: Precision = "float32"
     """Precision of the convolutions; weights, losses and regularisers stay in float32. float16 scales the loss by a
-    power of two that follows what the gradients bear."""
+    power of two that adapts to the gradients."""
 
     @model_validator(mode="after")
     def _probabilities_sum_to_one(self) -> "ObjectiveConfig":
@@ -225,7 +225,7 @@ class Objective(nn.Module):
         distance = error + config.reconstruction.perceptual_weight * perceptual
         nll = self._reduction(video) * (distance / logvar.exp() + logvar)
         if nll.requires_grad:
-            (nll * scale).backward()  # to the log-variance: what it divides has no graph any more
+            (nll * scale).backward()  # to the log-variance: what it divides no longer has a graph
         kl = Posterior.from_moments(moments).kl().mean()
         weighted_kl = self._reduction(video) / video[0].numel() * config.reconstruction.kl_weight * kl
         correlation = local_correlation(Posterior.from_moments(moments).mean, config.lcr.window, config.lcr.tiling)

@@ -65,7 +65,7 @@ def _alone(output: Path) -> Iterator[None]:
                 f"{output}: another process trains there; wait for its end, stop it, or choose another name "
                 f"(where its machine is gone and the lock stays, delete {path})"
             ) from None
-        except OSError as error:  # a file system that knows no locks
+        except OSError as error:  # a file system without locks
             logger.debug("%s cannot be locked (%s)", path, error)
         yield
 
@@ -81,7 +81,7 @@ def _keep_config(config: TrainConfig, output: Path) -> None:
             there = _steps(json.loads(held))
         except ValueError as error:
             raise UserError(
-                f"{path}: damaged ({error}); delete it, and the run goes on with the settings given"
+                f"{path}: damaged ({error}); delete it, and the run continues with the given settings"
             ) from None
         if differing := _differing(there, _steps(json.loads(wanted))):
             raise UserError(

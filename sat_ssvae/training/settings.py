@@ -49,12 +49,12 @@ class TrainConfig(ObjectiveConfig):
     keep_checkpoints: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept."""
     milestone_every: int = Field(default=0, ge=0)
-    """Checkpoints at multiples of this step are kept for ever; 0 keeps none."""
+    """Checkpoints at multiples of this step are kept forever; 0 keeps none."""
     max_skipped_steps: int = Field(default=10, gt=0)
     """Steps in a row without a finite loss and gradient after which training stops."""
 
     monitor: MonitorConfig = MonitorConfig()
-    """What is looked at while training."""
+    """How the training is monitored."""
 
     @property
     def batches_per_step(self) -> int:

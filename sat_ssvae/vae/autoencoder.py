@@ -39,7 +39,7 @@ class SSVAE(nn.Module):
         self.decoder = Decoder(out_channels=config.in_channels, **sizes)
         self.mask_token = nn.Parameter(torch.randn(1, config.latent_channels, 1, 1, 1))
         self.latent_stats: LatentStats | None = None
-        """Statistics of the latents on the training videos, where they are known; kept by `save_pretrained`."""
+        """Statistics of the latents on the training videos, if they are known; kept by `save_pretrained`."""
 
     @property
     def latent_channels(self) -> int:
@@ -131,11 +131,11 @@ class SSVAE(nn.Module):
         return video
 
     def encode_stream(self) -> EncodeStream:
-        """What encodes one video in chunks of any length, see `streaming.py`."""
+        """An encoder of one video in chunks of any length, see `streaming.py`."""
         return EncodeStream(self.encoder, self.config)
 
     def decode_stream(self) -> DecodeStream:
-        """What decodes one video's latents in chunks of any length, see `streaming.py`."""
+        """A decoder of one video's latents in chunks of any length, see `streaming.py`."""
         return DecodeStream(self.decoder, self.config)
 
     @classmethod
@@ -160,7 +160,7 @@ class SSVAE(nn.Module):
         return vae
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights, configuration and, where there are some, the latents' statistics into a folder.
+        """Write weights, configuration and, if there are any, the latents' statistics into a folder.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; what was there before stays.

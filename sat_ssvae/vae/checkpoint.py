@@ -3,7 +3,7 @@
     checkpoint = read_checkpoint("my_vae")      # config, weights, statistics; `SSVAE.from_pretrained` builds from it
     write_checkpoint("my_vae", checkpoint)      # what `SSVAE.save_pretrained` calls
 
-A folder holds config.json (the sizes), model.safetensors, and latent_stats.json where the statistics are known. For
+A folder holds config.json (the sizes), model.safetensors, and latent_stats.json if the statistics are known. For
 files without a configuration the sizes are inferred from names and shapes.
 """
 
@@ -47,7 +47,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     """By parameter name."""
     statistics: LatentStats | None = None
-    """Of the latents on the training videos, where they are known."""
+    """Of the latents on the training videos, if they are known."""
 
 
 def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint:

@@ -28,7 +28,7 @@ class SSVAEConfig(Config):
     num_mid_blocks: Positive = 2
     """Residual blocks in the middle, with attention between."""
     temporal_downsample: tuple[bool, ...] = (False, False, True, True)
-    """Whether the downsampling after each level but the last halves time, too."""
+    """Whether the downsampling after each level but the last also halves time."""
 
     @model_validator(mode="after")
     def _levels_fit(self) -> "SSVAEConfig":

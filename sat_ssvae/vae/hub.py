@@ -21,7 +21,7 @@ def is_hub_name(path: str) -> bool:
 
 
 def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    """A folder of this machine with those of `files` that the repository `name` has; they are fetched once.
+    """A local folder with those of `files` that the repository `name` has; each is downloaded once.
 
     Raises:
         UserError: huggingface_hub is not installed, the hub cannot be reached, or it has no such repository.

@@ -61,7 +61,7 @@ def repeat_first_frame(x: Tensor, frames: int) -> Tensor:
 
 
 def _add(x: Tensor, y: Tensor) -> Tensor:
-    """The sum; over x, which nothing else reads, where no graph needs it."""
+    """The sum, written into x, which nothing else reads, unless a graph needs x."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 

@@ -293,7 +293,7 @@ def _spectrum_rows(results: ComparisonResults) -> list[list[str]]:
 
 
 def _quality_table(results: ComparisonResults) -> dict[str, Any]:
-    """Reconstruction metrics by arm, with the clip-by-clip difference to the baseline where there is one."""
+    """Reconstruction metrics by arm, with the clip-by-clip difference to the baseline if there is one."""
     metrics = list(dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction))
     rows = []
     for arm in results.arms:
