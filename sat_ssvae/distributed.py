@@ -1,4 +1,4 @@
-"""Process-group facts: rank, world size, device, and a start-up that works with and without a launcher."""
+"""The process group: rank, world size, device, and a start-up with or without a launcher."""
 
 import atexit
 import contextlib
@@ -42,16 +42,16 @@ def initialize(device: torch.device) -> None:
     if dist.is_initialized():
         return
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")  # else it warns of its guess
-    with _silenced_stderr():  # at import the linker is asked for optional libraries, and complains if they are missing
+    with _silenced_stderr():  # at import it looks for optional libraries, and the linker complains if they are missing
         import deepspeed
         from deepspeed.ops import __compatible_ops__ as compatible_ops
-    # An optional shared-memory all-reduce that DeepSpeed would compile for more than a minute at first use.
+    # An optional shared-memory all-reduce, which DeepSpeed would spend more than a minute compiling at first use.
     compatible_ops["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "gloo":
-        # Its threads may still free tensors while Python ends, and then abort a process that has done all its work.
+        # Its threads may still free tensors while Python exits, which aborts a process that finished its work.
         atexit.register(leave)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -76,7 +76,7 @@ def _launched() -> bool:
 
 
 def leave() -> None:
-    """Take the process group down. NCCL waits for all ranks then, so not after a failure of one of them."""
+    """Take the process group down. NCCL then waits for all ranks, so do not call it after one of them failed."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

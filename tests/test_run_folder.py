@@ -33,7 +33,7 @@ def test_a_folder_in_which_another_process_trains_is_refused_until_that_is_kille
     ) as holder:
         try:
             assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-            with pytest.raises(UserError, match="another process trains there; wait for its end"):
+            with pytest.raises(UserError, match="another process trains there; wait for it"):
                 train(config, tmp_path, CPU)
             assert not (tmp_path / "config.json").exists()
             holder.kill()

@@ -180,30 +180,19 @@ class TransformerTrainer:
         self.shape = latents.shape
         out.mkdir(parents=True, exist_ok=True)
         distributed.initialize(device)
-        shares = distributed.world_size() * config.optimizer.accumulation_steps
-        if config.batch_size % shares:
-            raise UserError(
-                f"batch_size {config.batch_size} is not a multiple of ranks x accumulation_steps = {shares}"
-            )
-        self.micro_batch = config.batch_size // shares
+        self.micro_batch = _micro_batch(config)
         model_config = config.model(self.shape, *(text.states.shape[1:] if text is not None else ()))
         module = build_dit(model_config, seed)
         # Before the engine wraps the module: its hooks are not to be copied.
-        average = Average(module, config.ema_decay, device)
-        engine = build_engine(
-            module,
-            config.optimizer,
-            max_steps=config.max_steps,
-            micro_batch_size=self.micro_batch,
-            device=device,
-        )
-        self.average = average
+        self.average = Average(module, config.ema_decay, device)
+        sizes = {"max_steps": config.max_steps, "micro_batch_size": self.micro_batch}
+        engine = build_engine(module, config.optimizer, **sizes, device=device)
         self.run = Run(
             out / "checkpoints",
             {"transformer": engine},
             config.max_steps,
             clip_norm=config.optimizer.clip_norm,
-            average=average,
+            average=self.average,
         )
         self.identity = _identity(config, seed, self.data)
         self._resume()
@@ -291,6 +280,14 @@ class TransformerTrainer:
                 f"{self.out} holds a training with other latents, seed or configuration; "
                 "delete it or choose another folder"
             )
+
+
+def _micro_batch(config: DiTTrainConfig) -> int:
+    """Clips of one rank in one forward pass."""
+    shares = distributed.world_size() * config.optimizer.accumulation_steps
+    if config.batch_size % shares:
+        raise UserError(f"batch_size {config.batch_size} is not a multiple of ranks x accumulation_steps = {shares}")
+    return config.batch_size // shares
 
 
 def save_dit(model: DiT, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""What any training here needs: DeepSpeed engine, checkpoints, average, log, stability."""
+"""What every training here shares: the run, DeepSpeed engines, checkpoints, EMA, logs, votes, seeds."""

@@ -57,10 +57,20 @@ def save_checkpoint(
         for leftover in folder.glob("step_*.partial"):  # a killed process left it, and it takes room needed here
             shutil.rmtree(leftover)
     distributed.barrier()
+    _write(partial, engine, others or {}, {**state, "step": step, "world_size": distributed.world_size()})
+    distributed.barrier()
+    if distributed.rank() == 0:
+        shutil.rmtree(complete, ignore_errors=True)
+        partial.replace(complete)
+        sync(folder)
+        _drop_old(folder, step, keep, milestone_every)
+    distributed.barrier()
+
+
+def _write(partial: Path, engine: Any, others: Mapping[str, Any], state: dict[str, Any]) -> None:
     try:
-        place = {"step": step, "world_size": distributed.world_size()}
-        engine.save_checkpoint(str(folder), tag=partial.name, client_state={**state, **place}, save_latest=False)
-        for name, other in (others or {}).items():
+        engine.save_checkpoint(str(partial.parent), tag=partial.name, client_state=state, save_latest=False)
+        for name, other in others.items():
             other.save_checkpoint(str(partial), tag=name, save_latest=False)
         sync(*partial.rglob("*"), partial)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -70,13 +80,6 @@ def save_checkpoint(
             f"{partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
             "the same command again, it continues from the last complete one"
         ) from error
-    distributed.barrier()
-    if distributed.rank() == 0:
-        shutil.rmtree(complete, ignore_errors=True)
-        partial.replace(complete)
-        sync(folder)
-        _drop_old(folder, step, keep, milestone_every)
-    distributed.barrier()
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Logs that survive interruptions: a CSV of declared columns, from which every curve is drawn, and lines of JSON."""
+"""Logs that survive interruptions: a CSV with declared columns, from which curves are drawn, and lines of JSON."""
 
 import contextlib
 import csv
@@ -15,7 +15,7 @@ from ..storage import atomic, write_text
 
 
 class MetricsLog:
-    """Append rows that begin with a step. Rows beyond `start`, left by a run that was cut off, are dropped first.
+    """Append rows that begin with a step. Rows after `start`, which an interrupted run left, are dropped first.
 
     Only rank 0 writes.
 
@@ -25,7 +25,7 @@ class MetricsLog:
         start: the step from which the run continues.
 
     Raises:
-        UserError: the file has other columns; when writing, there is no room for it.
+        UserError: the file has other columns, or the disk is full.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], start: int) -> None:
@@ -74,7 +74,7 @@ class MetricsLog:
 
 
 class JsonLog:
-    """Append lines of JSON that begin with a step; what is not finite becomes null. Otherwise as `MetricsLog`."""
+    """Append lines of JSON that begin with a step; infinite and NaN become null. Otherwise as `MetricsLog`."""
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
@@ -120,7 +120,7 @@ def _room_for(path: Path) -> Iterator[None]:
 
 
 def _close(file: TextIO) -> None:
-    # Every row was flushed; one that could not be has been reported, and would fail here once more.
+    # Every row was flushed. A row that could not be written was reported then, and would fail again here.
     with contextlib.suppress(OSError):
         file.close()
 

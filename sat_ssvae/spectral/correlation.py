@@ -22,7 +22,7 @@ STD_EPSILON = 1e-6
 NORM_EPSILON = 1e-8
 
 Tiling = Literal["tiled", "sliding"]
-"""Whether windows lie side by side (incomplete ones at the far border count, too) or start at every position."""
+"""Windows side by side (incomplete ones at the far border count as well), or one starting at every position."""
 
 
 class LocalCorrelation(NamedTuple):

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one configuration, config.json says which, and to one training at a time.
+"""A run's folder belongs to one configuration, kept in config.json, and to one training process at a time.
 
 with claimed_folder(config, output):
     ...
@@ -32,17 +32,17 @@ OPERATIONAL = {
     "data.cache",
     "data.cache_gib",
 }
-"""Settings that change no step that a run takes, such as what suits the machine that it continues on."""
+"""Settings that do not change the steps of a run, such as those that suit another machine."""
 
 
 @contextlib.contextmanager
 def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
-    """Keep other trainings out of `output`, and the configuration in it; the newest if only `OPERATIONAL` ones changed.
+    """Lock `output` for this training and write its configuration there; `OPERATIONAL` settings may change.
 
     Raises:
-        UserError: it holds a run that takes other steps, or one that is being trained.
+        UserError: the folder holds a run with other settings, or another process trains in it.
     """
-    if distributed.rank() != 0:  # another rank could see the file half written
+    if distributed.rank() != 0:
         yield
         return
     output.mkdir(parents=True, exist_ok=True)
@@ -53,17 +53,17 @@ def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Two trainings in one folder would delete each other's checkpoints."""
+    """Lock the folder: two trainings in it would delete each other's checkpoints."""
     path = output / ".lock"
     with path.open("a") as file:
         try:
-            # The process's own, unlike flock: it ends with the process, and not with the last of the readers of data
-            # that were forked from it, which notice only seconds later that it was killed.
+            # Unlike flock, this lock belongs to the process and ends with it. Data readers that were forked from it
+            # notice only seconds later that it was killed, and would hold an flock until then.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(
-                f"{output}: another process trains there; wait for its end, stop it, or choose another name "
-                f"(where its machine is gone and the lock stays, delete {path})"
+                f"{output}: another process trains there; wait for it, stop it, or choose another name "
+                f"(if its machine died and the lock remains, delete {path})"
             ) from None
         except OSError as error:  # a file system without locks
             logger.debug("%s cannot be locked (%s)", path, error)
@@ -92,7 +92,7 @@ def _keep_config(config: TrainConfig, output: Path) -> None:
 
 
 def _steps(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """What decides which steps are taken, by dotted names."""
+    """The settings that change the steps of a run, by dotted names."""
     steps: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{section}{name}"
@@ -103,7 +103,7 @@ def _steps(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The first settings that differ, in words."""
+    """The first settings that differ, as text."""
     unknown = object()
     names = [name for name in {**there, **here} if there.get(name, unknown) != here.get(name, unknown)]
 

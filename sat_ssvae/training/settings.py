@@ -32,7 +32,7 @@ class TrainConfig(ObjectiveConfig):
     """Train the decoder and the mask token only. KL and LCR, which act on the encoder, then have no effect."""
 
     adversarial: AdversarialConfig = AdversarialConfig()
-    """The discriminator; its weight 0 (the default) turns it off."""
+    """The discriminators; weight 0 (the default) turns them off."""
     optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1000)
     """AdamW and DeepSpeed; its learning rate is `lr` above."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -41,13 +41,13 @@ class TrainConfig(ObjectiveConfig):
     """Initial weights, order of the clips, posterior samples and masks."""
 
     checkpoint_activations: bool = False
-    """Keep less for the backward pass and compute it again: memory for a third more time."""
+    """Keep less for the backward pass and compute it again: saves memory, costs a third more time."""
     log_every: int = Field(default=50, gt=0)
     """Steps between rows of train.csv."""
     checkpoint_every: int = Field(default=1000, gt=0)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=1, gt=0)
-    """Newest checkpoints that are kept."""
+    """How many of the newest checkpoints are kept."""
     milestone_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of this step are kept forever; 0 keeps none."""
     max_skipped_steps: int = Field(default=10, gt=0)

@@ -1,4 +1,4 @@
-"""How much of a training's time goes into waiting for data."""
+"""How much of the training time is spent waiting for data."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Timer(Iterator[Batch]):
         return batch
 
     def lap(self) -> dict[str, float]:
-        """Seconds a batch since the last call, and the share of them that was spent waiting for it."""
+        """Since the last call: seconds per batch, and the share of that time spent waiting for data, 0 to 1."""
         seconds = time.monotonic() - self._begin
         lap = {"batch_seconds": seconds / max(self._count, 1), "data_share": self._waited / seconds}
         self._begin, self._waited, self._count = time.monotonic(), 0.0, 0
