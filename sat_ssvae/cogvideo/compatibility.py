@@ -60,7 +60,7 @@ def find_mismatches(config: SATConfig, latents: LatentFormat, era: Era | None = 
     Args:
         config: a merged configuration.
         latents: those of its first stage.
-        era: CogVideoX's state; None to tell it by the form of patch_size, a number in v1.0 and a list on main.
+        era: CogVideoX's version; None to tell it by the form of patch_size, a number in v1.0 and a list on main.
 
     Raises:
         UserError: a number of the transformer is missing.
@@ -99,7 +99,9 @@ class _Checks:
         self.latents: list[LatentInfo] = []
 
     def mismatches(self) -> Iterator[Mismatch]:
-        yield from self._forms()
+        if forms := list(self._forms()):  # of CogVideoX's other version, where the other numbers mean something else
+            yield from forms
+            return
         yield from self._channels()
         yield from self._latents()
         for key, size in self._sizes():

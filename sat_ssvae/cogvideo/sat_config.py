@@ -17,7 +17,7 @@ from ..errors import UserError
 from .sat_transformer import TransformerSizes
 
 Era = Literal["v1.0", "main"]
-"""States of CogVideoX's code: tag v1.0 runs CogVideoX-2B and 5B, main runs CogVideoX1.5."""
+"""Versions of CogVideoX's code: tag v1.0 runs CogVideoX-2B and 5B, main runs CogVideoX1.5."""
 
 NETWORK = "model.network_config.params"
 DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.scale_factor": 1.0}
@@ -31,12 +31,12 @@ SLOW_START_NOTE = (
 
 
 def era_of(sat: Path) -> Era:
-    """The state of the CogVideoX whose sat folder this is, told by how its diffusion_video.py decodes."""
+    """The version of CogVideoX in a sat folder, told by how its diffusion_video.py decodes."""
     return "main" if "fake_cp_size" in (sat / "diffusion_video.py").read_text(encoding="utf-8") else "v1.0"
 
 
 def checkout_era(files: Sequence[Path]) -> Era | None:
-    """The state of the CogVideoX that this is the sat folder of, or else from which `files` are; None elsewhere."""
+    """The version of CogVideoX in the working directory, or else where `files` come from; None if neither is CogVideoX."""
     for folder in (Path.cwd(), *(file.resolve().parent.parent for file in files)):
         if (folder / "diffusion_video.py").is_file():
             return era_of(folder)
@@ -93,7 +93,7 @@ class SATConfig:
 
     @property
     def era(self) -> Era:
-        """The state of CogVideoX that the configuration is for: patch_size is a number in v1.0 and a list on main."""
+        """The version of CogVideoX that the configuration is for: patch_size is a number in v1.0 and a list on main."""
         return "main" if isinstance(self.network("patch_size"), list) else "v1.0"
 
     @property

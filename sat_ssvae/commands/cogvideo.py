@@ -53,7 +53,9 @@ def _add_export(tasks: Any) -> None:
     )
     command.add_argument("transformer", type=Path, help="folder that training saved to, or one iteration's below it")
     command.add_argument("output", type=Path, help="folder to write, for CogVideoXPipeline.from_pretrained")
-    command.add_argument("--base", type=Path, nargs="+", help="configuration files (default: its training_config.yaml)")
+    command.add_argument(
+        "--base", type=Path, nargs="+", metavar="YAML", help="configuration files (default: its training_config.yaml)"
+    )
     command.add_argument(
         "--text_encoder", metavar="DIR", help="T5 and its tokenizer, or none (default: the configuration's)"
     )
