@@ -200,5 +200,5 @@ def _count(text: str) -> int:
 
 def _add_base(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--base", type=Path, nargs="+", required=True, help="configuration files, as given to train_video.py"
+        "--base", type=Path, nargs="+", required=True, metavar="YAML", help="files, as given to train_video.py"
     )
