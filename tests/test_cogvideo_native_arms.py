@@ -86,6 +86,12 @@ def test_a_training_that_cannot_be_compared_is_refused(read, changes, message):
         read(both=changes)
 
 
+def test_a_training_as_long_as_sats_slow_start_is_warned_of(read, caplog):
+    assert read(both={"args.train_iters": 1000}) and not caplog.records
+    assert read(both={"args.train_iters": 100})
+    assert "SAT runs the first 100 iterations of a finetuning at 5 % of the learning rate" in caplog.text
+
+
 def test_heldout_videos_may_be_named_instead(read, tmp_path):
     assert read(both={"args.valid_data": ["videos"]}, heldout=[tmp_path])
 

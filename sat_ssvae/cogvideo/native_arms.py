@@ -3,6 +3,7 @@
 arms = read_arms(stock=[Path("cogvideox_2b.yaml"), Path("sft.yaml")], overlay=[Path("cogvideox_2b_5b.yaml")])
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..errors import UserError
 from .compatibility import find_mismatches
 from .first_stage import build_first_stage
 from .sat_config import NETWORK, SATConfig, checkout_era, merge_configs
+
+logger = logging.getLogger(__name__)
 
 BASELINE, CANDIDATE = "stock", "ssvae"
 FOLLOW_FROM_LATENTS = (
@@ -87,6 +90,8 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
     if found := find_mismatches(config, build_first_stage(config).latent_format, checkout_era(stock)):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(f"{candidate.name}: {found[0]}{more}; correct it in a file given last to --ssvae")
+    for note in baseline.settings.notes():
+        logger.warning("%s", note)
     return baseline, candidate
 
 

@@ -9,7 +9,6 @@ works in a folder whose name contains a fingerprint of its inputs, so finished w
 starts again, because SAT's checkpoints do not hold the optimiser's state.
 """
 
-import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -34,8 +33,6 @@ from .launch import LOSS, Launch, exclusive
 from .native_arms import BASELINE, NativeArm
 from .sat_transformer import adapt
 from .worker import ArmJob, InitialJob, is_measured, read_arm, read_environment
-
-logger = logging.getLogger(__name__)
 
 EQUAL_STARTS = (
     "equal in both arms for every tensor of equal shape; the first and last layer, and the position table if its size "
@@ -112,8 +109,6 @@ class _Comparison:
         self.minutes = Stopwatch(output / "minutes.json")
 
     def run(self) -> ComparisonResults:
-        for note in self.baseline.settings.notes():
-            logger.warning("%s", note)
         measured = {arm.name: self._measure(arm) for arm in self.arms}
         starts = {seed: self._initial(seed) for seed in self.config.seeds}
         runs = {arm.name: {seed: self._train(arm, seed, starts[seed]) for seed in starts} for arm in self.arms}
