@@ -7,7 +7,7 @@
 #
 #     bash scripts/compare_convergence.sh --cogvideo PATH --stock YAML ... --ssvae OVERLAY.yaml ... [--processes GPUS]
 #
-# An interrupted run goes on where it was. All options: --help, and --cogvideo PATH --help.
+# An interrupted run continues with the same command. All options: --help, and --cogvideo PATH --help.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 if [[ " $* " == *" --cogvideo"[\ =]* ]]; then
