@@ -16,8 +16,9 @@ from ..assets import cache_dir
 from ..errors import UserError
 from .files import VideoError
 from .images import IMAGE_SUFFIXES, read_image
-from .index import RecentStores, Sample, find_stores, list_samples
+from .index import OnSkip, RecentStores, Sample, find_stores
 from .remote import ShardCache
+from .samples import Samples, cached_samples
 from .settings import DataConfig, nearest_bucket
 from .skips import Skip, SkipLog, in_words
 from .video_io import read_clip
@@ -41,7 +42,7 @@ class ClipReader:
 
     config: DataConfig
     stores: RecentStores
-    samples: list[Sample]
+    samples: Samples
 
     def starts(self, stride: float) -> list[tuple[int, float]]:
         """(sample number, start) of the clips `stride` seconds apart of every sample."""
@@ -105,32 +106,50 @@ def open_readers(config: DataConfig, skips: SkipLog, rank: int = 0) -> list[Clip
 
     folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
     stores = find_stores(config.path, on_skip, ShardCache(folder, int(config.cache_gib * 2**30)))
-    samples = []
-    for sample in list_samples(stores, config.filters, on_skip):
-        problem = unsuitable(sample, config)
-        if problem is None:
-            samples.append(sample)
-        else:
-            on_skip(Skip(sample.name, *problem))
-    samples = _part(samples, config)
+    samples = _part(
+        _suitable(cached_samples(stores, config.filters, on_skip, write=rank == 0), config, on_skip), config
+    )
     left_out = in_words(skips.counts - before)
     if not samples:
         raise UserError(f"{config.shown_path}: no usable sample ({left_out or 'empty'}){example}")
     if left_out:
         logger.warning("%s: %d samples, left out: %s", config.shown_path, len(samples), left_out)
-    by_size: dict[tuple[int, int], list[Sample]] = {size: [] for size in config.sizes}
-    for sample in samples:
-        by_size[nearest_bucket(sample.height, sample.width, config.sizes)].append(sample)
+    bucket = _buckets(samples, config)
     # A block of shards that are mixed with each other, and the next one.
     recent = 2 * config.shuffle_shards
     return [
-        ClipReader(config.model_copy(update={"resolution": size}), RecentStores(stores, recent), some)
-        for size, some in by_size.items()
-        if some
+        ClipReader(config.model_copy(update={"resolution": size}), RecentStores(stores, recent), samples.select(some))
+        for number, size in enumerate(config.sizes)
+        if len(some := np.flatnonzero(bucket == number))
     ]
 
 
-def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
+def _suitable(samples: Samples, config: DataConfig, on_skip: OnSkip) -> Samples:
+    """The samples that can give a clip; `unsuitable` is asked about those alone that may not."""
+    height, width = np.array(config.sizes)[_buckets(samples, config)].T
+    good = (samples.column("height") >= height) & (samples.column("width") >= width) | config.enlarge
+    if config.num_frames > 1:
+        fps = np.maximum(samples.column("fps"), 1e-9)
+        last = (np.round(samples.column("duration") * fps) - 0.5) / fps - config.span
+        good &= (samples.column("duration") > 0) & (fps >= config.fps * 0.99) & (last >= 0)
+    for number in np.flatnonzero(~good).tolist():
+        problem = unsuitable(samples[number], config)
+        if problem is None:
+            good[number] = True
+        else:
+            on_skip(Skip(samples[number].name, *problem))
+    return samples.select(np.flatnonzero(good))
+
+
+def _buckets(samples: Samples, config: DataConfig) -> np.ndarray:
+    """For each sample the number of the size that it is cut to."""
+    both = samples.column("height") * np.int64(1 << 32) + samples.column("width")
+    kinds, kind_of = np.unique(both, return_inverse=True)
+    nearest = [nearest_bucket(int(kind) >> 32, int(kind) % (1 << 32), config.sizes) for kind in kinds]
+    return np.array([config.sizes.index(size) for size in nearest], dtype=int)[kind_of]
+
+
+def _part(samples: Samples, config: DataConfig) -> Samples:
     """The samples of `config.part`, in their order; neither part of a split is empty."""
     if config.part == "all" or not samples:
         return samples
@@ -139,9 +158,10 @@ def _part(samples: list[Sample], config: DataConfig) -> list[Sample]:
             f"{config.shown_path}: one usable sample cannot be split into training and held-out clips; "
             "cut it up with `sat-ssvae pack ... segment_seconds=5`, or give folders train/ and heldout/"
         )
-    by_hash = sorted(samples, key=lambda sample: hashlib.sha256(sample.name.encode()).digest())
-    held = {id(sample) for sample in by_hash[: max(1, round(len(samples) / 10))]}
-    return [sample for sample in samples if (id(sample) in held) == (config.part == "heldout")]
+    hashes = [hashlib.sha256(sample.name.encode()).digest() for sample in samples]
+    by_hash = sorted(range(len(samples)), key=hashes.__getitem__)
+    held = np.isin(np.arange(len(samples)), by_hash[: max(1, round(len(samples) / 10))])
+    return samples.select(np.flatnonzero(held == (config.part == "heldout")))
 
 
 def unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:

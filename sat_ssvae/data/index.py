@@ -121,9 +121,10 @@ def _expanded(pattern: str) -> list[str]:
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
     files = sorted(path for path in files_below(folder) if path.name.endswith((".tar", META_SUFFIX)))
     tars = [path for path in files if path.suffix == ".tar"]
+    there = set(tars)
     for meta in (path for path in files if path.suffix != ".tar"):
         tar = meta.with_name(meta.name.removesuffix(META_SUFFIX) + ".tar")
-        if tar not in tars:
+        if tar not in there:
             on_skip(Skip(str(meta), "meta without tar", f"{tar.name} is missing"))
             logger.warning("%s: its shard %s is missing", meta, tar.name)
     videos = next(media_files(folder), None)
@@ -172,8 +173,13 @@ def read_records(store: Store, on_skip: OnSkip) -> Iterator[Fields]:
         yield record
 
 
+def meta_file(tar: Path) -> Path:
+    """Where the meta file of a tar lies."""
+    return tar.with_name(tar.stem + META_SUFFIX)
+
+
 def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Fields, str]]:
-    meta = store.path.with_name(store.path.stem + META_SUFFIX) if isinstance(store, TarStore) else None
+    meta = meta_file(store.path) if isinstance(store, TarStore) else None
     if meta is None or not meta.is_file():
         if meta is not None:
             logger.warning("%s: no %s beside it, so every sample is probed now", store.path, meta.name)

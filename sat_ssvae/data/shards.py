@@ -214,7 +214,7 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        counts = np.bincount([sample.store for sample in reader.samples], minlength=len(reader.stores))
+        counts = np.bincount(reader.samples.column("store"), minlength=len(reader.stores))
         self.shard_sizes: list[int] = counts.tolist()
         self._orders: dict[int, np.ndarray] = {}
 
