@@ -182,7 +182,7 @@ def test_the_average_is_what_is_handed_over(tiny_shards, tmp_path):
     assert SSVAE.from_pretrained(tmp_path / "0.999" / "latest.pth").config.latent_channels == 4
 
 
-def test_sigterm_saves_and_stops(tiny_shards, tmp_path):
+def test_sigterm_saves_and_stops(tiny_shards, tmp_path, capfd):
     config = configured(tiny_shards, max_steps=100_000, checkpoint_every=100_000)
 
     def terminate():
@@ -196,6 +196,7 @@ def test_sigterm_saves_and_stops(tiny_shards, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train(config, tmp_path, CPU)
     thread.join()
+    assert "SIGTERM: saving after this step" in capfd.readouterr().err
     assert stopped.value.code == TERMINATED and signal.getsignal(signal.SIGTERM) == before
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert checkpoint.name == f"step_{rows(tmp_path)[-1]['step']}"

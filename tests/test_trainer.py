@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -292,3 +293,10 @@ def test_the_data_must_fit(tiny_shards, tmp_path):
         train(configured(tiny_shards, resolution=512), tmp_path / "a", CPU)
     with pytest.raises(UserError, match=r"no such|does not exist"):
         train(configured(tmp_path / "nowhere"), tmp_path / "b", CPU)
+
+
+def test_the_log_has_the_psnr_of_the_error(tiny_shards, tmp_path):
+    reconstruction = {"perceptual_weight": 0, "error": "mse"}
+    train(configured(tiny_shards, max_steps=2, reconstruction=reconstruction), tmp_path, CPU)
+    for row, line in zip(rows(tmp_path), details(tmp_path), strict=True):
+        assert line["psnr"] == pytest.approx(10 * math.log10(4 / float(row["error"])), rel=1e-6)

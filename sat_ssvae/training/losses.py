@@ -119,6 +119,8 @@ class Losses(NamedTuple):
     """R, the mean local correlation of the posterior mean."""
     adversarial: Tensor
     """Minus the mean logit that the discriminators give the reconstruction, unweighted; 0 without them."""
+    squared_error: Tensor
+    """Mean (x - y)^2 over elements, whatever the error is."""
 
 
 class _Judge(NamedTuple):
@@ -214,10 +216,10 @@ class Objective(nn.Module):
         latents = self._sample(moments, generator)
         seen = latents.detach().requires_grad_(latents.requires_grad)
         if judge is None:
-            error, perceptual = self._reconstruct(video, seen, scale)
+            error, perceptual, squared = self._reconstruct(video, seen, scale)
             adversarial = video.new_zeros(())
         else:
-            error, perceptual, adversarial = self._reconstruct_judged(video, seen, judge, scale)
+            error, perceptual, squared, adversarial = self._reconstruct_judged(video, seen, judge, scale)
         if latents.requires_grad:
             latents.backward(seen.grad)  # to the moments and the mask token
 
@@ -238,7 +240,7 @@ class Objective(nn.Module):
         zero = video.new_zeros(())
         lcr, mean = zero if lcr is None else lcr, zero if correlation.mean is None else correlation.mean
         total = nll + weighted_kl + (lcr if self._balances_lcr else config.lcr_weight * lcr) + adversarial
-        return Losses(*(x.detach() for x in (total, nll, error, perceptual, kl, lcr, mean, adversarial)))
+        return Losses(*(x.detach() for x in (total, nll, error, perceptual, kl, lcr, mean, adversarial, squared)))
 
     @property
     def _trains_encoder(self) -> bool:
@@ -307,8 +309,8 @@ class Objective(nn.Module):
 
     # --- decoder ------------------------------------------------------------------------------------------------------
 
-    def _reconstruct(self, video: Tensor, latents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Mean error and mean perceptual distance, after the backward passes to the decoder and the latents."""
+    def _reconstruct(self, video: Tensor, latents: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean error, perceptual distance and squared error, after the backward passes to decoder and latents."""
         parts, values = self._parts(video), []
         for part in parts:
             with self._autocast(video):
@@ -316,12 +318,12 @@ class Objective(nn.Module):
             gradient, *compared = self._compare(reconstruction, video[part], scale / len(parts))
             reconstruction.backward(gradient)
             values.append(torch.stack(compared))
-        error, perceptual = torch.stack(values).mean(0)
-        return error, perceptual
+        error, perceptual, squared = torch.stack(values).mean(0)
+        return error, perceptual, squared
 
     def _reconstruct_judged(
         self, video: Tensor, latents: Tensor, judge: _Judge, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `_reconstruct`, and the adversarial term.
 
         Its weight balances the gradient norms of the whole batch at the decoder's last convolution. Of several parts,
@@ -348,8 +350,8 @@ class Objective(nn.Module):
                 reconstruction, _ = self._decode(latents[part])
             reconstruction.backward(main + self.applied_adversarial_weight.to(main.dtype) * regularised)
         self.reconstruction = torch.cat(rebuilt)
-        error, perceptual, adversarial = torch.stack(values).mean(0)
-        return error, perceptual, adversarial
+        error, perceptual, squared, adversarial = torch.stack(values).mean(0)
+        return error, perceptual, squared, adversarial
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The reconstruction, and the input of the convolution that made it, without a graph."""
@@ -361,8 +363,8 @@ class Objective(nn.Module):
         with torch.no_grad(), self._autocast(latents):
             return reconstruction, F.silu(decoder.out[0](hidden[0]))
 
-    def _compare(self, reconstruction: Tensor, video: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of `scale` times the reconstruction term, the mean error and the mean perceptual distance."""
+    def _compare(self, reconstruction: Tensor, video: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradient of `scale` times the reconstruction term; mean error, perceptual distance and squared error."""
         config = self.config.reconstruction
         seen = reconstruction.detach().float().requires_grad_()
         factor = scale * self._reduction(video) / self.logvar.detach().exp()
@@ -378,7 +380,8 @@ class Objective(nn.Module):
                 distances, at_frames = distances_and_gradient(self.perceptual, frames, originals, weight)
             perceptual = distances.mean()
             gradient += at_frames.unflatten(0, (len(video), -1)).transpose(1, 2)
-        return gradient.to(reconstruction.dtype), error.detach(), perceptual
+        squared = difference.detach().square().mean()
+        return gradient.to(reconstruction.dtype), error.detach(), perceptual, squared
 
     def _judge(self, reconstruction: Tensor, critic: Discriminator, scale: float) -> tuple[Tensor, Tensor]:
         """The gradient of `scale` times the adversarial term at the reconstruction, and the term."""

@@ -14,6 +14,7 @@ masks are functions of seed, rank and step.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -174,7 +175,7 @@ class AutoencoderTrainer:
         self._log(step, outcome._replace(measured=measured))
         if self.monitor is not None and self.config.monitor.every and step % self.config.monitor.every == 0:
             self.monitor.evaluate(step, self.vae)
-        return {"loss": measured["total"], "error": measured["error"]}
+        return {"loss": measured["total"], "PSNR": _psnr(measured["squared_error"])}
 
     def _turn(self, networks: Sequence[str]) -> Outcome:
         """Batches for an optimiser step of some of the engines, or of none if a loss or gradient is not finite."""
@@ -227,7 +228,7 @@ class AutoencoderTrainer:
         objective, config = self.objective, self.objective.config
         weight = objective.applied_lcr_weight.clone()
         total = losses.total.detach()
-        extra = {}
+        extra = {"squared_error": losses.squared_error}
         if config.lcr_weight and config.lcr.weighting == "gradient":
             total = total + (weight - 1) * losses.lcr
         if self.critic is not None:
@@ -281,6 +282,7 @@ class AutoencoderTrainer:
         if step % self.config.log_every and step != self.config.max_steps:
             return
         measured = {"lr": self.run.engines["autoencoder"].get_lr()[0], **outcome.measured}
+        measured["psnr"] = _psnr(measured.pop("squared_error"))
         row = {name: measured[name] for name in self.columns}
         self.log.write(step, row)
         measured |= {"gradient_norm": outcome.norms[0], "loss_scale": self.run.loss_scale.scale}
@@ -324,8 +326,14 @@ class AutoencoderTrainer:
 
 
 def _loss_names(config: TrainConfig) -> list[str]:
-    """The losses that the run has."""
-    return [name for name in Losses._fields if name != "adversarial" or config.adversarial.weight]
+    """The losses that train.csv has columns for."""
+    without = {"squared_error"} if config.adversarial.weight else {"squared_error", "adversarial"}
+    return [name for name in Losses._fields if name not in without]
+
+
+def _psnr(squared_error: float) -> float:
+    """Of videos in [-1, 1], in dB; while training that of reconstructions through masked latents."""
+    return 10 * math.log10(4 / squared_error) if squared_error else math.inf
 
 
 def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
