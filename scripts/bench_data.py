@@ -23,6 +23,7 @@ import torch
 
 from sat_ssvae.config import load_config
 from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.clips import last_start
 from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import Batch, training_batches
@@ -50,7 +51,7 @@ def videos(config: DataConfig) -> list[Video]:
     """All videos that are long enough for a clip, those of shards in memory."""
     stores = find_stores(config.path, print)
     samples = list(list_samples(stores, config.filters, print))
-    lasts = [sample.duration - 1 / sample.fps - config.span for sample in samples if not sample.is_image]
+    lasts = [last_start(sample, config) for sample in samples if not sample.is_image]
     sources = [stores[sample.store].media(sample.key)[1] for sample in samples if not sample.is_image]
     return [Video(source, last) for source, last in zip(sources, lasts, strict=True) if last >= 0]
 

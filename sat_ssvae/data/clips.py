@@ -46,7 +46,7 @@ class ClipReader:
 
     def starts(self, stride: float) -> list[tuple[int, float]]:
         """(sample number, start) of the clips `stride` seconds apart of every sample."""
-        lasts = (_last_start(sample, self.config) for sample in self.samples)
+        lasts = (last_start(sample, self.config) for sample in self.samples)
         return [(number, step * stride) for number, last in enumerate(lasts) for step in range(int(last / stride) + 1)]
 
     def random_start(self, number: int, generator: np.random.Generator) -> float:
@@ -54,7 +54,7 @@ class ClipReader:
         sample = self.samples[number]
         if sample.is_image:
             return 0.0
-        choices = int(_last_start(sample, self.config) * sample.fps) + 1
+        choices = int(last_start(sample, self.config) * sample.fps) + 1
         return int(generator.integers(max(1, choices))) / sample.fps
 
     def caption(self, number: int) -> str:
@@ -176,13 +176,13 @@ def unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
         return "an image", "clips have several frames"
     if sample.fps < config.fps * 0.99:
         return "fps too low", f"{sample.fps:.3g} frames per second, wanted {config.fps:g}"
-    if _last_start(sample, config) < 0:
+    if last_start(sample, config) < 0:
         has = f"{round(sample.duration * sample.fps)} frames at {sample.fps:.4g} per second"
         return "too short", f"{has}, wanted {config.num_frames} at {config.fps:g}"
     return None
 
 
-def _last_start(sample: Sample, config: DataConfig) -> float:
+def last_start(sample: Sample, config: DataConfig) -> float:
     """The latest time at which a clip can start (seconds; negative: the sample is too short).
 
     In whole frames of the sample, with a tolerance of half a one: containers tell its duration in milliseconds.
