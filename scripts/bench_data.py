@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 
 from sat_ssvae.config import load_config
-from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.clips import last_start
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import Batch, training_batches
