@@ -69,7 +69,7 @@ class PackConfig(Config):
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
     """Videos converted at once. Does not change the result."""
     captions: Literal["find", "none"] = "find"
-    """none packs without captions; find refuses inputs of which none has one."""
+    """`find` looks where captions usually lie and refuses inputs without any; `none` packs without captions."""
 
 
 @dataclass(frozen=True)
