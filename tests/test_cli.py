@@ -157,6 +157,7 @@ def test_every_help_has_a_description_and_an_example_that_parses(capsys, words):
     description = text.split("\n\n")[1]
     assert description[0].isupper() and description.endswith(".")
     assert f"  sat-ssvae {' '.join(words)} " in text.partition("example")[2]
+    assert not re.search(r"--\w+-\w", text.partition("example")[0]), "flags have underscores, hyphens become them"
 
 
 def test_settings_lists_every_key_with_type_default_and_meaning(capsys):

@@ -105,7 +105,7 @@ def sample(pipeline, **more):
 @pytest.mark.parametrize("stock", ["cogvideox_2b", "cogvideox_5b", "cogvideox1.5_5b"])
 def test_a_pipeline_opens_and_makes_videos_of_the_trained_size(training, narrow_vae, tmp_path, capsys, stock):
     folder, config, weights = training(stock)
-    assert export(folder, tmp_path / "pipeline", "--text-encoder", "none") == 0
+    assert export(folder, tmp_path / "pipeline", "--text_encoder", "none") == 0
     assert "CogVideoXPipeline.from_pretrained(FOLDER, tokenizer=None, text_encoder=None)" in capsys.readouterr().out
     pipeline = diffusers.CogVideoXPipeline.from_pretrained(tmp_path / "pipeline", **WITHOUT_TEXT)
     assert isinstance(pipeline.vae, sat_ssvae.diffusers.AutoencoderSSVAE)

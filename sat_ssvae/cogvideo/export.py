@@ -260,5 +260,5 @@ def _read_text_encoder(folder: Path) -> tuple[Any, Any]:
     from transformers import T5EncoderModel, T5Tokenizer
 
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of T5 and its tokenizer; give --text-encoder FOLDER, or none")
+        raise UserError(f"{folder}: no such folder of T5 and its tokenizer; give --text_encoder FOLDER, or none")
     return T5Tokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder, dtype="auto")
