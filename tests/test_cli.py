@@ -10,18 +10,10 @@ import sat_ssvae
 from sat_ssvae.cli import _parser, main
 from sat_ssvae.commands._options import Parser, add_command
 from sat_ssvae.comparison.settings import CompareConfig
-from sat_ssvae.config import Config, load_config, packaged, read_yaml, settings_of
-from sat_ssvae.data.settings import DataConfig
+from sat_ssvae.config import load_config, packaged, read_yaml, settings_of
 from sat_ssvae.training.settings import TrainConfig
 
 SHORT = {"resolution": "data.resolution", "channels": "model.latent_channels", "lr": "optimizer.lr"}
-
-
-class Settings(Config):
-    data: DataConfig
-    """Clips."""
-    steps: int = 1
-    """Steps."""
 
 
 def error_of(capsys, *words: str) -> str:
@@ -88,7 +80,9 @@ def test_clips_have_the_same_keys_in_every_command(tmp_path, capsys, monkeypatch
 def parse():
     def parsed(*words: str) -> argparse.Namespace:
         parser = Parser(prog="program")
-        command = add_command(parser.add_subparsers(), "do", print, "do it", "program do x", settings=lambda: Settings)
+        command = add_command(
+            parser.add_subparsers(), "do", print, "do it", "program do x", settings="evaluation.spectra:SpectraConfig"
+        )
         command.add_argument("inputs", nargs="+", type=Path)
         command.add_argument("--vae", action="append", default=[])
         command.add_argument("--base", nargs="+", type=Path, default=[])

@@ -7,6 +7,8 @@ configuration class that its keys belong to.
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -81,7 +83,7 @@ def add_command(
     run: Callable[[argparse.Namespace], None],
     summary: str,
     *examples: str,
-    settings: Callable[[], type[Config]] | None = None,
+    settings: str | None = None,
 ) -> argparse.ArgumentParser:
     """A command's parser.
 
@@ -91,7 +93,8 @@ def add_command(
         run: does it, given the parsed options.
         summary: one sentence without its full stop.
         examples: whole command lines.
-        settings: gives the class that `options.overrides` configure; None for a command without settings.
+        settings: MODULE:CLASS of this package that `options.overrides` configure; None for a command without settings.
+            Imported when it is needed, so that `--help` is quick.
     """
     epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {example}" for example in examples)])
     if settings:
@@ -100,8 +103,13 @@ def add_command(
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog
     )
-    parser.set_defaults(run=run, settings=settings)
+    parser.set_defaults(run=run, settings=settings and partial(_imported, *settings.split(":")))
     return parser
+
+
+def _imported(module: str, name: str) -> type[Config]:
+    found: type[Config] = getattr(import_module(f"...{module}", __name__), name)
+    return found
 
 
 def _underscored(word: str) -> str:

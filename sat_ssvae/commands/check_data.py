@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ._options import add_command
 
 EXAMPLES = 5
@@ -19,17 +19,10 @@ def add(commands: Any) -> None:
         run,
         "read all of a data set and report what training would leave out",
         "sat-ssvae check-data shards/ data.num_frames=17 data.fps=8 data.resolution=256 data.drop_black=0.02",
-        settings=settings,
+        settings="data.check:CheckConfig",
     )
     command.add_argument("path", metavar="DATA", help="shards or videos, as in data.path")
     command.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="for skipped.jsonl (default: here)")
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..data.check import CheckConfig
-
-    return CheckConfig
 
 
 def run(options: argparse.Namespace) -> None:

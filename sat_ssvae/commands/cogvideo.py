@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
 from ..errors import UserError
 from ._options import add_command
 
@@ -69,7 +68,7 @@ def _add_compare(tasks: Any) -> None:
         "train CogVideoX on both autoencoders' latents, score both, and write the report",
         "sat-ssvae cogvideo compare --cogvideo CogVideo --stock configs/cogvideox_2b.yaml configs/sft.yaml "
         "--ssvae cogvideox_2b_5b.yaml evaluations=8",
-        settings=compare_settings,
+        settings="cogvideo.native_comparison:CogVideoComparison",
     )
     command.add_argument("--cogvideo", type=Path, required=True, metavar="PATH", help="CogVideo, patched for SSVAE")
     yaml_files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "YAML"}
@@ -90,13 +89,6 @@ def _add_compare(tasks: Any) -> None:
     command.add_argument(
         "--output", type=Path, default=Path("runs/cogvideo"), metavar="DIR", help="default: %(default)s"
     )
-
-
-def compare_settings() -> type[Config]:
-    """The class that `compare`'s key=value settings belong to."""
-    from ..cogvideo.native_comparison import CogVideoComparison
-
-    return CogVideoComparison
 
 
 def run_check(options: argparse.Namespace) -> None:

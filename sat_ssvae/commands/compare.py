@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config, packaged, read_yaml
+from ..config import load_config, packaged, read_yaml
 from ..errors import UserError, did_you_mean
 from ._options import add_command
 
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         "measure whether diffusion converges faster on one autoencoder's latents than on another's",
         "sat-ssvae compare --data my_videos/",
         "sat-ssvae compare --vae stock=stock --vae lcr=lcr --output runs/ablation data.resolution=64",
-        settings=settings,
+        settings="comparison.settings:CompareConfig",
     )
     command.add_argument("--preset", choices=["smoke", "default", "full"], default="default", help="size of the run")
     command.add_argument("--config", type=Path, metavar="YAML", help="a configuration of your own instead of a preset")
@@ -46,13 +46,6 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: %(default)s"
     )
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..comparison.settings import CompareConfig
-
-    return CompareConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ._options import add_command
 
 
@@ -17,18 +17,11 @@ def add(commands: Any) -> None:
         run,
         "encode videos once, to train a diffusion model on their latents",
         'sat-ssvae encode ssvae/ shards/ latents/ data.num_frames=49 data.fps=8 "data.resolution=[480,720]"',
-        settings=settings,
+        settings="latents.shards:EncodeConfig",
     )
     command.add_argument("vae", metavar="VAE", help="an SSVAE's folder with latent_stats.json, or KIND:PATH_OR_ID")
     command.add_argument("videos", metavar="DATA", help="shards, or a folder of videos")
     command.add_argument("output", type=Path, metavar="DIR", help="for the latents; an interrupted run continues there")
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..latents.shards import EncodeConfig
-
-    return EncodeConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ._options import add_command
 
 
@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         run,
         "pack videos into WebDataset shards with their meta files",
         "sat-ssvae pack my_videos/ --output shards/ segment_seconds=5",
-        settings=settings,
+        settings="data.pack:PackConfig",
     )
     command.add_argument(
         "inputs",
@@ -27,13 +27,6 @@ def add(commands: Any) -> None:
         help="videos, folders of them, CSV files (path,caption,...)",
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the shards")
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..data.pack import PackConfig
-
-    return PackConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, find_config, load_config, parse_config, read_yaml
+from ..config import find_config, load_config, parse_config, read_yaml
 from ..errors import UserError
 from ._options import add_command
 from ._table import aligned
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         run,
         "encode and decode videos with an autoencoder, and score the reconstructions",
         "sat-ssvae reconstruct --checkpoint runs/stage1/vae --input clips/ --output out/ side_by_side=true",
-        settings=settings,
+        settings="evaluation.reconstruct:ReconstructConfig",
     )
     command.add_argument(
         "--checkpoint", "--vae", required=True, metavar="VAE", help="an SSVAE's path, or KIND:PATH_OR_ID"
@@ -39,13 +39,6 @@ def add(commands: Any) -> None:
         metavar="YAML",
         help="training configuration whose network the checkpoint must have",
     )
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..evaluation.reconstruct import ReconstructConfig
-
-    return ReconstructConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ..errors import UserError
 from ._options import add_command
 from ._table import aligned
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         run,
         "restore degraded videos with the autoencoder and transformer of a comparison's arm (SDEdit)",
         "sat-ssvae restore runs/compare --arm ssvae --input clips/ --output out/ degrade=noise:50",
-        settings=settings,
+        settings="evaluation.restore:RestoreConfig",
     )
     command.add_argument("comparison", type=Path, metavar="RUN", help="folder of a finished `sat-ssvae compare`")
     command.add_argument("--arm", required=True, metavar="NAME", help="whose autoencoder and transformer to use")
@@ -39,13 +39,6 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--picture", type=Path, metavar="FILE", help="also a picture of some middle frames: .png or .webp"
     )
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..evaluation.restore import RestoreConfig
-
-    return RestoreConfig
 
 
 def run(options: argparse.Namespace) -> None:

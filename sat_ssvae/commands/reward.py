@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ..storage import write_text
 from ._options import add_command
 
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         run,
         "score generated videos with a UnifiedReward server",
         "sat-ssvae reward --video_dir samples/ --against baseline/ url=http://gpu-box:8080",
-        settings=settings,
+        settings="evaluation.reward:RewardConfig",
     )
     command.add_argument("--video_dir", type=Path, required=True, metavar="DIR", help="folder of generated videos")
     command.add_argument(
@@ -44,13 +44,6 @@ def add(commands: Any) -> None:
     )
     # The article writes this one as a flag; like all settings it is key=value as well.
     command.add_argument("--batch_size", metavar="N", help="requests in flight")
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..evaluation.reward import RewardConfig
-
-    return RewardConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ..errors import UserError
 from ._options import add_command
 from ._table import aligned
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         run,
         "measure what the latents of autoencoders look like to a diffusion model",
         "sat-ssvae spectrum --vae ssvae=runs/my_vae/vae --vae wan=wan2.2:PATH --data clips/ data.resolution=256",
-        settings=settings,
+        settings="evaluation.spectra:SpectraConfig",
     )
     command.add_argument(
         "--vae",
@@ -32,13 +32,6 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--output", type=Path, default=Path("runs/spectrum"), metavar="DIR", help="default: %(default)s"
     )
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..evaluation.spectra import SpectraConfig
-
-    return SpectraConfig
 
 
 def run(options: argparse.Namespace) -> None:

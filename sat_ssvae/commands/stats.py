@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config
+from ..config import load_config
 from ._options import add_command
 
 
@@ -17,19 +17,12 @@ def add(commands: Any) -> None:
         run,
         "measure the latents' mean and standard deviation per channel, and store them with the weights",
         'sat-ssvae stats ssvae/ --data videos/ data.num_frames=49 data.fps=8 "data.resolution=[480,720]"',
-        settings=settings,
+        settings="latents.statistics:StatsConfig",
     )
     command.add_argument(
         "checkpoint", type=Path, metavar="VAE", help="a folder written by training or by `sat-ssvae convert`"
     )
     command.add_argument("--data", required=True, metavar="DIR", help="videos or shards")
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..latents.statistics import StatsConfig
-
-    return StatsConfig
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, find_config, load_config
+from ..config import find_config, load_config
 from ._options import add_command
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "sat-ssvae train --config ch48_LCR_LMR_256p --name stage1 data.path=shards/",
         "sat-ssvae train --config ch48_LCR_LMR_512p --name stage2 --freeze_encoder True --resume_from "
         "runs/stage1/latest.pth data.path=shards/",
-        settings=settings,
+        settings="training.settings:TrainConfig",
     )
     command.add_argument("--config", type=Path, required=True, metavar="YAML", help="a file, or a packaged one's name")
     command.add_argument("--name", required=True, help="the run's name: its folder in --output")
@@ -27,13 +27,6 @@ def add(commands: Any) -> None:
     # The article writes these two as flags; like all settings they are key=value as well.
     command.add_argument("--resume_from", metavar="PATH", help="weights of an earlier stage")
     command.add_argument("--freeze_encoder", metavar="True", help="train the decoder only")
-
-
-def settings() -> type[Config]:
-    """The class that the key=value settings belong to."""
-    from ..training.settings import TrainConfig
-
-    return TrainConfig
 
 
 def run(options: argparse.Namespace) -> None:
