@@ -11,7 +11,7 @@ from sat_ssvae.engine.run import Run
 from sat_ssvae.training.trainer import train
 
 from .elsewhere import DEVICE, elsewhere, waits
-from .test_dit_training import OPTIMIZER, config, latent_set
+from .test_diffusion_training import OPTIMIZER, config, latent_set
 from .test_stages import ADVERSARIAL
 from .test_trainer import configured
 
@@ -63,14 +63,23 @@ def assert_one_wait(steps, count):
         assert len(places) == 1 and "engine/stability.py" in places[0], "\n".join(places)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
-@pytest.mark.parametrize("weighting", ["fixed", "gradient"])
+@pytest.mark.parametrize(("zero_stage", "weighting"), [(0, "fixed"), (1, "gradient"), (2, "gradient")])
 def test_of_the_autoencoder(tiny_shards, tmp_path, steps, zero_stage, weighting):
     optimizer = {"accumulation_steps": 2, "clip_norm": 1.0, "zero_stage": zero_stage}
     changes = {"lcr": {"weighting": weighting}, "optimizer": optimizer}
     with elsewhere() as device:
         train(configured(tiny_shards, **EVERYTHING, **changes), tmp_path, device)
     assert_one_wait(steps, 3)
+
+
+def test_of_networks_that_take_turns(tiny_shards, tmp_path, steps):
+    """Two optimiser steps, a vote before each."""
+    adversarial = {"alternate": True, "architecture": "published", "base_channels": 8, "num_layers": 2}
+    changes = {"adversarial": {**EVERYTHING["adversarial"], **adversarial}}
+    with elsewhere() as device:
+        train(configured(tiny_shards, **{**EVERYTHING, **changes}), tmp_path, device)
+    for places in steps[1:]:
+        assert len(places) == 2 and all("engine/stability.py" in place for place in places), "\n".join(places)
 
 
 def test_of_the_transformer(tmp_path, steps):

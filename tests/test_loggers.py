@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases are told the same, read back from what they wrote; failures of the latter."""
+"""TensorBoard and Weights & Biases get the same, read back from what they wrote; and neither can stop training."""
 
 import io
 import json
@@ -108,7 +108,7 @@ def logged_values(folder):
     return values
 
 
-def test_both_are_told_the_same_and_the_training_does_not_notice(tiny_shards, tmp_path):
+def test_both_loggers_get_the_same_and_training_is_unchanged(tiny_shards, tmp_path):
     run = tmp_path / "run"
     train(configured(tiny_shards, max_steps=4), tmp_path / "alone", CPU)
     train(configured(tiny_shards, max_steps=4, monitor=monitored(tiny_shards, tensorboard=True)), run, CPU)
@@ -189,7 +189,7 @@ def test_without_a_key_nobody_is_asked_and_the_run_is_offline(tmp_path, monkeypa
     assert record.message == f"Weights & Biases: offline, `wandb sync {folder}` uploads it"
 
 
-def test_what_is_turned_off_is_not_said_to_be_somewhere(tmp_path, monkeypatch, caplog):
+def test_a_disabled_run_is_not_announced(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "sat_ssvae")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     one = WeightsAndBiases(tmp_path, "ssvae", {})
@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, caplog):
     assert record.message.startswith("TensorBoard failed, training goes on without it")
 
 
-def test_tensorboard_is_told_from_where_a_training_was_continued(tmp_path):
+def test_tensorboard_learns_from_which_step_training_continued(tmp_path):
     """It then drops what it has read of that step and later ones; each process has a file of its own."""
     for start in (0, 2):
         one = TensorBoard(tmp_path, start)

@@ -260,3 +260,17 @@ def test_the_articles_form_under_both_names(size, expected):
     ]
     assert configs[0] == configs[1]
     assert {place: operator.attrgetter(place)(configs[0]) for place in expected} == expected
+
+
+def test_the_published_recipe_runs_at_a_small_size(tiny_shards, tmp_path):
+    """Videos and images, discriminators in the second of two steps; without the perceptual network."""
+    sizes = ["model.base_channels=4", "model.channel_multipliers=[1,2,2]", "model.temporal_downsample=[true,true]"]
+    sizes += ["model.num_res_blocks=1", "model.num_mid_blocks=1", "resolution=64", "data.num_frames=5"]
+    short = ["max_steps=2", "log_every=1", "adversarial.start_step=2", "adversarial.base_channels=8"]
+    places = [f"data.sources.{number}.path={tiny_shards}" for number in (0, 1)]
+    changes = [*sizes, *short, *places, "data.num_workers=0", "reconstruction.perceptual_weight=0"]
+    config = load_config(TrainConfig, packaged("published_256p.yaml"), changes)
+    trainer.train(config, tmp_path, CPU)
+    first, second = details(tmp_path)
+    assert first["lr"] == pytest.approx(2e-6 + 4.8e-8) and "critic" not in first and second["critic"] > 0
+    assert (tmp_path / "done").exists()

@@ -98,7 +98,7 @@ def test_a_row_is_the_mean_over_micro_batches(tiny_shards, tmp_path, monkeypatch
             assert float(row[name]) == pytest.approx(sum(getattr(one, name).item() for one in pair) / 2, rel=1e-6)
 
 
-def test_so_is_what_is_told_of_the_discriminators(tiny_shards, tmp_path, monkeypatch):
+def test_a_row_is_the_mean_of_the_discriminators_micro_batches_as_well(tiny_shards, tmp_path, monkeypatch):
     original, forward, objectives = trainer.critic_step, trainer.Objective.forward, []
     seen = []
 

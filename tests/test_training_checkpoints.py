@@ -14,7 +14,7 @@ from .test_stages import ADVERSARIAL
 from .test_trainer import CPU, configured, rows
 
 
-def test_what_counts_as_kept_is_on_the_disk(tiny_shards, tmp_path, monkeypatch):
+def test_checkpoints_logs_and_the_result_are_flushed_to_the_disk(tiny_shards, tmp_path, monkeypatch):
     """The rows of the log before the checkpoint that follows them, the autoencoder before the run counts as done."""
     synced = []
 
@@ -43,14 +43,14 @@ class Engine:
         (self.folder / tag / "weights").touch()
 
 
-def test_what_a_killed_save_left_makes_room_for_the_next(tmp_path):
+def test_leftovers_of_a_killed_save_are_deleted_before_the_next(tmp_path):
     (tmp_path / "step_3.partial").mkdir()
     engine = Engine(tmp_path)
     save_checkpoint(engine, tmp_path, 4, {})
     assert engine.seen == [] and [path.name for path in tmp_path.iterdir()] == ["step_4"]
 
 
-def test_a_checkpoint_of_which_a_part_is_deleted_no_longer_counts(tmp_path, monkeypatch):
+def test_a_half_deleted_checkpoint_does_not_count(tmp_path, monkeypatch):
     engine = Engine(tmp_path)
     save_checkpoint(engine, tmp_path, 1, {})
     counted = []
