@@ -99,6 +99,7 @@ def test_every_overlay_is_checked_here():
         ("cogvideox1.5_5b", "args.image2video", True, "False", True),
         ("cogvideox_2b_5b", "args.image2video", True, "False", True),
         ("cogvideox1.5_5b_i2v", f"{NETWORK}.ofs_embed_dim", 512, "None", False),
+        ("cogvideox_2b_5b", "args.train_data", "DATA", "[DATA]", False),
         ("cogvideox_2b_5b", "args.load", "/nowhere", "a transformer's folder, or null to start afresh", False),
     ],
 )

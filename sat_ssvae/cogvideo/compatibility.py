@@ -146,7 +146,7 @@ class _Checks:
 
     def _latents(self) -> Iterator[Mismatch]:
         """Reads what the folders of encoded latents say of themselves."""
-        places = self.config.get("args.train_data") or [] if self.gives_latents else []
+        places = self.config.folders("train_data") if self.gives_latents else []
         for folder in (str(folder) for place in places for folder in latent_folders(place)):
             try:
                 info = LatentInfo.read(Path(folder))
@@ -250,6 +250,9 @@ class _Checks:
     def _data(self) -> Iterator[Mismatch]:
         if self.config.samples:
             return
+        for key in ("args.train_data", "args.valid_data"):
+            if isinstance(found := self.config.get(key), str):
+                yield Mismatch(key, found, f"[{found}]", "CogVideoX takes each letter of a word for a folder")
         if self.gives_latents and self.config.has_images:
             why = "image to video needs the image in front of the encoder"
             yield Mismatch("data.target", self.config.get("data.target"), "data_video.SFTDataset", why)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
 from .compatibility import find_mismatches
@@ -53,10 +53,9 @@ class NativeArm:
         """The values, read by dotted keys."""
         return SATConfig(self.values)
 
-    def data(self, key: str) -> tuple[Path, ...]:
+    def data(self, key: Literal["train_data", "valid_data"]) -> tuple[Path, ...]:
         """The folders of `train_data` or `valid_data`; none if there is no list of them."""
-        folders = self.settings.get(f"args.{key}")
-        return tuple(Path(str(path)) for path in folders) if isinstance(folders, list) else ()
+        return tuple(map(Path, self.settings.folders(key)))
 
 
 def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[NativeArm, NativeArm]:

@@ -116,6 +116,11 @@ class SATConfig:
         name = f"{axis}_interpolation"
         return float(self.network(f"modules.pos_embed_config.params.{name}") or self.network(name) or 1.0)
 
+    def folders(self, key: Literal["train_data", "valid_data"]) -> list[str]:
+        """The folders of training or held-out data; empty where there is no list of them."""
+        folders = self.get(f"args.{key}")
+        return [str(folder) for folder in folders] if isinstance(folders, list) else []
+
     @property
     def text_encoder(self) -> str | None:
         """The folder of T5 and its tokenizer, if the configuration names one."""

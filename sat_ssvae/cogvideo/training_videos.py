@@ -27,15 +27,12 @@ def look_at_videos(config: SATConfig) -> tuple[list[Mismatch], list[str]]:
     notes: list[str] = []
     if config.samples or not str(config.get("data.target")).endswith(".SFTDataset"):
         return problems, notes
-    folders = {key: config.get(key) for key in ("args.train_data", "args.valid_data")}
-    seen: set[str] = set()
-    for key, names in folders.items():
-        for name in names if isinstance(names, list) else []:
-            if str(name) not in seen:
-                seen.add(str(name))
-                folder = _Folder(config, key, Path(str(name)))
-                problems += folder.problems()
-                notes += folder.notes()
+    train, valid = config.folders("train_data"), config.folders("valid_data")
+    keys = dict.fromkeys(valid, "args.valid_data") | dict.fromkeys(train, "args.train_data")
+    for name, key in keys.items():
+        folder = _Folder(config, key, Path(name))
+        problems += folder.problems()
+        notes += folder.notes()
     return problems, notes
 
 
