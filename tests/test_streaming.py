@@ -70,6 +70,19 @@ def test_chunk_frames_changes_nothing(vae, chunk_frames, k):
         torch.testing.assert_close(vae.decode(z, chunk_frames=chunk_frames), vae.decode(z), **CLOSE)
 
 
+@pytest.mark.parametrize("levels", [(False, False, True), (True, False, False), (False, False, False)])
+def test_fewer_frames_at_a_time_than_a_latent_frame_has_change_nothing(levels):
+    vae = tiny_vae(**SIZES | {"temporal_downsample": levels}).for_inference()
+    x = random_video(4 * vae.temporal_factor + 1)
+    seen = []
+    vae.decoder.up[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2]))
+    with torch.no_grad():
+        whole, single = vae.encode(x), vae.encode(x, chunk_frames=1)
+        torch.testing.assert_close(single.mean, whole.mean, **CLOSE)
+        torch.testing.assert_close(vae.decode(whole.mean, chunk_frames=1), vae.decode(whole.mean), **CLOSE)
+    assert max(seen[:-1]) == 1 and seen[-1] == x.shape[2]
+
+
 def test_streams_on_one_model_do_not_see_each_other(vae):
     a, b = random_video(9, seed=1), random_video(9, seed=2)
     with torch.no_grad():

@@ -100,7 +100,7 @@ class SSVAE(nn.Module):
             )
         if chunk_frames is None:
             return Posterior.from_moments(self.encoder(x))
-        stream = self.encode_stream()
+        stream = self.encode_stream(chunk_frames)
         return Posterior.cat([stream(chunk) for chunk in x.split(_at_least_one(chunk_frames), dim=2)])
 
     def decode(self, z: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Tensor:
@@ -108,8 +108,8 @@ class SSVAE(nn.Module):
 
         Args:
             z: the latents.
-            chunk_frames: make at most this many frames at a time (but one latent frame's at least), for memory that
-                does not grow with t beyond the result; the result is the same.
+            chunk_frames: make this many frames at a time, for memory that does not grow with t beyond the result; the
+                result is the same. Where frames are latent (compressed in time), it is one latent frame at least.
             tile_size: make tiles of this many pixels a side, for memory that does not grow with H and W beyond the
                 result; the result is approximate, see `tiling.py`.
         """
@@ -118,7 +118,7 @@ class SSVAE(nn.Module):
             return blend_tiles(lambda tile: self.decode(tile, chunk_frames), z, *self._tile(tile_size, encode=False))
         if chunk_frames is None:
             return self.decoder(z)
-        stream, done = self.decode_stream(), 0
+        stream, done = self.decode_stream(chunk_frames), 0
         video = None
         for chunk in z.split(max(_at_least_one(chunk_frames) // self.temporal_factor, 1), dim=2):
             frames = stream(chunk)
@@ -130,13 +130,18 @@ class SSVAE(nn.Module):
         assert video is not None
         return video
 
-    def encode_stream(self) -> EncodeStream:
-        """An encoder of one video in chunks of any length, see `streaming.py`."""
-        return EncodeStream(self.encoder, self.config)
+    def encode_stream(self, frames_at_once: int | None = None) -> EncodeStream:
+        """An encoder of one video in chunks of any length, see `streaming.py`.
 
-    def decode_stream(self) -> DecodeStream:
-        """A decoder of one video's latents in chunks of any length, see `streaming.py`."""
-        return DecodeStream(self.decoder, self.config)
+        Args:
+            frames_at_once: fewer than `temporal_factor`, to go through the largest layers in less memory; more have no
+                effect. The result is the same.
+        """
+        return EncodeStream(self.encoder, self.config, self._below_temporal_factor(frames_at_once))
+
+    def decode_stream(self, frames_at_once: int | None = None) -> DecodeStream:
+        """A decoder of one video's latents in chunks of any length; the argument is that of `encode_stream`."""
+        return DecodeStream(self.decoder, self.config, self._below_temporal_factor(frames_at_once))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, revision: str | None = None) -> "SSVAE":
@@ -199,6 +204,9 @@ class SSVAE(nn.Module):
         """
         if pixels < self.spatial_factor or pixels % self.spatial_factor:
             raise UserError(f"tile_size {pixels}: must be a multiple of {self.spatial_factor}")
+
+    def _below_temporal_factor(self, frames: int | None) -> int | None:
+        return frames if frames is not None and frames < self.temporal_factor else None
 
     def _tile(self, pixels: int, encode: bool) -> tuple[int, int, int]:
         """Side of a tile in latent positions; positions of the input and of the output per latent position."""

@@ -49,6 +49,7 @@ class Decoder(nn.Module):
         temporal_upsample = list(reversed(temporal_downsample))
         self.conv_in = CausalConv3d(latent_channels, widths[0])
         self.mid = middle_blocks(widths[0], num_mid_blocks, attention_after=range(num_mid_blocks - 1))
+        self._merged_levels = max((level + 1 for level, doubles in enumerate(temporal_upsample) if doubles), default=0)
         self.up = nn.ModuleList()  # up[0] is the deepest level
         for level, width in enumerate(widths):
             last = level == len(widths) - 1
@@ -65,7 +66,13 @@ class Decoder(nn.Module):
         h = self.conv_in(z, stream)
         for block in self.mid:
             h = block(h, stream)
-        for level in self.up:
+        for level in self.up[: self._merged_levels]:
+            h = level(h, stream)
+        return self._every_frame(h, stream) if stream is None else stream.in_parts(self._every_frame, h)
+
+    def _every_frame(self, h: Tensor, stream: Stream | None) -> Tensor:
+        """The levels after the last doubling of time."""
+        for level in self.up[self._merged_levels :]:
             h = level(h, stream)
         norm, conv = cast(RMSNorm, self.out[0]), cast(CausalConv3d, self.out[2])
         return conv.after_norm(norm, h, stream)

@@ -40,6 +40,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
+        self._unmerged_levels = [*temporal_downsample, True].index(True)
         self.conv_in = CausalConv3d(in_channels, base_channels)
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
@@ -59,13 +60,20 @@ class Encoder(nn.Module):
 
     def features(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """Everything before the last convolution."""
-        h = self.conv_in(x, stream)
-        for level in self.down:
+        h = self._every_frame(x, stream) if stream is None else stream.in_parts(self._every_frame, x)
+        for level in self.down[self._unmerged_levels :]:
             h = level(h, stream)
         for block in self.mid:
             h = block(h, stream)
         norm, activation, _ = self.out
         return activation(norm(h))
+
+    def _every_frame(self, x: Tensor, stream: Stream | None) -> Tensor:
+        """The levels before the first halving of time."""
+        h = self.conv_in(x, stream)
+        for level in self.down[: self._unmerged_levels]:
+            h = level(h, stream)
+        return h
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         return self.moments(self.features(x, stream), stream)

@@ -11,7 +11,7 @@ Parameter names (`conv.weight`, `gamma`, `nin_shortcut`, ...) are those of the p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,19 @@ from .convolution import Taps, interleave_phases, with_taps
 
 
 class Stream:
-    """What the blocks must remember between the chunks of one video. Owned by the caller, one per video."""
+    """What the blocks must remember between the chunks of one video. Owned by the caller, one per video.
 
-    def __init__(self, whole: bool = False) -> None:
+    Args:
+        whole: the first chunk is the only one: nothing needs to be remembered.
+        frames_at_once: frames that the layers which do not compress time take at a time; None for all.
+    """
+
+    def __init__(self, whole: bool = False, frames_at_once: int | None = None) -> None:
         self.first = True
         """Whether the chunk being processed is the first of its video; the owner clears it after that chunk."""
-        self._whole = whole  # the first chunk is the only one: nothing needs to be remembered
+        self._whole = whole
+        self._frames_at_once = frames_at_once
+        self._parts = None if frames_at_once is None else Stream()
         self._history: dict[nn.Module, Tensor] = {}
 
     def extend(self, module: nn.Module, x: Tensor, frames: int, keep: int) -> Tensor:
@@ -40,14 +47,27 @@ class Stream:
             frames: number of leading frames that the very first output needs.
             keep: number of frames of history that the first output of a later chunk needs.
         """
-        extended = repeat_first_frame(x, frames) if self.first else torch.cat([self._history[module], x], dim=2)
+        extended = repeat_first_frame(x, frames) if self.first else torch.cat([self._history.pop(module), x], dim=2)
         self._remember(module, extended, keep)
         return extended
 
     def fill(self, module: nn.Module, room: Tensor, frames: int) -> None:
         """As `extend`, for `room` that has `frames` empty frames in front of the input, and needs as many later."""
-        room[:, :, :frames] = room[:, :, frames : frames + 1] if self.first else self._history[module]
+        room[:, :, :frames] = room[:, :, frames : frames + 1] if self.first else self._history.pop(module)
         self._remember(module, room, frames)
+
+    def in_parts(self, run: Callable[[Tensor, "Stream | None"], Tensor], x: Tensor) -> Tensor:
+        """`run`, which gives a frame for each frame, of `x` (`B C T H W`) and a stream: all at once, or in parts.
+
+        A chunk has at least the frames of one latent frame, and it is largest where time is not compressed.
+        """
+        if self._frames_at_once is None or self._parts is None:
+            return run(x, self)
+        out = []
+        for part in x.split(self._frames_at_once, dim=2):
+            out.append(run(part, self._parts))
+            self._parts.first = False
+        return torch.cat(out, dim=2)
 
     def _remember(self, module: nn.Module, x: Tensor, frames: int) -> None:
         if frames and not self._whole:

@@ -25,10 +25,10 @@ from .posterior import Posterior
 class EncodeStream:
     """Encodes a video chunk by chunk. Frames wait in the stream until they fill a latent frame."""
 
-    def __init__(self, encoder: Encoder, config: SSVAEConfig) -> None:
+    def __init__(self, encoder: Encoder, config: SSVAEConfig, frames_at_once: int | None = None) -> None:
         self._encoder = encoder
         self._config = config
-        self._stream = Stream()
+        self._stream = Stream(frames_at_once=frames_at_once)
         self._waiting: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Posterior:
@@ -73,10 +73,10 @@ class EncodeStream:
 class DecodeStream:
     """Decodes latents chunk by chunk."""
 
-    def __init__(self, decoder: Decoder, config: SSVAEConfig) -> None:
+    def __init__(self, decoder: Decoder, config: SSVAEConfig, frames_at_once: int | None = None) -> None:
         self._decoder = decoder
         self._config = config
-        self._stream = Stream()
+        self._stream = Stream(frames_at_once=frames_at_once)
         self._size: Tensor | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
