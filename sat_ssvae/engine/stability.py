@@ -87,7 +87,8 @@ def held_gradients(engine: Any) -> list[Tensor]:
 
 def squared_norm_share(engine: Any) -> Tensor:
     """This rank's share of the engine's squared gradient norm, a scalar; NaN or infinite if one of its gradients is."""
-    norm = torch.nn.utils.get_total_norm(held_gradients(engine)).double()
+    # Without gradients the norm would lie on the CPU.
+    norm = torch.nn.utils.get_total_norm(held_gradients(engine)).to(engine.device, torch.float64)
     return norm.square() if engine.zero_optimization() else norm.square() / distributed.world_size()
 
 
