@@ -229,3 +229,20 @@ def test_configuration_selects_the_process_by_kind():
     assert adapter.validate_python({"kind": "flow_matching"}) == FlowMatching()
     with pytest.raises(ValidationError, match="shift_scale"):
         adapter.validate_python({"kind": "flow_matching", "shift_scale": 3})
+
+
+@given(st.floats(0.1, 10), st.integers(1, 12), st.floats(0.05, 1))
+def test_a_shift_moves_the_levels_of_sampling_and_keeps_their_ends(shift, steps, start):
+    levels = FlowMatching(shift=shift).levels(steps, start)
+    assert levels[0] == pytest.approx(start) and (levels.diff() < 0).all() and (levels > 0).all()
+    plain = FlowMatching().levels(steps, start)
+    if steps > 1:
+        assert ((levels[1:] >= plain[1:] - 1e-6) if shift >= 1 else (levels[1:] <= plain[1:] + 1e-6)).all()
+
+
+def test_a_shift_in_numbers():
+    """s t / (1 + (s - 1) t), in training and in sampling; 1 changes nothing."""
+    assert FlowMatching(shift=3).levels(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5])
+    drawn = [FlowMatching(shift=s).sample_t(64, torch.Generator().manual_seed(0)) for s in (1, 3)]
+    torch.testing.assert_close(drawn[1], 3 * drawn[0] / (1 + 2 * drawn[0]))
+    assert drawn[1].median() == pytest.approx(0.75, abs=0.02)

@@ -44,6 +44,9 @@ class FlowMatching(Config):
     """Mean of the logit of t; only used by logit_normal."""
     logit_std: float = Field(default=1.0, gt=0)
     """Standard deviation of the logit of t; only used by logit_normal."""
+    shift: float = Field(default=1.0, gt=0)
+    """Moves the noise levels of training and sampling, t' = shift t / (1 + (shift - 1) t) (arXiv 2403.03206, section
+    5.3.2): above 1 towards noise, below 1 towards data, 1 not at all."""
     solver: Literal["euler", "heun"] = "heun"
     """Sampler of the ordinary differential equation; heun calls the model 2 * steps - 1 times."""
 
@@ -53,10 +56,10 @@ class FlowMatching(Config):
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
         """Stratified noise levels for training, (batch,) in [0, 1]."""
-        uniform = stratified_uniform(batch, generator)
-        if self.t_distribution == "uniform":
-            return uniform
-        return torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(uniform))
+        t = stratified_uniform(batch, generator)
+        if self.t_distribution == "logit_normal":
+            t = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(t))
+        return shifted(t, self.shift)
 
     def corrupt(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Noisy latents at t (b,); x0 and noise of equal shape (b, ...)."""
@@ -76,15 +79,15 @@ class FlowMatching(Config):
 
     def levels(self, steps: int, start: float = 1.0) -> Tensor:
         """Noise levels at which `sample` calls the model, the first one `start`, (steps,) float32."""
-        return _descending_times(steps, start)[:-1]
+        return self._times(steps, start)[:-1]
 
     def sample(self, predict: Predict, noise: Tensor, steps: int, start: float = 1.0) -> Tensor:
-        """Integrate from noise (t = 1) to data (t = 0) in `steps` equal steps.
+        """Integrate from noise (t = 1) to data (t = 0) in `steps` steps, equal ones but for the shift.
 
         With another `start`, `noise` are latents at the noise level `levels(steps, start)[0]`.
         """
         x = noise
-        times = _descending_times(steps, start).to(noise.device)
+        times = self._times(steps, start).to(noise.device)
         for index in range(steps):
             t, following = times[index], times[index + 1]
             velocity = predict(x, t.expand(len(x)))
@@ -94,6 +97,13 @@ class FlowMatching(Config):
                 velocity = (velocity + ahead) / 2
             x = x + step * velocity
         return x
+
+    def _times(self, steps: int, start: float) -> Tensor:
+        """From `start` to 0, (steps + 1,): equally spaced before the shift."""
+        unshifted = float(shifted(torch.tensor(start, dtype=torch.float64), 1 / self.shift))
+        times = shifted(_descending_times(steps, unshifted), self.shift)
+        times[0] = start  # without rounding
+        return times
 
 
 class VPrediction(Config):
@@ -185,6 +195,11 @@ class VPrediction(Config):
 
 
 DiffusionProcess = Annotated[FlowMatching | VPrediction, Field(discriminator="kind")]
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Noise levels in [0, 1] moved by `FlowMatching.shift`; `1 / shift` moves them back."""
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
 
 
 def guided(predict: Predict, predict_without_text: Predict, scale: float) -> Predict:
