@@ -219,6 +219,33 @@ class TestInterval:
         assert outcomes.count("faster") + outcomes.count("slower") <= 0.1 * trials
 
 
+class TestAutoencoderSeeds:
+    """Transformers on the same latents are not independent: the autoencoders count."""
+
+    def read(self, speeds):
+        """Three transformers on each of several autoencoders, whose true speed-ups these are."""
+        points = []
+        for vae_seed, speed in enumerate(speeds):
+            for s in range(3):
+                for arm, fast in (("stock", 1.0), ("ssvae", speed * (1 + 0.01 * s))):
+                    points += [
+                        dataclasses.replace(point, vae_seed=vae_seed)
+                        for point in curve_points(arm, s, METRIC, lambda t, fast=fast: decay(t, speed=fast))
+                    ]
+        results = comparison([1.0], metrics=[METRIC])
+        vae_seeds = tuple(range(len(speeds)))
+        return speed_up(dataclasses.replace(results, curves=tuple(points), vae_seeds=vae_seeds), "ssvae", METRIC)
+
+    def test_what_they_disagree_in_widens_the_interval(self):
+        agreeing, apart = self.read([2.0, 2.02, 1.98]), self.read([1.3, 2.0, 3.1])
+        assert agreeing.seeds == apart.seeds == 9
+        assert agreeing.outcome == "faster" and apart.outcome == "undecided"
+
+    def test_one_autoencoder_knows_nothing_of_it(self):
+        one = self.read([2.0])
+        assert one.seeds == 3 and one.outcome == "faster"
+
+
 class TestResamples:
     """Clips differ more from each other than arms do: only what does not cancel may widen the interval."""
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sat_ssvae.cli import main
 from sat_ssvae.commands.compare import _arms
@@ -82,7 +83,7 @@ def test_the_report_is_complete(finished):
     html = (report / "report.html").read_text()
     assert "bars: made by the tests" in html and "http" not in html.replace("http://www.w3.org", "")
     assert ComparisonResults.from_json((report / "results.json").read_text()) == results
-    assert (report / "curves.csv").read_text().startswith("arm,seed,metric,step,value")
+    assert (report / "curves.csv").read_text().startswith("arm,vae_seed,seed,metric,step,value")
     assert list((report / "figures").glob("*.png")) and list((report / "samples").rglob("*.mp4"))
 
 
@@ -138,6 +139,63 @@ def test_finished_transformers_are_listed_for_restoring(finished, tiny_videos, t
     report = restore(restorer, tiny_videos / "bars1.mp4", tmp_path, config, noise)
     (video,) = report.videos
     assert video.frames == 16 and video.scores["degraded"]["psnr"] > video.scores["strength 0.3"]["psnr"]
+
+
+@pytest.mark.slow
+def test_stages_autoencoder_seeds_and_shifts(tiny_shards, tmp_path):
+    """Two stages, the second for the decoder alone; two autoencoders an arm; each arm chooses its shift."""
+    source = ClipSource.separate(tiny_shards, tiny_shards)
+    small = settings(vae_seeds=[0, 7], shifts=[1.0, 3.0], shift_seed=99)
+    small["scoring"] |= {"samples": 4, "denoising_clips": 2, "noise_levels": [0.5]}
+    small["arms"] = {
+        "stock": ARMS["stock"] | {"stages": [{}, {"max_steps": 1, "freeze_encoder": True, "lr": 1e-2}]},
+        "ssvae": {"stages": [{}, {"max_steps": 1, "freeze_encoder": True, "lr": 1e-2, "lmr_mask_ratio": 0.0}]},
+    }
+    config = parse_config(CompareConfig, small)
+    results = compare(config, tmp_path, CPU, "sat-ssvae compare", source)
+    assert results.runs == ((0, 0), (7, 0)) and results.budget["autoencoder steps"] == {"stock": 3, "ssvae": 3}
+    for arm in ("stock", "ssvae"):
+        first, second = (results.curve(arm, 0, "loss", vae_seed) for vae_seed in (0, 7))
+        assert [point.step for point in first] == [point.step for point in second] == [1, 3] and first != second
+        chosen = results.arm(arm).training["timestep shift"]
+        assert chosen in (1.0, 3.0)
+        listed = [one for one in RunIndex.read(tmp_path).transformers if one.arm == arm]
+        assert {(one.vae_seed, one.seed, one.diffusion.shift) for one in listed} == {(0, 0, chosen), (7, 0, chosen)}
+        for vae_seed in (0, 7):
+            one, two = (
+                load_file(
+                    next((tmp_path / "vae").glob(f"{arm}-vae{vae_seed}-stage{n}-*")) / "vae" / "model.safetensors"
+                )
+                for n in (1, 2)
+            )
+            same = {name: torch.equal(one[name], two[name]) for name in one}
+            assert all(same[name] for name in one if name.startswith("encoder."))
+            assert not all(same[name] for name in one if name.startswith("decoder."))
+    searched = list((tmp_path / "transformer").glob("*-seed99-*"))
+    assert len(searched) == 4  # two shifts of each arm's first autoencoder
+    before = modified(tmp_path)
+    assert compare(config, tmp_path, CPU, "sat-ssvae compare", source).curves == results.curves
+    assert modified(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae_seeds": [0, 1], "arms": ARMS | {"given": {"checkpoint": "x"}}}, "arm given is not trained here"),
+        ({"arms": ARMS | {"third": {"settings": {"seed": 3}}}}, "`seed` is given by vae_seeds"),
+        ({"seeds": [5], "shifts": [1, 2], "shift_seed": 5}, "shift_seed = 5 is one of `seeds`"),
+        ({"shifts": [0]}, "shifts"),
+    ],
+)
+def test_seeds_and_shifts_that_do_not_fit(changes, message):
+    with pytest.raises(UserError, match=message):
+        configured(**changes)
+
+
+def test_shifts_are_those_of_flow_matching():
+    transformer = settings()["transformer"] | {"diffusion": {"kind": "v_prediction"}}
+    with pytest.raises(UserError, match="shifts are those of flow matching"):
+        configured(shifts=[1, 2], transformer=transformer)
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ class TestJson:
     def test_csv_holds_every_point(self):
         results = comparison([2.0], metrics=[METRIC, "loss"], width=0.01)
         rows = list(csv.DictReader(io.StringIO(results.to_csv())))
-        assert list(rows[0]) == ["arm", "seed", "metric", "step", "value", "low", "high"]
+        assert list(rows[0]) == ["arm", "vae_seed", "seed", "metric", "step", "value", "low", "high"]
         read_back = tuple(
             CurvePoint(
                 r["arm"],
@@ -123,6 +123,7 @@ class TestJson:
                 r["metric"],
                 int(r["step"]),
                 *(float(r[k]) for k in ("value", "low", "high")),
+                vae_seed=int(r["vae_seed"]),
             )
             for r in rows
         )

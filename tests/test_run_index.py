@@ -13,6 +13,7 @@ def trained(arm, seed):
         folder=f"transformer/{arm}-seed{seed}",
         autoencoder=f"vae/{arm}",
         weights="0",
+        diffusion=FlowMatching(shift=2.0),
         latent_mean=(0.1, 1 / 3),
         latent_std=(1.0, 2.0),
     )
@@ -21,7 +22,7 @@ def trained(arm, seed):
 @pytest.fixture
 def index():
     transformers = (trained("stock", 0), trained("stock", 1), trained("ssvae", 4))
-    return RunIndex(clips=ClipsConfig(), diffusion=FlowMatching(), text_length=32, transformers=transformers)
+    return RunIndex(clips=ClipsConfig(), text_length=32, transformers=transformers)
 
 
 def test_what_is_written_is_read(index, tmp_path):
@@ -46,5 +47,5 @@ def test_folders_without_one(tmp_path):
     with pytest.raises(UserError, match=r"not readable .*; run the comparison again"):
         RunIndex.read(tmp_path)
     (tmp_path / INDEX_NAME).write_text('{"clips": {}}')
-    with pytest.raises(UserError, match=r"`diffusion` is required"):
+    with pytest.raises(UserError, match=r"`text_length` is required"):
         RunIndex.read(tmp_path)

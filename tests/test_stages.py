@@ -54,7 +54,7 @@ def test_discriminators_join_at_their_step_and_change_nothing_before(tiny_shards
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_run_with_everything_on_continues_bit_for_bit(tiny_shards, tmp_path, zero_stage, precision):
     """Both optimisers, the average, or float16's loss scale are in the checkpoint; accumulation is on."""
-    # float16 takes no step before it has found the scale that it bears, which is sooner without these.
+    # float16 takes no step before it has found a scale that it tolerates, which is sooner without these.
     found = {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0, "adversarial": {"weight": 0.0}, "batch_size": 1}
     found |= {"max_steps": 13, "checkpoint_every": 11}
     changes = {

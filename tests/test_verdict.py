@@ -198,10 +198,10 @@ class TestFloor:
 
 
 class TestReconstruction:
-    def test_worse_may_have_bought_ease_with_blur(self):
+    def test_worse_reconstruction_may_explain_a_speed_up(self):
         second = judge(comparison([2.6], psnr=(20.3, 18.9)), "ssvae").sentences[1]
         assert second.startswith("ssvae reconstructs worse (PSNR 18.90 dB against 20.30 dB, SSIM ")
-        assert "so part of any ease may be bought with blur" in second
+        assert "so part of any speed-up may come from blur" in second
 
     def test_better_is_said(self):
         assert "also reconstructs better" in judge(comparison([2.6], psnr=(20.3, 22.0)), "ssvae").sentences[1]

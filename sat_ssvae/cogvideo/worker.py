@@ -6,6 +6,7 @@ The data set, first stage, denoiser with its noise levels, and sampler with its 
 files that train_video.py was given. The measures are those of `..comparison.scoring`.
 """
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, JsonValue, TypeAdapter
 from torch import Tensor, nn
 
 from ..comparison.bookkeeping import machine
@@ -300,9 +301,13 @@ def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: fl
     device = next(reference.vae.parameters()).device
     quality = reconstruction_quality(reference, build_perceptual("st-lpips-alex").to(device))
     shape = "x".join(map(str, train.shape))
-    training = {"configuration files": [str(path) for path in job.files], "clips encoded": len(train)}
-    vae = {"latents (c t h w)": shape, "frames decoded": reference.reconstructions.shape[2]}
-    result = arm_result(job.arm, reference, train, quality, job.scoring, floor, vae=vae, training=training)
+    training: dict[str, JsonValue] = {
+        "configuration files": [str(path) for path in job.files],
+        "clips encoded": len(train),
+    }
+    vae: dict[str, JsonValue] = {"latents (c t h w)": shape, "frames decoded": reference.reconstructions.shape[2]}
+    measured = arm_result(job.arm, reference, train, quality, job.scoring, floor)
+    result = dataclasses.replace(measured, vae=vae, training=training)
     shown = job.scoring.shown_clips
     pictures = {
         "originals": spread(reference.clips, shown),

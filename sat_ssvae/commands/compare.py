@@ -83,7 +83,9 @@ def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
             known = f"configurations are {', '.join(_packaged_arms())}, kinds of VAE are {', '.join(KINDS)}"
             hint = did_you_mean(config, [*_packaged_arms(), *KINDS], known)
             raise UserError(f"--vae {specification}: `{config}` is no file and not packaged, {hint}")
-        arms[name] = {"settings": read_yaml(path), "checkpoint": checkpoint or None}
+        values = read_yaml(path)
+        stages = values.pop("stages", [])
+        arms[name] = {"settings": values, "stages": stages, "checkpoint": checkpoint or None}
     return arms
 
 

@@ -9,17 +9,18 @@ read in the same way, so equal curves give exactly 1. When the candidate never g
 reached" and no number.
 
 The interval. Over seeds: Student's t on the log of the per-seed speed-ups (the arms share each seed's initial
-weights and noise, hence pairs). From the evaluation: everything is read again under every bootstrap resample
-of the clips, the same resample for all evaluations; or, where these are missing, with every score redrawn
-within its own interval, which is wider because it cannot know what the evaluations have in common. With both,
-the wider end counts. With one seed only the second exists. Where the baseline's final score is not reached,
-the interval is taken at the candidate's own final score, which both arms have: against the steps that the
-candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against all
-steps that it trained, so that stalling early is no merit.
+weights and noise, hence pairs); where the autoencoders were trained with several seeds, on the means over the
+transformers of each, because transformers on the same latents are not independent. From the evaluation: everything is
+read again under every bootstrap resample of the clips, the same resample for all evaluations; or, where these are
+missing, with every score redrawn within its own interval, which is wider because it cannot know what the evaluations
+have in common. With both, the wider end counts. With one seed only the second exists. Where the baseline's final score
+is not reached, the interval is taken at the candidate's own final score, which both arms have: against the steps that
+the candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against all steps that
+it trained, so that stalling early is no merit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -108,11 +109,12 @@ class SpeedUp:
 def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: int = 0) -> SpeedUp:
     """How many times fewer steps `candidate` needs than the baseline; `seed` draws the evaluation noise."""
     baseline = results.baseline.name
-    pairs = [
-        (results.curve(baseline, s, metric), results.curve(candidate, s, metric))
-        for s in results.seeds
-        if results.curve(baseline, s, metric) and results.curve(candidate, s, metric)
-    ]
+    both = {
+        (vae_seed, s): (results.curve(baseline, s, metric, vae_seed), results.curve(candidate, s, metric, vae_seed))
+        for vae_seed, s in results.runs
+    }
+    both = {run: pair for run, pair in both.items() if all(pair)}
+    pairs, vae_seeds = list(both.values()), [vae_seed for vae_seed, _ in both]
     share = _floor_share(results, candidate, metric, pairs)
     draws = _draws(pairs, seed) if pairs else []
     readings = _read(pairs, draws) if pairs else "no seed was measured in both arms"
@@ -120,7 +122,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: i
         nothing = (None,) * 6
         return SpeedUp(metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, readings)
     reached = sum(reading.status != "not reached" for reading in readings)
-    low, high, interval_from = _interval(readings, [_read_again(pairs, draw) for draw in draws])
+    low, high, interval_from = _interval(readings, vae_seeds, [_read_again(pairs, draw) for draw in draws])
     value = candidate_steps = None
     if reached == len(readings):
         value = _geometric_mean([reading.ratio for reading in readings])
@@ -158,7 +160,7 @@ def _read(pairs: Sequence[_Pair], draws: Sequence[Sequence[_Scores]]) -> list[Pa
 def _improves(curves: Sequence[list[CurvePoint]], draws: Sequence[Sequence[list[float]]]) -> bool:
     """Whether the last evaluation is better than the first, in the mean over seeds and beyond the evaluation's noise.
 
-    A run that diverged is another failure, which `read_pair` tells.
+    Divergence is another failure, which `read_pair` reports.
     """
 
     def progress(scores: Sequence[Sequence[float]]) -> float:
@@ -188,19 +190,20 @@ def paired_difference(candidate: Sequence[float], baseline: Sequence[float]) -> 
     mean = float(difference.mean())
     if len(difference) == 1:
         return Estimate(mean)
-    return Estimate(mean, *_t_interval(difference.tolist()))
+    return Estimate(mean, *t_interval(difference.tolist()))
 
 
 def _interval(
-    readings: list[PairReading], redrawn: list[list[PairReading | str]]
+    readings: list[PairReading], vae_seeds: Sequence[int], redrawn: list[list[PairReading | str]]
 ) -> tuple[float | None, float | None, IntervalSource]:
     """The wider ends of the interval over seeds and the one over redrawn evaluations, of those there are."""
     ends = []
     if len(readings) > 1:
-        gaps = [reading.gap for reading in readings]
-        missed = all(math.isinf(gap) for gap in gaps) or _t_interval(gaps)[0] > 0
+        gaps = _by_autoencoder([reading.gap for reading in readings], vae_seeds, lambda some: float(np.mean(some)))
+        missed = all(math.isinf(gap) for gap in gaps) or t_interval(gaps)[0] > 0
         ranges = [reading.range(missed) for reading in readings]
-        ends.append((_t_of_logs([low for low, _ in ranges])[0], _t_of_logs([high for _, high in ranges])[1]))
+        lows, highs = (_by_autoencoder([r[side] for r in ranges], vae_seeds, _geometric_mean) for side in (0, 1))
+        ends.append((_t_of_logs(lows)[0], _t_of_logs(highs)[1]))
     if redrawn:
         tail = (1 - CONFIDENCE) / 2
         gaps = [sum(0.0 if isinstance(r, str) else r.gap for r in seeds) for seeds in redrawn]
@@ -215,6 +218,16 @@ def _interval(
         return None, None, "none"
     source: IntervalSource = "evaluation" if len(readings) == 1 else "seeds and evaluation" if redrawn else "seeds"
     return min(low for low, _ in ends), max(high for _, high in ends), source
+
+
+def _by_autoencoder(
+    values: Sequence[float], vae_seeds: Sequence[int], mean: Callable[[list[float]], float]
+) -> list[float]:
+    """One value an autoencoder, where there are several: transformers on the same latents are not independent."""
+    groups: dict[int, list[float]] = {}
+    for value, vae_seed in zip(values, vae_seeds, strict=True):
+        groups.setdefault(vae_seed, []).append(value)
+    return list(values) if len(groups) == 1 else [mean(group) for group in groups.values()]
 
 
 def _draws(pairs: Sequence[_Pair], seed: int) -> list[list[_Scores]]:
@@ -277,7 +290,7 @@ def _floor_share(results: ComparisonResults, candidate: str, metric: str, pairs:
     return max(shares) if shares else None
 
 
-def _t_interval(values: Sequence[float]) -> tuple[float, float]:
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95 % interval of the mean; open at both ends when a value is not finite."""
     if not np.isfinite(values).all():
         return -math.inf, math.inf
@@ -294,7 +307,7 @@ def _t_of_logs(values: list[float]) -> tuple[float, float]:
     """Student's 95 % interval of the geometric mean; an end of 0 or infinity stays open."""
     if 0 in values or math.inf in values:
         return _geometric_mean(values), _geometric_mean(values)
-    low, high = _t_interval(np.log(values).tolist())
+    low, high = t_interval(np.log(values).tolist())
     return math.exp(low), math.exp(high)
 
 

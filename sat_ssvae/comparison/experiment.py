@@ -2,18 +2,21 @@
 
     bash scripts/compare_convergence.sh --preset default
 
-Stages: clips -> one autoencoder an arm -> latents -> one transformer an arm and seed, scored as it trains -> report.
+Stages: clips -> autoencoders, one an arm and `vae_seed` -> latents -> transformers, one an autoencoder and seed, scored
+as they train -> report.
 Each stage works in a folder whose name carries a fingerprint of everything that it depends on. So a finished stage is
 found again, an interrupted one continues, and a changed setting makes a new folder and leaves the old one alone.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from ..autoencoders.protocol import VideoAutoencoder
@@ -21,7 +24,7 @@ from ..config import fingerprint, parse_config
 from ..data.demo import prepare_demo
 from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import SkipLog
-from ..diffusion.training import train_dit
+from ..diffusion.training import DiTTrainConfig, train_dit
 from ..diffusion.transformer import DiT
 from ..errors import UserError
 from ..latents.encoder import EncoderSettings
@@ -33,6 +36,7 @@ from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
 from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, content, machine
+from .pooling import pooled
 from .report.page import write_report
 from .report.pictures import Pictures
 from .results import ArmResult, ComparisonResults, CurvePoint
@@ -50,6 +54,7 @@ from .scoring import (
     score_generator,
 )
 from .settings import SPLITS, ClipSource, CompareConfig, Split
+from .shifts import best_shift
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +81,26 @@ def compare(
     return _Comparison(config, output, device, command, clips).run()
 
 
+class _Member(NamedTuple):
+    """One autoencoder of an arm."""
+
+    arm: str
+    vae_seed: int
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An autoencoder of an arm and all that its transformers are trained and scored on."""
+
+    member: _Member
+    vae: VideoAutoencoder
+    train_set: LatentSet
+    text: Any
+    """States of the training captions; None without captions."""
+    reference: ArmReference
+    loss_floor: float
+
+
 class _Comparison:
     def __init__(
         self,
@@ -91,48 +116,41 @@ class _Comparison:
         self.given = open_given(config.arms)
         self.given_identities = {name: given_identity(vae) for name, vae in self.given.items()}
         self.source = clips or self._demo()
-        self.trainings = {
-            name: parse_config(
-                TrainConfig,
-                {**config.vae, **arm.settings, "data": self._data("train")},
-                source=f"arm {name}",
-            )
-            for name, arm in config.arms.items()
-        }
-        self.latent_sizes = latent_sizes(self.trainings, self.given, config.data)
+        self.members = [_Member(name, seed) for seed in config.vae_seeds for name in config.arms]
+        self.trainings = {member: self._trainings(member) for member in self.members}
+        firsts = {member.arm: stages[0] for member, stages in self.trainings.items()}
+        self.latent_sizes = latent_sizes(firsts, self.given, config.data)
         self.patches = common_patches(self.latent_sizes, config.transformer.patch_size)
-        self.places: dict[str, str] = {}
+        self.places: dict[_Member, str] = {}
+        self.shifts: dict[str, float] = {}
         self.finished: list[TrainedTransformer] = []
 
     def run(self) -> ComparisonResults:
         clips = self._heldout_clips()  # first: too few are noticed before anything is trained
-        vaes = {name: self._autoencoder(name) for name in self.config.arms}
+        vaes = {member: self._autoencoder(member) for member in self.members}
         features: Features = {"frame": FrameFeatures().to(self.device), "clip": ClipFeatures().to(self.device)}
         perceptual = build_perceptual("st-lpips-alex").to(self.device)
-        arms: list[ArmResult] = []
+        arms: dict[str, list[ArmResult]] = {name: [] for name in self.config.arms}
         curves: list[CurvePoint] = []
-        shown = self.config.scoring.shown_clips
+        steps, shown = self.config.transformer.evaluation_steps, self.config.scoring.shown_clips
         reconstructions: dict[str, Sequence[Tensor]] = {}
         samples: dict[str, Mapping[int, Sequence[Tensor]]] = {}
-        quality: dict[str, dict[str, Tensor]] = {}
-        noise_factors = self.config.transformer.diffusion.signal_and_noise
-        for name, vae in vaes.items():
-            train_set, heldout, text = self._latents(name, vae)
-            reference = measure_arm(vae, heldout, clips, features, self.config.scoring, self._caption_states(heldout))
-            quality[name] = reconstruction_quality(reference, perceptual)
-            loss_floor = gaussian_loss_floor(train_set, noise_factors, self.config.scoring)
-            arms.append(self._arm_result(name, vae, train_set, reference, quality, loss_floor))
-            reconstructions[name] = as_pictures(spread(reference.reconstructions, shown))
-            steps, weights = self.config.transformer.evaluation_steps, weights_digest(vae.state_dict())
-            for seed in self.config.seeds:
-                folder = self._transformer(name, seed, train_set, reference, loss_floor, text)
-                self._note_finished(name, seed, weights, train_set, folder.parent)
-                curves += read_curves(folder, name, seed, steps)
-                if seed == self.config.seeds[0]:
-                    samples[name] = read_samples(folder, steps)
-        originals = as_pictures(spread(clips, shown))
-        pictures = Pictures(self.config.data.fps, originals, reconstructions, samples)
-        return self._report(arms, curves, pictures, len(clips))
+        quality: dict[_Member, dict[str, Tensor]] = {}
+        for member, vae in vaes.items():
+            prepared = self._prepare(member, vae, clips, features)
+            quality[member] = reconstruction_quality(prepared.reference, perceptual)
+            if self.config.shifts and member.arm not in self.shifts:
+                self.shifts[member.arm] = self._search_shift(prepared)
+            baseline = quality[_Member(next(iter(arms)), member.vae_seed)]
+            arms[member.arm].append(self._arm_result(prepared, quality[member], baseline))
+            scored = self._transformers(prepared)
+            for seed, folder in scored.items():
+                curves += read_curves(folder, member.arm, seed, steps, member.vae_seed)
+            if member.vae_seed == self.config.vae_seeds[0]:
+                reconstructions[member.arm] = as_pictures(spread(prepared.reference.reconstructions, shown))
+                samples[member.arm] = read_samples(scored[self.config.seeds[0]], steps)
+        pictures = Pictures(self.config.data.fps, as_pictures(spread(clips, shown)), reconstructions, samples)
+        return self._report([pooled(results) for results in arms.values()], curves, pictures, len(clips))
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -145,14 +163,28 @@ class _Comparison:
             demo = prepare_demo(folder, resolution=short_side, film_seconds=seconds)
         return ClipSource.separate(demo.train, demo.heldout, demo.attribution.read_text(encoding="utf-8"))
 
-    def _autoencoder(self, name: str) -> VideoAutoencoder:
+    def _trainings(self, member: _Member) -> list[TrainConfig]:
+        """The configuration of each stage of an autoencoder's training."""
+        config, arm = self.config, self.config.arms[member.arm]
+        shared = {**config.vae, **arm.settings, "data": self._data("train"), "seed": member.vae_seed}
+        stages = arm.stages or config.stages or ({},)
+        return [parse_config(TrainConfig, {**shared, **stage}, source=f"arm {member.arm}") for stage in stages]
+
+    def _autoencoder(self, member: _Member) -> VideoAutoencoder:
+        name = member.arm
         if name in self.given:
-            self.places[name] = absolute(str(self.config.arms[name].checkpoint))
+            self.places[member] = absolute(str(self.config.arms[name].checkpoint))
             return self.given[name].to(self.device).eval()
-        folder = self._folder("vae", name, self._training_identity(name))
-        with self.minutes(f"autoencoder {name}"):
-            finished = train(self.trainings[name], folder, self.device)
-        self.places[name] = str(finished.relative_to(self.output))
+        finished: Path | None = None
+        stages = self.trainings[member]
+        for number, stage in enumerate(stages, 1):
+            label = self._label(member) + (f"-stage{number}" if len(stages) > 1 else "")
+            folder = self._folder("vae", label, self._training_identity(member, number))
+            start = {"resume_from": str(finished)} if finished else {}
+            with self.minutes(f"autoencoder {name}"):
+                finished = train(stage.model_copy(update=start), folder, self.device)
+        assert finished is not None, "there is a stage at least"
+        self.places[member] = str(finished.relative_to(self.output))
         return SSVAE.from_pretrained(finished).to(self.device).for_inference()
 
     def _heldout_clips(self) -> Tensor:
@@ -160,7 +192,7 @@ class _Comparison:
         if len(videos) < 8:
             raise UserError(
                 f"{self.source.path['heldout']}: {len(videos)} held-out clips, a comparison needs 8 at least (100 to "
-                "say much); give more or longer videos, or a shorter clips.heldout_stride"
+                "say much); give more or longer videos, or a shorter data.heldout_stride"
             )
         return torch.stack(videos)
 
@@ -176,10 +208,10 @@ class _Comparison:
             skips=SkipLog(self.output / f"skipped_{split}.jsonl"),
         )
 
-    def _latents(self, name: str, vae: VideoAutoencoder) -> tuple[LatentSet, LatentSet, Any]:
-        """Training latents, held-out latents standardised like them, and the training captions' states."""
-        folder = self._folder("latents", name, self._latent_identity(name))
-        with self.minutes(f"latents {name}"):
+    def _prepare(self, member: _Member, vae: VideoAutoencoder, clips: Tensor, features: Features) -> _Prepared:
+        """Encode an autoencoder's latents and measure what its transformers are scored against."""
+        folder = self._folder("latents", self._label(member), self._latent_identity(member))
+        with self.minutes(f"latents {member.arm}"):
             for split in SPLITS:
                 file = folder / f"{split}.safetensors"
                 if not file.exists():
@@ -187,7 +219,11 @@ class _Comparison:
                     encode_latents(vae, self._clips(split), file, settings, self.device)
         train_set = LatentSet.load(folder / "train.safetensors")
         heldout = LatentSet.load(folder / "heldout.safetensors", statistics=train_set.statistics)
-        return train_set, heldout, self._caption_states(train_set)
+        scoring = self.config.scoring
+        reference = measure_arm(vae, heldout, clips, features, scoring, self._caption_states(heldout))
+        noise_factors = self.config.transformer.diffusion.signal_and_noise
+        loss_floor = gaussian_loss_floor(train_set, noise_factors, scoring)
+        return _Prepared(member, vae, train_set, self._caption_states(train_set), reference, loss_floor)
 
     def _caption_states(self, latents: LatentSet) -> Any:
         """Token states of the captions, or None if no clip has one."""
@@ -199,81 +235,94 @@ class _Comparison:
         encoder = TextEncoder(fetch("minilm"), self.device)
         return encode_captions(encoder, latents.captions, length=self.config.text_length)
 
-    def _transformer(
-        self,
-        name: str,
-        seed: int,
-        train_set: LatentSet,
-        reference: ArmReference,
-        loss_floor: float,
-        text: Any,
-    ) -> Path:
+    def _search_shift(self, prepared: _Prepared) -> float:
+        """The shift that suits the arm's latents, see `shifts.py`."""
+        scores = {}
+        for shift in self.config.shifts:
+            training = self._training(prepared.member.arm, shift)
+            folder = self._transformer(prepared, training, self.config.shift_seed)
+            last = max(training.evaluation_steps)
+            points = read_curves(folder, prepared.member.arm, self.config.shift_seed, [last])
+            scores[shift] = {point.metric: point.value for point in points}
+        shift = best_shift(scores)
+        logger.info("arm %s: timestep shift %g of %s", prepared.member.arm, shift, list(scores))
+        return shift
+
+    def _training(self, arm: str, shift: float | None) -> DiTTrainConfig:
+        """The transformer's training in an arm."""
+        training = self.config.transformer.model_copy(update={"patch_size": self.patches[arm]})
+        if shift is None:
+            return training
+        return training.model_copy(update={"diffusion": training.diffusion.model_copy(update={"shift": shift})})
+
+    def _transformers(self, prepared: _Prepared) -> dict[int, Path]:
+        """Train the transformers of an autoencoder; returns the folder of their scores by seed."""
+        training = self._training(prepared.member.arm, self.shifts.get(prepared.member.arm))
+        weights = weights_digest(prepared.vae.state_dict())
+        scored = {}
+        for seed in self.config.seeds:
+            scored[seed] = self._transformer(prepared, training, seed)
+            self._note_finished(prepared, training, seed, weights, scored[seed].parent)
+        return scored
+
+    def _transformer(self, prepared: _Prepared, training: DiTTrainConfig, seed: int) -> Path:
         """Train one transformer, scoring it at the evaluation steps; returns the folder of its scores."""
-        config = self.config
-        training = config.transformer.model_copy(update={"patch_size": self.patches[name]})
-        folder = self._folder(
-            "transformer", f"{name}-seed{seed}", self._latent_identity(name), training, config.scoring
-        )
+        arm, scoring = prepared.member.arm, self.config.scoring
+        label = f"{self._label(prepared.member)}-seed{seed}"
+        folder = self._folder("transformer", label, self._latent_identity(prepared.member), training, scoring)
         scores_folder = folder / "scores"
         if (folder / "dit.safetensors").exists() and is_scored(scores_folder, training.evaluation_steps):
             return scores_folder
         scores_folder.mkdir(parents=True, exist_ok=True)
 
         def score(step: int, model: DiT) -> None:
-            with self.minutes(f"scoring {name}"):
-                generator = DiTGenerator(model, training.diffusion, config.scoring)
-                scores, samples = score_generator(generator, reference, config.scoring, loss_floor)
+            with self.minutes(f"scoring {arm}"):
+                generator = DiTGenerator(model, training.diffusion, scoring)
+                scores, samples = score_generator(generator, prepared.reference, scoring, prepared.loss_floor)
             write_scores(scores_folder, step, scores, samples)
 
-        with self.minutes(f"transformer {name}", inner=f"scoring {name}"):
-            train_dit(training, train_set, folder, seed=seed, device=self.device, on_checkpoint=score, text=text)
+        with self.minutes(f"transformer {arm}", inner=f"scoring {arm}"):
+            run: Any = {"seed": seed, "device": self.device, "on_checkpoint": score, "text": prepared.text}
+            train_dit(training, prepared.train_set, folder, **run)
         return scores_folder
 
-    def _note_finished(self, name: str, seed: int, weights: str, train_set: LatentSet, transformer: Path) -> None:
-        """For those who use the transformer later, `sat-ssvae restore` for one."""
+    def _note_finished(
+        self, prepared: _Prepared, training: DiTTrainConfig, seed: int, weights: str, transformer: Path
+    ) -> None:
+        """For whoever uses the transformer later, `sat-ssvae restore` for one."""
         self.finished.append(
             TrainedTransformer(
-                arm=name,
+                arm=prepared.member.arm,
                 seed=seed,
+                vae_seed=prepared.member.vae_seed,
                 folder=str(transformer.relative_to(self.output)),
-                autoencoder=self.places[name],
+                autoencoder=self.places[prepared.member],
                 weights=weights,
-                latent_mean=tuple(train_set.mean.tolist()),
-                latent_std=tuple(train_set.std.tolist()),
+                diffusion=training.diffusion,
+                latent_mean=tuple(prepared.train_set.mean.tolist()),
+                latent_std=tuple(prepared.train_set.std.tolist()),
             )
         )
         config = self.config
-        RunIndex(
-            clips=config.data,
-            diffusion=config.transformer.diffusion,
-            text_length=config.text_length,
-            transformers=tuple(self.finished),
-        ).write(self.output)
+        finished = tuple(self.finished)
+        RunIndex(clips=config.data, text_length=config.text_length, transformers=finished).write(self.output)
 
     # --- results ------------------------------------------------------------------------------------------------------
 
     def _arm_result(
-        self,
-        name: str,
-        vae: VideoAutoencoder,
-        train_set: LatentSet,
-        reference: ArmReference,
-        quality: Mapping[str, Mapping[str, Tensor]],
-        loss_floor: float,
+        self, prepared: _Prepared, quality: Mapping[str, Tensor], baseline: Mapping[str, Tensor]
     ) -> ArmResult:
-        training = self.trainings[name].model_dump(mode="json", exclude={"data", "model"})
+        name = prepared.member.arm
         checkpoint = self.config.arms[name].checkpoint
-        result = arm_result(
-            name,
-            reference,
-            train_set,
-            quality[name],
-            self.config.scoring,
-            loss_floor,
-            vae=vae.describe(),
-            training={"checkpoint": checkpoint} if checkpoint else training,
-        )
-        return compared(result, quality[name], quality[next(iter(quality))])
+        stages: list[JsonValue] = [
+            stage.model_dump(mode="json", exclude={"data", "model"}) for stage in self.trainings[prepared.member]
+        ]
+        training: dict[str, JsonValue] = {"checkpoint": checkpoint} if checkpoint else {"stages": stages}
+        if name in self.shifts:
+            training["timestep shift"] = self.shifts[name]
+        scoring, floor = self.config.scoring, prepared.loss_floor
+        result = arm_result(name, prepared.reference, prepared.train_set, quality, scoring, floor)
+        return compared(replace(result, vae=prepared.vae.describe(), training=training), quality, baseline)
 
     def _report(
         self, arms: Sequence[ArmResult], curves: Sequence[CurvePoint], pictures: Pictures, heldout: int
@@ -283,8 +332,9 @@ class _Comparison:
             arms=tuple(arms),
             curves=tuple(curves),
             seeds=config.seeds,
+            vae_seeds=config.vae_seeds,
             budget={
-                "autoencoder steps": {n: t.max_steps for n, t in self.trainings.items() if n not in self.given},
+                "autoencoder steps": self._vae_steps(),
                 "transformer steps": config.transformer.max_steps,
                 "minutes": {**self.minutes.rounded()},
             },
@@ -295,27 +345,47 @@ class _Comparison:
                 "held-out clips": heldout,
                 "clip": config.data.model_dump(mode="json"),
                 "scoring": config.scoring.model_dump(mode="json"),
-                "seeds vary": "the transformer's initial weights, clip order and noise; the autoencoders have one seed",
+                "seeds vary": "the transformer's initial weights, clip order and noise",
+                "autoencoders": f"one an arm for each of the seeds {', '.join(map(str, config.vae_seeds))}",
+                **({"timestep shifts": {**self.shifts}} if self.shifts else {}),
             },
             command=self.command,
             attribution=self.source.attribution,
-            warnings=(*([config.caveat] if config.caveat else []), *shape_warning(self.latent_sizes, self.patches)),
+            warnings=self._warnings(),
         )
         write_report(results, self.output / "report", pictures)
         return results
+
+    def _vae_steps(self) -> dict[str, JsonValue]:
+        """Steps of all stages of an arm's autoencoder, for arms that are trained here."""
+        totals = {member.arm: sum(stage.max_steps for stage in stages) for member, stages in self.trainings.items()}
+        return {name: total for name, total in totals.items() if name not in self.given}
+
+    def _warnings(self) -> tuple[str, ...]:
+        steps = self._vae_steps()
+        unequal = ", ".join(f"{name} {total}" for name, total in steps.items()) if len(set(steps.values())) > 1 else ""
+        return (
+            *([self.config.caveat] if self.config.caveat else []),
+            *([f"The arms' autoencoders are trained for unequal numbers of steps: {unequal}."] if unequal else []),
+            *shape_warning(self.latent_sizes, self.patches),
+        )
 
     # --- names --------------------------------------------------------------------------------------------------------
 
     def _folder(self, stage: str, name: str, *parts: Any) -> Path:
         return self.output / stage / f"{name}-{fingerprint(*parts)}"
 
-    def _training_identity(self, name: str) -> list[Any]:
-        """What an autoencoder depends on: not on how many processes decode the video."""
-        training = self.trainings[name].model_dump(mode="json")
-        del training["data"]["path"], training["data"]["num_workers"]
-        return [training, content(self.source.path["train"])]
+    def _label(self, member: _Member) -> str:
+        return member.arm if len(self.config.vae_seeds) == 1 else f"{member.arm}-vae{member.vae_seed}"
 
-    def _latent_identity(self, name: str) -> list[Any]:
-        weights = self.given_identities.get(name) or self._training_identity(name)
+    def _training_identity(self, member: _Member, stages: int | None = None) -> list[Any]:
+        """What an autoencoder depends on after `stages` trainings; the number of data workers does not count."""
+        trainings = [training.model_dump(mode="json") for training in self.trainings[member][:stages]]
+        for training in trainings:
+            del training["data"]["path"], training["data"]["num_workers"]
+        return [*trainings, content(self.source.path["train"])]
+
+    def _latent_identity(self, member: _Member) -> list[Any]:
+        weights = self.given_identities.get(member.arm) or self._training_identity(member)
         clips = self.config.data.model_dump(mode="json", exclude={"num_workers"})
         return [weights, clips, *(content(self.source.path[split]) for split in SPLITS)]

@@ -13,6 +13,7 @@ The first arm is the baseline. Every curve's metric is lower-is-better and named
 
 import csv
 import io
+import itertools
 import json
 from typing import Any
 
@@ -44,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True, config=_STRICT)
 class CurvePoint:
-    """One evaluation, a row of curves.csv. low, high, resamples: as in `Estimate`."""
+    """One evaluation, a row of curves.csv. low, high, resamples: as in `Estimate`; seed: the transformer's."""
 
     arm: str
     seed: int
@@ -54,11 +55,12 @@ class CurvePoint:
     low: float | None = None
     high: float | None = None
     resamples: tuple[float, ...] = ()
+    vae_seed: int = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ArmResult:
-    """One VAE and what was measured on it alone.
+    """One VAE and what was measured on it alone; the mean of several where it was trained with several seeds.
 
     vae, training: its configuration and training settings, as JSON. reconstruction: quality on held-out
     clips, by metric (`psnr` in dB, `ssim`, `stlpips`; any other name is shown as it is).
@@ -102,6 +104,7 @@ class ComparisonResults:
     command: str
     attribution: str = ""
     warnings: tuple[str, ...] = ()
+    vae_seeds: tuple[int, ...] = (0,)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ComparisonResults":
@@ -110,9 +113,9 @@ class ComparisonResults:
             raise ValueError(f"a comparison needs at least two arms with different names, got {names}")
         seen = set()
         for point in self.curves:
-            if point.arm not in names or point.seed not in self.seeds:
+            if point.arm not in names or (point.vae_seed, point.seed) not in self.runs:
                 raise ValueError(f"curve of unknown arm or seed: {point.arm}, seed {point.seed}")
-            key = (point.arm, point.seed, point.metric, point.step)
+            key = (point.arm, point.vae_seed, point.seed, point.metric, point.step)
             if key in seen:
                 raise ValueError(f"two values for one point of a curve: {key}")
             seen.add(key)
@@ -129,6 +132,11 @@ class ComparisonResults:
         return self.arms[1:]
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """(seed of the autoencoder, seed of the transformer) of each training that all arms went through."""
+        return tuple(itertools.product(self.vae_seeds, self.seeds))
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics with a curve, in the order in which they came."""
         return tuple(dict.fromkeys(point.metric for point in self.curves))
@@ -137,9 +145,10 @@ class ComparisonResults:
         """The arm of that name. Raises KeyError."""
         return {arm.name: arm for arm in self.arms}[name]
 
-    def curve(self, arm: str, seed: int, metric: str) -> list[CurvePoint]:
-        """The evaluations of one run, by step."""
-        points = (p for p in self.curves if (p.arm, p.seed, p.metric) == (arm, seed, metric))
+    def curve(self, arm: str, seed: int, metric: str, vae_seed: int | None = None) -> list[CurvePoint]:
+        """The evaluations of one run, by step; of the first autoencoder where no `vae_seed` is given."""
+        run = (self.vae_seeds[0] if vae_seed is None else vae_seed, seed)
+        points = (p for p in self.curves if (p.arm, p.metric) == (arm, metric) and (p.vae_seed, p.seed) == run)
         return sorted(points, key=lambda point: point.step)
 
     def to_json(self, **derived: Any) -> str:
@@ -166,12 +175,12 @@ class ComparisonResults:
             raise UserError(f"not the results of a comparison: no JSON ({error}); write it again") from None
 
     def to_csv(self) -> str:
-        """All curves as CSV: arm, seed, metric, step, value, low, high (empty: not measured)."""
+        """All curves as CSV: arm, vae_seed, seed, metric, step, value, low, high (empty: not measured)."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("arm", "seed", "metric", "step", "value", "low", "high"))
+        writer.writerow(("arm", "vae_seed", "seed", "metric", "step", "value", "low", "high"))
         for p in self.curves:
-            writer.writerow((p.arm, p.seed, p.metric, p.step, p.value, p.low, p.high))
+            writer.writerow((p.arm, p.vae_seed, p.seed, p.metric, p.step, p.value, p.low, p.high))
         return text.getvalue()
 
 

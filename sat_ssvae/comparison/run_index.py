@@ -23,12 +23,16 @@ class TrainedTransformer(Config):
     """Name of the arm."""
     seed: int
     """Of the transformer's training."""
+    vae_seed: int = 0
+    """Of the autoencoder's training."""
     folder: str
     """Where `load_dit` finds it."""
     autoencoder: str
     """What `open_autoencoder` takes."""
     weights: str
     """`weights_digest` of that autoencoder."""
+    diffusion: DiffusionProcess
+    """The process that it denoises."""
     latent_mean: tuple[float, ...]
     """Of each channel of the training latents."""
     latent_std: tuple[float, ...]
@@ -40,8 +44,6 @@ class RunIndex(Config):
 
     clips: ClipsConfig
     """What the transformers were trained on."""
-    diffusion: DiffusionProcess
-    """The process that they denoise."""
     text_length: int
     """Tokens of a caption, for those trained with text."""
     transformers: tuple[TrainedTransformer, ...]
@@ -65,7 +67,7 @@ class RunIndex(Config):
             what = "no finished transformer there" if folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {what}; give the --output of a `sat-ssvae compare` that trained one") from None
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: not readable ({error}); run the comparison again to write it anew") from None
+            raise UserError(f"{path}: not readable ({error}); run the comparison again to rewrite it") from None
 
     def find(self, arm: str, seed: int | None = None) -> TrainedTransformer:
         """The transformer of an arm, the first one if no seed is given.

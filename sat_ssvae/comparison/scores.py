@@ -31,12 +31,14 @@ def is_scored(folder: Path, steps: Iterable[int]) -> bool:
     return all((folder / f"step_{step}.json").exists() for step in steps)
 
 
-def read_curves(folder: Path, arm: str, seed: int, steps: Iterable[int]) -> list[CurvePoint]:
+def read_curves(folder: Path, arm: str, seed: int, steps: Iterable[int], vae_seed: int = 0) -> list[CurvePoint]:
     """The scores of these steps as points of the arm's curves."""
     points = []
     for step in steps:
         values = json.loads((folder / f"step_{step}.json").read_text(encoding="utf-8"))
-        points += [CurvePoint(arm, seed, metric, step, **estimate) for metric, estimate in values.items()]
+        points += [
+            CurvePoint(arm, seed, metric, step, **estimate, vae_seed=vae_seed) for metric, estimate in values.items()
+        ]
     return points
 
 

@@ -10,7 +10,7 @@ alone, so that two arms, and two steps of one arm, differ in the latents and the
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from pydantic import Field
@@ -206,11 +206,8 @@ def arm_result(
     quality: Mapping[str, Tensor],
     config: EvaluationConfig,
     loss_floor: float,
-    *,
-    vae: dict[str, Any],
-    training: dict[str, Any],
 ) -> ArmResult:
-    """What was measured on an autoencoder alone; `compared` adds what the baseline is needed for."""
+    """What was measured on an autoencoder alone, without its description; `compared` adds what needs the baseline."""
     correlation = local_correlation(train.latents).mean
     reconstruction = {metric: mean_estimate(values) for metric, values in quality.items()}
     if correlation is not None:
@@ -218,8 +215,8 @@ def arm_result(
     loss_floors = {"loss": Estimate(loss_floor), "loss_above_floor": Estimate(0.0)}
     return ArmResult(
         name=name,
-        vae=vae,
-        training=training,
+        vae={},
+        training={},
         reconstruction=reconstruction,
         floors=distance_floors(arm, config) | loss_floors,
         dct_amplitude=tuple(dct_amplitude(train.latents).tolist()),

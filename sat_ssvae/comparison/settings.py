@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ..config import Config
+from ..diffusion.process import FlowMatching
 from ..diffusion.training import DiTTrainConfig
 from ..errors import UserError
 from .scoring import ScoringConfig
@@ -51,23 +52,37 @@ class ArmConfig(Config):
     """Keys of `sat-ssvae train`'s configuration that differ from `vae`."""
     checkpoint: str | None = None
     """An autoencoder to load instead of training one: an SSVAE's path, or KIND:PATH_OR_ID for one of diffusers."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """Trainings one after the other instead of the comparison's `stages`."""
 
 
 class CompareConfig(Config):
     """A comparison; the presets are sat_ssvae/configs/compare_*.yaml."""
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of the transformer: its initial weights, order of the clips and noise. The autoencoders have one seed."""
+    """Seeds of the transformer: its initial weights, order of the clips and noise."""
+    vae_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of the autoencoders' training; every arm is trained once with each, and transformers for each of these.
+    With several, the intervals hold what another training of the autoencoders would change."""
     caveat: str = ""
     """A warning at the top of report and summary."""
     data: ClipsConfig = ClipsConfig()
     """The clips that are cut out of the videos."""
     vae: dict[str, Any]
     """Settings of `sat-ssvae train` that all arms share."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """Trainings of an autoencoder one after the other: settings over `vae` and the arm's. Each starts from the weights
+    of the one before, as `{max_steps: 1500, freeze_encoder: true, lmr_mask_ratio: 0}` trains the decoder on alone.
+    Empty for one training."""
     arms: dict[str, ArmConfig]
     """By name; the first is the baseline."""
     transformer: DiTTrainConfig
     """The transformer and its training, the same for all arms."""
+    shifts: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Timestep shifts of flow matching that every arm tries on its first autoencoder; see `comparison/shifts.py` for
+    which one it keeps. Empty keeps the transformer's own."""
+    shift_seed: int = Field(default=1000, ge=0)
+    """Seed of the transformers that try shifts; must not be among `seeds`."""
     scoring: ScoringConfig = ScoringConfig()
     """How much is scored."""
     text_length: int = Field(default=32, gt=0)
@@ -83,6 +98,20 @@ class CompareConfig(Config):
             raise ValueError("a comparison needs two arms or more, the baseline first")
         if not self.transformer.evaluation_steps:
             raise ValueError("transformer.evaluation_steps must name the steps at which samples are scored")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_and_shifts_fit(self) -> "CompareConfig":
+        parts = [self.vae, *self.stages, *(part for arm in self.arms.values() for part in (arm.settings, *arm.stages))]
+        if any("seed" in part for part in parts):
+            raise ValueError("an autoencoder's `seed` is given by vae_seeds, the same for all arms")
+        given = [name for name, arm in self.arms.items() if arm.checkpoint is not None]
+        if given and len(self.vae_seeds) > 1:
+            raise ValueError(f"arm {given[0]} is not trained here, so it has no vae_seeds; give one vae_seed")
+        if self.shifts and self.shift_seed in self.seeds:
+            raise ValueError(f"shift_seed = {self.shift_seed} is one of `seeds`; choose one that serves nothing else")
+        if self.shifts and not isinstance(self.transformer.diffusion, FlowMatching):
+            raise ValueError("shifts are those of flow matching; v-prediction has transformer.diffusion.shift_scale")
         return self
 
 

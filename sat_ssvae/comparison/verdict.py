@@ -218,11 +218,11 @@ def quality_name(metric: str, *, arrow: bool = True) -> str:
 def _convergence(
     results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], conclusion: Conclusion, doubt: str
 ) -> str:
-    base, seeds = results.baseline.name, len(results.seeds)
+    base = results.baseline.name
     if conclusion in ("no evidence", "not judgeable"):
         why = doubt or _why_none(read)
         return f"Whether diffusion converges faster on {candidate} or on {base} cannot be judged: {why}."
-    once = seeds == 1
+    once = len(results.runs) == 1
     verb = "converged" if once else "converges"
     counted = evidence(read)
     outcomes = {s.outcome for s in counted}
@@ -239,11 +239,11 @@ def _convergence(
         lead = f"{faster if 'faster' in outcomes else slower} by some sample distances, though by fewer than half"
     if once:
         lead = f"In this one run {lead[0].lower()}{lead[1:]}"
-    scope = (
-        "one seed, so the intervals hold the evaluation's noise and not another run's"
-        if once
-        else f"{seeds} seeds, 95 % intervals"
-    )
+    scope = "one seed, so the intervals hold the evaluation's noise and not another run's"
+    if not once:
+        vaes = len(results.vae_seeds)
+        scope = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}, 95 % intervals"
+        scope = f"{vaes} autoencoders an arm, {scope}" if vaes > 1 else scope
     return f"{lead}: of {len(counted)} sample distance{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
 
 
@@ -313,7 +313,7 @@ def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]
     if worse and better:
         text = f"By some measures {candidate} reconstructs better and by others worse than {base} ({numbers})"
     elif worse:
-        text = f"{candidate} reconstructs worse ({numbers}), so part of any ease may be bought with blur"
+        text = f"{candidate} reconstructs worse ({numbers}), so part of any speed-up may come from blur"
     elif better:
         text = f"{candidate} also reconstructs better ({numbers})"
     elif all(sign is None for sign in signs):

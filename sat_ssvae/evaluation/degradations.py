@@ -1,7 +1,7 @@
-"""Ways to spoil a video, for measuring how well it is restored.
+"""Controlled degradations of a video, to measure how well it can be restored.
 
     degrade = Degradation.parse("noise:25")
-    spoiled = degrade(video, fps=8, generator=generator)        # C T H W in [-1, 1]
+    degraded = degrade(video, fps=8, generator=generator)        # C T H W in [-1, 1]
 
 `noise:SIGMA` adds Gaussian noise of SIGMA of 255 grey levels to every pixel; `blur:FACTOR` scales down by FACTOR and up
 again (bicubic, anti-aliased); `compress:CRF` is a round trip through H.264 at that constant rate factor, 0 to 51.
@@ -47,7 +47,7 @@ class Degradation(NamedTuple):
         return f"{self.kind}:{self.amount:g}"
 
     def __call__(self, video: Tensor, fps: float, generator: torch.Generator) -> Tensor:
-        """The spoiled video, as `video` `C T H W` float32 in [-1, 1]; `generator` draws the noise."""
+        """The degraded video, like `video` `C T H W` float32 in [-1, 1]; `generator` draws the noise."""
         if self.kind == "noise":
             noise = torch.randn(video.shape, generator=generator)
             return (video + noise * (self.amount / 127.5)).clamp(-1, 1)

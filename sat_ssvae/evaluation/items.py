@@ -40,7 +40,7 @@ R = TypeVar("R", bound=Record)
 
 
 def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
-    """The videos of a file, a folder, or shards; what is none is added to `skipped`.
+    """The videos of a file, a folder, or shards; anything else is added to `skipped`.
 
     Raises:
         UserError: there is no such file or folder, or it holds neither videos nor shards.

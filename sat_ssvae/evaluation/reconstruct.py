@@ -115,7 +115,7 @@ class ReconstructionReport:
     rfvd: VideoDistance | None = None
 
     def totals(self) -> dict[str, float]:
-        """Means over videos, each counting once whatever its length."""
+        """Means over videos, each counted once, whatever its length."""
         return {name: float(np.mean([clip.scores[name] for clip in self.clips])) for name in self.clips[0].scores}
 
 

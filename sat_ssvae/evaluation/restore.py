@@ -5,7 +5,7 @@
 
 A video is read as the comparison's clips were, at their size and frame rate: the transformer knows no other. It is cut
 into windows of a clip's length. Each is encoded, noised to the level `strength`, denoised from there, and decoded;
-windows overlap and are cross-faded. Beside the restored video stands what the autoencoder alone makes of it.
+windows overlap and are cross-faded. The plain reconstruction by the autoencoder is shown beside the restored video.
 """
 
 from collections import defaultdict
@@ -136,7 +136,7 @@ class Restorer:
             encoder = TextEncoder(fetch("minilm"), device)
         stats = LatentStats(torch.tensor(trained.latent_mean), torch.tensor(trained.latent_std))
         vae = vae.to(device).eval()
-        return cls(trained, index.clips, index.diffusion, vae, stats, model, encoder, index.text_length, device)
+        return cls(trained, index.clips, trained.diffusion, vae, stats, model, encoder, index.text_length, device)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -336,7 +336,7 @@ class _Job:
 
 
 def view_names(config: RestoreConfig, scored: bool) -> list[str]:
-    """Names of the views of a video, in the order in which they stand side by side."""
+    """Names of the views of a video, in side-by-side order."""
     return [*([ORIGINAL] if scored else []), INPUT, ROUND_TRIP, *map(strength_name, config.strengths)]
 
 

@@ -184,7 +184,7 @@ def _read_answer(response: str, max_tokens: int) -> Answer:
         thoughts = [_joined(message.get(name)) for name in ("reasoning_content", "reasoning")]
     except (ValueError, LookupError, TypeError, AttributeError):
         raise RequestFailed(f"no chat completion in the response: {_shortened(response)}") from None
-    # After the thinking, where that stands in the answer; what is thought but not closed yet is no answer.
+    # The text after the reasoning; reasoning that was never closed is no answer.
     spoken = content.rpartition("</think>")[2].partition("<think>")[0]
     texts = tuple(text for text in (spoken, *thoughts) if text.strip())
     used = (body.get("usage") or {}).get("completion_tokens") or 0

@@ -136,7 +136,7 @@ def parse_answer(answer: str, version: RewardVersion) -> dict[str, float]:
     """The ratings in an answer by axis, and version 1's `final` where it is there.
 
     Understood are lines such as `**Alignment Score (1-5):** 2.40` or `Alignment: 4 out of 5`, rows or columns of a
-    Markdown table, and JSON, whatever stands around them. Of an axis that is rated several times (a model that thinks
+    Markdown table, and JSON, whatever surrounds them. Of an axis that is rated several times (a model that thinks
     aloud) the last rating counts.
 
     Raises:

@@ -192,7 +192,7 @@ class _Features(nn.Module, abc.ABC):
     batch_size: int
 
     def train(self, mode: bool = True) -> "_Features":
-        """Stay in evaluation mode, whatever module this one is part of."""
+        """Stay in evaluation mode, even when a parent module is set to training."""
         return super().train(False)
 
     def _freeze(self) -> None:
@@ -223,7 +223,7 @@ class FrameFeatures(_Features):
     """Appearance of a clip: EfficientNet-lite0's 1280 pooled features, averaged over some of its frames.
 
     Args:
-        frames: how many frames of a clip are looked at, evenly spaced from first to last (1: the middle one).
+        frames: how many frames of a clip are used, evenly spaced from first to last (1: the middle one).
         resolution: side in pixels that frames are scaled to; 224 is what the network was trained at, and
             costs four times as much as 112.
         batch_size: clips at a time, without influence on the features; 4 suits a CPU's cache.

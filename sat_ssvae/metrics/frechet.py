@@ -58,16 +58,16 @@ class I3D:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{self.path}: cannot be called as FVD's I3D is ({reason})") from None
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(clips):
-            raise UserError(f"{self.path}: does not give one feature vector a clip, so it is not FVD's I3D")
+            raise UserError(f"{self.path}: does not return one feature vector per clip, so it is not FVD's I3D")
         return features.float().cpu()
 
 
 class ClipCollector:
-    """Cuts a video that comes in pieces into clips one after the other and keeps their features.
+    """Splits a video, which arrives in pieces, into consecutive clips and collects their features.
 
     Args:
         i3d: the network.
-        frames: in a clip; what is left at the end of the video is not looked at.
+        frames: in a clip; an incomplete clip at the end of the video is dropped.
     """
 
     def __init__(self, i3d: I3D, frames: int) -> None:

@@ -27,7 +27,7 @@ class MeanInterval:
 def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> MeanInterval:
     """Mean with the percentile bootstrap's interval (Efron 1979): 95 % of the resamples' means lie within it.
 
-    The values must be independent, one a video or one a pair of videos. Equal seeds give equal intervals.
+    The values must be independent, one per video or pair of videos. Equal seeds give equal intervals.
 
     Raises:
         ValueError: there are no values.

@@ -100,7 +100,7 @@ class Perceptual(nn.Module):
     """Name of the distance in tables of scores."""
 
     def train(self, mode: bool = True) -> "Perceptual":
-        """Stay in evaluation mode (no dropout in the distance), whatever module this one is part of."""
+        """Stay in evaluation mode (no dropout in the distance), even when a parent module is set to training."""
         return super().train(False)
 
 

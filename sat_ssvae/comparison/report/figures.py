@@ -211,7 +211,7 @@ def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: Arm) -> None:
-    curves = [results.curve(arm.name, seed, metric) for seed in results.seeds]
+    curves = [results.curve(arm.name, seed, metric, vae_seed) for vae_seed, seed in results.runs]
     curves = [curve for curve in curves if curve]
     if not curves:
         return

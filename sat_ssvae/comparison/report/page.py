@@ -180,7 +180,7 @@ def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
     headline = _HEADLINES[verdict.conclusion]
     if verdict.conclusion == "undecided":
         headline = next((f"{name.capitalize()} by some" for name in ("faster", "slower") if name in outcomes), headline)
-    once = len(results.seeds) == 1 and verdict.counted and verdict.conclusion != "undecided"
+    once = len(results.runs) == 1 and verdict.counted and verdict.conclusion != "undecided"
     return {"verdict": verdict, "headline": headline + (" in this one run" if once else ""), "tiles": tiles}
 
 
@@ -319,9 +319,9 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     """What the numbers do not say, as far as it depends on this comparison."""
     read = [s for verdict in verdicts for s in verdict.speed_ups]
     limits = []
-    if len(results.seeds) == 1:
+    if len(results.runs) == 1:
         limits.append("One seed: the intervals hold the evaluation's noise only. Another seed may give another result.")
-    else:
+    elif len(results.vae_seeds) == 1:
         limits.append(
             f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so"
             " the intervals do not hold what another training of the VAEs would change."
