@@ -12,8 +12,7 @@ from sat_ssvae.comparison.experiment import compare
 from sat_ssvae.comparison.results import ComparisonResults
 from sat_ssvae.comparison.run_index import RunIndex
 from sat_ssvae.comparison.settings import ClipSource, CompareConfig
-from sat_ssvae.comparison.summary import summary_table
-from sat_ssvae.comparison.verdict import judge
+from sat_ssvae.comparison.verdict import judge, summary_table
 from sat_ssvae.config import load_config, packaged, parse_config, read_yaml
 from sat_ssvae.diffusion.transformer import DiTConfig
 from sat_ssvae.errors import UserError

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from sat_ssvae.comparison.analysis import Estimate, SpeedUp
 from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR
-from sat_ssvae.comparison.summary import summary_table
 from sat_ssvae.comparison.verdict import (
     conclude,
     describe,
@@ -17,6 +16,7 @@ from sat_ssvae.comparison.verdict import (
     ratio,
     reconstruction_verdict,
     speed_up_text,
+    summary_table,
 )
 
 from .comparisons import DECODED, DENOISING, SAMPLES, arm_result, comparison

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from ..comparison.bookkeeping import Stopwatch, content
 from ..comparison.report.page import write_report
-from ..comparison.report.pictures import Pictures
+from ..comparison.report.pictures import Pictures, as_pictures
 from ..comparison.results import ComparisonResults, CurvePoint
-from ..comparison.scores import as_pictures, is_scored, read_curves, read_samples
+from ..comparison.score_files import is_scored, read_curves, read_samples
 from ..comparison.scoring import EvaluationConfig, compared
 from ..config import Config, fingerprint
 from ..errors import UserError

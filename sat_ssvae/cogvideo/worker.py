@@ -22,8 +22,9 @@ from pydantic import Field, JsonValue, TypeAdapter
 from torch import Tensor, nn
 
 from ..comparison.bookkeeping import machine
+from ..comparison.report.pictures import spread
 from ..comparison.results import ArmResult
-from ..comparison.scores import is_scored, spread, write_scores
+from ..comparison.score_files import is_scored, write_scores
 from ..comparison.scoring import (
     ArmReference,
     EvaluationConfig,

@@ -145,7 +145,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from ..cogvideo.launch import Launch
     from ..cogvideo.native_arms import read_arms
     from ..cogvideo.native_comparison import CogVideoComparison, compare
-    from ..comparison.summary import summary_table
+    from ..comparison.verdict import summary_table
     from ..config import load_config
 
     sat, output = _sat_folder(options.cogvideo), options.output.resolve()

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the experiment and print its summary."""
     from ..comparison.experiment import compare
     from ..comparison.settings import ClipSource, CompareConfig
-    from ..comparison.summary import summary_table
+    from ..comparison.verdict import summary_table
     from ..distributed import default_device
 
     path = options.config or packaged(f"compare_{options.preset}.yaml")

@@ -38,10 +38,10 @@ from .arms import absolute, common_patches, given_identity, latent_sizes, open_g
 from .bookkeeping import Stopwatch, content, machine
 from .pooling import pooled
 from .report.page import write_report
-from .report.pictures import Pictures
+from .report.pictures import Pictures, as_pictures, spread
 from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
-from .scores import as_pictures, is_scored, read_curves, read_samples, spread, write_scores
+from .score_files import is_scored, read_curves, read_samples, write_scores
 from .scoring import (
     ArmReference,
     DiTGenerator,

@@ -335,6 +335,28 @@ def _blur(read: Sequence[SpeedUp]) -> str:
     return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of {each} is the VAE's floor"
 
 
+def summary_table(results: ComparisonResults) -> str:
+    """Speed-ups, reconstruction quality and verdict as plain text, for the terminal; the report holds the rest."""
+    lines = [*results.warnings, ""] if results.warnings else []
+    for candidate in results.candidates:
+        verdict = judge(results, candidate.name)
+        lines.append(f"{candidate.name} against {results.baseline.name}")
+        if verdict.conclusion != "not judgeable":  # its numbers would be read as results
+            lines += [_speed_up_line(read, verdict) for read in verdict.speed_ups]
+        for metric, estimate in candidate.reconstruction.items():
+            ours = quality_text(metric, estimate)
+            theirs = results.baseline.reconstruction.get(metric)
+            against = f" ({results.baseline.name} {quality_text(metric, theirs)})" if theirs else ""
+            lines.append(f"  {quality_name(metric):<72} {ours}{against}")
+        lines += ["", *verdict.sentences, ""]
+    return "\n".join(lines).rstrip()
+
+
+def _speed_up_line(read: SpeedUp, verdict: Verdict) -> str:
+    note = "" if read in verdict.counted else " - measures blur" if read.measures_blur else " - no evidence"
+    return f"  {'speed-up: ' + describe(read.metric).label:<72} {speed_up_text(read)}{note}"
+
+
 def percent(share: float) -> str:
     """`81 %`."""
     return f"{100 * share:.0f} %"

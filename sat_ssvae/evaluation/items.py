@@ -24,8 +24,8 @@ class Item(NamedTuple):
     caption: str = ""
 
 
-class Record(Protocol):
-    """What was done with an item: a dataclass of plain values; `key` says from what and how."""
+class ItemResult(Protocol):
+    """The result for an item: a dataclass of plain values; `key` identifies the input and the settings."""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class Record(Protocol):
         """A fingerprint."""
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=ItemResult)
 
 
 def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:

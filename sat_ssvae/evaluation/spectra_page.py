@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from ..comparison.report.figures import amplitude_figure, arms_of, robustness_figure, variance_figure
+from ..comparison.report.figures import amplitude_figure, arm_styles, robustness_figure, variance_figure
 from .spectra import LatentSpectra
 
 _TEMPLATE = Path(__file__).with_name("spectrum.html.j2")
@@ -82,7 +82,7 @@ def _render(results: SpectraResults, figures: Sequence[bytes]) -> str:
     header, *rows = table(results)
     values: dict[str, Any] = {
         "results": results,
-        "colours": {arm.name: arm.colour for arm in arms_of(results)},
+        "colours": {arm.name: arm.colour for arm in arm_styles(results)},
         "figures": [f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in figures],
         "header": header,
         "rows": rows,

@@ -75,7 +75,7 @@ class Spectra(Protocol):
         """The autoencoders; the first is the baseline."""
 
 
-class Arm(NamedTuple):
+class ArmStyle(NamedTuple):
     """How one arm is drawn."""
 
     name: str
@@ -83,10 +83,11 @@ class Arm(NamedTuple):
     marker: str
 
 
-def arms_of(results: Spectra) -> list[Arm]:
+def arm_styles(results: Spectra) -> list[ArmStyle]:
     """Colour and marker by position: the baseline is always blue circles."""
     return [
-        Arm(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(results.arms)
+        ArmStyle(arm.name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, arm in enumerate(results.arms)
     ]
 
 
@@ -109,7 +110,7 @@ def curve_figure(results: ComparisonResults, metric: str, read: Sequence[SpeedUp
         steps = [point.step for point in results.curves if point.metric == metric]
         _scale_steps(axes, steps)
         _scale_scores(axes, results, metric)
-        for arm in arms_of(results):
+        for arm in arm_styles(results):
             _draw_arm(axes, results, metric, arm)
         _draw_floors(axes, results, metric)
         drawn = next((s for s in read if s.metric == metric and s.status == "measured"), None)
@@ -127,7 +128,7 @@ def amplitude_figure(results: Spectra) -> bytes:
     """Mean absolute DCT coefficient over the DC's, in zigzag order of spatio-temporal frequency."""
     with _axes(5.2, 3.5) as (figure, axes):
         axes.set_title("Spatio-temporal spectrum of the latents\nfaster decay: smoother, biased to low frequencies")
-        for arm, one in zip(results.arms, arms_of(results), strict=True):
+        for arm, one in zip(results.arms, arm_styles(results), strict=True):
             axes.plot(range(len(arm.dct_amplitude)), arm.dct_amplitude, color=one.colour, label=one.name, lw=1.8)
             _mark(axes, range(len(arm.dct_amplitude)), arm.dct_amplitude, one)
         axes.set_yscale("log")
@@ -142,7 +143,7 @@ def variance_figure(results: Spectra) -> bytes:
     """Share of the channels' variance that the largest components explain."""
     with _axes(5.2, 3.5) as (figure, axes):
         axes.set_title("Channel spectrum of the latents\nhigher: few modes carry the signal")
-        for arm, one in zip(results.arms, arms_of(results), strict=True):
+        for arm, one in zip(results.arms, arm_styles(results), strict=True):
             components = range(1, len(arm.explained_variance) + 1)
             axes.plot(components, arm.explained_variance, color=one.colour, label=one.name, lw=1.8)
             _mark(axes, components, arm.explained_variance, one)
@@ -159,7 +160,7 @@ def robustness_figure(results: Spectra, psnr: Sequence[Mapping[float, float]], t
     """PSNR (dB) of each arm against the strength of a disturbance; `psnr` has the arms' order."""
     with _axes(5.2, 3.5) as (figure, axes):
         axes.set_title(title)
-        for one, scores in zip(arms_of(results), psnr, strict=True):
+        for one, scores in zip(arm_styles(results), psnr, strict=True):
             style: Any = {"color": one.colour, "marker": one.marker, "mec": "white", "lw": 1.8}
             axes.plot(list(scores), list(scores.values()), label=one.name, **style)
         axes.set_xlabel(label)
@@ -172,7 +173,7 @@ def robustness_figure(results: Spectra, psnr: Sequence[Mapping[float, float]], t
 def speed_up_figure(results: ComparisonResults, verdicts: Sequence[Verdict]) -> bytes:
     """All speed-ups with their intervals, one row a metric; right of the line the candidate is faster."""
     rows = [(verdict, read) for verdict in verdicts for read in verdict.speed_ups]
-    colours = {arm.name: arm for arm in arms_of(results)}
+    colours = {arm.name: arm for arm in arm_styles(results)}
     with _axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axes):
         limit = axis_limit([read for _, read in rows])
         axes.set_title("Speed-up to the baseline's final score, with 95 % intervals")
@@ -210,7 +211,7 @@ def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: Arm) -> None:
+def _draw_arm(axes: Axes, results: ComparisonResults, metric: str, arm: ArmStyle) -> None:
     curves = [results.curve(arm.name, seed, metric, vae_seed) for vae_seed, seed in results.runs]
     curves = [curve for curve in curves if curve]
     if not curves:
@@ -243,7 +244,7 @@ def _draw_floors(axes: Axes, results: ComparisonResults, metric: str) -> None:
 
     A logarithmic axis has no place for a floor at or below 0, and none worth its height for one far below the curves.
     """
-    floors = [(arm, results.arm(arm.name).floors.get(metric)) for arm in arms_of(results)]
+    floors = [(arm, results.arm(arm.name).floors.get(metric)) for arm in arm_styles(results)]
     drawn = sorted(((floor.value, arm) for arm, floor in floors if floor is not None), reverse=True)
     if axes.get_yscale() == "log":
         lowest = axes.get_ylim()[0] / 10
@@ -284,7 +285,7 @@ def _or_nan(value: float | None) -> float:
 def _draw_speed_up(axes: Axes, results: ComparisonResults, read: SpeedUp) -> None:
     """A dotted line at the target with an arrow from the baseline's steps to the candidate's."""
     assert read.target is not None and read.baseline_steps and read.candidate_steps and read.value
-    colour = next(arm.colour for arm in arms_of(results) if arm.name == read.candidate)
+    colour = next(arm.colour for arm in arm_styles(results) if arm.name == read.candidate)
     axes.axhline(read.target, color=QUIET, lw=0.9, ls=":")
     ends = (read.candidate_steps, read.target), (read.baseline_steps, read.target)
     axes.annotate("", xy=ends[0], xytext=ends[1], arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.6})
@@ -306,7 +307,7 @@ def _draw_speed_up(axes: Axes, results: ComparisonResults, read: SpeedUp) -> Non
     )
 
 
-def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: Arm, alpha: float) -> None:
+def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: ArmStyle, alpha: float) -> None:
     style: dict[str, Any] = {"color": arm.colour, "alpha": alpha}
     if read.low is not None and read.high is not None:
         axes.plot([max(read.low, 1 / limit), min(read.high, limit)], [y, y], lw=2.6, solid_capstyle="butt", **style)
@@ -321,7 +322,7 @@ def _draw_interval(axes: Axes, y: int, read: SpeedUp, limit: float, arm: Arm, al
         axes.annotate(text, (1.02, y), fontsize=8, color=QUIET, style="italic", **place)
 
 
-def _mark(axes: Axes, x: Sequence[float], y: Sequence[float], arm: Arm) -> None:
+def _mark(axes: Axes, x: Sequence[float], y: Sequence[float], arm: ArmStyle) -> None:
     """A few markers along a dense line."""
     every = max(1, len(y) // 8)
     axes.plot(x[::every], y[::every], ls="", marker=arm.marker, ms=5, mec="white", mew=0.6, color=arm.colour)

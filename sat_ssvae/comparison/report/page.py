@@ -34,7 +34,7 @@ from ..verdict import (
     reconstruction_verdict,
     span_text,
 )
-from .figures import amplitude_figure, arms_of, axis_limit, curve_figure, speed_up_figure, variance_figure
+from .figures import amplitude_figure, arm_styles, axis_limit, curve_figure, speed_up_figure, variance_figure
 from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, webp, write_clips
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -126,7 +126,7 @@ def render(
     return template.render(
         results=results,
         title=" / ".join(arm.name for arm in results.arms),
-        colours={arm.name: arm.colour for arm in arms_of(results)},
+        colours={arm.name: arm.colour for arm in arm_styles(results)},
         cards=[_card(results, verdict) for verdict in verdicts],
         tables=[_table(verdict) for verdict in verdicts],
         curves=_curves(results, figures),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...data.video_io import read_frames, to_unit_range, write_video
+from ...data.video_io import read_frames, to_uint8, to_unit_range, write_video
 
 COLUMNS = 4
 _CELL = 160
@@ -76,6 +76,16 @@ def png_still(clip: Tensor) -> bytes:
     data = io.BytesIO()
     Image.fromarray(clip[len(clip) // 2].numpy()).save(data, "PNG", optimize=True)
     return data.getvalue()
+
+
+def spread(clips: Tensor, count: int) -> Tensor:
+    """`count` of the clips as uint8, evenly spread: neighbours show the same scene."""
+    return to_uint8(clips[torch.linspace(0, len(clips) - 1, min(count, len(clips))).long()])
+
+
+def as_pictures(clips: Tensor) -> list[Tensor]:
+    """uint8 `N C T H W` as a list of `T H W C`."""
+    return list(clips.permute(0, 2, 3, 4, 1))
 
 
 def middle_frame(path: Path, frames: int, columns: int) -> list[Tensor]:

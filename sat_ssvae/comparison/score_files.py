@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.video_io import to_uint8
 from ..storage import save_tensors, write_text
+from .report.pictures import as_pictures
 from .results import CurvePoint, Estimate
 
 
@@ -45,13 +45,3 @@ def read_curves(folder: Path, arm: str, seed: int, steps: Iterable[int], vae_see
 def read_samples(folder: Path, steps: Iterable[int]) -> dict[int, Sequence[Tensor]]:
     """The samples to show of these steps, each uint8 `T H W C`."""
     return {step: as_pictures(load_file(folder / f"step_{step}.safetensors")["video"]) for step in steps}
-
-
-def spread(clips: Tensor, count: int) -> Tensor:
-    """`count` of the clips as uint8, evenly spread: neighbours show the same scene."""
-    return to_uint8(clips[torch.linspace(0, len(clips) - 1, min(count, len(clips))).long()])
-
-
-def as_pictures(clips: Tensor) -> list[Tensor]:
-    """uint8 `N C T H W` as a list of `T H W C`."""
-    return list(clips.permute(0, 2, 3, 4, 1))
