@@ -240,7 +240,7 @@ def test_a_full_disk_neither_stops_nor_delays_training_nor_its_end(tmp_path):
     done = subprocess.run(command, env=unmeasured(), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
-    assert "TensorBoard failed, training goes on without it" in line and "File too large" in line
+    assert "TensorBoard failed, training continues without it" in line and "File too large" in line
 
 
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, caplog):
@@ -250,7 +250,7 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, caplog):
         one.scalars(step, {"train/error": 0.5})
     one.close()
     (record,) = caplog.records
-    assert record.message.startswith("TensorBoard failed, training goes on without it")
+    assert record.message.startswith("TensorBoard failed, training continues without it")
 
 
 def test_tensorboard_learns_from_which_step_training_continued(tmp_path):
@@ -271,7 +271,7 @@ def test_what_fails_inside_is_one_warning(tiny_shards, tmp_path, monkeypatch, ca
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.log", broken)
     train(configured(tiny_shards, max_steps=4, monitor=monitored(tiny_shards, every=0)), tmp_path / "run", CPU)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["Weights & Biases failed, training goes on without it (no space left)"]
+    assert warnings == ["Weights & Biases failed, training continues without it (no space left)"]
     assert (tmp_path / "run" / "done").exists()
 
 
@@ -311,4 +311,4 @@ def test_a_killed_service_neither_stops_nor_delays_the_training(tiny_shards, tmp
     assert done.returncode == 0, done.stderr
     assert (run / "done").exists() and len(rows(run)) == 8
     assert "Traceback" not in done.stderr.partition("atexit")[0]  # where wandb's own hook misses its service
-    assert done.stderr.count("training goes on without it") == 1
+    assert done.stderr.count("training continues without it") == 1

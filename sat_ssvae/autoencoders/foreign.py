@@ -81,7 +81,9 @@ class DiffusersAutoencoder(nn.Module):
             )
         if not self._decodes(num_frames):
             longer = self._longer(num_frames)
-            raise UserError(f"{num_frames} frames: {self.name} does not decode so many; the next that fits is {longer}")
+            raise UserError(
+                f"{num_frames} frames: {self.name} does not decode that many; the next that fits is {longer}"
+            )
         return t, h, w
 
     def encode(self, x: Tensor, chunk_frames: int | None = None, tile_size: int | None = None) -> Posterior:
@@ -219,7 +221,7 @@ class DiffusersAutoencoder(nn.Module):
 
     @torch.no_grad()
     def _decodes(self, num_frames: int) -> bool:
-        """Whether so many frames come back from their latents: KVAE makes 18 of 21. Tried once, on tiny frames."""
+        """Whether as many frames come back from their latents: KVAE makes 18 of 21. Tried once, on tiny frames."""
         if num_frames not in self._tried:
             video = _noise(1, 3, num_frames, self.min_size, self.min_size + self.spatial_factor)
             video = video.to(next(self.parameters()))
@@ -235,7 +237,9 @@ class DiffusersAutoencoder(nn.Module):
         for steps in range(_MOST_STEPS):
             if self._decodes(longer := num_frames + steps * self.frame_step):
                 return longer
-        raise UserError(f"{num_frames} frames: {self.name} decodes neither so many nor the next {_MOST_STEPS} lengths")
+        raise UserError(
+            f"{num_frames} frames: {self.name} decodes neither that many nor the next {_MOST_STEPS} lengths"
+        )
 
     def _check(self, decoded: Tensor, video: Tensor) -> None:
         if decoded.shape != video.shape:

@@ -36,7 +36,7 @@ def era_of(sat: Path) -> Era:
 
 
 def checkout_era(files: Sequence[Path]) -> Era | None:
-    """The version of CogVideoX in the working directory, or else where `files` come from; None where there is none."""
+    """The version of CogVideoX in the working directory, or else where `files` come from; None if there is none."""
     for folder in (Path.cwd(), *(file.resolve().parent.parent for file in files)):
         if (folder / "diffusion_video.py").is_file():
             return era_of(folder)

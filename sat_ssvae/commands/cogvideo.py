@@ -173,7 +173,7 @@ def _find(path: Path, sat: Path) -> Path:
 
 
 def _interpreter(command: str) -> tuple[str, ...]:
-    """The words of --python; files get absolute paths, with links kept, since a virtual environment is told by them."""
+    """The words of --python; files get absolute paths, with links kept, because they identify a virtual environment."""
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -174,7 +174,7 @@ def read_records(store: Store, on_skip: OnSkip) -> Iterator[Fields]:
 
 
 def meta_file(tar: Path) -> Path:
-    """Where the meta file of a tar lies."""
+    """Path of the meta file of a tar."""
     return tar.with_name(tar.stem + META_SUFFIX)
 
 

@@ -101,7 +101,7 @@ def cached_samples(
     """What `list_samples` gives, out of the cache as long as no meta file changes.
 
     Args:
-        stores: where they lie; folders of videos are always listed anew.
+        stores: where they are; folders of videos are always listed again.
         filters: as for `list_samples`.
         on_skip: receives what is left out, also where it was left out when the cache was made.
         write: keep a new listing of many samples.
@@ -128,7 +128,7 @@ def cached_samples(
 
 
 def _read(file: Path, names: Sequence[str], marks: str, on_skip: OnSkip) -> Samples | None:
-    """The listing in a file; None where there is none of these meta files, or a damaged one."""
+    """The listing in a file; None if there is none of these meta files, or a damaged one."""
     try:
         with file.open("rb") as source, np.load(source) as content:
             columns = dict(content)
@@ -146,7 +146,7 @@ def _read(file: Path, names: Sequence[str], marks: str, on_skip: OnSkip) -> Samp
 
 
 def _mark(store: Store) -> list[Any]:
-    """Changes when a store's meta file does, or its tar, where there is no meta file."""
+    """Changes when a store's meta file does, or its tar, if there is no meta file."""
     for path in (meta_file(store.path), store.path):
         with contextlib.suppress(OSError):
             status = path.stat()

@@ -68,14 +68,14 @@ class _Expendable:
             yield
         except Exception as error:
             self._sink = None
-            logger.warning("%s failed, training goes on without it (%s)", self.title, _one_line(error))
+            logger.warning("%s failed, training continues without it (%s)", self.title, _one_line(error))
 
 
 class _EventFile:
     """An event file for tensorboardX's writer thread, which it opens and writes to as to its S3 or GCS files.
 
-    An error would end that thread, nothing would empty its queue any more, and training or the end of the process would
-    wait for ever. So an error is kept for `check` instead, and what follows is dropped.
+    An error would end that thread, nothing would empty its queue, and training or the end of the process would
+    wait forever. So an error is kept for `check` instead, and what follows is dropped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -229,7 +229,7 @@ class WeightsAndBiases(_Expendable):
 
 
 def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
-    """Begin the run or continue it; None where wandb is not installed."""
+    """Begin the run or continue it; None if wandb is not installed."""
     try:
         import wandb
     except ImportError as error:

@@ -160,7 +160,7 @@ def show(results: ComparisonResults, pictures: Pictures) -> dict[str, list[Shown
             after = ", ".join(f"{step:,}" for step in steps)
             firsts = [clips[0] for clips in steps.values()]
             progress.append(grid(f"{arm.name}: one sample after {after} steps", firsts, len(firsts)))
-    titled = {"Held-out clips": rebuilt, "Generated": samples, "The same noise as training goes on": progress}
+    titled = {"Held-out clips": rebuilt, "Generated": samples, "The same noise, step by step": progress}
     return {title: grids for title, grids in titled.items() if grids}
 
 
