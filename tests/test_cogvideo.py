@@ -300,6 +300,12 @@ def compare_convergence(world, folder, era, stock, overlay):
     return done.stdout
 
 
+def written_files(out):
+    """Every file of the comparison's stages but the report, and when it was written."""
+    paths = [path for stage in ("initial", "training", "scores") for path in (out / stage).rglob("*")]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
 def numbers(value):
     """All numbers in a JSON document."""
     if isinstance(value, dict):
@@ -347,10 +353,6 @@ def test_the_comparison_on_its_own_training(world, tmp_path, era, stock, overlay
     logs = list(out.glob("training/*/train.log"))
     assert len(logs) == 2 and all(f"successfully loaded {start}" in log.read_text() for log in logs)
 
-    def work():
-        paths = [path for stage in ("initial", "training", "scores") for path in (out / stage).rglob("*")]
-        return {path: path.stat().st_mtime_ns for path in paths}
-
-    before = work()
+    before = written_files(out)
     compare_convergence(world, tmp_path, era, stock, overlay)
-    assert work() == before
+    assert written_files(out) == before
