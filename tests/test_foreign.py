@@ -229,6 +229,24 @@ def test_shift_and_scale_and_statistics_together():
         adapt(both)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"latents_mean": [[1.0], [1.0, 2.0]], "latents_std": [1.0] * 4},
+        {"latents_mean": "zero", "latents_std": [1.0] * 4},
+        {"scaling_factor": [1.0, 2.0]},
+        {"latents_mean": [1.0] * 5, "latents_std": [1.0] * 4},
+        {"latents_mean": [math.nan] * 4, "latents_std": [1.0] * 4},
+    ],
+)
+def test_statistics_that_make_no_sense_are_one_line(values):
+    model = foreign_models.wan21()
+    model.register_to_config(**values)
+    with pytest.raises(UserError, match="statistics") as caught:
+        adapt(model)
+    assert "\n" not in str(caught.value)
+
+
 @torch.no_grad()
 def test_statistics_that_are_buffers_count_too():
     model = foreign_models.ltx()

@@ -75,6 +75,8 @@ def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
         ("nowhere", "nowhere: no such checkpoint"),
         ("hunyuan2:somewhere", "expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of cogvideox, wan2.1"),
         ("cogvideox:", "expected the path of an SSVAE"),
+        ("{folders}/wan2.2", "wan2.2: a folder of diffusers; write diffusers:"),
+        ("{folders}/wan2.1", "wan2.1: a folder of diffusers; write diffusers:"),
         ("cogvideox", "cogvideox: expected the path of an SSVAE, or KIND:PATH_OR_ID"),
         ("cogvideox:/nowhere", "/nowhere: no autoencoder of diffusers there"),
         ("cogvideox:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not cogvideox"),

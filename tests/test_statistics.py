@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sat_ssvae import SSVAE, UserError
 from sat_ssvae.cli import main
 from sat_ssvae.data.shards import DataConfig, fixed_clips
+from sat_ssvae.latents.statistics import StatsConfig, measure_stats
 from sat_ssvae.vae.statistics import LatentStats, StatsMeter
 
 from .small_models import tiny_vae
@@ -57,6 +58,20 @@ def test_the_command_measures_and_stores(tmp_path, tiny_shards, capsys):
     expected = LatentStats.measure(latents)
     torch.testing.assert_close(vae.latent_stats.mean, expected.mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(vae.latent_stats.std, expected.std, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_large_frames_are_measured_in_tiles_and_long_clips_in_chunks(tiny_shards):
+    vae = tiny_vae()
+    data = DataConfig(path=str(tiny_shards), resolution=32, num_frames=5, num_workers=0)
+    whole = measure_stats(vae, StatsConfig(data=data, stride=0.5), torch.device("cpu"))
+    chunks = measure_stats(vae, StatsConfig(data=data, stride=0.5, chunk_frames=2), torch.device("cpu"))
+    torch.testing.assert_close(chunks.mean, whole.mean, atol=1e-5, rtol=1e-4)
+    tiles = measure_stats(vae, StatsConfig(data=data, stride=0.5, tile_size=16), torch.device("cpu"))
+    clips = fixed_clips(data, stride=0.5)
+    expected = LatentStats.measure(torch.cat([vae.encode(clip.video[None], tile_size=16).mean for clip in clips]))
+    torch.testing.assert_close(tiles.mean, expected.mean, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(tiles.mean, whole.mean, atol=1e-4)
 
 
 def test_statistics_of_a_file_have_no_place(tmp_path, capsys):

@@ -57,7 +57,10 @@ class DiffusersAutoencoder(nn.Module):
             # CogVideoX decodes latent frames in pairs after the first: of an even number it makes too many frames.
             self.frame_step = self.temporal_factor * (2 if self.name == "AutoencoderKLCogVideoX" else 1)
             self.min_size = self._smallest() * self.spatial_factor
-        self.latent_stats: LatentStats | None = self._stats()
+        try:
+            self.latent_stats: LatentStats | None = self._stats()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.name}: unreadable statistics in its configuration ({one_line(error)})") from None
         self.eval()
         if self.remarks:
             logger.info("%s: %s", self.name, "; ".join(self.remarks))
@@ -285,7 +288,7 @@ class DiffusersAutoencoder(nn.Module):
             value = self.vae.config.get(name)
             if value is None:
                 value = vars(self.vae).get(name)
-            if value is not None:
+            if isinstance(value, (int, float)):
                 return int(value)
         return None
 

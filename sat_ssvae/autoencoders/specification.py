@@ -64,6 +64,9 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     """
     kind, colon, place = specification.partition(":")
     if Path(specification).exists() or (not colon and kind not in KINDS):
+        weights = "diffusion_pytorch_model*"
+        if any([*Path(specification).glob(weights), *Path(specification).glob(f"vae/{weights}")]):
+            raise UserError(f"{specification}: a folder of diffusers; write diffusers:{specification}")
         return SSVAE.from_pretrained(specification).for_inference()
     if kind not in KINDS or not place:
         known = ", ".join(KINDS)
