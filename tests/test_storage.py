@@ -16,8 +16,9 @@ from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.shards import Clip
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.data.video_write import VideoWriter
-from sat_ssvae.engine import optimization
+from sat_ssvae.engine.checkpoints import save_weights
 from sat_ssvae.engine.log import MetricsLog
+from sat_ssvae.latents.encoder import EncoderSettings
 from sat_ssvae.latents.latent_set import encode_latents
 from sat_ssvae.storage import atomic, digest_of, save_tensors, write_bytes, write_text
 from sat_ssvae.vae import checkpoint
@@ -27,8 +28,9 @@ from .small_models import random_video, tiny_vae
 KILLED = """
 import os, sys
 from pathlib import Path
-from sat_ssvae.engine import optimization
+from sat_ssvae.engine.checkpoints import save_weights
 from sat_ssvae.engine.log import MetricsLog
+from sat_ssvae.latents.encoder import EncoderSettings
 from sat_ssvae.latents.latent_set import encode_latents
 from sat_ssvae.storage import atomic
 with atomic(Path(sys.argv[1])) as partial:
@@ -133,9 +135,9 @@ def test_what_the_package_writes_gets_the_users_umask(tmp_path, tiny_videos, uma
     vae.save_pretrained(tmp_path / "vae")
     checkpoint.write_weights(vae.state_dict(), tmp_path / "vae" / "vae.pth", "torch")
     (tmp_path / "run").mkdir()
-    optimization.save_weights(vae, tmp_path / "run" / "latest.pth")
+    save_weights(vae, tmp_path / "run" / "latest.pth")
     clips = [Clip(random_video(5)[0], "film", "caption", 0.0)]
-    encode_latents(vae, clips, tmp_path / "latents.safetensors", batch_size=1, device=torch.device("cpu"))
+    encode_latents(vae, clips, tmp_path / "latents.safetensors", EncoderSettings(batch_size=1), torch.device("cpu"))
     with MetricsLog(tmp_path / "run" / "metrics.csv", ["step", "loss"], 0) as log:
         log.write(1, {"loss": 0.5})
     assert modes(tmp_path) == {0o666 & ~umask}

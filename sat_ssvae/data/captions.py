@@ -75,7 +75,7 @@ def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
 
 
 def json_fields(data: bytes) -> Fields:
-    """`fields_in` a JSON file; none if it is damaged, which is no reason to leave its video out."""
+    """`fields_in` of a JSON file; empty if it is damaged, since that must not cost the video."""
     try:
         return fields_in(json.loads(data))
     except (ValueError, RecursionError):
@@ -90,7 +90,7 @@ def csv_value(text: str) -> str | float | bool:
 
 
 def csv_fields(row: Mapping[str, str | None]) -> Fields:
-    """The cells of a line that are not empty; the columns that this module knows in lower case."""
+    """The non-empty cells of a row; known column names become lower case."""
     known = {*CAPTION_KEYS, *PATH_KEYS, *MEASURED}
     names = {name: name.strip().lower() if name.strip().lower() in known else name.strip() for name in row}
     texts = {*CAPTION_KEYS, *PATH_KEYS}
@@ -153,7 +153,7 @@ class CaptionFinder:
 
 
 class _Table:
-    """What a table in `folder` says of each path."""
+    """A table in `folder`: fields by path."""
 
     def __init__(self, folder: Path, rows: Iterable[tuple[str, Fields]]) -> None:
         self._folder = folder
@@ -166,7 +166,7 @@ class _Table:
                 self._by_name[name] = path if self._by_name.get(name, path) == path else None
 
     def fields(self, video: Path, *, by_name: bool) -> Fields:
-        """Of the row with the video's path, else, `by_name`, of the only one with its name that has no file."""
+        """The row with the video's path; else, with `by_name`, the only row of its name whose own path has no file."""
         path = os.path.relpath(video, self._folder)
         for written in (path, str(Path(path).with_suffix(""))):
             if written in self._by_path:
@@ -179,7 +179,7 @@ class _Table:
 
 
 def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
-    """The tables in a folder, the first one first asked."""
+    """The tables in a folder, in order of precedence."""
     videos = folder / "videos.txt"
     prompts = next((path for name in ("prompts.txt", "prompt.txt") if (path := folder / name).is_file()), None)
     readers = [(folder / "metadata.jsonl", _json_lines), (folder / "metadata.json", _json_rows)]

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LoadedClip:
-    """A clip as it travels from the processes that decode: `video` uint8 `C T H W`."""
+    """What a worker process sends back: `video` is uint8 `C T H W`."""
 
     video: Tensor
     key: str
@@ -38,7 +38,7 @@ class LoadedClip:
 
 @dataclass
 class ClipReader:
-    """Decodes one clip of one sample; travels to the worker processes."""
+    """Decodes clips of samples; pickled to the worker processes."""
 
     config: DataConfig
     stores: RecentStores
@@ -85,7 +85,7 @@ class ClipReader:
 
 
 def _worthless(video: Tensor, config: DataConfig) -> tuple[str, str] | None:
-    """Why a clip, uint8 `C T H W`, teaches nothing: cause and detail; None when it does."""
+    """Why a clip, uint8 `C T H W`, is useless for training: cause and detail; None if it is not."""
     if config.drop_black and (brightest := float(video.float().mean((0, 2, 3)).max()) / 255) < config.drop_black:
         return "black", f"no frame is brighter than {brightest:.4f}"
     if config.drop_frozen and video.shape[1] > 1:
@@ -125,7 +125,7 @@ def open_readers(config: DataConfig, skips: SkipLog, rank: int = 0) -> list[Clip
 
 
 def _suitable(samples: Samples, config: DataConfig, on_skip: OnSkip) -> Samples:
-    """The samples that can give a clip; `unsuitable` is asked about those alone that may not."""
+    """The samples that can give a clip; `unsuitable` is called only for the doubtful ones."""
     height, width = np.array(config.sizes)[_buckets(samples, config)].T
     good = (samples.column("height") >= height) & (samples.column("width") >= width) | config.enlarge
     if config.num_frames > 1:
@@ -142,7 +142,7 @@ def _suitable(samples: Samples, config: DataConfig, on_skip: OnSkip) -> Samples:
 
 
 def _buckets(samples: Samples, config: DataConfig) -> np.ndarray:
-    """For each sample the number of the size that it is cut to."""
+    """For each sample, the index in `config.sizes` of the size that it is cut to."""
     both = samples.column("height") * np.int64(1 << 32) + samples.column("width")
     kinds, kind_of = np.unique(both, return_inverse=True)
     nearest = [nearest_bucket(int(kind) >> 32, int(kind) % (1 << 32), config.sizes) for kind in kinds]
@@ -165,7 +165,7 @@ def _part(samples: Samples, config: DataConfig) -> Samples:
 
 
 def unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
-    """Why a sample cannot give a clip as configured: cause and detail; None when it can."""
+    """Why a sample cannot give a clip as configured: cause and detail; None if it can."""
     height, width = nearest_bucket(sample.height, sample.width, config.sizes)
     if not config.enlarge and (sample.height < height or sample.width < width):
         found = f"{sample.height}x{sample.width}, wanted at least {height}x{width}"
@@ -185,7 +185,7 @@ def unsuitable(sample: Sample, config: DataConfig) -> tuple[str, str] | None:
 def last_start(sample: Sample, config: DataConfig) -> float:
     """The latest time at which a clip can start (seconds; negative: the sample is too short).
 
-    In whole frames of the sample, with a tolerance of half a one: containers tell its duration in milliseconds.
+    Counted in whole frames of the sample, with half a frame of tolerance: containers round durations to milliseconds.
     """
     if sample.is_image:
         return 0.0

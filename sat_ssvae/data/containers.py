@@ -111,10 +111,10 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
     counts = container.format.name == COUNT_FROM_START
     if duration and not stream.duration and not counts and (len(container.streams) > 1 or not _is_matroska(container)):
         duration = _end_of_pictures(container, stream) or duration
-    hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # more than a millisecond explains
+    hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
     if not fps or not duration or counts or hides_some:
         counted, span, last = _count(container, stream)
-        if fps and span and span + _SLACK < min(duration, frames / fps):  # it breaks off, which readers will notice
+        if fps and span and span + _SLACK < min(duration, frames / fps):  # truncated: readers will notice
             return Length(frames, fps, duration)
         frames = counted
         if not fps and span:
@@ -135,7 +135,7 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _told_end(container: InputContainer) -> float:
-    """Seconds at which the last stream ends by the header: Matroska tells just that, others how long all last."""
+    """Seconds at which the last stream ends, by the header: Matroska stores just that, other formats a duration."""
     begin = 0 if _is_matroska(container) else max(0, container.start_time or 0)
     return (begin + (container.duration or 0)) / av.time_base
 

@@ -24,7 +24,7 @@ class VideoError(UserError):
 
 
 def check_file(source: Path | bytes) -> None:
-    """Raise VideoError where there is nothing to read."""
+    """Raise VideoError if there is nothing to read."""
     try:
         problem = _problem(source)
     except OSError as error:
@@ -42,17 +42,17 @@ def _problem(source: Path | bytes) -> str:
 
 
 def name_of(source: Path | bytes) -> str:
-    """What messages call a source."""
+    """The name of a source in messages."""
     return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
 def reason_of(error: Exception) -> str:
-    """An error as part of a line."""
+    """An error's reason on one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def without_secrets(text: object) -> str:
-    """A text without what follows the question mark of an address (signatures) and precedes its host (passwords)."""
+    """A text whose addresses have lost their query strings (signatures) and user names (passwords)."""
 
     def public(address: re.Match[str]) -> str:
         return f"{address[1]}{address[2]}{'?...' if address[3] else ''}"

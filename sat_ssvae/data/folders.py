@@ -26,19 +26,19 @@ def files_below(folder: Path) -> Iterator[Path]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(place), key=lambda entry: entry.name, reverse=True)
-        except OSError:  # may not be read, or gone meanwhile
+        except OSError:  # unreadable, or deleted in the meantime
             continue
         for path in (Path(entry.path) for entry in entries if not entry.name.startswith(".")):
             if not path.is_dir():
                 yield path
-            elif path.is_symlink():  # later, so that a file has the name of its own folder
+            elif path.is_symlink():  # last, so that files keep the names of their real folders
                 links.append(path)
             else:
                 waiting.append(path)
 
 
 def media_files(folder: Path) -> Iterator[Path]:
-    """Files below `folder` whose suffix says video or image."""
+    """Files below `folder` with the suffix of a video or image."""
     return (path for path in files_below(folder) if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES)
 
 
@@ -54,7 +54,7 @@ class FolderStore:
 
     @property
     def name(self) -> str:
-        """The folder's name, which `.` and `..` do not tell."""
+        """The folder's name, also if it was given as `.` or `..`."""
         return (self.path.resolve() if self.path.name in ("", "..") else self.path).name
 
     def keys(self) -> list[str]:
@@ -62,7 +62,7 @@ class FolderStore:
         return sorted(str(path.relative_to(self.path)) for path in media_files(self.path))
 
     def fields(self, key: str) -> Fields:
-        """What is known of a file beside itself: its caption, what tables say."""
+        """The caption and other fields of a file, from sidecar files and tables."""
         return self._finder.fields(self.path / key)
 
     def media(self, key: str) -> tuple[str, Path]:

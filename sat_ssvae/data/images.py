@@ -19,7 +19,7 @@ from .files import VideoError, check_file, name_of, reason_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
-# What its parsers let through where a file (its EXIF data, say) is damaged.
+# What Pillow's parsers raise for damaged files (damaged EXIF data, for example).
 _PILLOW_ERRORS = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -67,7 +67,7 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def _gray_of_8_bits(values: np.ndarray) -> np.ndarray:
-    """Whole numbers of 16 bits, or floats up to 1 or else 255 or 65535, as gray 0..255."""
+    """16-bit integers, or floats whose white is 1, 255 or 65535 (by their maximum), as gray 0..255."""
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0)
     whole = np.issubdtype(values.dtype, np.integer)
     white = 65535.0 if whole else next((top for top in (1.0, 255.0) if finite.max() <= top * 1.01), 65535.0)

@@ -58,9 +58,9 @@ Store = TarStore | FolderStore
 
 
 class RecentStores:
-    """Stores by number, of which the `limit` that were used last keep their indexes.
+    """Stores by number; only the `limit` most recently used keep their indexes in memory.
 
-    A million samples have gigabytes of them, which each process that decodes would come to hold.
+    The indexes of a million samples are gigabytes, and every worker process would end up holding all of them.
     """
 
     def __init__(self, stores: Sequence[Store], limit: int) -> None:
@@ -110,7 +110,7 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
 
 
 def _expanded(pattern: str) -> list[str]:
-    if Path(pattern).expanduser().exists():  # braces and `::` in a name are no pattern then
+    if Path(pattern).expanduser().exists():  # then braces and `::` in its name are not a pattern
         return [pattern]
     try:
         return list(expand_urls(pattern))
@@ -155,7 +155,7 @@ def list_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip) -> 
                 height=int(record["height"]),
                 caption=caption_in(record),
             )
-        store.forget()  # probing tars without a meta file would gather the indexes of all
+        store.forget()  # probing tars without a meta file would otherwise keep all indexes
 
 
 def read_records(store: Store, on_skip: OnSkip) -> Iterator[Fields]:
@@ -204,7 +204,7 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Fields, str]]:
 
 
 def caption_of(store: Store, record: Mapping[str, Any]) -> str:
-    """The caption that a sample's record has, or else the store; empty if there is none.
+    """The caption of a sample, from its record or else from its store; empty if there is none.
 
     Raises:
         VideoError: the store cannot be read.
@@ -257,7 +257,7 @@ def passing(
 
 
 def _problem(name: str, value: Any, wanted: tuple[float | None, float | None] | AnyOf) -> str | None:
-    """Why a field does not pass its filter; None when it does. 0, false and "" are values like any other."""
+    """Why a field does not pass its filter; None if it does. 0, false and "" are ordinary values."""
     if isinstance(wanted, AnyOf):
         if value is None:
             return f"no {name}"

@@ -180,7 +180,7 @@ def _whole(item: PackItem, _config: PackConfig) -> list[tuple[float, float | Non
 
 
 def _cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | Skip:
-    """Equal parts of about `segment_seconds`, so that no short tail is lost."""
+    """Equal parts of about `segment_seconds`, so that no short remainder is lost."""
     if item.path.suffix.lower() in IMAGE_SUFFIXES:
         return [(0.0, None)]
     try:
@@ -259,7 +259,7 @@ def _convert(segment: PackItem, config: PackConfig) -> _Sample | Skip:
             suffix, (data, info) = "mp4", _convert_video(segment, config)
     except VideoError as error:
         return Skip(source, error.cause, str(error))
-    except OSError as error:  # gone meanwhile, or on a damaged disk: again and again, so no reason to stop
+    except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
         return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
     caption = {"caption": segment.caption} if segment.caption else {}
     return _Sample(suffix, data, {**segment.fields, **asdict(info), "source": source, **caption})
@@ -278,7 +278,7 @@ def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes, VideoInf
 
 
 def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes, VideoInfo]:
-    """The file as it is where nothing has to change and it is an mp4, else encoded again."""
+    """The file as it is if it is an mp4 that needs no change, else re-encoded."""
     info = probe(segment.path)
     scale = min(1.0, (config.max_short_side or min(info.height, info.width)) / min(info.height, info.width))
     slower = max(1, math.ceil(info.fps / (config.max_fps or info.fps) - 1e-3))
@@ -316,7 +316,7 @@ def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, i
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`pool.map` with at most `ahead` results waiting, so that behind a slow item they do not pile up."""
+    """`pool.map` with at most `ahead` results waiting, so that they do not pile up behind a slow item."""
     pending: deque[Future[R]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

@@ -15,7 +15,7 @@ from .files import VideoError, name_of
 
 
 class Shape(NamedTuple):
-    """Size as displayed, and how a stored frame gets upright: rows and columns swapped first, then mirrored."""
+    """Size as displayed, and how to turn a stored frame upright: transpose it first, then flip it."""
 
     height: int
     width: int
@@ -56,7 +56,7 @@ def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatte
 
 
 def displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> Picture:
-    """A decoded frame with the shape that it is displayed in.
+    """A decoded frame with its displayed shape.
 
     Raises:
         VideoError: an impossible size, or colours that cannot be shown (HDR).

@@ -49,7 +49,7 @@ class ShardCache:
     _failed: dict[str, tuple[float, str]] = field(default_factory=dict, repr=False, compare=False)
 
     def place(self, url: str) -> Path:
-        """Where the shard of `url` is kept, with a name that differs where addresses do."""
+        """Where the shard of `url` is cached, under a name unique to the address."""
         name = re.search(r"([^/\s?&=]+)\.tar", url)
         return self.folder / f"{name[1] if name else 'shard'}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.tar"
 
@@ -118,7 +118,7 @@ def _copy(url: str, file: IO[bytes]) -> bool:
 
 
 def _run(command: str, file: IO[bytes]) -> None:
-    """The user's own command, as in WebDataset: its configuration says what to run.
+    """Run the user's own command, as WebDataset does.
 
     If any part of it fails, what it printed is not a whole shard; all parts end together.
     """
@@ -158,7 +158,7 @@ def _is_whole(file: IO[bytes], suffix: str, length_known: bool) -> bool:
 
 
 def find_remote(url: str, cache: ShardCache) -> Path:
-    """The place of a shard's tar; the meta file beside it is fetched now, the tar when it is read.
+    """Where a shard's tar will be cached; its meta file is fetched now, the tar when it is first read.
 
     Raises:
         UserError: no .tar address, or neither can be had.
@@ -183,7 +183,7 @@ def find_remote(url: str, cache: ShardCache) -> Path:
 
 @dataclass(frozen=True)
 class Remote:
-    """Has a shard's tar at its place in the cache, again if it made room for others meanwhile."""
+    """A shard's tar in the cache, fetched again if it was evicted in the meantime."""
 
     url: str
     cache: ShardCache

@@ -26,13 +26,13 @@ from .tars import TarStore
 logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000
-"""Samples from which on a listing is kept; fewer are listed in no time."""
+"""Listings of at least this many samples are cached; smaller ones are quick to make."""
 _NUMBERS = {"store": "i", "width": "i", "height": "i", "duration": "d", "fps": "d"}
 _TEXTS = ("key", "caption")
 
 
 class Samples(Sequence[Sample]):
-    """Samples in a fixed order, each made when it is asked for.
+    """Samples in a fixed order; `Sample` objects are made on access.
 
     Args:
         names: of the stores.
@@ -98,10 +98,10 @@ class Samples(Sequence[Sample]):
 def cached_samples(
     stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *, write: bool = True, folder: Path | None = None
 ) -> Samples:
-    """What `list_samples` gives, out of the cache as long as no meta file changes.
+    """What `list_samples` gives, from the cache as long as no meta file changes.
 
     Args:
-        stores: where they are; folders of videos are always listed again.
+        stores: where they lie; folders of videos are always listed anew.
         filters: as for `list_samples`.
         on_skip: receives what is left out, also where it was left out when the cache was made.
         write: keep a new listing of many samples.
@@ -121,14 +121,14 @@ def cached_samples(
     samples = Samples.collect(names, list_samples(stores, filters, _both(on_skip, skips.append)))
     if write and len(samples) >= CACHED_FROM:
         listed = json.dumps([[skip.source, skip.cause, skip.detail] for skip in skips])
-        with contextlib.suppress(OSError):  # no room, or no right to write there
+        with contextlib.suppress(OSError):  # disk full, or not writable
             file.parent.mkdir(parents=True, exist_ok=True)
             samples.save(file, marks=marks, skips=listed)
     return samples
 
 
 def _read(file: Path, names: Sequence[str], marks: str, on_skip: OnSkip) -> Samples | None:
-    """The listing in a file; None if there is none of these meta files, or a damaged one."""
+    """The cached listing; None if there is none, or it is outdated or damaged."""
     try:
         with file.open("rb") as source, np.load(source) as content:
             columns = dict(content)
@@ -146,7 +146,7 @@ def _read(file: Path, names: Sequence[str], marks: str, on_skip: OnSkip) -> Samp
 
 
 def _mark(store: Store) -> list[Any]:
-    """Changes when a store's meta file does, or its tar, if there is no meta file."""
+    """Changes with a store's meta file, or with its tar if it has no meta file."""
     for path in (meta_file(store.path), store.path):
         with contextlib.suppress(OSError):
             status = path.stat()

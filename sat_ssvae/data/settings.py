@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 class AnyOf(Config):
-    """A filter for a field that is no number."""
+    """A filter for a field that is not a number."""
 
     any_of: tuple[str | bool | int, ...] = Field(min_length=1)
     """Values that a sample may have; null is none of them."""

@@ -121,7 +121,7 @@ class FixedClips(Sized, Iterable[Clip]):
         return len(self._places)
 
     def count_captions(self) -> int:
-        """Clips whose sample has a caption, found out without decoding."""
+        """The number of clips whose sample has a caption, counted without decoding."""
         captioned = {number: bool(self._reader.caption(number)) for number in sorted({n for n, _ in self._places})}
         return sum(captioned[number] for number, _ in self._places)
 
@@ -192,7 +192,7 @@ def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> I
 
 
 def _obey_sigterm(ending: Any, _worker: int) -> None:
-    """At the end alone: who ends all processes before means the trainer, which saves and then ends its workers."""
+    """Ignore SIGTERM until the end: it is meant for the trainer, which saves and then stops its workers."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit() if ending.value else None)
 
 

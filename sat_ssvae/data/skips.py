@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Skip:
-    """One thing left out: which, a short category, and the details."""
+    """Something left out: its name, a short category, and details."""
 
     source: str
     cause: str
@@ -107,12 +107,12 @@ def in_words(causes: Counter[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """File names are bytes; what is not UTF-8 in them is written as escapes."""
+    """A file name with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_skips(path: Path) -> list[dict[str, Any]]:
-    """The lines of a skipped.jsonl but those that a killed process left half-written or hosts wrote over each other.
+    """The lines of a skipped.jsonl, except those that a killed process cut off or that several hosts garbled.
 
     On a network file system appending is not atomic.
     """

@@ -74,7 +74,7 @@ class TarStore:
         return self._read(*member)
 
     def fields(self, key: str) -> Fields:
-        """The caption, if there is one, and the other values in a sample's JSON files; damaged ones have none."""
+        """The caption, if any, and the other values in a sample's JSON files; damaged files are ignored."""
         members = self._files_of(key)
         fields: Fields = {}
         with contextlib.suppress(VideoError):  # it is incomplete
@@ -89,7 +89,7 @@ class TarStore:
         return str(self.fields(key).get("caption", ""))
 
     def _files_of(self, key: str) -> dict[str, tuple[int, int]]:
-        """Also of a key as meta files have it: without the `./` of `tar -C FOLDER -c .`, or with dots in it."""
+        """Members of a sample; its key may lack the `./` of `tar -C FOLDER -c .`, or contain dots."""
         members = self.members()
         for name in (key, f"./{key}"):
             if name in members:
@@ -120,7 +120,7 @@ class TarStore:
 
     def _read(self, offset: int, size: int) -> bytes:
         with self._open() as file:
-            # Asked before it is read: a header may claim more than there is memory for.
+            # Checked first: a header may claim more bytes than there is memory.
             if offset + size > file.seek(0, os.SEEK_END):
                 raise VideoError("truncated", f"{self.path} ends inside a sample")
             file.seek(offset)
@@ -143,9 +143,9 @@ def _fields_like(name: str, members: Iterable[str]) -> list[str]:
 
 
 def _by_video(index: dict[str, dict[str, tuple[int, int]]]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Samples of several videos (or images) whose names have dots, taken apart: a.1.mp4 and a.2.mp4 are two samples.
+    """Split samples with several videos (or images) whose names contain dots: a.1.mp4 and a.2.mp4 are two samples.
 
-    What belongs to none of them, such as a.txt, belongs to all. With a.mp4, a.1.mp4 is a field of a.
+    Members that belong to none of them, such as a.txt, are shared. If there is an a.mp4, a.1.mp4 is one of its fields.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for key, members in index.items():
@@ -170,7 +170,7 @@ def plain_tar(path: Path) -> Iterator[TarWriter]:
 
 
 class _Bounded:
-    """A file that is never asked for more than it holds: headers claim any size, and tarfile believes them."""
+    """A file that is never asked for more than it holds: tarfile trusts any size that a header claims."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -186,7 +186,7 @@ class _Bounded:
 
 
 def _read_all(file: IO[bytes], size: int) -> bytes:
-    """An unbuffered file gives 2 GiB at most at a time, one on a network whatever it has."""
+    """Read `size` bytes; an unbuffered file returns at most 2 GiB per call, a network file what has arrived."""
     parts = []
     while size > 0 and (part := file.read(size)):
         parts.append(part)

@@ -42,10 +42,10 @@ from .files import VideoError, name_of
 from .h264 import add_h264_stream, even_frame
 from .pictures import Picture, cover, displayed, upright_rgb
 
-# Seconds by which to seek earlier where the frame before a key frame, or any in formats without an index, is missed.
+# Seconds by which to seek earlier if a seek lands after the wanted frame (open GOPs, formats without an index).
 _STEPS_BACK = (0.0, 1.0, 4.0, 16.0, math.inf)
 _BEFORE = 60.0  # seconds before the start; a seek to the start itself misses it in MPEG transport streams
-_ROUNDING = 1e-6  # seconds by which number / rate may miss the time that the file gives that frame
+_ROUNDING = 1e-6  # seconds by which number / rate may differ from the frame's time in the file
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def nearest_frames(
         if before is None:
             raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         gap = target - _time(before, begin, source)
-        # A screen that stands still is one frame that lasts long.
+        # In a screen recording without motion, one frame lasts long.
         shown = max(step, _shown(before))
         if after is None and gap > shown * 1.01:
             last = target - gap
@@ -225,7 +225,7 @@ class TimedFrame(NamedTuple):
 def _frames_from(
     container: InputContainer, stream: VideoStream, start: float, begin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
-    """Decode from the key frame at or before `start`, or from a place before it where seeking overshoots."""
+    """Decode from the key frame at or before `start`, or from further back if seeking overshoots."""
     if start <= 0 or container.format.name == COUNT_FROM_START:
         yield from decoded(container, stream, source)
         return
@@ -236,7 +236,7 @@ def _frames_from(
         except av.FFmpegError:
             if place >= 0:
                 raise
-            container.seek(stream.start_time or 0, stream=stream)  # AVI has no places before its start
+            container.seek(stream.start_time or 0, stream=stream)  # AVI cannot seek to before its start
         frames = decoded(container, stream, source)
         first = next(frames, None)
         if place < 0 or (first is not None and _time(first, begin, source) <= start + _ROUNDING):
@@ -253,5 +253,5 @@ def _time(frame: VideoFrame, begin: float, source: Path | bytes) -> float:
 
 
 def _shown(frame: VideoFrame) -> float:
-    """Seconds that a frame is shown, where it tells."""
+    """Seconds that a frame is shown; 0 if it does not say."""
     return float(frame.duration * (frame.time_base or 0))
