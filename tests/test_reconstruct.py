@@ -65,6 +65,25 @@ def test_tiles_come_close_to_the_whole_frame(tmp_path):
         reconstruct(vae, source, tmp_path / "x", config(tile_size=47), CPU)
 
 
+def test_a_half_downloaded_video_is_truncated(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    waves(folder / "whole.mp4", 30, height=64, width=64)
+    with av.open(str(folder / "whole.mp4")) as source, av.open(str(folder / "half.mkv"), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    data = (folder / "half.mkv").read_bytes()
+    (folder / "half.mkv").write_bytes(data[: len(data) // 2])
+    report = reconstruct(tiny_vae(), folder, tmp_path / "out", config(), CPU)
+    assert [clip.name for clip in report.clips] == ["whole"]
+    (skip,) = report.skipped
+    assert skip.cause == "truncated" and "half.mkv" in skip.detail
+    assert not list((tmp_path / "out").glob("half*"))
+
+
 def test_a_video_is_not_written_over_by_its_reconstruction(tmp_path):
     source = waves(tmp_path / "in.mp4", 5)
     before = source.read_bytes()
