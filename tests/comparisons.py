@@ -2,13 +2,8 @@
 
 import numpy as np
 
-from sat_ssvae.comparison.analysis import (
-    ArmResult,
-    ComparisonResults,
-    CurvePoint,
-    Estimate,
-    paired_difference,
-)
+from sat_ssvae.comparison.analysis import paired_difference
+from sat_ssvae.comparison.results import ArmResult, ComparisonResults, CurvePoint, Estimate
 
 STEPS = (100, 200, 400, 600, 800, 1000, 1200, 1400, 1600)
 SAMPLES = tuple(f"kernel_distance_{to}/{of}" for to in ("real", "reconstruction") for of in ("frame", "clip"))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.comparison.analysis import CurvePoint, Estimate, paired_difference, speed_up
+from sat_ssvae.comparison.analysis import paired_difference, speed_up
+from sat_ssvae.comparison.results import CurvePoint, Estimate
 
 from .comparisons import STEPS, comparison, curve_points, decay
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sat_ssvae.comparison.analysis import ComparisonResults, CurvePoint, Estimate
 from sat_ssvae.comparison.report.figures import axis_limit, curve_figure
 from sat_ssvae.comparison.report.page import render, write_report
 from sat_ssvae.comparison.report.pictures import Pictures, enlarge, file_name, tile, webp
+from sat_ssvae.comparison.results import ComparisonResults, CurvePoint, Estimate
 from sat_ssvae.comparison.verdict import describe, judge, speed_up_text
 from sat_ssvae.data.video_io import probe, read_clip
 from sat_ssvae.errors import UserError

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sat_ssvae.comparison.analysis import ArmResult, ComparisonResults, CurvePoint, Estimate
+from sat_ssvae.comparison.results import ArmResult, ComparisonResults, CurvePoint, Estimate
 from sat_ssvae.errors import UserError
 
 from .comparisons import comparison

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.comparison.analysis import Estimate, SpeedUp
-from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR
+from sat_ssvae.comparison.analysis import SpeedUp
+from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR, Estimate
 from sat_ssvae.comparison.verdict import (
     conclude,
     describe,

@@ -27,19 +27,8 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from .curves import PairReading, read_pair, smooth_curve, steps_to_reach, without_outliers
-from .results import ArmResult, ComparisonResults, CurvePoint, Estimate
-
-__all__ = [
-    "ArmResult",
-    "ComparisonResults",
-    "CurvePoint",
-    "Estimate",
-    "SpeedUp",
-    "paired_difference",
-    "speed_up",
-    "steps_to_reach",
-]
+from .curves import PairReading, read_pair, smooth_curve, without_outliers
+from .results import ComparisonResults, CurvePoint, Estimate
 
 CONFIDENCE = 0.95
 EQUAL_WITHIN = 1.25
