@@ -23,12 +23,14 @@ SIZE = (1088, 1920)
 FRAMES = 5
 
 
-def reconstruct(checkpoint: Path, x: torch.Tensor, tile_size: int | None, device: str) -> tuple[torch.Tensor, float]:
+def reconstruct(
+    checkpoint: Path, x: torch.Tensor, tile_size: int | None, chunk_frames: int | None, device: str
+) -> tuple[torch.Tensor, float]:
     """Reconstruction and the peak of memory, in bytes, beside weights and result."""
     vae = SSVAE.from_pretrained(checkpoint).to(device).for_inference()
     with torch.no_grad(), memory_peak(device) as used:
-        z = vae.encode(x.to(device), tile_size=tile_size).mode()
-        y = vae.decode(z, tile_size=tile_size)
+        z = vae.encode(x.to(device), chunk_frames, tile_size).mode()
+        y = vae.decode(z, chunk_frames, tile_size)
     return y.cpu(), used() - y.numel() * y.element_size()
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("--start", type=float, default=30.0, help="seconds into the video (default: %(default)s)")
     parser.add_argument("--tile-sizes", type=int, nargs="+", default=[256, 512], help="(default: %(default)s)")
+    parser.add_argument("--chunk-frames", type=int, help="frames at a time (default: all)")
     parser.add_argument("--output", type=Path, default=Path("tiling.png"), help="picture (default: %(default)s)")
     options = parser.parse_args()
     device = default_device()
@@ -51,7 +54,9 @@ def main() -> None:
     )
     results = {}
     for tile_size in (None, *options.tile_sizes):
-        results[tile_size] = in_own_process(reconstruct, options.checkpoint, x, tile_size, str(device))
+        results[tile_size] = in_own_process(
+            reconstruct, options.checkpoint, x, tile_size, options.chunk_frames, str(device)
+        )
         video, used = results[tile_size]
         difference = (video - results[None][0]).abs()
         near = f"{psnr(video, results[None][0]).item():.1f} dB" if tile_size else "-"

@@ -34,9 +34,8 @@ class SSVAE(nn.Module):
     def __init__(self, config: SSVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SSVAEConfig()
-        sizes = config.model_dump(exclude={"in_channels"})
-        self.encoder = Encoder(in_channels=config.in_channels, **sizes)
-        self.decoder = Decoder(out_channels=config.in_channels, **sizes)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
         self.mask_token = nn.Parameter(torch.randn(1, config.latent_channels, 1, 1, 1))
         self.latent_stats: LatentStats | None = None
         """Statistics of the latents on the training videos, if they are known; kept by `save_pretrained`."""

@@ -1,10 +1,10 @@
 """Decoder: latents `b c t h w` to video `B 3 T H W`."""
 
-from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
+from .config import SSVAEConfig
 from .layers import (
     CausalConv3d,
     ResidualBlock,
@@ -33,29 +33,19 @@ class DecoderLevel(nn.Module):
 class Decoder(nn.Module):
     """See `SSVAEConfig` for the sizes; multipliers and time levels are given in the encoder's order."""
 
-    def __init__(
-        self,
-        *,
-        out_channels: int,
-        latent_channels: int,
-        base_channels: int,
-        channel_multipliers: Sequence[int],
-        num_res_blocks: int,
-        num_mid_blocks: int,
-        temporal_downsample: Sequence[bool],
-    ) -> None:
+    def __init__(self, config: SSVAEConfig) -> None:
         super().__init__()
-        widths = [base_channels * multiplier for multiplier in reversed(channel_multipliers)]
-        temporal_upsample = list(reversed(temporal_downsample))
-        self.conv_in = CausalConv3d(latent_channels, widths[0])
-        self.mid = middle_blocks(widths[0], num_mid_blocks, attention_after=range(num_mid_blocks - 1))
+        widths = [config.base_channels * multiplier for multiplier in reversed(config.channel_multipliers)]
+        temporal_upsample = list(reversed(config.temporal_downsample))
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0])
+        self.mid = middle_blocks(widths[0], config.num_mid_blocks, attention_after=range(config.num_mid_blocks - 1))
         self._merged_levels = max((level + 1 for level, doubles in enumerate(temporal_upsample) if doubles), default=0)
         self.up = nn.ModuleList()  # up[0] is the deepest level
         for level, width in enumerate(widths):
             last = level == len(widths) - 1
             upsample = None if last else Upsample(width, widths[level + 1], temporal_upsample[level])
-            self.up.append(DecoderLevel(width, num_res_blocks + 1, upsample))
-        self.out = output_layers(widths[-1], out_channels)
+            self.up.append(DecoderLevel(width, config.num_res_blocks + 1, upsample))
+        self.out = output_layers(widths[-1], config.in_channels)
 
     @property
     def last_layer(self) -> Tensor:

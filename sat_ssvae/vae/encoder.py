@@ -1,11 +1,11 @@
 """Encoder: video `B 3 T H W` to posterior moments `B 2c t h w` (mean and log-variance stacked on channels)."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
 
+from .config import SSVAEConfig
 from .layers import CausalConv3d, Downsample, ResidualBlock, Stream, middle_blocks, output_layers
 
 
@@ -27,31 +27,21 @@ class EncoderLevel(nn.Module):
 class Encoder(nn.Module):
     """See `SSVAEConfig` for the sizes."""
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        latent_channels: int,
-        base_channels: int,
-        channel_multipliers: Sequence[int],
-        num_res_blocks: int,
-        num_mid_blocks: int,
-        temporal_downsample: Sequence[bool],
-    ) -> None:
+    def __init__(self, config: SSVAEConfig) -> None:
         super().__init__()
-        widths = [base_channels * multiplier for multiplier in channel_multipliers]
-        self._unmerged_levels = [*temporal_downsample, True].index(True)
-        self.conv_in = CausalConv3d(in_channels, base_channels)
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        self._unmerged_levels = [*config.temporal_downsample, True].index(True)
+        self.conv_in = CausalConv3d(config.in_channels, config.base_channels)
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             last = level == len(widths) - 1
-            downsample = None if last else Downsample(width, widths[level + 1], temporal_downsample[level])
-            level_in = base_channels if level == 0 else width
-            self.down.append(EncoderLevel(level_in, width, num_res_blocks, downsample))
+            downsample = None if last else Downsample(width, widths[level + 1], config.temporal_downsample[level])
+            level_in = config.base_channels if level == 0 else width
+            self.down.append(EncoderLevel(level_in, width, config.num_res_blocks, downsample))
         # The published encoder omits the attention after block `num_res_blocks - 1`, whatever num_mid_blocks is.
-        attention_after = [i for i in range(num_mid_blocks) if i != num_res_blocks - 1]
-        self.mid = middle_blocks(widths[-1], num_mid_blocks, attention_after)
-        self.out = output_layers(widths[-1], 2 * latent_channels)
+        attention_after = [i for i in range(config.num_mid_blocks) if i != config.num_res_blocks - 1]
+        self.mid = middle_blocks(widths[-1], config.num_mid_blocks, attention_after)
+        self.out = output_layers(widths[-1], 2 * config.latent_channels)
 
     @property
     def moments(self) -> CausalConv3d:
