@@ -251,6 +251,19 @@ def test_arms_on_the_command_line(tmp_path, monkeypatch):
     assert arms["c"]["settings"]["lcr_weight"] == 0.2 and "settings" not in arms["d"]
 
 
+def test_stages_in_an_arms_own_file(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("lcr_weight: 0.1\nstages:\n  - {max_steps: 3}\n  - {max_steps: 2, freeze_encoder: true}\n")
+    arms = _arms(["stock=stock", f"own={own}"])
+    assert arms["own"]["settings"] == {"lcr_weight": 0.1}
+    config = configured(arms=arms)
+    assert [dict(stage) for stage in config.arms["own"].stages] == [
+        {"max_steps": 3},
+        {"max_steps": 2, "freeze_encoder": True},
+    ]
+    assert config.arms["stock"].stages == ()
+
+
 def test_captions_condition_the_transformer(finished):
     """`tiny_shards` has one caption, so text is on; without any, the transformer has no text."""
     output, _, _ = finished
