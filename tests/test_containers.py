@@ -89,6 +89,7 @@ def is_whole(path, count, fps, folder):
     assert f'"frames": {count},' in (folder / "clips-000000.meta.jsonl").read_text()
     (clip,) = fixed_clips(small(folder, num_frames=num_frames, fps=fps, resolution=(32, 48)), stride=100)
     assert number_of(clip.video[:, -1].permute(1, 2, 0).add(1).mul(127.5)) == numbers[0] + num_frames - 1
+    return True
 
 
 @pytest.mark.parametrize("fps", [16, 24, 30, Fraction(30000, 1001)])
@@ -97,7 +98,7 @@ def is_whole(path, count, fps, folder):
 def test_a_clip_of_exactly_the_wanted_length(tmp_path, name, codec, count, fps):
     (tmp_path / "in").mkdir()
     path = record(tmp_path / "in" / name, count, fps, codec, milliseconds=True)
-    is_whole(path, count, float(probe(path).fps), tmp_path / "out")
+    assert is_whole(path, count, float(probe(path).fps), tmp_path / "out")
 
 
 @pytest.mark.parametrize("milliseconds", [5061, 5062, 5063])
@@ -125,7 +126,7 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
     with av.open(str(path)) as container:
         shown = sum(1 for _ in container.decode(video=0))
         assert container.streams.video[0].frames > shown
-    is_whole(path, shown, 24, tmp_path / "out")
+    assert is_whole(path, shown, 24, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4"])
@@ -133,7 +134,7 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
 def test_sound_that_outlasts_the_pictures_or_ends_before(tmp_path, name, sound):
     (tmp_path / "in").mkdir()
     path = record(tmp_path / "in" / name, 49, 24, "libvpx" if name == "a.webm" else "libx264", sound=sound)
-    is_whole(path, 49, 24, tmp_path / "out")
+    assert is_whole(path, 49, 24, tmp_path / "out")
 
 
 @pytest.mark.parametrize("start", [0.0, 1.5])

@@ -9,9 +9,9 @@ import json
 import logging
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _NUMBERS = {"store": "i", "width": "i", "height": "i", "duration": "d", "fps": "
 _TEXTS = ("key", "caption")
 
 
-class Samples(Sequence[Sample]):
+class Samples:
     """Samples in a fixed order; `Sample` objects are made on access.
 
     Args:
@@ -63,13 +63,10 @@ class Samples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, number: int) -> Sample: ...
-    @overload
-    def __getitem__(self, number: slice) -> "Samples": ...
-    def __getitem__(self, number: int | slice) -> "Sample | Samples":
-        if isinstance(number, slice):
-            return self.select(np.arange(len(self))[number])
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Sample:
         row = int(self._rows[number])
         store, width, height, duration, fps = (self._columns[name][row].item() for name in _NUMBERS)
         key, caption = (self._text(name, row) for name in _TEXTS)
