@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -322,48 +321,6 @@ def test_two_folders_are_compared_pair_by_pair(server, videos, tmp_path):
         pair_up(first, Scored())
 
 
-def test_prompts_from_json(videos, tmp_path):
-    table = tmp_path / "prompts.json"
-    prompts = {f"clip{number}": f"prompt {number}" for number in range(4)} | {"clip4.mp4": "prompt 4"}
-    table.write_text(json.dumps(prompts))
-    assert [video.prompt for video in list_videos(videos, table)] == [f"prompt {number}" for number in range(5)]
-    table.write_text("{}")
-    with pytest.raises(UserError, match=r"clip0.mp4: no prompt for this video; add it to .*prompts.json"):
-        list_videos(videos, table)
-    for text, message in (("[1]", "expected one JSON object"), ("{", "not a readable JSON")):
-        table.write_text(text)
-        with pytest.raises(UserError, match=message):
-            list_videos(videos, table)
-
-
-LONG = "a long prompt " * 12
-
-
-def test_what_cogvideox_sampled(videos, tmp_path):
-    """Its folders are named by the prompt's number and up to 120 characters of it, spaces and slashes replaced."""
-    prompts = ["a red car", "day/night, a street", LONG.strip(), "a cat@@cat.png"]
-    table = tmp_path / "prompts.txt"
-    table.write_text("\n".join(prompts) + "\n")
-    outputs = tmp_path / "outputs"
-    for number, line in enumerate(prompts):
-        name = line.partition("@@")[0].replace(" ", "_").replace("/", "")[:120]
-        for sample in range(2):
-            place = outputs / f"{number}_{name}" / str(sample)
-            place.mkdir(parents=True)
-            shutil.copy(videos / "clip0.mp4", place / "000000.mp4")
-    found = list_videos(outputs, table)
-    assert [video.prompt for video in found] == [p.partition("@@")[0] for p in prompts for _ in range(2)]
-    assert found[1].name == "0_a_red_car/1/000000"
-    with pytest.raises(UserError, match=r"no prompt for this video; .*--prompts"):  # the name holds part of it
-        list_videos(outputs, None)
-    for path in outputs.glob("2_*/*/000000.mp4"):
-        path.unlink()
-    assert [video.prompt for video in list_videos(outputs, None)][::2] == ["a red car", "daynight, a street", "a cat"]
-    table.write_text("another prompt\n")
-    with pytest.raises(UserError, match=r"prompts.txt has no line for it"):
-        list_videos(outputs, table)
-
-
 def test_prompts_are_found_where_captions_are(videos, server):
     for path in videos.glob("*.txt"):
         path.unlink()
@@ -373,17 +330,6 @@ def test_prompts_are_found_where_captions_are(videos, server):
     assert main(["reward", "--video_dir", str(videos), f"url={server.url}"]) == 0
     (videos / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match="no prompt for this video"):  # not from the tables of the command itself
-        list_videos(videos, None)
-
-
-def test_folders_that_hold_nothing_to_score(videos, tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        list_videos(tmp_path / "nowhere", None)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no video in it"):
-        list_videos(tmp_path / "empty", None)
-    (videos / "clip2.txt").unlink()
-    with pytest.raises(UserError, match=r"clip2.mp4: no prompt .* write it to .*clip2.txt or give --prompts"):
         list_videos(videos, None)
 
 

@@ -1,0 +1,69 @@
+"""Folders of generated videos and their prompts."""
+
+import json
+import shutil
+
+import pytest
+
+from sat_ssvae.errors import UserError
+from sat_ssvae.evaluation.generated import list_videos
+
+from .test_reward import gray_videos
+
+
+@pytest.fixture
+def videos(tmp_path):
+    return gray_videos(tmp_path / "videos", [-0.6, -0.3, 0.0, 0.3, 0.6])
+
+
+def test_prompts_from_json(videos, tmp_path):
+    table = tmp_path / "prompts.json"
+    prompts = {f"clip{number}": f"prompt {number}" for number in range(4)} | {"clip4.mp4": "prompt 4"}
+    table.write_text(json.dumps(prompts))
+    assert [video.prompt for video in list_videos(videos, table)] == [f"prompt {number}" for number in range(5)]
+    table.write_text("{}")
+    with pytest.raises(UserError, match=r"clip0.mp4: no prompt for this video; add it to .*prompts.json"):
+        list_videos(videos, table)
+    for text, message in (("[1]", "expected one JSON object"), ("{", "not a readable JSON")):
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            list_videos(videos, table)
+
+
+LONG = "a long prompt " * 12
+
+
+def test_what_cogvideox_sampled(videos, tmp_path):
+    """Its folders are named by the prompt's number and up to 120 characters of it, spaces and slashes replaced."""
+    prompts = ["a red car", "day/night, a street", LONG.strip(), "a cat@@cat.png"]
+    table = tmp_path / "prompts.txt"
+    table.write_text("\n".join(prompts) + "\n")
+    outputs = tmp_path / "outputs"
+    for number, line in enumerate(prompts):
+        name = line.partition("@@")[0].replace(" ", "_").replace("/", "")[:120]
+        for sample in range(2):
+            place = outputs / f"{number}_{name}" / str(sample)
+            place.mkdir(parents=True)
+            shutil.copy(videos / "clip0.mp4", place / "000000.mp4")
+    found = list_videos(outputs, table)
+    assert [video.prompt for video in found] == [p.partition("@@")[0] for p in prompts for _ in range(2)]
+    assert found[1].name == "0_a_red_car/1/000000"
+    with pytest.raises(UserError, match=r"no prompt for this video; .*--prompts"):  # the name holds part of it
+        list_videos(outputs, None)
+    for path in outputs.glob("2_*/*/000000.mp4"):
+        path.unlink()
+    assert [video.prompt for video in list_videos(outputs, None)][::2] == ["a red car", "daynight, a street", "a cat"]
+    table.write_text("another prompt\n")
+    with pytest.raises(UserError, match=r"prompts.txt has no line for it"):
+        list_videos(outputs, table)
+
+
+def test_folders_that_hold_nothing_to_score(videos, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        list_videos(tmp_path / "nowhere", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no video in it"):
+        list_videos(tmp_path / "empty", None)
+    (videos / "clip2.txt").unlink()
+    with pytest.raises(UserError, match=r"clip2.mp4: no prompt .* write it to .*clip2.txt or give --prompts"):
+        list_videos(videos, None)
