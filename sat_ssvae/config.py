@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticUndefined, to_jsonable_python
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError, did_you_mean, nearest
 
@@ -141,7 +140,9 @@ class Setting(NamedTuple):
     """What pydantic knows of its range: objects with `gt`, `ge`, `lt` or `le`."""
     description: str
     default: Any
-    """Plain values, as in YAML; `PydanticUndefined` where the user must give one."""
+    """Plain values, as in YAML."""
+    is_required: bool
+    """Whether the user must give a value, so that there is no default."""
     is_section: bool
     """Whether the settings below it follow."""
 
@@ -155,13 +156,14 @@ def settings_of(cls: type[BaseModel], defaults: Mapping[str, Any] | None = None,
     """All fields of a configuration and of the ones inside it, in the order of their definition."""
     found: dict[str, Setting] = {}
     for name, field in cls.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        plain = default if default is PydanticUndefined else to_jsonable_python(default)
-        plain = (defaults or {}).get(name, plain)
+        is_required = field.is_required() and name not in (defaults or {})
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        plain = (defaults or {}).get(name, TypeAdapter(Any).dump_python(default, mode="json"))
         models, items = _models_in(field.annotation), _items_of(field.annotation)
         about = " ".join((field.description or "").split())
         is_section = len(models) == 1 and not items
-        settings = [Setting(prefix + name, field.annotation, tuple(field.metadata), about, plain, is_section)]
+        bounds = tuple(field.metadata)
+        settings = [Setting(prefix + name, field.annotation, bounds, about, plain, is_required, is_section)]
         below = plain if isinstance(plain, dict) and not items else None
         for model in models:
             settings += settings_of(model, below, f"{prefix}{name}{items}.")

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from ..config import Config, Setting, settings_of
 from ..errors import UserError
@@ -91,7 +90,7 @@ def type_of(setting: Setting) -> str:
 
 def default_of(setting: Setting) -> str:
     """The default as one would write it in YAML."""
-    return "required" if setting.default is PydanticUndefined else in_yaml(setting.default)
+    return "required" if setting.is_required else in_yaml(setting.default)
 
 
 def in_yaml(value: Any) -> str:
