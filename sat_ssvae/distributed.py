@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import UserError
 
@@ -96,8 +97,8 @@ def _silenced_stderr() -> Iterator[None]:
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Add up a tensor over all ranks; every rank must call it."""
-    if world_size() > 1:
+    """Add up a tensor over all ranks; every rank must call it. A fake one, which has no numbers, stays as it is."""
+    if world_size() > 1 and not isinstance(value, FakeTensor):
         value = value.clone()
         dist.all_reduce(value)
     return value

@@ -1,98 +1,80 @@
-"""Memory that training the published model needs on each GPU, by resolution and ZeRO stage.
+"""Peak memory of the packaged training settings on one GPU, and of encoding and decoding.
 
-    python scripts/estimate_memory.py [--frames 17] [--batch-size 1] [--ranks 8] [--checkpointed]
+    python scripts/estimate_memory.py [--json] [--memory auto|fast|small] [--card 24] [--adversarial]
 
-Weights, gradients and Adam's moments are counted (float32, divided over the ranks as ZeRO does). Activations are
-measured: the forward pass runs in bf16 on fake tensors, which compute shapes and nothing else, and what it keeps
-for the backward pass is added up. Not in it: the perceptual network, discriminators, buffers of
-the network's library, and what a convolution needs while it runs.
+A training step runs as it is, perceptual network and discriminators included, but on fake tensors, which compute shapes
+and nothing else; a dispatch mode adds up the storages that are alive. The optimiser's state is added by DeepSpeed's
+arithmetic. Not in it: the CUDA context, workspaces of cuDNN and fragmentation; 2 GiB of the card are left for them.
 """
 
 import argparse
+import json
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from estimate_scaling import training
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.engine.optimization import BUCKET
-from sat_ssvae.vae.layers import ResidualBlock
+from sat_ssvae import SSVAE
+from sat_ssvae.training.memory import GIB, RESERVE, choose_plan, inference_memory, step_memory
 
-GIB = 2**30
+CONFIGS = ("article_256p", "article_512p", "article_1080p")
+FRAMES = 17
 SIZES = {"256 px": (256, 256), "512 px": (512, 512), "1080p": (1072, 1920)}
+WAYS: dict[str, dict[str, int]] = {"whole": {}, "4 frames at a time": {"chunk_frames": 4}}
+TILED = {"tiles of 512": {"tile_size": 512, "chunk_frames": 4}}
 
 
-def kept_bytes(vae: SSVAE, video: Tensor, frozen_encoder: bool) -> int:
-    """Bytes that a forward pass keeps for the backward pass, parameters left out."""
-    own = {parameter.untyped_storage()._cdata for parameter in vae.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in own:
-            kept[storage] = tensor  # holding it, so that its storage is not used again
-        return tensor
-
-    # What is computed again keeps its input, which no hook of autograd sees.
-    hooks = [
-        block.register_forward_pre_hook(
-            lambda _block, inputs: kept.__setitem__(inputs[0].untyped_storage()._cdata, inputs[0])
-        )
-        for block in vae.modules()
-        if isinstance(block, ResidualBlock) and block.checkpointed
-    ]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        if frozen_encoder:  # its activations are not kept
-            size = (video.shape[0], vae.config.latent_channels, *vae.latent_size(*video.shape[2:]))
-            latents = video.new_empty(size)
-        else:
-            latents = vae.encode(video).mode()
-        vae.decode(latents)
-    for hook in hooks:
-        hook.remove()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+def training_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """A packaged configuration's step, as it would be taken on the card."""
+    overrides = [f"memory={options.memory}", *(["adversarial.weight=0.5"] if options.adversarial else [])]
+    config = training(name, *overrides)
+    choice = choose_plan(config, int(options.card * GIB) - RESERVE, options.ranks)
+    memory = step_memory(config, choice.plan, ranks=options.ranks)
+    row = {"config": name, "batch_size": config.batch_size, "peak_gib": memory.peak / GIB, "plan": choice.plan.name}
+    row |= {f"{part}_gib": value / GIB for part, value in memory._asdict().items()}
+    return {**row, "largest_batch": choice.largest_batch}
 
 
-def state_bytes(module: nn.Module, stage: int, ranks: int, frozen_encoder: bool, half_copies: bool = True) -> float:
-    """Bytes of weights (float32, and bf16 copies for the convolutions), gradients and Adam's two moments on one GPU."""
-    everything = sum(parameter.numel() for parameter in module.parameters())
-    frozen = sum(p.numel() for name, p in module.named_parameters() if frozen_encoder and name.startswith("encoder."))
-    trained = everything - frozen
-    # ZeRO keeps its own float32 copy of the share that it steps, and a buffer to sum gradients in; plain AdamW steps
-    # the weights themselves.
-    copies = 0 if stage == 0 else 4 * trained / ranks + 4 * min(BUCKET, trained)
-    gradients = 4 * trained / (ranks if stage == 2 else 1)
-    moments = 8 * trained / (ranks if stage else 1)
-    return (6 if half_copies else 4) * everything + copies + gradients + moments
+def inference_rows() -> list[dict[str, Any]]:
+    """Encoding and decoding of one video, in bf16."""
+    rows = []
+    with FakeTensorMode():
+        torch.set_default_dtype(torch.bfloat16)  # fake weights cannot be converted afterwards
+        vae = SSVAE().eval().requires_grad_(False)
+        for size, (height, width) in SIZES.items():
+            for way, given in (WAYS | TILED).items() if size == "1080p" else WAYS.items():
+                video = torch.empty(1, 3, FRAMES, height, width)
+                latents = torch.empty(1, vae.latent_channels, *vae.latent_size(FRAMES, height, width))
+                encode = inference_memory(lambda vae, x=video, g=given: vae.encode(x, **g).mean, vae)
+                decode = inference_memory(lambda vae, z=latents, g=given: vae.decode(z, **g), vae)
+                sizes = {"encode_gib": encode / GIB, "decode_gib": decode / GIB}
+                rows.append({"size": size, "frames": FRAMES, "way": way, **sizes})
+        torch.set_default_dtype(torch.float32)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    cells = [[f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    """Read the options and print the table."""
+    """Read the options and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--checkpointed", action="store_true", help="with checkpoint_activations=true")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of Markdown tables")
+    parser.add_argument("--memory", choices=["auto", "fast", "small"], default="auto", help="as in the configuration")
+    parser.add_argument(
+        "--card", type=float, default=24.0, metavar="GIB", help="the GPU's memory (default: %(default)s)"
+    )
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that ZeRO divides the optimiser over")
+    parser.add_argument("--adversarial", action="store_true", help="with discriminators")
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="packaged configurations (default: %(default)s)")
     options = parser.parse_args()
-    with FakeTensorMode():
-        report(options)
-
-
-def report(options: argparse.Namespace) -> None:
-    """The table."""
-    torch.set_default_dtype(torch.bfloat16)  # fake weights cannot be converted afterwards
-    vae = SSVAE(SSVAEConfig())
-    vae.checkpoint_activations(options.checkpointed)
-    print(f"GiB a GPU, {options.ranks} GPUs, {options.batch_size} x {options.frames} frames each")
-    print("| size | encoder | activations | ZeRO 0 | ZeRO 1 | ZeRO 2 |\n|---|---|---|---|---|---|")
-    for name, (height, width) in SIZES.items():
-        for frozen in (False, True):
-            shape = (options.batch_size, 3, options.frames, height, width)
-            video = torch.empty(shape, dtype=torch.bfloat16)
-            activations = kept_bytes(vae, video, frozen)
-            totals = [activations + state_bytes(vae, stage, options.ranks, frozen) for stage in (0, 1, 2)]
-            cells = " | ".join(f"{total / GIB:.1f}" for total in (activations, *totals))
-            print(f"| {name} | {'frozen' if frozen else 'trained'} | {cells} |")
+    result = {"training": [training_row(name, options) for name in options.configs], "inference": inference_rows()}
+    print(json.dumps(result, indent=1) if options.json else "\n\n".join(map(table, result.values())))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from sat_ssvae.training.losses import Objective
 from sat_ssvae.training.settings import TrainConfig
 from sat_ssvae.vae.autoencoder import SSVAE
 
-CONFIGS = ("ch48_LCR_LMR_256p", "ch48_LCR_LMR_512p", "ch48_LCR_LMR_1080p", "published_256p")
+CONFIGS = ("article_256p", "article_512p", "article_1080p", "published_256p")
 
 
 def training(name: str, *overrides: str) -> TrainConfig:
@@ -45,7 +45,7 @@ def build(config: TrainConfig) -> tuple[Objective, Discriminator | None]:
     """What a step of it computes with, after the discriminators joined."""
     vae = SSVAE(config.model)
     vae.encoder.requires_grad_(not config.freeze_encoder)
-    vae.checkpoint_activations(config.checkpoint_activations)
+    vae.checkpoint_activations(True)
     objective = Objective(vae, config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config)
     critic = Discriminator(config.adversarial, config.precision) if config.adversarial.weight else None
     return objective, critic

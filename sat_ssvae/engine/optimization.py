@@ -44,7 +44,7 @@ class OptimizerConfig(Config):
     accumulation_steps: int = Field(default=1, gt=0)
     """Batches whose gradients are averaged for one optimiser step."""
     zero_stage: Literal[0, 1, 2] = 0
-    """DeepSpeed ZeRO: shard nothing, the optimiser state, or gradients too, over the ranks."""
+    """DeepSpeed ZeRO: shard nothing, the optimiser state, or gradients too, over the ranks. Without effect on one."""
 
 
 def build_engine(
@@ -66,8 +66,9 @@ def build_engine(
     module = module.to(device)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     bucket = min(BUCKET, sum(parameter.numel() for parameter in trainable))
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
-    if config.zero_stage:
+    stage = config.zero_stage if distributed.world_size() > 1 else 0  # alone, ZeRO would only add copies
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket}
+    if stage:
         zero["compute_grad_norm"] = False  # otherwise every step would wait for the device
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,

@@ -343,6 +343,7 @@ class Objective(nn.Module):
             values.append(torch.stack([*compared, adversarial]))
             last = cast(CausalConv3d, self.vae.decoder.out[2])
             at_weight += torch.stack([weight_gradient(last, features, gradient) for gradient in gradients[-1]])
+            del features  # as large as the widest activations
         norms = at_weight.flatten(1).norm(dim=1)
         self.applied_adversarial_weight.copy_(balanced_weight(judge.weight, norms[0], norms[1], ADVERSARIAL_LIMIT))
         for part, (main, regularised) in zip(parts, gradients, strict=True):
@@ -376,8 +377,7 @@ class Objective(nn.Module):
         if self.perceptual is not None:
             frames, originals = _frames(seen.detach()), _frames(video)
             weight = factor * config.perceptual_weight / len(frames)
-            with self._autocast(video):
-                distances, at_frames = distances_and_gradient(self.perceptual, frames, originals, weight)
+            distances, at_frames = distances_and_gradient(self.perceptual, frames, originals, weight)
             perceptual = distances.mean()
             gradient += at_frames.unflatten(0, (len(video), -1)).transpose(1, 2)
         squared = difference.detach().square().mean()

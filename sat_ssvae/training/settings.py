@@ -1,6 +1,6 @@
 """The configuration of one run of `sat-ssvae train`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,8 +40,10 @@ class TrainConfig(ObjectiveConfig):
     seed: int = Field(default=0, ge=0)
     """Initial weights, order of the clips, posterior samples and masks."""
 
-    checkpoint_activations: bool = False
-    """Keep less for the backward pass and compute it again: saves memory, costs a third more time."""
+    memory: Literal["auto", "fast", "small"] = "auto"
+    """Take the whole batch at once and keep all activations (`fast`), or one sample at a time and compute activations
+    again (`small`); `auto` is the fastest of these and two ways between them that fits into the device's memory. The
+    gradients are the same."""
     log_every: int = Field(default=50, gt=0)
     """Steps between rows of train.csv."""
     checkpoint_every: int = Field(default=1000, gt=0)

@@ -38,6 +38,7 @@ from ..storage import sync
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_step
 from .losses import Losses, Objective
+from .memory import RESERVE, choose_plan, describe, device_memory
 from .monitor import Monitor
 from .run_folder import claimed_folder
 from .settings import TrainConfig
@@ -89,6 +90,7 @@ class AutoencoderTrainer:
         # LCR has nothing to act on in a frozen encoder.
         objective_config = config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config
         self.objective = Objective(vae, objective_config)
+        self._fit_memory()
         # Before the engine wraps the module: its hooks are not to be copied.
         average = Average(vae, config.ema_decay, device) if config.ema_decay else None
         self.optimizer = config.optimizer.model_copy(update={"lr": config.lr})
@@ -112,6 +114,14 @@ class AutoencoderTrainer:
         self.critic: Discriminator | None = None
         self.skipped = self.skipped_in_a_row = 0
         self._resume()
+
+    def _fit_memory(self) -> None:
+        """Choose how a step is taken, and say what it needs."""
+        reserve = RESERVE if self.device.type == "cuda" else 0
+        choice = choose_plan(self.config, device_memory(self.device) - reserve, distributed.world_size())
+        choice.plan.apply(self.objective)
+        if distributed.rank() == 0:
+            logger.info("%s", describe(self.config, choice, self.device))
 
     @property
     def vae(self) -> SSVAE:
@@ -351,5 +361,4 @@ def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
         vae.load_state_dict(loaded.state_dict())
         logger.info("starting from the weights of %s", config.resume_from)
     vae.encoder.requires_grad_(not config.freeze_encoder)
-    vae.checkpoint_activations(config.checkpoint_activations)
     return vae

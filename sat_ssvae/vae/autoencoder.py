@@ -192,7 +192,7 @@ class SSVAE(nn.Module):
         Trades a third more computation for most of the activations' memory; gradients are the same.
         """
         for module in self.modules():
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, ResidualBlock | Decoder):
                 module.checkpointed = enabled
 
     def check_tile_size(self, pixels: int) -> None:

@@ -2,7 +2,9 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import SSVAEConfig
 from .layers import (
@@ -32,6 +34,9 @@ class DecoderLevel(nn.Module):
 
 class Decoder(nn.Module):
     """See `SSVAEConfig` for the sizes; multipliers and time levels are given in the encoder's order."""
+
+    checkpointed = False
+    """Compute the last convolution again in the backward pass; see `ResidualBlock.checkpointed`."""
 
     def __init__(self, config: SSVAEConfig) -> None:
         super().__init__()
@@ -65,4 +70,6 @@ class Decoder(nn.Module):
         for level in self.up[self._merged_levels :]:
             h = level(h, stream)
         norm, conv = cast(RMSNorm, self.out[0]), cast(CausalConv3d, self.out[2])
+        if self.checkpointed and torch.is_grad_enabled() and stream is None:
+            return checkpoint(conv.after_norm, norm, h, None, use_reentrant=False)
         return conv.after_norm(norm, h, stream)

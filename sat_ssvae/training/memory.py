@@ -1,0 +1,181 @@
+"""How much memory a training step needs, and how it is taken so that it fits.
+
+    for plan in PLANS:
+        print(plan.name, step_memory(config, plan).peak / GIB)
+
+The step itself runs, on fake tensors (see `engine/memory.py`); what the optimiser holds is added by DeepSpeed's
+arithmetic. Not in it: the CUDA context, workspaces of cuDNN and fragmentation, for which `RESERVE` is left free.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..engine.memory import MemoryTracker
+from ..engine.optimization import BUCKET
+from ..vae.autoencoder import SSVAE
+from .discriminator import Discriminator, critic_step
+from .losses import Objective
+from .settings import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+RESERVE = 2 * GIB
+"""What the estimate leaves free on a GPU."""
+
+
+class Plan(NamedTuple):
+    """How a step trades time for memory."""
+
+    name: str
+    sample_by_sample: bool
+    """See `Objective.sample_by_sample`."""
+    checkpointed: bool
+    """See `SSVAE.checkpoint_activations`."""
+
+    def apply(self, objective: Objective) -> None:
+        """Have an objective take its steps like this."""
+        objective.sample_by_sample = self.sample_by_sample
+        objective.vae.checkpoint_activations(self.checkpointed)
+
+
+PLANS = (
+    Plan("the whole batch at once", sample_by_sample=False, checkpointed=False),
+    Plan("sample by sample", sample_by_sample=True, checkpointed=False),
+    Plan("the whole batch, checkpointed", sample_by_sample=False, checkpointed=True),
+    Plan("sample by sample, checkpointed", sample_by_sample=True, checkpointed=True),
+)
+"""From the fastest to the smallest."""
+
+
+class StepMemory(NamedTuple):
+    """Bytes at the peak of a step, and what they are."""
+
+    weights: int
+    """Of autoencoder, perceptual network, discriminators and moving average."""
+    gradients: int
+    """Of everything that is trained."""
+    optimizer: int
+    """Adam's moments, and what ZeRO keeps: its copy of the weights, and a buffer that gradients are summed in."""
+    activations: int
+    """The rest at the peak: the batch, activations, converted weights, gradients on their way."""
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def step_memory(config: TrainConfig, plan: Plan, batch_size: int | None = None, ranks: int = 1) -> StepMemory:
+    """The memory of one step of a run, with the discriminators if it has some, at its largest size of clips.
+
+    Args:
+        config: the run.
+        plan: how the step is taken.
+        batch_size: instead of the run's.
+        ranks: processes that ZeRO divides the optimiser's state over.
+    """
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as memory:
+        objective, critic = _build(config, plan)
+        modules: list[nn.Module] = [objective] if critic is None else [objective, critic]
+        weights = memory.live
+        video = torch.empty(largest_batch(config, batch_size))
+        total = objective(video, torch.Generator(), critic, config.adversarial.weight).total
+        total.backward()
+        if critic is not None and objective.reconstruction is not None:
+            critic_step(critic, video, objective.reconstruction).backward()
+    trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in modules]
+    gradients = sum(p.grad.nbytes for module in modules for p in module.parameters() if p.grad is not None)
+    optimizer = sum(_optimizer_bytes(count, config.optimizer.zero_stage, ranks) for count in trained)
+    average = sum(p.nbytes for p in objective.vae.parameters()) if config.ema_decay else 0
+    # Between the backward pass and the optimiser's step, ZeRO has the gradients twice.
+    working = max(memory.peak - weights, 2 * gradients) - gradients
+    return StepMemory(weights + average, gradients, optimizer, working)
+
+
+def largest_batch(config: TrainConfig, batch_size: int | None = None) -> tuple[int, ...]:
+    """`B C T H W` of the run's batch with the most pixels."""
+    streams = [stream.config for stream in config.data.streams()]
+    shapes = [(stream.num_frames, *size) for stream in streams for size in stream.sizes]
+    frames, height, width = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
+    return batch_size or config.batch_size, config.model.in_channels, frames, height, width
+
+
+def _build(config: TrainConfig, plan: Plan) -> tuple[Objective, Discriminator | None]:
+    vae = SSVAE(config.model)
+    vae.encoder.requires_grad_(not config.freeze_encoder)
+    objective = Objective(vae, config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config)
+    plan.apply(objective)
+    critic = Discriminator(config.adversarial, config.precision) if config.adversarial.weight else None
+    return objective, critic
+
+
+def _optimizer_bytes(trained: int, stage: int, ranks: int) -> int:
+    """Bytes beside weights and gradients that a DeepSpeed engine holds for its trained parameters on one rank."""
+    if stage == 0 or ranks == 1:
+        return 8 * trained
+    return 12 * trained // ranks + 4 * min(BUCKET, trained)
+
+
+class Choice(NamedTuple):
+    """The plan of a run, what it needs, and the largest batch that the device could take with it."""
+
+    plan: Plan
+    memory: StepMemory
+    largest_batch: int
+
+
+def choose_plan(config: TrainConfig, available: int, ranks: int = 1) -> Choice:
+    """The plan that `config.memory` asks for; for `auto` the fastest whose step fits, else the smallest.
+
+    Memory is taken to grow evenly with the batch, from the second sample on.
+
+    Args:
+        config: the run.
+        available: bytes that a step may need.
+        ranks: see `step_memory`.
+    """
+    plans = {"auto": PLANS, "fast": PLANS[:1], "small": PLANS[-1:]}[config.memory]
+    for plan in plans:
+        one, two, three = (step_memory(config, plan, batch_size, ranks) for batch_size in (1, 2, 3))
+        growth = StepMemory(*(b - a for a, b in zip(two, three, strict=True)))
+        memory = one
+        if config.batch_size > 1:  # the second sample alone finds gradients of the first
+            memory = StepMemory(*(a + (config.batch_size - 2) * b for a, b in zip(two, growth, strict=True)))
+        if memory.peak <= available or plan is plans[-1]:
+            break
+    fitting = int(one.peak <= available)
+    if two.peak <= available:
+        fitting = (available - two.peak) // max(growth.peak, 1) + 2
+    return Choice(plan, memory, fitting)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, or of the machine's on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def describe(config: TrainConfig, choice: Choice, device: torch.device) -> str:
+    """One line for the start of a run."""
+    total = device_memory(device)
+    text = (
+        f"memory: a step needs about {choice.memory.peak / GIB:.1f} GiB ({choice.plan.name}) of {total / GIB:.1f} GiB"
+    )
+    return f"{text}; the largest batch that fits has {choice.largest_batch} clips, configured are {config.batch_size}"
+
+
+def inference_memory(run: Callable[[SSVAE], Tensor], vae: SSVAE) -> int:
+    """Bytes at the peak of `run(vae)` without gradients, the weights included; inside a `FakeTensorMode`."""
+    with MemoryTracker() as memory, torch.inference_mode(False), torch.no_grad():
+        for parameter in vae.parameters():
+            memory.follow(parameter)
+        run(vae)
+    return memory.peak
