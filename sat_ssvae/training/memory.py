@@ -30,6 +30,10 @@ RESERVE = 2 * GIB
 """What the estimate leaves free on a GPU."""
 
 
+_BYTES_PER_ELEMENT = 400
+"""More than a step keeps for each element of the network's widest activations, float32 ones of all layers."""
+
+
 class Plan(NamedTuple):
     """How a step trades time for memory."""
 
@@ -154,6 +158,13 @@ def choose_plan(config: TrainConfig, available: int, ranks: int = 1) -> Choice:
     if two.peak <= available:
         fitting = (available - two.peak) // max(growth.peak, 1) + 2
     return Choice(plan, memory, fitting)
+
+
+def is_small(config: TrainConfig, available: int) -> bool:
+    """Whether a step is so small that nobody needs to measure it, which takes seconds: by a generous bound."""
+    batch, _, frames, height, width = largest_batch(config)
+    channels = config.model.base_channels * config.model.channel_multipliers[0]
+    return batch * frames * height * width * channels * _BYTES_PER_ELEMENT < available
 
 
 def device_memory(device: torch.device) -> int:

@@ -38,7 +38,7 @@ from ..storage import sync
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_step
 from .losses import Losses, Objective
-from .memory import RESERVE, choose_plan, describe, device_memory
+from .memory import PLANS, RESERVE, choose_plan, describe, device_memory, is_small
 from .monitor import Monitor
 from .run_folder import claimed_folder
 from .settings import TrainConfig
@@ -117,8 +117,12 @@ class AutoencoderTrainer:
 
     def _fit_memory(self) -> None:
         """Choose how a step is taken, and say what it needs."""
-        reserve = RESERVE if self.device.type == "cuda" else 0
-        choice = choose_plan(self.config, device_memory(self.device) - reserve, distributed.world_size())
+        cuda = self.device.type == "cuda"
+        available = device_memory(self.device) - (RESERVE if cuda else 0)
+        if not cuda and is_small(self.config, available):
+            PLANS[-1 if self.config.memory == "small" else 0].apply(self.objective)
+            return
+        choice = choose_plan(self.config, available, distributed.world_size())
         choice.plan.apply(self.objective)
         if distributed.rank() == 0:
             logger.info("%s", describe(self.config, choice, self.device))
