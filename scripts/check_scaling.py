@@ -6,7 +6,7 @@ A rank is a process with one thread, or with one GPU where there are some. All r
 estimate needs, operations a second (on clips of another size than training's) and the bandwidth of an all-reduce, then
 train. Time: of the fastest step and the fastest measurement, which is what others on the machine disturb least; waiting
 for data is left out. Memory, in a second run of a few steps: the largest sum of torch's own allocations (a CPU's: by
-the profiler), against weights, gradients, moments and activations as scripts/estimate_memory.py counts them.
+the profiler), against the estimate of scripts/estimate_memory.py.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from _bench import machine
-from estimate_memory import kept_bytes, state_bytes
 from estimate_scaling import measured_rate, operations, sent_bytes, step_seconds
 
-from sat_ssvae import SSVAE, distributed
+from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
+from sat_ssvae.training.memory import PLANS, step_memory
 from sat_ssvae.training.settings import TrainConfig
 from sat_ssvae.training.trainer import train
 
@@ -130,12 +130,8 @@ def launch(case: dict[str, Any], ranks: int) -> dict[str, float]:
 
 
 def predicted_peak(config: TrainConfig, ranks: int) -> float:
-    """Bytes: what a rank holds between steps, and what its forward pass keeps; float32 throughout."""
-    with torch.device("meta"):
-        vae = SSVAE(config.model)
-        video = torch.empty(config.batch_size, 3, config.data.num_frames, *config.data.size)
-        kept = kept_bytes(vae, video, frozen_encoder=False)
-        return kept + state_bytes(vae, config.optimizer.zero_stage, ranks, frozen_encoder=False, half_copies=False)
+    """Bytes at the peak of a step of one rank."""
+    return float(step_memory(config, PLANS[0], ranks=ranks).peak)
 
 
 def main() -> None:
