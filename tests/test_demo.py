@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sat_ssvae.data.demo import GAP, MIN_HELDOUT, prepare_demo, split_by_time
+from sat_ssvae.data.demo import GAP, MIN_HELDOUT_SECONDS, prepare_demo, split_by_time
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
 from sat_ssvae.data.video_io import to_uint8, to_unit_range
 from sat_ssvae.errors import UserError
@@ -25,7 +25,7 @@ def test_the_split_keeps_its_distance(first, length):
     for (_, end, held), (start, _, next_held) in itertools.pairwise(parts):
         assert start - end >= (GAP - 1e-9 if held != next_held else -1e-9)
     held_out = [end - start for start, end, held in parts if held]
-    assert all(part >= MIN_HELDOUT - 1e-9 for part in held_out)
+    assert all(part >= MIN_HELDOUT_SECONDS - 1e-9 for part in held_out)
     if length >= 60:
         assert sum(held_out) / length == pytest.approx(0.2)
         assert sum(end - start for start, end, held in parts if not held) / length > 0.7

@@ -151,7 +151,8 @@ def test_scores_of_a_comparison(process, with_text):
     scoring = SCORING.model_copy(update={"guidance": 2.0})
 
     def compute(device):
-        arm = measure_arm(tiny_vae().to(device), heldout, clips, {"colour": MeanColour()}, scoring, text)
+        vae = tiny_vae().to(device)
+        arm = measure_arm(vae.decode, torch.device(device), heldout, clips, {"colour": MeanColour()}, scoring, text)
         generator = DiTGenerator(build_dit(DiTConfig(**config), seed=0).to(device), process, scoring)
         scores, shown = score_generator(generator, arm, scoring, loss_floor=0.0)
         return {metric: estimate.value for metric, estimate in scores.items()}, shown

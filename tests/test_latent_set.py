@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.data.shards import Clip
 from sat_ssvae.errors import UserError
-from sat_ssvae.latents.encoder import EncoderSettings
+from sat_ssvae.latents.encoding import EncoderSettings
 from sat_ssvae.latents.latent_set import LatentSet, LatentStats, encode_latents
 from sat_ssvae.vae.checkpoint import weights_digest
 

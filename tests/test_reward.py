@@ -15,7 +15,7 @@ from sat_ssvae.config import load_config, parse_config
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.generated import list_videos
-from sat_ssvae.evaluation.reward import RewardConfig, Scored, compare, pair_up, score_videos, summarize
+from sat_ssvae.evaluation.reward import RewardConfig, Scored, compare_pairs, pair_up, score_videos, summarize
 from sat_ssvae.evaluation.unified_reward import VERSIONS
 
 from .chat_server import serve
@@ -308,12 +308,12 @@ def test_two_folders_are_compared_pair_by_pair(server, videos, tmp_path):
     settings = config(server)
     first, second = score(videos, settings), score(brighter, settings)
     pairs = pair_up(first, second)
-    comparison = compare(pairs, settings)
+    comparison = compare_pairs(pairs, settings)
     difference = comparison.differences["overall"]
     assert difference.count == len(pairs) == 4 and difference.mean == pytest.approx(0.2, abs=0.03)
     assert difference.high - difference.low < 0.05  # although the videos differ far more than the pairs
     assert comparison.win_rate.mean == 1
-    assert compare([(one, one) for one, _ in pairs], settings).win_rate.mean == 0.5
+    assert compare_pairs([(one, one) for one, _ in pairs], settings).win_rate.mean == 0.5
     (brighter / "clip0.txt").write_text("another prompt")
     with pytest.raises(UserError, match="clip0: its prompt differs"):
         pair_up(first, score(brighter, settings))

@@ -66,7 +66,7 @@ def arm():
     with torch.no_grad():
         latents = vae.encode(clips).mode()
     heldout = LatentSet(latents, ("k",) * 12, ("",) * 12, LatentStats.measure(latents))
-    return measure_arm(vae, heldout, clips, {"colour": MeanColour()}, CONFIG)
+    return measure_arm(vae.decode, torch.device("cpu"), heldout, clips, {"colour": MeanColour()}, CONFIG)
 
 
 def test_a_perfect_denoiser_is_left_with_the_reconstruction_error(arm):

@@ -18,7 +18,7 @@ from sat_ssvae.data.video_io import write_video
 from sat_ssvae.data.video_write import VideoWriter
 from sat_ssvae.engine.checkpoints import save_weights
 from sat_ssvae.engine.log import MetricsLog
-from sat_ssvae.latents.encoder import EncoderSettings
+from sat_ssvae.latents.encoding import EncoderSettings
 from sat_ssvae.latents.latent_set import encode_latents
 from sat_ssvae.storage import atomic, digest_of, save_tensors, write_bytes, write_text
 from sat_ssvae.vae import checkpoint
@@ -30,7 +30,7 @@ import os, sys
 from pathlib import Path
 from sat_ssvae.engine.checkpoints import save_weights
 from sat_ssvae.engine.log import MetricsLog
-from sat_ssvae.latents.encoder import EncoderSettings
+from sat_ssvae.latents.encoding import EncoderSettings
 from sat_ssvae.latents.latent_set import encode_latents
 from sat_ssvae.storage import atomic
 with atomic(Path(sys.argv[1])) as partial:

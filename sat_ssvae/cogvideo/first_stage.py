@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STOCK_PARAMETERS = (
+_STOCK_PARAMETERS = (
     "cp_size",
     "ignore_keys",
     "loss_config",
@@ -291,7 +291,7 @@ def check_patched(folder: Path | None = None) -> None:
 def _parse(params: Mapping[str, Any]) -> FirstStageConfig:
     """Leave out the stock parameters; values from a YAML file may be OmegaConf's."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(dict(params)), resolve=True)
-    stock = [name for name in STOCK_PARAMETERS if name in plain]
+    stock = [name for name in _STOCK_PARAMETERS if name in plain]
     if stock:
         logger.info("parameters of CogVideoX's own first stage, ignored: %s", ", ".join(stock))
     own = {name: value for name, value in plain.items() if name not in stock}

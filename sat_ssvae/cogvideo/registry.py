@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..storage import write_text
 from ..vae.autoencoder import SSVAE
 from .first_stage import SSVAEFirstStage
+from .sat_transformer import write_checkpoint
 
 MODEL_CLASS = "SSVAEFirstStage"
 """Name in SAT's registry, and `model_class` in a folder's model_config.json."""
@@ -107,8 +109,6 @@ def save_sat(vae: SSVAE, folder: str | Path) -> None:
     if vae.latent_stats is None:
         raise UserError("SAT's format needs latent statistics, the autoencoder has none; measure them: sat-ssvae stats")
     folder = Path(folder)
-    weights = folder / _ITERATION / "mp_rank_00_model_states.pt"
-    weights.parent.mkdir(parents=True, exist_ok=True)
     first_stage = {
         "random_init": True,  # SAT loads the weights after the model is built
         "model": vae.config.model_dump(mode="json"),
@@ -116,7 +116,6 @@ def save_sat(vae: SSVAE, folder: str | Path) -> None:
         "latent_std": vae.latent_stats.std.tolist(),
     }
     module = {f"vae.{name}": value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
-    torch.save({"module": module}, weights)
     config = {"model_class": MODEL_CLASS, "model_parallel_size": 1, "first_stage": first_stage}
-    (folder / "model_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (folder / "latest").write_text(f"{_ITERATION}\n", encoding="utf-8")
+    write_text(folder / "model_config.json", json.dumps(config, indent=1) + "\n")
+    write_checkpoint(module, folder, _ITERATION)

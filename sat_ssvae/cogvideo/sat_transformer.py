@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..storage import atomic, write_text
 
 FIRST_STAGE = "first_stage_model."
 """What the names of an autoencoder's tensors begin with in a checkpoint of the whole model."""
-WEIGHTS_NAME = "mp_rank_00_model_states.pt"
+SAT_WEIGHTS_NAME = "mp_rank_00_model_states.pt"
+"""SAT's name for the tensors of a checkpoint that is not split by model parallelism."""
 _RELEASE = "release"  # SAT's name for weights that do not belong to a step of a training
 
 Misfit = tuple[str, tuple[int, ...], tuple[int | None, ...]]
@@ -136,20 +138,26 @@ def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
 
     In pretrain mode SAT would take a folder's number for the iteration to continue from.
     """
-    (output / _RELEASE).mkdir(parents=True)
-    torch.save({"module": dict(tensors)}, output / _RELEASE / WEIGHTS_NAME)
-    (output / "latest").write_text(_RELEASE, encoding="utf-8")
+    write_checkpoint(tensors, output, _RELEASE)
+
+
+def write_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration: str) -> None:
+    """Write tensors as SAT does, into `folder/iteration`, and name it in `folder/latest` when they are there."""
+    (folder / iteration).mkdir(parents=True, exist_ok=True)
+    with atomic(folder / iteration / SAT_WEIGHTS_NAME) as partial:
+        torch.save({"module": dict(tensors)}, partial)
+    write_text(folder / "latest", f"{iteration}\n")
 
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        path = folder / WEIGHTS_NAME
+        path = folder / SAT_WEIGHTS_NAME
         if not path.exists():
-            path = folder / (folder / "latest").read_text(encoding="utf-8").strip() / WEIGHTS_NAME
+            path = folder / (folder / "latest").read_text(encoding="utf-8").strip() / SAT_WEIGHTS_NAME
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: no such file; a transformer's folder holds `latest` and 1/{WEIGHTS_NAME}"
+            f"{error.filename}: no such file; a transformer's folder holds `latest` and 1/{SAT_WEIGHTS_NAME}"
         ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

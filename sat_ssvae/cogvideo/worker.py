@@ -50,7 +50,7 @@ logger = logging.getLogger(f"{__package__}.worker")  # __name__ is __main__ here
 
 SCORED = "scored a checkpoint"
 """Logged after each checkpoint."""
-MIN_HELDOUT = 8
+_MIN_HELDOUT = 8
 """A comparison with fewer held-out clips means nothing."""
 PACKAGES = ("torch", "deepspeed", "SwissArmyTransformer", "numpy")
 """Packages whose versions are in the report."""
@@ -285,21 +285,21 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def _reference(job: ArmJob, args: Any, vae: SATAutoencoder) -> ArmReference:
     """Held-out clips and what scores compare with; computed again for scoring, since a file of it would be large."""
     clips = Clips(args, job.heldout, job.max_heldout)
-    if len(clips) < MIN_HELDOUT:
+    if len(clips) < _MIN_HELDOUT:
         where = ", ".join(map(str, job.heldout))
-        raise UserError(f"{where}: {len(clips)} held-out clips, a comparison needs {MIN_HELDOUT} (100 to say much)")
+        raise UserError(f"{where}: {len(clips)} held-out clips, a comparison needs {_MIN_HELDOUT} (100 to say much)")
     videos, captions = clips.read()
     latents = encode(vae, list(zip(videos, captions, strict=True)))
     device = vae.engine.device
     frames = vae.decode(latents.latents[:1].to(device)).shape[2]
     features = {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
     text = caption_states(vae.engine, captions)
-    return measure_arm(vae, latents, videos[:, :, -frames:], features, job.scoring, text)
+    return measure_arm(vae.decode, device, latents, videos[:, :, -frames:], features, job.scoring, text)
 
 
 def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: float) -> None:
     """The clips to show, the reconstruction's quality clip by clip, the environment, and arm.json."""
-    device = next(reference.vae.parameters()).device
+    device = reference.device
     quality = reconstruction_quality(reference, build_perceptual("st-lpips-alex").to(device))
     shape = "x".join(map(str, train.shape))
     training: dict[str, JsonValue] = {

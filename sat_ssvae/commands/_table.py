@@ -1,6 +1,11 @@
-"""Tables on the terminal."""
+"""Tables on the terminal and in files."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..storage import write_text
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
@@ -17,3 +22,10 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
         for row in rows
     ]
     return "\n".join("  ".join(line).rstrip() for line in lines) + "\n"
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as a CSV file, whole or not at all."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,7 +1,6 @@
 """`sat-ssvae reconstruct`: videos through an autoencoder and back, with scores."""
 
 import argparse
-import csv
 import json
 import sys
 from dataclasses import asdict
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import find_config, load_config, parse_config, read_yaml
 from ..errors import UserError
+from ..storage import write_text
 from ._options import add_command
-from ._table import aligned
+from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
     from ..autoencoders.protocol import VideoAutoencoder
@@ -53,8 +53,7 @@ def run(options: argparse.Namespace) -> None:
         _check_sizes(find_config(options.config), vae)
     report = reconstruct(vae, options.input, options.output, config, default_device())
     rows = _rows(report)
-    with (options.output / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    write_csv(options.output / "scores.csv", rows)
     measured = _measured(config, report, vae)
     document = {
         "autoencoder": options.checkpoint,
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         "videos": [asdict(clip) for clip in report.clips],
         "skipped": [asdict(skip) for skip in report.skipped],
     }
-    (options.output / "scores.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_text(options.output / "scores.json", json.dumps(document, indent=1) + "\n")
     sys.stdout.write(f"{aligned(rows)}{measured}\n")
     if report.rfvd is not None and report.rfvd.warning:
         sys.stdout.write(f"warning: {report.rfvd.warning}\n")

@@ -1,7 +1,6 @@
 """`sat-ssvae restore`: degraded videos through an autoencoder's latents and a comparison's transformer."""
 
 import argparse
-import csv
 import json
 import sys
 from dataclasses import asdict
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
 from ..errors import UserError
+from ..storage import atomic, write_text
 from ._options import add_command
-from ._table import aligned
+from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
     from ..evaluation.restore import RestorationReport, RestoreConfig
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> None:
         "videos": [asdict(video) for video in report.videos],
         "skipped": [asdict(skip) for skip in report.skipped],
     }
-    (options.output / "scores.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    _write_csv(report, options.output / "scores.csv")
+    write_text(options.output / "scores.json", json.dumps(document, indent=1) + "\n")
+    write_csv(options.output / "scores.csv", _rows(report))
     sys.stdout.write(_tables(report, config))
     sys.stdout.write(f"{measured}\n")
     if options.picture:
@@ -88,16 +88,16 @@ def _degraded_how(config: "RestoreConfig", original: Path | None) -> str:
     return f"originals from {original}" if original else "no originals, so no scores"
 
 
-def _write_csv(report: "RestorationReport", path: Path) -> None:
+def _rows(report: "RestorationReport") -> list[list[str]]:
+    """A header and one row a video and view."""
     metrics = list(
         dict.fromkeys(name for video in report.videos for scores in video.scores.values() for name in scores)
     )
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video", "frames", "view", *metrics])
-        for video in report.videos:
-            for view, scores in video.scores.items():
-                writer.writerow([video.name, video.frames, view, *(f"{scores[metric]:.4f}" for metric in metrics)])
+    rows = [["video", "frames", "view", *metrics]]
+    for video in report.videos:
+        for view, scores in video.scores.items():
+            rows.append([video.name, str(video.frames), view, *(f"{scores[metric]:.4f}" for metric in metrics)])
+    return rows
 
 
 def _tables(report: "RestorationReport", config: "RestoreConfig") -> str:
@@ -143,4 +143,5 @@ def _write_picture(report: "RestorationReport", config: "RestoreConfig", output:
     shown = [alike[number] for number in spaced_frames(len(alike), 4)]
     rows = [middle_frame(side_by_side_path(output, video.name), video.frames, len(names)) for video in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
-    labelled_grid(rows, names).save(path, quality=90)
+    with atomic(path) as partial:
+        labelled_grid(rows, names).save(partial, path.suffix[1:].upper(), quality=90)

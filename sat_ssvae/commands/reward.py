@@ -1,10 +1,9 @@
 """`sat-ssvae reward`: score generated videos with a UnifiedReward server."""
 
 import argparse
-import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import load_config
 from ..storage import write_text
 from ._options import add_command
+from ._table import write_csv
 
 if TYPE_CHECKING:
     from ..evaluation.reward import RewardConfig, Scored
@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Score one folder or two, write ratings, tables and the summary into them, print the summary."""
     from ..evaluation.generated import list_videos
-    from ..evaluation.reward import RewardConfig, compare, pair_table, pair_up, score_videos
+    from ..evaluation.reward import RewardConfig, compare_pairs, pair_table, pair_up, score_videos
 
     flags = [f"batch_size={options.batch_size}"] if options.batch_size else []
     config = load_config(RewardConfig, None, [*flags, *options.overrides])
@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> None:
         _report(scored[folder], folder / f"{name}.json", config)
     if options.against:
         pairs = pair_up(scored[options.against], scored[options.video_dir])
-        comparison = compare(pairs, config)
-        _write_csv(pair_table(pairs, config), options.video_dir / f"{name}_pairs.csv")
+        comparison = compare_pairs(pairs, config)
+        write_csv(options.video_dir / f"{name}_pairs.csv", pair_table(pairs, config))
         document = {"baseline": str(options.against), "pairs": len(pairs), **asdict(comparison)}
         write_text(options.video_dir / f"{name}_pairs.json", json.dumps(document, indent=1) + "\n")
         sys.stdout.write(
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _report(scored: "Scored", path: Path, config: "RewardConfig") -> None:
     """Write the summary of a folder to `path` and its videos' ratings beside it; print the summary."""
-    from ..evaluation.reward import summarize, table
+    from ..evaluation.reward import rating_table, summarize
 
     means = summarize(scored, config)
     document = {
@@ -85,17 +85,12 @@ def _report(scored: "Scored", path: Path, config: "RewardConfig") -> None:
         "failed": scored.failures,
     }
     write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write_csv(table(scored.rated, config), path.with_suffix(".csv"))
+    write_csv(path.with_suffix(".csv"), rating_table(scored.rated, config))
     sys.stdout.write(
         f"{path.parent}: {len(scored.rated)} videos, UnifiedReward {config.version}{_NOTE}\n{_table(means)}"
     )
     for name, reason in scored.failures.items():
         sys.stdout.write(f"  {name} failed: {reason}\n")
-
-
-def _write_csv(rows: Sequence[Sequence[str]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _table(scores: "Mapping[str, MeanInterval]") -> str:

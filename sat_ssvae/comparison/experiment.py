@@ -27,7 +27,7 @@ from ..data.skips import SkipLog
 from ..diffusion.training import DiTTrainConfig, train_dit
 from ..diffusion.transformer import DiT
 from ..errors import UserError
-from ..latents.encoder import EncoderSettings
+from ..latents.encoding import EncoderSettings
 from ..latents.latent_set import LatentSet, encode_latents
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
@@ -220,7 +220,8 @@ class _Comparison:
         train_set = LatentSet.load(folder / "train.safetensors")
         heldout = LatentSet.load(folder / "heldout.safetensors", statistics=train_set.statistics)
         scoring = self.config.scoring
-        reference = measure_arm(vae, heldout, clips, features, scoring, self._caption_states(heldout))
+        text = self._caption_states(heldout)
+        reference = measure_arm(vae.decode, self.device, heldout, clips, features, scoring, text)
         noise_factors = self.config.transformer.diffusion.signal_and_noise
         loss_floor = gaussian_loss_floor(train_set, noise_factors, scoring)
         return _Prepared(member, vae, train_set, self._caption_states(train_set), reference, loss_floor)

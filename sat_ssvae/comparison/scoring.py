@@ -1,6 +1,6 @@
 """What a comparison measures: the autoencoder once, the transformer at each evaluation step.
 
-    reference = measure_arm(vae, heldout, clips, features, config)
+    reference = measure_arm(vae.decode, device, heldout, clips, features, config)
     scores, samples = score_generator(DiTGenerator(model, process, config), reference, config, loss_floor)
 
 See `results.py` for the metrics' names. All of it runs on held-out clips with draws that depend on the configuration
@@ -8,7 +8,7 @@ alone, so that two arms, and two steps of one arm, differ in the latents and the
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,16 +72,6 @@ class ScoringConfig(EvaluationConfig):
     """Classifier-free guidance of the samples, if clips have captions; 1 is none."""
 
 
-class Decoder(Protocol):
-    """An autoencoder, as far as scores need it."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Video `B C T H W` of latents `b c t h w` as they are in `ArmReference.heldout`."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights: they tell the device."""
-
-
 class Generator(Protocol):
     """A diffusion model as it is scored: of standardised latents `b c t h w`, t (b,) from 0, data, to 1, noise.
 
@@ -129,7 +119,10 @@ class DiTGenerator:
 class ArmReference:
     """An autoencoder and what its transformer is scored against."""
 
-    vae: Decoder
+    decode: Callable[[Tensor], Tensor]
+    """Video `B C T H W` of latents `b c t h w` as they are in `heldout`."""
+    device: torch.device
+    """Where it decodes and the transformer is."""
     heldout: LatentSet
     clips: Tensor
     """Held-out clips, N C T H W in [-1, 1]."""
@@ -146,18 +139,19 @@ class ArmReference:
 
 @torch.no_grad()
 def measure_arm(
-    vae: Decoder,
+    decode: Callable[[Tensor], Tensor],
+    device: torch.device,
     heldout: LatentSet,
     clips: Tensor,
     features: Features,
     config: EvaluationConfig,
     text: "CaptionStates | None" = None,
 ) -> ArmReference:
-    """Reconstruct the held-out clips and take the features of both."""
-    decoded = [vae.decode(part.to(_device(vae))).float().cpu() for part in heldout.latents.split(config.batch_size)]
+    """Reconstruct the held-out clips and take the features of both; see `ArmReference`."""
+    decoded = [decode(part.to(device)).float().cpu() for part in heldout.latents.split(config.batch_size)]
     reconstructions = torch.cat(decoded).clamp(-1, 1)
     real, own = ({name: network(videos) for name, network in features.items()} for videos in (clips, reconstructions))
-    return ArmReference(vae, heldout, clips, reconstructions, features, real, own, text)
+    return ArmReference(decode, device, heldout, clips, reconstructions, features, real, own, text)
 
 
 def reconstruction_quality(arm: ArmReference, perceptual: Perceptual) -> dict[str, Tensor]:
@@ -300,7 +294,7 @@ def _denoising_errors(
 def _samples(generator: Generator, arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Generated clips, N C T H W in [-1, 1], on the CPU."""
     draws = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(config.samples, *arm.heldout.shape, generator=draws).to(_device(arm.vae))
+    noise = torch.randn(config.samples, *arm.heldout.shape, generator=draws).to(arm.device)
     empty = None if arm.text is None else arm.text.empty
     videos = []
     with progress_bar(config.samples, "sampling", "clip") as bar:
@@ -322,7 +316,7 @@ def _standardised(arm: ArmReference, config: EvaluationConfig) -> tuple[Tensor, 
     clean = arm.heldout.standardize(arm.heldout.latents[_denoising_clips(arm, config)])
     generator = torch.Generator().manual_seed(config.seed + 1)
     noise = torch.randn(clean.shape, generator=generator)
-    device = _device(arm.vae)
+    device = arm.device
     return clean.to(device), noise.to(device)
 
 
@@ -331,18 +325,14 @@ def _parts(arm: ArmReference, clips: Tensor, config: EvaluationConfig) -> Sequen
     parts = []
     for start in range(0, len(clips), config.batch_size):
         part = slice(start, min(start + config.batch_size, len(clips)))
-        text = None if arm.text is None else arm.text[clips[part]].to(_device(arm.vae))
+        text = None if arm.text is None else arm.text[clips[part]].to(arm.device)
         parts.append((part, text))
     return parts
 
 
 def _decode(arm: ArmReference, standardised: Tensor) -> Tensor:
-    return arm.vae.decode(arm.heldout.unstandardize(standardised)).float().clamp(-1, 1).cpu()
+    return arm.decode(arm.heldout.unstandardize(standardised)).float().clamp(-1, 1).cpu()
 
 
 def _loss_levels(config: EvaluationConfig) -> Tensor:
     return (torch.arange(config.loss_levels) + 0.5) / config.loss_levels
-
-
-def _device(module: Decoder) -> torch.device:
-    return next(module.parameters()).device

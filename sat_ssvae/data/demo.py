@@ -23,11 +23,11 @@ FILM = "big_buck_bunny"
 FILM_START, FILM_END = 8.0, 490.0
 """Seconds of the film between its title and its closing credits."""
 LIVE_CLIPS = ("bikes", "carphone", "faces", "single_face", "skyline")
-PERIOD = 60.0
+PERIOD_SECONDS = 60.0
 """Seconds, about; a film is cut into equal periods."""
 HELDOUT_SHARE = 0.2
 GAP = 1.0
-MIN_HELDOUT = 1.5
+MIN_HELDOUT_SECONDS = 1.5
 """Seconds; a part shorter than this holds no clip worth scoring, so a short clip is for training only."""
 
 
@@ -90,13 +90,13 @@ def _parts(name: str, resolution: int, film_seconds: float) -> Iterator[tuple[Pa
 
 def split_by_time(first: float, last: float) -> Iterator[tuple[float, float, bool]]:
     """Cut [first, last) seconds into (start, end, held out) parts, `GAP` seconds between the two kinds."""
-    count = max(1, round((last - first) / PERIOD))
+    count = max(1, round((last - first) / PERIOD_SECONDS))
     period = (last - first) / count
     for number in range(count):
         start = first + number * period
         train_start = start + GAP if number else start
         held_start = start + (1 - HELDOUT_SHARE) * period
-        if start + period - held_start < MIN_HELDOUT:
+        if start + period - held_start < MIN_HELDOUT_SECONDS:
             yield train_start, start + period, False
         else:
             yield train_start, held_start - GAP, False

@@ -210,7 +210,7 @@ def pair_up(baseline: Scored, candidate: Scored) -> list[tuple[RatedVideo, Rated
     return pairs
 
 
-def compare(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> Comparison:
+def compare_pairs(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> Comparison:
     """Mean differences, second less first, and how often the second has the higher overall rating."""
     before, after = (_columns([pair[side] for pair in pairs], config) for side in (0, 1))
     differences = {
@@ -225,7 +225,7 @@ def compare(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig
     )
 
 
-def table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list[str]]:
+def rating_table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list[str]]:
     """A header and one row a video, for a CSV file."""
     axes = list(_columns(rated, config))
     rows = [["name", "prompt", *axes]]  # not "video": the caption finder would take it for a table of captions

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from ..comparison.report.figures import amplitude_figure, arm_styles, robustness_figure, variance_figure
+from ..storage import write_bytes, write_text
 from .spectra import LatentSpectra
 
 _TEMPLATE = Path(__file__).with_name("spectrum.html.j2")
@@ -47,12 +48,11 @@ def write_spectra(results: SpectraResults, folder: Path) -> Path:
             "share of channels set to their mean",
         ),
     }
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, data in figures.items():
-        (folder / "figures" / f"{name}.png").write_bytes(data)
-    (folder / "spectrum.json").write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+        write_bytes(folder / "figures" / f"{name}.png", data)
+    write_text(folder / "spectrum.json", json.dumps(asdict(results), indent=1) + "\n")
     page = folder / "spectrum.html"
-    page.write_text(_render(results, list(figures.values())), encoding="utf-8")
+    write_text(page, _render(results, list(figures.values())))
     return page
 
 

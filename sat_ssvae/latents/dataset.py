@@ -21,7 +21,7 @@ from ..data.tars import TarStore
 from ..errors import UserError
 
 INFO_NAME = "latents.json"
-STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
+_STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
 """Parameters of CogVideoX's SFTDataset that a merged configuration passes on; the shards decide here."""
 
 Shape = tuple[int, int, int, int]
@@ -104,7 +104,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             UserError: a parameter is not one of the stock dataset's, or latents of other sizes lie at another path, so
                 that a batch may mix them.
         """
-        unknown = sorted(params.keys() - set(STOCK_PARAMETERS))
+        unknown = sorted(params.keys() - set(_STOCK_PARAMETERS))
         if unknown:
             raise UserError(f"data.params: LatentDataset takes no {', '.join(unknown)}; the shards decide")
         # The data set is not told what it is for, so a size is kept for whole batches of both kinds.

@@ -29,7 +29,7 @@ from ..progress import progress_bar
 from ..storage import save_tensors
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
-from .encoder import EncoderSettings, encode_clips
+from .encoding import EncoderSettings, encode_clips
 
 logger = logging.getLogger(__name__)
 

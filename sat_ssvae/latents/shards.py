@@ -33,7 +33,7 @@ from ..storage import atomic, write_text
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .dataset import INFO_NAME, LatentDataset, LatentInfo
-from .encoder import EncoderSettings, encode_clips
+from .encoding import EncoderSettings, encode_clips
 
 logger = logging.getLogger(__name__)
 

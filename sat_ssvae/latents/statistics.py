@@ -7,7 +7,7 @@ from ..autoencoders.protocol import VideoAutoencoder
 from ..data.shards import DataConfig, fixed_clips
 from ..progress import progress_bar
 from ..vae.statistics import LatentStats, StatsMeter
-from .encoder import EncoderSettings, encode_clips
+from .encoding import EncoderSettings, encode_clips
 
 
 class StatsConfig(EncoderSettings):

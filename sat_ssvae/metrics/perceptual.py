@@ -29,7 +29,7 @@ PIXELS_AT_ONCE = 2**20
 MIN_SIZE = 32  # pixels; below it the deepest features are smaller than their reflection padding
 
 # Added to the norm of a feature vector before division; part of the trained function (Zhang et al. 2018).
-NORM_EPSILON = 1e-10
+_NORM_EPSILON = 1e-10
 
 
 class Conv(NamedTuple):
@@ -159,7 +159,7 @@ class STLPIPS(Perceptual):
     def _advance(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Both images' maps after a slice, and the distance (N,) of their channel-normalised features."""
         x, y = self.slices[number](x), self.slices[number](y)
-        tap_x, tap_y = (z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + NORM_EPSILON) for z in (x, y))
+        tap_x, tap_y = (z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + _NORM_EPSILON) for z in (x, y))
         head = self.get_buffer(f"head{number}")
         return x, y, torch.einsum("nchw,c->nhw", (tap_x - tap_y).square(), head).mean((1, 2))
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STD_EPSILON = 1e-6
-NORM_EPSILON = 1e-8
+_NORM_EPSILON = 1e-8
 
 Tiling = Literal["tiled", "sliding"]
 """Windows side by side (incomplete ones at the far border count as well), or one starting at every position."""
@@ -73,7 +73,7 @@ def _unit_vectors(latents: Tensor) -> Tensor:
     std, mean = torch.std_mean(latents.detach(), dim=(0, 2, 3, 4), keepdim=True)
     vectors = (latents - mean) / (std + STD_EPSILON)
     vectors = vectors - vectors.mean(dim=1, keepdim=True)
-    return vectors / (torch.linalg.vector_norm(vectors, dim=1, keepdim=True) + NORM_EPSILON)
+    return vectors / (torch.linalg.vector_norm(vectors, dim=1, keepdim=True) + _NORM_EPSILON)
 
 
 def _mean_window_correlation(vectors: Tensor, window: tuple[int, int, int], tiling: Tiling) -> Tensor | None:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ FLUSH_SECONDS = 5
 """Seconds after which TensorBoard can see a value at the latest."""
 
 
-class Pictures(NamedTuple):
+class EvaluationPictures(NamedTuple):
     """Held-out clips above their reconstructions."""
 
     grid: np.ndarray
@@ -48,7 +49,7 @@ class Logger(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers; their names have the form group/name."""
 
-    def pictures(self, step: int, pictures: Pictures) -> None:
+    def pictures(self, step: int, pictures: EvaluationPictures) -> None:
         """Log reconstructions."""
 
     def close(self) -> None:
@@ -159,7 +160,7 @@ class TensorBoard(_Expendable):
         """As `Logger`."""
         self._send(lambda writer: [writer.add_scalar(name, value, step) for name, value in values.items()])
 
-    def pictures(self, step: int, pictures: Pictures) -> None:
+    def pictures(self, step: int, pictures: EvaluationPictures) -> None:
         """As `Logger`; the video is a GIF, the one moving picture that TensorBoard shows."""
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -207,7 +208,7 @@ class WeightsAndBiases(_Expendable):
         """As `Logger`."""
         self._log(step, values)
 
-    def pictures(self, step: int, pictures: Pictures) -> None:
+    def pictures(self, step: int, pictures: EvaluationPictures) -> None:
         """As `Logger`."""
         with self._going_on():
             from wandb import Image as WandbImage
@@ -271,7 +272,7 @@ def _kept_id(path: Path) -> str:
     kept = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if not kept:
         kept = secrets.token_hex(4)
-        path.write_text(kept, encoding="utf-8")
+        write_text(path, kept)
     return kept
 
 

@@ -23,8 +23,9 @@ from ..engine.precision import Precision, autocast
 from ..errors import UserError
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
+from ..storage import atomic
 from ..vae.autoencoder import SSVAE
-from .loggers import Logger, Pictures, TensorBoard, WeightsAndBiases
+from .loggers import EvaluationPictures, Logger, TensorBoard, WeightsAndBiases
 
 SHOWN_FRAMES = 4
 """Frames of a clip in the grid of pictures, evenly spaced."""
@@ -133,12 +134,13 @@ class Monitor:
         video = folder / f"step_{step}.mp4"
         try:
             folder.mkdir(exist_ok=True)
-            Image.fromarray(grid).save(folder / f"step_{step}.png")
+            with atomic(folder / f"step_{step}.png") as partial:
+                Image.fromarray(grid).save(partial, "PNG")
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error}); make room") from None
         write_video(video, pairs, self.fps)
         for one in self._loggers:
-            one.pictures(step, Pictures(grid, moving, video, self.fps))
+            one.pictures(step, EvaluationPictures(grid, moving, video, self.fps))
 
     def close(self) -> None:
         """Close the files and the loggers."""

@@ -15,21 +15,21 @@ OVERLAP = 0.25
 """Share of a tile's side that it has in common with its neighbour, at least."""
 
 
-class Window(NamedTuple):
+class Span(NamedTuple):
     """One tile's part of an axis."""
 
     start: int
     stop: int
     weight: Tensor
-    """Of each position; at every position of the axis, the weights of all windows add up to 1."""
+    """Of each position; at every position of the axis, the weights of all spans add up to 1."""
 
     def of_scale(self, scale: int) -> slice:
         """Its positions on an axis that is `scale` times finer."""
         return slice(self.start * scale, self.stop * scale)
 
 
-def windows(size: int, tile: int, scale: int = 1) -> list[Window]:
-    """Cover `size` positions by windows of at most `tile`, evenly spaced; weights for an axis `scale` times finer."""
+def cover(size: int, tile: int, scale: int = 1) -> list[Span]:
+    """Cover `size` positions by spans of at most `tile`, evenly spaced; weights for an axis `scale` times finer."""
     tile = min(tile, size)
     step = max(tile - round(tile * OVERLAP), 1)
     count = -(-(size - tile) // step) + 1
@@ -43,7 +43,7 @@ def windows(size: int, tile: int, scale: int = 1) -> list[Window]:
         row[start * scale : (start + tile) * scale] = torch.minimum(rising, falling).clamp(max=1)
     weights /= weights.sum(0)
     return [
-        Window(start, start + tile, row[start * scale : (start + tile) * scale])
+        Span(start, start + tile, row[start * scale : (start + tile) * scale])
         for start, row in zip(starts, weights, strict=True)
     ]
 
@@ -60,7 +60,7 @@ def blend_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in:
     """
     height, width = (side // scale_in for side in x.shape[3:])
     out: Tensor | None = None
-    for row, column in product(windows(height, tile, scale_out), windows(width, tile, scale_out)):
+    for row, column in product(cover(height, tile, scale_out), cover(width, tile, scale_out)):
         y = run(x[:, :, :, row.of_scale(scale_in), column.of_scale(scale_in)])
         if out is None:
             out = y.new_zeros(*y.shape[:3], height * scale_out, width * scale_out)
