@@ -4,7 +4,7 @@
     latents = vae.encode(video).mode()      # video B 3 T H W in [-1, 1], latents b c t h w
     video = vae.decode(latents)
 
-Whatever a user did wrong is a `UserError`: one line that says what to do.
+Every mistake that a user can fix is a `UserError`: one line that says what to do.
 """
 
 from .errors import UserError

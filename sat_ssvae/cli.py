@@ -52,7 +52,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the process's exit status. Mistakes of the user are one line on stderr, status 2."""
+    """Run a command; returns the process's exit status. A user error is one line on stderr, status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options = parser.parse_args(words)
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     except (RuntimeError, ConnectionResetError) as error:
-        # torch notices that a process which decodes for us has died, wherever this one is at that moment.
+        # torch raises this when a decoding worker dies, at any point of the main process.
         if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionResetError):
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or each one that ends from now on raises it again
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise every worker that ends from now on raises it again
         reason = " ".join(str(error).split()).rstrip(".")
         hint = "a decoding process died; if memory was short, lower data.num_workers; the same command then continues"
         parser.exit(2, f"error: {reason}; {hint}\n")

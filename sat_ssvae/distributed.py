@@ -125,5 +125,5 @@ def barrier() -> None:
 
 
 def lost_rank(error: BaseException) -> bool:
-    """Whether it says that another process died or cannot be reached; gloo says so in its message only."""
+    """Whether an error says that another process died or cannot be reached; gloo says so in its message only."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

@@ -65,7 +65,7 @@ def progress_bar(
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Send log records to stderr, above any progress bar on it; of ranks but the first only warnings.
+    """Send log records to stderr, above any progress bar on it; ranks other than the first send warnings only.
 
     Calling it again replaces the earlier set-up. If stderr cannot be written
     (a full disk), lines are lost and nothing stops.

@@ -100,7 +100,13 @@ def test_every_overlay_is_checked_here():
         ("cogvideox_2b_5b", "args.image2video", True, "False", True),
         ("cogvideox1.5_5b_i2v", f"{NETWORK}.ofs_embed_dim", 512, "None", False),
         ("cogvideox_2b_5b", "args.train_data", "DATA", "[DATA]", False),
-        ("cogvideox_2b_5b", "args.load", "/nowhere", "a transformer's folder, or null to start afresh", False),
+        (
+            "cogvideox_2b_5b",
+            "args.load",
+            "/nowhere",
+            "a transformer's folder, or null to start at random",
+            False,
+        ),
     ],
 )
 def test_a_wrong_number_is_named_with_the_right_one(configuration, name, key, wrong, right, sampling):

@@ -220,7 +220,7 @@ import resource, signal, sys, tempfile
 from pathlib import Path
 import numpy as np
 from sat_ssvae.progress import setup_logging
-from sat_ssvae.training.loggers import Pictures, TensorBoard
+from sat_ssvae.training.loggers import EvaluationPictures, TensorBoard
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 setup_logging()
@@ -229,7 +229,7 @@ frames = np.random.default_rng(0).integers(255, size=(5, 128, 128, 3), dtype=np.
 for step in range(300):
     logger.scalars(step, {"train/error": 0.5})
     if step % 100 == 0:
-        logger.pictures(step, Pictures(frames[0], frames, Path("video"), 8.0))
+        logger.pictures(step, EvaluationPictures(frames[0], frames, Path("video"), 8.0))
 logger.close()
 """
 

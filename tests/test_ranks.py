@@ -254,4 +254,4 @@ def test_a_rank_that_loses_the_other_ends_with_one_line(tiny_shards, tmp_path):
             rank.wait()
     said = log.read_text()
     assert "Traceback" not in said and "make room" not in said
-    assert f"error: {run}: another process of this training ended" in said
+    assert f"error: {run}: another process of this run ended" in said

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR
 from sat_ssvae.comparison.scoring import (
     DiTGenerator,
     ScoringConfig,
@@ -128,10 +129,11 @@ def test_reconstruction_quality_is_per_clip(arm):
             return (x - y).abs().flatten(1).mean(1)
 
     quality = reconstruction_quality(arm, Difference())
-    assert set(quality) == {"psnr", "ssim", "difference"}
+    assert set(quality) == {"psnr", ABOVE_MEAN_COLOUR, "ssim", "difference"}
     assert {values.shape for values in quality.values()} == {(12,)}
     # Clip amplitudes rise, and so does the error of a network that knows nothing yet.
     assert quality["psnr"][0] > quality["psnr"][-1]
+    assert quality[ABOVE_MEAN_COLOUR].max() < 0  # a flat clip of the mean colour is closer than such a network's
 
 
 def test_mean_estimate_covers_the_mean():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_ssvae import UserError
-from sat_ssvae.vae.tiling import OVERLAP, blend_tiles, windows
+from sat_ssvae.vae.tiling import OVERLAP, blend_tiles, spans
 
 from .small_models import random_video, tiny_vae
 
@@ -16,7 +16,7 @@ from .small_models import random_video, tiny_vae
 @given(st.integers(1, 200), st.integers(1, 60), st.integers(1, 4))
 def test_windows_cover_an_axis_and_their_weights_add_up_to_one(size, tile, scale):
     total = torch.zeros(size * scale)
-    parts = windows(size, tile, scale)
+    parts = spans(size, tile, scale)
     for window in parts:
         assert 0 <= window.start < window.stop <= size
         assert window.stop - window.start == min(tile, size)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sat_ssvae.cogvideo.sat_config import SATConfig
-from sat_ssvae.cogvideo.training_videos import look_at_videos
+from sat_ssvae.cogvideo.training_videos import inspect_videos
 from sat_ssvae.data.video_io import write_video
 
 
@@ -28,7 +28,7 @@ def add_video(data, name, frames=60, size=(32, 48), fps=8, caption="a bar"):
 def look(data, target="data_video.SFTDataset", mode="finetune", **params):
     params = {"video_size": [32, 48], "fps": 8, "max_num_frames": 49, "skip_frms_num": 3.0, **params}
     args = {"mode": mode, "train_data": [str(data)], "valid_data": [str(data)]}
-    return look_at_videos(SATConfig({"args": args, "data": {"target": target, "params": params}}))
+    return inspect_videos(SATConfig({"args": args, "data": {"target": target, "params": params}}))
 
 
 def test_videos_that_fit_are_not_mentioned(data):

@@ -274,7 +274,7 @@ class _Checks:
         try:
             weights = read_transformer(Path(folder))
         except UserError as error:
-            yield Mismatch("args.load", folder, "a transformer's folder, or null to start afresh", str(error))
+            yield Mismatch("args.load", folder, "a transformer's folder, or null to start at random", str(error))
             return
         if difference := sizes.other_model(weights):
             yield Mismatch("args.load", folder, "a transformer of the configuration's size", difference)

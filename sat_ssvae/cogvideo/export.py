@@ -61,14 +61,14 @@ def export_pipeline(
     """Write the folder that `CogVideoXPipeline.from_pretrained` (or `CogVideoXImageToVideoPipeline`) reads.
 
     Args:
-        config: that of the training.
+        config: the training configuration.
         weights: the transformer's, as SAT names them.
         stage: the autoencoder on whose latents it was trained.
         output: a folder that does not exist yet.
         text_encoder: the folder of T5 and its tokenizer; None for a pipeline that takes `prompt_embeds`.
 
     Raises:
-        UserError: `output` exists, or the transformer or its noise schedule has parts that diffusers' has not.
+        UserError: `output` exists, or the transformer or its noise schedule has parts that diffusers' model lacks.
     """
     from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 
@@ -96,7 +96,7 @@ def build_scheduler(config: SATConfig) -> Any:
     """Diffusers' form of SAT's sampler, with the noise schedule of a configuration.
 
     Raises:
-        UserError: the schedule has a setting that diffusers' has not.
+        UserError: the schedule has a setting that diffusers' scheduler lacks.
     """
     from diffusers import CogVideoXDPMScheduler
 
@@ -119,12 +119,12 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     """Diffusers' CogVideoXTransformer3DModel with the weights of SAT's.
 
     Args:
-        config: that of the training.
+        config: the training configuration.
         weights: the transformer's, as SAT names them, among others.
         spatial_factor: pixels per latent position.
 
     Raises:
-        UserError: the transformer has parts that diffusers' has not, or is not the configuration's.
+        UserError: the transformer has parts that diffusers' model lacks, or is not the configuration's.
     """
     from diffusers import CogVideoXTransformer3DModel
 
@@ -141,7 +141,7 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     found = {name: value.shape for name, value in converted.items()}
     if differing := sorted(dict(expected.items() ^ found.items())):
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-        raise UserError(f"{differing[0]}{more} does not fit the configuration; give the --base files of the training")
+        raise UserError(f"{differing[0]}{more} does not fit the configuration; give the --base files used for training")
     transformer.load_state_dict(converted, assign=True)
     if not settings["use_rotary_positional_embeddings"]:
         transformer.patch_embed.register_buffer("pos_embedding", _positions(settings, table), persistent=False)

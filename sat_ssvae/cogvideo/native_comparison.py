@@ -265,5 +265,5 @@ class _Comparison:
 
 
 def _name(run: Path) -> str:
-    """The name of a training's folder; `run` is the folder of checkpoints two levels below it."""
+    """The name of a run's folder; `run` is the folder of checkpoints two levels below it."""
     return run.parents[1].name

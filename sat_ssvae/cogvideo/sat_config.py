@@ -157,7 +157,7 @@ class SATConfig:
         )
 
     def notes(self) -> list[str]:
-        """What surprises in a training of this length, if anything."""
+        """Surprises of a training run of this length, if any."""
         iterations = self.get("args.train_iters")
         slow = self.get("args.mode") == "finetune" and type(iterations) is int and iterations <= 2 * SLOW_START
         return [SLOW_START_NOTE.format(iterations=iterations)] if slow else []

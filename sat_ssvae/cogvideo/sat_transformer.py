@@ -22,7 +22,7 @@ FIRST_STAGE = "first_stage_model."
 """What the names of an autoencoder's tensors begin with in a checkpoint of the whole model."""
 SAT_WEIGHTS_NAME = "mp_rank_00_model_states.pt"
 """SAT's name for the tensors of a checkpoint that is not split by model parallelism."""
-_RELEASE = "release"  # SAT's name for weights that do not belong to a step of a training
+_RELEASE = "release"  # SAT's name for weights that belong to no training step
 
 Misfit = tuple[str, tuple[int, ...], tuple[int | None, ...]]
 """(tensor's name, shape found, shape needed)."""
@@ -146,7 +146,7 @@ def write_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration: str
     (folder / iteration).mkdir(parents=True, exist_ok=True)
     with atomic(folder / iteration / SAT_WEIGHTS_NAME) as partial:
         torch.save({"module": dict(tensors)}, partial)
-    write_text(folder / "latest", f"{iteration}\n")
+    write_text(folder / "latest", iteration)
 
 
 def _read(folder: Path) -> dict[str, Any]:

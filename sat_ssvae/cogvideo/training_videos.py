@@ -1,8 +1,8 @@
 """The videos that a CogVideoX configuration trains on, as CogVideoX's SFTDataset will read them.
 
-    problems, notes = look_at_videos(config)
+    problems, notes = inspect_videos(config)
 
-Some videos stop a training in the middle, with a message that names neither the file nor the reason.
+Some videos stop a training run midway, with a message that names neither the file nor the reason.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ MAX_PROBED = 500
 """Videos of a folder, evenly spread, of which the headers are read."""
 
 
-def look_at_videos(config: SATConfig) -> tuple[list[Mismatch], list[str]]:
-    """(What will stop the training, what to know about the videos) of `args.train_data` and `args.valid_data`.
+def inspect_videos(config: SATConfig) -> tuple[list[Mismatch], list[str]]:
+    """(problems that stop training, notes) on the videos of `args.train_data` and `args.valid_data`.
 
     Nothing is read for configurations that sample, or that train on latents.
     """

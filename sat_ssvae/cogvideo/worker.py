@@ -330,7 +330,7 @@ def _versions() -> dict[str, str]:
 
 
 def main(path: Path) -> None:
-    """Do the job that a JSON file describes; a mistake of the user is the last line of the output."""
+    """Do the job that a JSON file describes; a user error is the last line of the output."""
     setup_logging()
     job: InitialJob | ArmJob = TypeAdapter(InitialJob | ArmJob).validate_json(path.read_text(encoding="utf-8"))
     try:

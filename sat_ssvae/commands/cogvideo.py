@@ -96,16 +96,16 @@ def run_check(options: argparse.Namespace) -> None:
     from ..cogvideo.compatibility import find_mismatches
     from ..cogvideo.first_stage import build_first_stage
     from ..cogvideo.sat_config import SATConfig, checkout_era, merge_configs
-    from ..cogvideo.training_videos import look_at_videos
+    from ..cogvideo.training_videos import inspect_videos
 
     config = SATConfig(merge_configs(options.base))
     era = options.era or checkout_era(options.base)
     mismatches = find_mismatches(config, build_first_stage(config).latent_format, era)
-    problems, notes = look_at_videos(config)
+    problems, notes = inspect_videos(config)
     for line in (*mismatches, *problems, *(f"note: {note}" for note in (*notes, *config.notes()))):
         sys.stdout.write(f"{line}\n")
     if found := len(mismatches) + len(problems):
-        raise UserError(f"{found} of the settings do not fit; put right the lines above in an overlay")
+        raise UserError(f"{found} of the settings do not fit; correct the settings above in an overlay")
     sys.stdout.write("everything fits\n")
 
 
@@ -116,7 +116,7 @@ def run_adapt(options: argparse.Namespace) -> None:
 
     sizes = SATConfig(merge_configs(options.base)).transformer()
     for name, found, needed in adapt(options.transformer, options.output, sizes):
-        sys.stdout.write(f"left out {name}: {found}, needed {needed}; training starts it afresh\n")
+        sys.stdout.write(f"left out {name}: {found}, needed {needed}; training initialises it anew\n")
     sys.stdout.write(f"{options.output}: name it as args.load\n")
 
 

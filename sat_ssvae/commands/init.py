@@ -1,4 +1,4 @@
-"""`sat-ssvae init`: a commented configuration of one's own."""
+"""`sat-ssvae init`: a commented configuration to edit."""
 
 import argparse
 import sys

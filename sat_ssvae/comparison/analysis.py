@@ -16,7 +16,7 @@ missing, with every score redrawn within its own interval, which is wider becaus
 have in common. With both, the wider end counts. With one seed only the second exists. Where the baseline's final score
 is not reached, the interval is taken at the candidate's own final score, which both arms have: against the steps that
 the candidate took to it, so that near misses stay near 1, or, when the miss is beyond the noise, against all steps that
-it trained, so that stalling early is no merit.
+it trained, so that stalling early does not pay.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Around the stages of a comparison: how long they took, on what machine, and what their inputs were."""
+"""Bookkeeping of a comparison: how long its stages took, on what machine, and what their inputs were."""
 
 import contextlib
 import json

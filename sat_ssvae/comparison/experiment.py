@@ -290,7 +290,7 @@ class _Comparison:
     def _note_finished(
         self, prepared: _Prepared, training: DiTTrainConfig, seed: int, weights: str, transformer: Path
     ) -> None:
-        """For whoever uses the transformer later, `sat-ssvae restore` for one."""
+        """Record the transformer for later commands, such as `sat-ssvae restore`."""
         self.finished.append(
             TrainedTransformer(
                 arm=prepared.member.arm,

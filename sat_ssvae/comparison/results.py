@@ -133,7 +133,7 @@ class ComparisonResults:
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:
-        """(seed of the autoencoder, seed of the transformer) of each training that all arms went through."""
+        """(seed of the autoencoder, seed of the transformer) of each run that all arms completed."""
         return tuple(itertools.product(self.vae_seeds, self.seeds))
 
     @property

@@ -63,7 +63,7 @@ class CompareConfig(Config):
     """Seeds of the transformer: its initial weights, order of the clips and noise."""
     vae_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the autoencoders' training; every arm is trained once with each, and transformers for each of these.
-    With several, the intervals hold what another training of the autoencoders would change."""
+    With several, the intervals include what retraining the autoencoders would change."""
     caveat: str = ""
     """A warning at the top of report and summary."""
     data: ClipsConfig = ClipsConfig()
@@ -71,9 +71,9 @@ class CompareConfig(Config):
     vae: dict[str, Any]
     """Settings of `sat-ssvae train` that all arms share."""
     stages: tuple[dict[str, Any], ...] = ()
-    """Trainings of an autoencoder one after the other: settings over `vae` and the arm's. Each starts from the weights
-    of the one before, as `{max_steps: 1500, freeze_encoder: true, lmr_mask_ratio: 0}` trains the decoder on alone.
-    Empty for one training."""
+    """Training runs of an autoencoder, one after the other: settings over `vae` and the arm's. Each starts from the
+    weights of the one before, as `{max_steps: 1500, freeze_encoder: true, lmr_mask_ratio: 0}` trains the decoder on
+    alone. Empty for a single run."""
     arms: dict[str, ArmConfig]
     """By name; the first is the baseline."""
     transformer: DiTTrainConfig
@@ -121,7 +121,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where training and held-out clips are, and whom to credit for them."""
+    """Where training and held-out clips are, and their attribution."""
 
     path: dict[Split, Path]
     part: dict[Split, str]

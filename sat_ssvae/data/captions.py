@@ -1,4 +1,4 @@
-"""Where people keep the captions of their videos: one finder for packing, encoding, training and reward.
+"""Where captions of videos are kept: one finder for packing, encoding, training and reward.
 
     finder = CaptionFinder(Path("data"))
     finder.fields(Path("data/videos/a.mp4"))        # {"caption": "a cat", "motion": 3.5}

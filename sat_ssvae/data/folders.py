@@ -1,4 +1,4 @@
-"""A folder of videos and images, as people keep them: nested, linked, with hidden files and captions beside.
+"""A folder of videos and images, as found on disk: nested, linked, with hidden files and sidecar captions.
 
 store = FolderStore(Path("videos"))
 """

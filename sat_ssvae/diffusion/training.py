@@ -156,7 +156,7 @@ def train_dit(
     averaged weights in evaluation mode on `device`, and once more for a step whose call did not return.
 
     Raises:
-        UserError: `out` holds another training, the loss is not finite, or sizes do not fit.
+        UserError: `out` holds another run, the loss is not finite, or sizes do not fit.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     return TransformerTrainer(config, latents, out, seed=seed, device=device, text=text).train(on_checkpoint)
@@ -277,8 +277,7 @@ class TransformerTrainer:
         state = self.run.resume()
         if state is not None and state["identity"] != self.identity:
             raise UserError(
-                f"{self.out} holds a training with other latents, seed or configuration; "
-                "delete it or choose another folder"
+                f"{self.out} holds a run with other latents, seed or configuration; delete it or choose another folder"
             )
 
 
@@ -313,7 +312,7 @@ def load_dit(folder: Path) -> DiT:
 
 
 def _identity(config: DiTTrainConfig, seed: int, data: Tensor) -> str:
-    """What must be equal for a training to be continued."""
+    """What must be equal for a run to be continued."""
     irrelevant = {"checkpoint_interval", "evaluation_steps"}
     if config.optimizer.schedule == "constant":
         irrelevant |= {"max_steps"}  # a finished training may be continued

@@ -1,1 +1,1 @@
-"""What every training here shares: the run, DeepSpeed engines, checkpoints, EMA, logs, votes, seeds."""
+"""What every trainer shares: the run, DeepSpeed engines, checkpoints, EMA, logs, votes, seeds."""

@@ -1,4 +1,4 @@
-"""What every training here shares: its engines step, are saved and continue together.
+"""What every trainer shares: its engines step, are saved and resume together.
 
     run = Run(folder, {"model": engine}, max_steps=1000, average=average)
     state = run.resume()                                    # None at the start
@@ -45,7 +45,7 @@ CLIP_EPSILON = 1e-6
 
 @dataclass
 class Run:
-    """The engines of a training, the number of steps they took, and what else goes into a checkpoint with them."""
+    """The engines of a run, the number of steps they took, and what else goes into a checkpoint with them."""
 
     folder: Path
     """Where its checkpoints are."""

@@ -70,7 +70,7 @@ class Vote:
         """Norm of each engine's gradients, float64 on the device."""
 
     def outcome(self) -> Outcome:
-        """Wait for the device and read the result, alike on all ranks."""
+        """Wait for the device and read the result, the same on all ranks."""
         bad_loss, bad_gradient, stop, *rest = self._sums.tolist()
         norms = [value**0.5 for value in rest[: self._engines]]
         measured = dict(zip(self._names, rest[self._engines :], strict=True))

@@ -48,7 +48,7 @@ class ReconstructConfig(Config):
     """How videos are reconstructed and scored."""
 
     chunk_frames: int = Field(default=17, gt=0)
-    """Frames in memory at a time. SSVAE's result does not depend on it; other video autoencoders start afresh with each
+    """Frames in memory at a time. SSVAE's result does not depend on it; other video autoencoders start over with each
     chunk."""
     tile_size: int | None = Field(default=None, gt=0)
     """Pixels a side of the tiles that large frames are worked on in, so that memory does not grow with the frame; None

@@ -3,9 +3,9 @@
     restorer = Restorer.open(Path("runs/compare"), "ssvae", None, device)
     report = restore(restorer, Path("videos"), Path("out"), RestoreConfig(strengths=(0.2, 0.4)))
 
-A video is read as the comparison's clips were, at their size and frame rate: the transformer knows no other. It is cut
-into windows of a clip's length. Each is encoded, noised to the level `strength`, denoised from there, and decoded;
-windows overlap and are cross-faded. The plain reconstruction by the autoencoder is shown beside the restored video.
+A video is read as the comparison's clips were, at their size and frame rate: the transformer was trained on no other.
+It is cut into windows of a clip's length. Each is encoded, noised to the level `strength`, denoised from there, and
+decoded; windows overlap and are cross-faded. The autoencoder's plain reconstruction is shown beside the restored video.
 """
 
 from collections import defaultdict
@@ -314,7 +314,7 @@ class _Job:
                 if original is None or frame is None:
                     break
                 yield torch.stack([original, frame])
-            if next(pairs, None) is not None:  # a codec may lose one frame, more are another video
+            if next(pairs, None) is not None:  # a codec may lose one frame; more means another video
                 raise UserError(f"{self.original}: shorter or longer than what is to be restored")
             return
         if self.shared.degradation is None:

@@ -1,4 +1,4 @@
-"""Where a training can be followed from elsewhere: TensorBoard's event files and Weights & Biases, given the same.
+"""Loggers: TensorBoard's event files and Weights & Biases, which receive the same values.
 
 loggers: list[Logger] = [TensorBoard(run / "tensorboard", start), WeightsAndBiases(run, "my_project", settings)]
 for one in loggers:
@@ -44,7 +44,7 @@ class EvaluationPictures(NamedTuple):
 
 
 class Logger(Protocol):
-    """What both kinds do."""
+    """The interface of both loggers."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers; their names have the form group/name."""
@@ -237,7 +237,7 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
         logger.warning("monitor.wandb_project has no effect without wandb: `pip install wandb` (%s)", error)
         return None
     quiet = wandb.Settings(
-        silent=True,  # its greetings would tear the progress bar apart
+        silent=True,  # its banner would break the progress bar
         console="off",
         init_timeout=CONNECT_SECONDS,
         finish_timeout=CONNECT_SECONDS,
@@ -254,7 +254,7 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
     )
     if wandb.setup(quiet).settings.mode in ("online", "run"):
         try:
-            # It would wait for somebody to type a key.
+            # Otherwise login() prompts for a key.
             run = begin(mode="online" if wandb.login(prompt=False) else "offline")
         except wandb.Error as error:
             logger.warning("Weights & Biases does not answer, logging offline (%s)", _one_line(error))

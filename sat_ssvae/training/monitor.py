@@ -1,4 +1,4 @@
-"""How a training is followed: held-out clips beside their reconstructions, scores and spectra, and loggers.
+"""Monitoring of a training run: held-out clips beside their reconstructions, scores and spectra, and loggers.
 
 Nothing here draws a random number or changes a weight, so a run takes the same steps with and without it.
 """
@@ -32,7 +32,7 @@ SHOWN_FRAMES = 4
 
 
 class MonitorConfig(Config):
-    """How a training is followed."""
+    """How a run is monitored."""
 
     every: int = Field(default=0, ge=0)
     """Steps between evaluations on held-out clips; 0 makes none."""

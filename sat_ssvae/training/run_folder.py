@@ -37,7 +37,7 @@ OPERATIONAL = {
 
 @contextlib.contextmanager
 def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
-    """Lock `output` for this training and write its configuration there; `OPERATIONAL` settings may change.
+    """Lock `output` for this run and write its configuration there; `OPERATIONAL` settings may change.
 
     Raises:
         UserError: the folder holds a run with other settings, or another process trains in it.
@@ -53,7 +53,7 @@ def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Lock the folder: two trainings in it would delete each other's checkpoints."""
+    """Lock the folder: two runs in it would delete each other's checkpoints."""
     path = output / ".lock"
     with path.open("a") as file:
         try:

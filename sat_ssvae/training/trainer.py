@@ -74,7 +74,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         if not distributed.lost_rank(error):
             raise
         raise UserError(
-            f"{output}: another process of this training ended, whose own message says why, or cannot be reached "
+            f"{output}: another process of this run ended (its own message says why) or cannot be reached "
             f"({str(error).splitlines()[0].partition('. ')[0]}); the same command continues from the last checkpoint"
         ) from error
     return output / "vae"

@@ -69,7 +69,7 @@ class CPUCausalConv3d(CausalConv3d):
     def kernel(self) -> "Kernel":
         """Of the weight as it is now; kept where nothing trains it."""
         weight = self.conv.weight
-        if weight.requires_grad:  # an optimiser may write to it unseen (DeepSpeed does, through `.data`)
+        if weight.requires_grad:  # an optimiser may write to it without a new version (DeepSpeed does, through `.data`)
             return Kernel(weight)
         if self._kernel is None or not self._kernel.is_current(weight):
             self._kernel = Kernel(weight, kept=True)

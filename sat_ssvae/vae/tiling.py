@@ -28,7 +28,7 @@ class Span(NamedTuple):
         return slice(self.start * scale, self.stop * scale)
 
 
-def cover(size: int, tile: int, scale: int = 1) -> list[Span]:
+def spans(size: int, tile: int, scale: int = 1) -> list[Span]:
     """Cover `size` positions by spans of at most `tile`, evenly spaced; weights for an axis `scale` times finer."""
     tile = min(tile, size)
     step = max(tile - round(tile * OVERLAP), 1)
@@ -60,7 +60,7 @@ def blend_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in:
     """
     height, width = (side // scale_in for side in x.shape[3:])
     out: Tensor | None = None
-    for row, column in product(cover(height, tile, scale_out), cover(width, tile, scale_out)):
+    for row, column in product(spans(height, tile, scale_out), spans(width, tile, scale_out)):
         y = run(x[:, :, :, row.of_scale(scale_in), column.of_scale(scale_in)])
         if out is None:
             out = y.new_zeros(*y.shape[:3], height * scale_out, width * scale_out)

@@ -324,7 +324,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     elif len(results.vae_seeds) == 1:
         limits.append(
             f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so"
-            " the intervals do not hold what another training of the VAEs would change."
+            " the intervals do not include what retraining the VAEs would change."
         )
     given = [arm.name for arm in results.arms if "checkpoint" in arm.training]
     if given:
