@@ -1,0 +1,312 @@
+"""Generated videos scored against real ones, without a judge.
+
+    report = score([Path("samples")], Path("real"), ScoreConfig(), device)
+    report.folders[0].scores["motion_distance"].value
+
+Distances between sets (kernel distances of frame and motion features, FVD with the user's I3D) need no prompts; CLIP
+similarity does. All of it is measured on clips of one length, rate and size, so folders compare with each other.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..config import Config
+from ..data.files import VideoError
+from ..data.index import find_stores
+from ..data.skips import Skip
+from ..data.video_io import probe, read_clip, to_unit_range
+from ..errors import UserError
+from ..metrics.features import ClipFeatures, FrameFeatures
+from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance, frechet_interval
+from ..metrics.intervals import MIN_VALUES, mean_interval
+from ..metrics.kernel_distance import bootstrap_interval, kernel_distance
+from ..metrics.prompt_similarity import PromptSimilarity
+from ..metrics.temporal import flicker, motion, smoothness
+from ..progress import progress_bar
+from .generated import list_videos
+from .items import Item, list_items
+
+CLIP = "openai/clip-vit-base-patch32"
+"""Used if it happens to be in the cache of transformers."""
+
+
+class ClipSettings(Config):
+    """The clips that are compared."""
+
+    num_frames: int = Field(default=17, ge=3)
+    """Frames in a clip; FVD needs 10 at least."""
+    fps: float = Field(default=8.0, gt=0)
+    """Frames per second of a clip; videos slower than this are left out."""
+    resolution: int = Field(default=256, ge=32)
+    """Pixels a side; frames are scaled to cover the square and cropped at the centre."""
+
+
+class ScoreConfig(Config):
+    """How generated videos are scored."""
+
+    data: ClipSettings = ClipSettings()
+    """The clips that are compared."""
+    clips_per_video: int = Field(default=1, gt=0)
+    """Clips out of each video, evenly spread over it. Intervals of the distances take all clips for independent: with
+    more than one they are too narrow."""
+    i3d: Path | None = None
+    """TorchScript file of FVD's I3D (`i3d_torchscript.pt`); None leaves FVD out."""
+    clip: str = CLIP
+    """CLIP model for the similarity to the prompts: a folder, or the name of one in the cache of transformers; none
+    leaves it out. Nothing is downloaded."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the bootstrap intervals."""
+
+    @model_validator(mode="after")
+    def _enough_frames(self) -> "ScoreConfig":
+        if self.i3d is not None and self.data.num_frames < MIN_FRAMES:
+            raise ValueError(f"FVD needs data.num_frames of at least {MIN_FRAMES}")
+        return self
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured: a title with its unit, which values are better, and one sentence for the reader."""
+
+    title: str
+    better: str
+    meaning: str
+
+
+MEASURES: Mapping[str, Measure] = {
+    "frame_distance": Measure(
+        "frame distance",
+        "lower",
+        "kernel distance of frame features to the real videos: content and sharpness; near the real column, or 0, is "
+        "as good as real",
+    ),
+    "motion_distance": Measure(
+        "motion distance",
+        "lower",
+        "kernel distance of features over time to the real videos: freezes, shuffles and flicker count; near the real "
+        "column, or 0, is as good as real",
+    ),
+    "fvd": Measure("FVD", "lower", "Frechet distance of I3D features; few clips raise it, so compare equal counts"),
+    "clip_similarity": Measure(
+        "CLIP similarity", "higher", "100 x cosine of frames and prompt: whether the video shows what the prompt says"
+    ),
+    "smoothness": Measure(
+        "motion smoothness, dB",
+        "higher",
+        "PSNR of frames predicted by uniform motion of their neighbours; a frozen video has 58.9, so read it with the "
+        "amount of motion",
+    ),
+    "flicker": Measure(
+        "flicker, grey levels", "lower", "how much the brightness of regions jumps back and forth between frames"
+    ),
+    "motion": Measure(
+        "motion, grey levels", "like real", "mean change of a pixel between frames: far below the real column is frozen"
+    ),
+}
+"""In the order of the table."""
+_DISTANCES = {"frame_distance": "frame", "motion_distance": "clip"}
+_TEMPORAL: Mapping[str, Callable[[Tensor], Tensor]] = {"smoothness": smoothness, "flicker": flicker, "motion": motion}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value with its 95 % interval, whose ends are None where fewer than four videos were measured."""
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+    """Videos behind a mean, generated clips behind a distance."""
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.value:.3g}{interval}"
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """A folder's scores by measure, the values of each video, and what could not be used."""
+
+    name: str
+    scores: dict[str, Score]
+    videos: dict[str, dict[str, float]]
+    skipped: list[Skip]
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Scores of the generated folders; those of the real one, whose distances are between its own two halves."""
+
+    folders: tuple[FolderScores, ...]
+    real: FolderScores
+    notes: tuple[str, ...]
+    """What was left out, and what to mind."""
+
+
+def score(
+    generated: Sequence[Path], real: Path, config: ScoreConfig, device: torch.device, prompts: Path | None = None
+) -> ScoreReport:
+    """Score folders (or shards) of generated videos against real ones.
+
+    Args:
+        generated: each has videos of its own.
+        real: videos of the kind that were to be generated.
+        config: what is compared and how.
+        device: where networks run.
+        prompts: as `list_videos` takes it; None to look beside the videos.
+
+    Raises:
+        UserError: fewer than two usable videos in a set, prompts that cannot be read or, where they were given, are
+            incomplete, or a network that cannot be used.
+    """
+    for folder in (*generated, real):  # before any of them is measured
+        if not folder.is_file():
+            find_stores(str(folder), lambda _skip: None)
+    notes: list[str] = []
+    similarity = _similarity(config, device, notes)
+    given = [_prompts(folder, prompts, notes) if similarity else {} for folder in generated]
+    networks = _Networks(
+        {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)},
+        I3D(config.i3d, device) if config.i3d else None,
+        similarity,
+        device,
+    )
+    reference = _measure(real, {}, networks, config)
+    sets = [_measure(folder, texts, networks, config) for folder, texts in zip(generated, given, strict=True)]
+    folders = tuple(_folder(measured, reference, config) for measured in sets)
+    if config.clips_per_video > 1:
+        notes.append(f"{config.clips_per_video} clips of each video count as independent: intervals are too narrow")
+    if networks.i3d is None:
+        notes.append("FVD left out: give the TorchScript file of its network with i3d=FILE")
+    elif (fewest := min(len(one.features["i3d"]) for one in [*sets, reference])) <= (
+        dimension := reference.features["i3d"].shape[1]
+    ):
+        notes.append(f"FVD of {fewest} clips, no more than {dimension} dimensions: biased upwards")
+    return ScoreReport(folders, _folder(reference, None, config), tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class _Networks:
+    features: Mapping[str, FrameFeatures | ClipFeatures]
+    i3d: I3D | None
+    similarity: PromptSimilarity | None
+    device: torch.device
+
+
+@dataclass
+class _Measured:
+    """What was measured on the clips of a folder: features (n, D) by network, and values by video."""
+
+    name: str
+    features: dict[str, Tensor] = field(default_factory=dict)
+    videos: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: list[Skip] = field(default_factory=list)
+
+
+def _similarity(config: ScoreConfig, device: torch.device, notes: list[str]) -> PromptSimilarity | None:
+    """The CLIP model; None, with a note, where it is not at hand and was not asked for."""
+    if config.clip == "none":
+        return None
+    try:
+        return PromptSimilarity(config.clip, device)
+    except (UserError, ModuleNotFoundError):
+        if config.clip != CLIP:
+            raise
+        notes.append("CLIP similarity left out: no model at hand, give the folder of one with clip=FOLDER")
+        return None
+
+
+def _prompts(folder: Path, prompts: Path | None, notes: list[str]) -> dict[Path, str]:
+    """Prompts by the video's path; of shards there are only captions."""
+    try:
+        return {video.path: video.prompt for video in list_videos(folder, prompts)}
+    except UserError as error:
+        if prompts is not None or not folder.is_dir():
+            raise
+        if not any(item.caption for item in list_items(folder, [])):
+            notes.append(f"CLIP similarity of {folder} left out: {error}")
+        return {}
+
+
+def _measure(source: Path, prompts: Mapping[Path, str], networks: _Networks, config: ScoreConfig) -> _Measured:
+    """All clips of a folder through all networks."""
+    measured = _Measured(str(source))
+    features: defaultdict[str, list[Tensor]] = defaultdict(list)
+    with progress_bar(None, f"scoring {source}", "video") as bar:
+        for item in list_items(source, measured.skipped):
+            prompt = prompts.get(item.source, item.caption) if isinstance(item.source, Path) else item.caption
+            values: defaultdict[str, list[float]] = defaultdict(list)
+            try:
+                for clip in _clips(item, config):
+                    video = to_unit_range(clip)[None].to(networks.device)
+                    for name, found in _features(video, networks, config).items():
+                        features[name].append(found)
+                    for name, measure in _TEMPORAL.items():
+                        values[name].append(float(measure(video)))
+                    if networks.similarity is not None and prompt:
+                        values["clip_similarity"].append(networks.similarity(video[0], prompt))
+            except VideoError as error:
+                measured.skipped.append(Skip(item.name, error.cause, str(error)))
+            if values:
+                measured.videos[item.name] = {name: sum(some) / len(some) for name, some in values.items()}
+            bar.update()
+    if len(measured.videos) < 2:
+        why = f"; {measured.skipped[0].source}: {measured.skipped[0].detail}" if measured.skipped else ""
+        raise UserError(f"{source}: usable videos: {len(measured.videos)}, scores need 2 at least{why}")
+    measured.features = {name: torch.cat(parts) for name, parts in features.items()}
+    return measured
+
+
+def _clips(item: Item, config: ScoreConfig) -> Iterator[Tensor]:
+    """The clips of a video, uint8 `3 T H W`, each beginning on one of the video's frames."""
+    info, data = probe(item.source), config.data
+    if info.fps < 0.99 * data.fps:
+        raise VideoError("too slow", f"{info.fps:g} frames per second, data.fps is {data.fps:g}")
+    last = round(info.duration * info.fps) - 0.5 - (data.num_frames - 1) / data.fps * info.fps  # in frames
+    if last < 0:
+        needed = data.num_frames / data.fps
+        raise VideoError("too short", f"{info.duration:.2f} s, a clip of {data.num_frames} frames takes {needed:.2f} s")
+    for number in range(config.clips_per_video):
+        start = int(last * (number + 0.5) / config.clips_per_video) / info.fps
+        yield read_clip(item.source, start=start, num_frames=data.num_frames, fps=data.fps, size=(data.resolution,) * 2)
+
+
+def _features(video: Tensor, networks: _Networks, config: ScoreConfig) -> dict[str, Tensor]:
+    found = {name: network(video).cpu() for name, network in networks.features.items()}
+    if networks.i3d is not None:
+        collector = ClipCollector(networks.i3d, config.data.num_frames)
+        collector.add(video)
+        found["i3d"] = collector.features()
+    return found
+
+
+def _folder(measured: _Measured, reference: _Measured | None, config: ScoreConfig) -> FolderScores:
+    """Scores of a folder against the reference; against itself, half to half, where there is none."""
+    scores: dict[str, Score] = {}
+    for name, network in _DISTANCES.items():
+        own = measured.features[network]
+        sets = (own, reference.features[network]) if reference else (own[0::2], own[1::2])
+        if min(map(len, sets)) >= 2:
+            low, high = bootstrap_interval(*sets, seed=config.seed) if _enough(*sets) else (None, None)
+            scores[name] = Score(kernel_distance(*sets), low, high, len(own))
+    if reference and "i3d" in measured.features:
+        sets = measured.features["i3d"], reference.features["i3d"]
+        low, high = frechet_interval(*sets, seed=config.seed) if _enough(*sets) else (None, None)
+        scores["fvd"] = Score(frechet_distance(*sets), low, high, len(sets[0]))
+    for name in ("clip_similarity", *_TEMPORAL):
+        values = [of_video[name] for of_video in measured.videos.values() if name in of_video]
+        if values:
+            mean = mean_interval(values, seed=config.seed)
+            scores[name] = Score(mean.mean, mean.low, mean.high, mean.count)
+    ordered = {name: scores[name] for name in MEASURES if name in scores}
+    return FolderScores(measured.name, ordered, measured.videos, measured.skipped)
+
+
+def _enough(*sets: Tensor) -> bool:
+    return min(map(len, sets)) >= MIN_VALUES
