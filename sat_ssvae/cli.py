@@ -56,7 +56,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the process's exit status. A user error is one line on stderr, status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(words)
     setup_logging(options.verbose)
     options.command_line = shlex.join(["sat-ssvae", *words])
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(prog="sat-ssvae", description="SSVAE: train it, compare it, and use it with CogVideoX.")
     parser.add_argument("--version", action="version", version=f"sat-ssvae {__version__}")
     parser.add_argument("--verbose", action="store_true", help="also show debug messages")

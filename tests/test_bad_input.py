@@ -81,6 +81,33 @@ def broken_media(video, folder):
         yield f"jpeg cut{step}", "jpg", jpeg[: len(jpeg) * step // 11]
 
 
+NAMES = (
+    "../../a.mp4",
+    "/a.mp4",
+    "x/../../a.mp4",
+    "..\\a.mp4",
+    "a\nb.mp4",
+    "a" * 300 + ".mp4",
+    b"\xff\xfe.mp4",
+    ".mp4",
+)
+LINES = (
+    "{",
+    "[]",
+    "1",
+    "null",
+    '"a"',
+    "{}",
+    '{"key": 3}',
+    '{"key": null}',
+    "\0",
+    "[" * 3000,
+    "NaN",
+    b'{"key": "\xff\xfe"}',  # no UTF-8
+    '{"key": "b", "duration": ' + "9" * 5000 + "}",
+)
+
+
 def broken_shards(video):
     """(name, tar, lines of the meta file)"""
     good = json.dumps(GOOD)
@@ -93,35 +120,11 @@ def broken_shards(video):
     yield "only a tar in it", tar_of([("a.tar", plain)]), [good]
     yield "duplicate member", tar_of([("a.mp4", video), ("a.mp4", b"other")]), [good]
     yield "duplicate key", plain, [good, good, good]
-    for name in (
-        "../../a.mp4",
-        "/a.mp4",
-        "x/../../a.mp4",
-        "..\\a.mp4",
-        "a\nb.mp4",
-        "a" * 300 + ".mp4",
-        b"\xff\xfe.mp4",
-        ".mp4",
-    ):
+    for name in NAMES:
         yield f"named {name!r}", tar_of([(name, video)]), None
     for key in ("../../a", "/etc/a", "a/../../b", "", "\udcff", "a\0b", "x" * 5000):
         yield f"key {key[:9]!r}", plain, [json.dumps({**GOOD, "key": key})]
-    for line in (
-        "{",
-        "[]",
-        "1",
-        "null",
-        '"a"',
-        "{}",
-        '{"key": 3}',
-        '{"key": null}',
-        "\0",
-        "[" * 3000,
-        "NaN",
-        good[:-4],
-        b'{"key": "\xff\xfe"}',  # no UTF-8
-        '{"key": "b", "duration": ' + "9" * 5000 + "}",
-    ):
+    for line in (*LINES, good[:-4]):
         yield f"meta {line[:9]!r}", plain, [line, good]
     for field in ("duration", "fps", "width", "height"):
         for value in (-1, 0, 1e9, 1e300, float("nan"), float("inf"), "24", None, [], True, 10**400):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sat_ssvae
-from sat_ssvae.cli import _parser, main
+from sat_ssvae.cli import build_parser, main
 from sat_ssvae.commands._options import Parser, add_command
 from sat_ssvae.comparison.settings import CompareConfig
 from sat_ssvae.config import load_config, packaged, read_yaml, settings_of
@@ -136,7 +136,7 @@ def test_the_version_is_that_of_the_project(capsys):
 
 def commands() -> list[list[str]]:
     found = []
-    for name, command in _parser().commands.choices.items():
+    for name, command in build_parser().commands.choices.items():
         below = command.commands.choices if command.commands else {"": None}
         found += [[name, *([task] if task else [])] for task in below]
     return found
@@ -178,7 +178,7 @@ def test_the_page_of_all_settings_is_what_the_types_say(capsys):
 
 
 def words_take_settings(words: list[str]) -> bool:
-    parser = _parser()
+    parser = build_parser()
     for word in words:
         parser = parser.commands.choices[word]
     return parser.get_default("settings") is not None

@@ -17,6 +17,7 @@ from sat_ssvae.diffusion.transformer import DiTConfig, build_dit
 from sat_ssvae.evaluation.reconstruct import ReconstructConfig, reconstruct
 from sat_ssvae.evaluation.restore import RestoreConfig, Restorer
 from sat_ssvae.evaluation.spectra import SpectraConfig, measure_latents
+from sat_ssvae.latents.encoding import EncoderSettings
 from sat_ssvae.latents.latent_set import LatentSet, encode_latents
 from sat_ssvae.metrics.features import ClipFeatures, FrameFeatures
 from sat_ssvae.metrics.fidelity import reconstruction_scores
@@ -166,9 +167,8 @@ def test_scores_of_a_comparison(process, with_text):
 def test_restoration():
     latents = tiny_vae().encode(random_video(5)).mode()
     config = DIT | {"latent_size": latents.shape[2:]}
-    trained = TrainedTransformer(
-        arm="ssvae", seed=0, folder=".", autoencoder=".", weights="", latent_mean=(0.0,), latent_std=(1.0,)
-    )
+    identity = {"arm": "ssvae", "seed": 0, "folder": ".", "autoencoder": ".", "weights": ""}
+    trained = TrainedTransformer(**identity, diffusion=FlowMatching(), latent_mean=(0.0,), latent_std=(1.0,))
     clips = ClipsConfig(num_frames=5, resolution=16)
 
     def compute(device):
@@ -198,9 +198,8 @@ def test_latents_and_their_spectra(tiny_shards, tmp_path):
 
     def compute(device):
         clips = fixed_clips(data, stride=1)
-        encoded = encode_latents(
-            tiny_vae(), clips, tmp_path / f"{device.type}.safetensors", batch_size=3, device=device
-        )
+        path = tmp_path / f"{device.type}.safetensors"
+        encoded = encode_latents(tiny_vae(), clips, path, EncoderSettings(batch_size=3), device)
         videos = torch.stack([clip.video for clip in clips])
         settings = SpectraConfig(data=data, noise_levels=(0.5,), dropped_shares=(0.5,), disturbed_clips=2)
         return encoded.latents, measure_latents("vae", tiny_vae(), videos, settings, device)

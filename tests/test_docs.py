@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sat_ssvae.cli import _parser
+from sat_ssvae.cli import build_parser
 from sat_ssvae.config import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def test_commands_parse_and_their_settings_exist(path, capsys):
         if not words or words[0] == "COMMAND" or words[-1] in ("--help", "COMMAND"):
             continue
         try:
-            options = _parser().parse_args(words)
+            options = build_parser().parse_args(words)
         except SystemExit:
             error = capsys.readouterr().err
             named = (

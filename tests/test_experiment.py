@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sat_ssvae.cli import main
-from sat_ssvae.commands.compare import _arms
+from sat_ssvae.commands.compare import parse_arms
 from sat_ssvae.comparison.experiment import compare
 from sat_ssvae.comparison.results import ComparisonResults
 from sat_ssvae.comparison.run_index import RunIndex
@@ -244,7 +244,9 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
 def test_arms_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
-    arms = _arms(["a=stock", "b=own", "c=ssvae:w.pth", "d=wan2.2:Wan-AI/x", "e=gone.safetensors", "f=modelscope:own"])
+    arms = parse_arms(
+        ["a=stock", "b=own", "c=ssvae:w.pth", "d=wan2.2:Wan-AI/x", "e=gone.safetensors", "f=modelscope:own"]
+    )
     assert {name: arm["checkpoint"] for name, arm in arms.items()} == {
         "a": None, "b": "own", "c": "w.pth", "d": "wan2.2:Wan-AI/x", "e": "gone.safetensors", "f": "modelscope:own",
     }  # fmt: skip
@@ -254,7 +256,7 @@ def test_arms_on_the_command_line(tmp_path, monkeypatch):
 def test_stages_in_an_arms_own_file(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("lcr_weight: 0.1\nstages:\n  - {max_steps: 3}\n  - {max_steps: 2, freeze_encoder: true}\n")
-    arms = _arms(["stock=stock", f"own={own}"])
+    arms = parse_arms(["stock=stock", f"own={own}"])
     assert arms["own"]["settings"] == {"lcr_weight": 0.1}
     config = configured(arms=arms)
     assert [dict(stage) for stage in config.arms["own"].stages] == [

@@ -324,7 +324,7 @@ def test_split_videos_are_refused(stage, split):
 
 def test_importing_the_first_stage_needs_neither_sat_nor_cogvideo():
     code = "import sys, sat_ssvae.cogvideo; assert not {'sat', 'sgm', 'deepspeed', 'webdataset'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def checkout(folder, *, sample, diffusion):

@@ -59,12 +59,13 @@ def run(tmp_path_factory):
                 folder=f"transformer/{arm}",
                 autoencoder=f"vae/{arm}",
                 weights=weights_digest(vae.state_dict()),
+                diffusion=FlowMatching(),
                 latent_mean=(0.1,) * channels,
                 latent_std=(0.5,) * channels,
             )
         )
     clips = ClipsConfig(num_frames=5, fps=8, resolution=16)
-    RunIndex(clips=clips, diffusion=FlowMatching(), text_length=8, transformers=tuple(finished)).write(folder)
+    RunIndex(clips=clips, text_length=8, transformers=tuple(finished)).write(folder)
     return folder
 
 

@@ -64,7 +64,7 @@ def test_samples_are_told_apart_as_one_by_one(given_samples, num_frames, enlarge
     given_samples = [s for s in given_samples if (s.duration > 0) == (s.fps > 0)]
     config = DataConfig(path="x", num_frames=num_frames, fps=8, resolution=32, enlarge=enlarge, buckets=buckets)
     skips = []
-    kept = clips._suitable(Samples.collect("ab", given_samples), config, skips.append)
+    kept = clips.suitable(Samples.collect("ab", given_samples), config, skips.append)
     problems = [unsuitable(sample, config) for sample in given_samples]
     assert list(kept) == [s for s, problem in zip(given_samples, problems, strict=True) if problem is None]
     assert [(skip.cause, skip.detail) for skip in skips] == [problem for problem in problems if problem]

@@ -112,7 +112,7 @@ def test_a_file_that_gives_little_at_a_time_is_read_whole(tmp_path, monkeypatch)
 def test_names_are_split_as_webdataset_splits_them(name):
     expected = base_plus_ext(name)
     hidden = name.rpartition("/")[2].startswith(".")
-    assert tars._split(name) == (("", "") if hidden or expected[0] is None else expected)
+    assert tars.split_name(name) == (("", "") if hidden or expected[0] is None else expected)
 
 
 def test_a_caption_nested_without_end_is_none(tmp_path, tiny_video):

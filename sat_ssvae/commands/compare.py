@@ -57,13 +57,13 @@ def run(options: argparse.Namespace) -> None:
 
     path = options.config or packaged(f"compare_{options.preset}.yaml")
     arms = options.vae or ([] if options.config else DEFAULT_ARMS)
-    config = load_config(CompareConfig, path, options.overrides, replace={"arms": _arms(arms)} if arms else {})
+    config = load_config(CompareConfig, path, options.overrides, replace={"arms": parse_arms(arms)} if arms else {})
     clips = ClipSource.of_user(options.data) if options.data else None
     results = compare(config, options.output, default_device(), options.command_line, clips)
     sys.stdout.write(f"{summary_table(results)}\n\nreport: {options.output / 'report' / 'report.html'}\n")
 
 
-def _arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`NAME=CONFIG[:CHECKPOINT]` or `NAME=VAE` options as the configuration's `arms` section."""
     from ..autoencoders.specification import KINDS
 

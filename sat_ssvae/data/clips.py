@@ -106,9 +106,7 @@ def open_readers(config: DataConfig, skips: SkipLog, rank: int = 0) -> list[Clip
 
     folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
     stores = find_stores(config.path, on_skip, ShardCache(folder, int(config.cache_gib * 2**30)))
-    samples = _part(
-        _suitable(cached_samples(stores, config.filters, on_skip, write=rank == 0), config, on_skip), config
-    )
+    samples = _part(suitable(cached_samples(stores, config.filters, on_skip, write=rank == 0), config, on_skip), config)
     left_out = in_words(skips.counts - before)
     if not samples:
         raise UserError(f"{config.shown_path}: no usable sample ({left_out or 'empty'}){example}")
@@ -124,7 +122,7 @@ def open_readers(config: DataConfig, skips: SkipLog, rank: int = 0) -> list[Clip
     ]
 
 
-def _suitable(samples: Samples, config: DataConfig, on_skip: OnSkip) -> Samples:
+def suitable(samples: Samples, config: DataConfig, on_skip: OnSkip) -> Samples:
     """The samples that can give a clip; `unsuitable` is called only for the doubtful ones."""
     height, width = np.array(config.sizes)[_buckets(samples, config)].T
     good = (samples.column("height") >= height) & (samples.column("width") >= width) | config.enlarge

@@ -94,7 +94,7 @@ class TarStore:
         for name in (key, f"./{key}"):
             if name in members:
                 return members[name]
-            short, inside = _split(f"{name}.")
+            short, inside = split_name(f"{name}.")
             if found := members.get(short):
                 return {suffix.removeprefix(inside): place for suffix, place in found.items() if inside in suffix}
         return {}
@@ -209,7 +209,7 @@ def _whole_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError(str(error)) from None
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """(key, suffix) at the first dot of the last part; no key for a hidden file.
 
     As WebDataset has it, whose regular expression takes minutes for a name of many slashes.
@@ -227,7 +227,7 @@ def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, in
     with tarfile.open(fileobj=bounded, mode="r:") as tar:  # type: ignore[call-overload]  # it needs no other methods
         for member in _whole_members(tar):
             end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
-            key, suffix = _split(member.name)
+            key, suffix = split_name(member.name)
             if member.isreg() and not member.issparse() and key:
                 index.setdefault(key, {}).setdefault(suffix, (member.offset_data, member.size))
     bounded.seek(end)

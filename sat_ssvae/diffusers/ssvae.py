@@ -48,7 +48,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         UserError: sizes or statistics that do not fit each other.
     """
 
-    @register_to_config
+    @register_to_config  # which takes the configuration's keys from this signature, so that it lists every size
     def __init__(
         self,
         in_channels: int = 3,
