@@ -33,7 +33,8 @@ def progress_bar(
     """A bar on stderr with rate and remaining time; `bar.set_postfix(loss=...)` puts the loss at its end.
 
     Where stderr is no terminal, it prints a line every `QUIET_INTERVAL` seconds and one at the end.
-    Of several ranks only the first shows it.
+    Of several ranks only the first shows it. Work that ends without an error leaves a full bar, even where
+    fewer or more units came than were announced.
 
     Args:
         iterable_or_total: what to iterate over, or the number of units that `bar.update()` will count to, the
@@ -59,15 +60,26 @@ def progress_bar(
         "disable": rank() > 0,
     }
     if sys.stderr.isatty():
-        return tqdm(iterable, dynamic_ncols=True, **options)
-    options |= {"mininterval": QUIET_INTERVAL, "miniters": 1, "delay": QUIET_INTERVAL}
-    return _LineBar(iterable, bar_format=_LINE_FORMAT, **options)
+        bar = _Bar(iterable, dynamic_ncols=True, **options)
+    else:
+        options |= {"mininterval": QUIET_INTERVAL, "miniters": 1, "delay": QUIET_INTERVAL}
+        bar = _LineBar(iterable, bar_format=_LINE_FORMAT, **options)
+    if iterable is not None:
+        bar.iterable = bar.noting_its_end(iterable)
+    return bar
+
+
+def already_done(bar: "tqdm[Any]", units: int) -> None:
+    """Advance a bar over what an earlier run did, so that it does not enter the rate."""
+    bar.initial += units
+    bar.last_print_n += units
+    bar.n += units
 
 
 def setup_logging(verbose: bool = False) -> None:
     """Send log records to stderr, above any progress bar on it; ranks other than the first send warnings only.
 
-    Calling it again replaces the earlier set-up. If stderr cannot be written
+    A warning of the same words is shown once. Calling it again replaces the earlier set-up. If stderr cannot be written
     (a full disk), lines are lost and nothing stops.
 
     Args:
@@ -79,6 +91,7 @@ def setup_logging(verbose: bool = False) -> None:
     handler = _BarHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: rank() == 0 or record.levelno >= logging.WARNING)
+    handler.addFilter(_OnlyOnce())
     root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     # `__package__` is sgm.sat_ssvae where the folder was copied into CogVideoX.
@@ -95,6 +108,23 @@ def _give_up_unwritten() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+class _OnlyOnce(logging.Filter):
+    """Passes the first of several warnings of one logger with the same words, and everything that is no warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[tuple[str, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        said = (record.name, record.getMessage())
+        if said in self._said:
+            return False
+        self._said.add(said)
+        return True
+
+
 class _BarHandler(logging.Handler):
     """Clears the bars, writes the record, redraws the bars."""
 
@@ -105,7 +135,28 @@ class _BarHandler(logging.Handler):
             self.handleError(record)
 
 
-class _LineBar(tqdm):
+class _Bar(tqdm):
+    """A bar that ends full unless an error stopped it."""
+
+    complete = False
+
+    def noting_its_end(self, iterable: Iterable[Any]) -> Iterable[Any]:
+        """The same items; afterwards the bar knows that there are no more."""
+        yield from iterable
+        self.complete = True
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        self.complete = exc_type is None
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def close(self) -> None:
+        """Show the final state."""
+        if self.complete and self.total is not None:
+            self.total = self.n
+        super().close()
+
+
+class _LineBar(_Bar):
     """A bar for a file: whole lines, at most one in `mininterval` seconds however often a redraw is requested."""
 
     monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
@@ -133,6 +184,8 @@ class _LineBar(tqdm):
     def close(self) -> None:
         """Write the final state, once."""
         if not self.disable:
+            if self.complete and self.total is not None:
+                self.total = self.n
             self.display()
             self.leave = False  # tqdm would print it again
         super().close()

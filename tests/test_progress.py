@@ -3,6 +3,7 @@ import fcntl
 import logging
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sat_ssvae import progress
-from sat_ssvae.progress import progress_bar, setup_logging
+from sat_ssvae.progress import already_done, progress_bar, setup_logging
 
 from .processes import unmeasured
 
@@ -43,6 +44,52 @@ def test_a_log_file_gets_one_final_line_from_a_short_run(capsys):
     (line,) = lines(capsys)
     assert line.startswith("training: 50/50 [")
     assert "step/s" in line and "loss=0.020" in line and "\r" not in line
+
+
+@pytest.mark.parametrize("units", [7, 10, 12])
+def test_a_bar_ends_full_unless_an_error_stops_it(capsys, units):
+    with progress_bar(10, "packing", "clip") as bar:
+        bar.update(units)
+    assert lines(capsys)[-1].startswith(f"packing: {units}/{units} [")
+    with pytest.raises(TypeError), progress_bar(10, "packing", "clip") as bar:
+        bar.update("seven")
+    assert lines(capsys)[-1].startswith("packing: 0/10 [")
+
+
+def test_a_bar_over_clips_that_turn_out_fewer_ends_full(capsys):
+    class Clips:
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter("abc")
+
+    assert list(progress_bar(Clips(), "checking", "clip")) == ["a", "b", "c"]
+    assert lines(capsys)[-1].startswith("checking: 3/3 [")
+
+
+def test_what_an_earlier_run_did_is_no_speed(capsys):
+    with progress_bar(1000, "restoring", "frame") as bar:
+        already_done(bar, 900)
+        bar.start_t -= 10
+        bar.update(100)
+    (line,) = lines(capsys)
+    assert line.startswith("restoring: 1000/1000 [00:10<00:00") and re.search(r" (9\.\d+|10\.0+) ?frame/s", line)
+
+
+def test_a_warning_is_said_once(capsys, logging_restored):
+    setup_logging()
+    logger = logging.getLogger(PACKAGE_LOGGER)
+    for step in (1, 2, 1):
+        logger.warning("%s is taken for another", f"file {step}")
+        logger.info("again")
+        logger.error("and again")
+    said = [line.split(" ", 1)[1] for line in lines(capsys)]
+    assert [line for line in said if "WARNING" in line] == [
+        "WARNING: file 1 is taken for another",
+        "WARNING: file 2 is taken for another",
+    ]
+    assert said.count("INFO: again") == said.count("ERROR: and again") == 3
 
 
 def test_a_log_file_gets_a_line_each_interval_however_often_the_loss_changes(capsys, monkeypatch):
@@ -125,7 +172,7 @@ def run_on_a_terminal(code: str) -> str:
 def test_terminal_bar_redraws_in_place_and_survives_log_lines():
     shown = run_on_a_terminal(
         "import logging, time\n"
-        "from sat_ssvae.progress import progress_bar, setup_logging\n"
+        "from sat_ssvae.progress import already_done, progress_bar, setup_logging\n"
         "setup_logging()\n"
         "with progress_bar(3, 'training', 'step') as bar:\n"
         "    for step in range(3):\n"
@@ -173,7 +220,7 @@ def test_setting_up_twice_does_not_double_the_lines(capsys, logging_restored):
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_under_the_log_does_not_stop_the_program_nor_change_its_exit_status(unbuffered):
     code = (
-        "import logging; from sat_ssvae.progress import progress_bar, setup_logging\n"
+        "import logging; from sat_ssvae.progress import already_done, progress_bar, setup_logging\n"
         "setup_logging(); logging.getLogger('sat_ssvae.x').info('lost')\n"
         "with progress_bar(2, 'training', 'step') as bar: bar.update(2)\n"
         "print('went on')"
@@ -189,7 +236,7 @@ def test_a_full_disk_under_the_log_does_not_stop_the_program_nor_change_its_exit
 def test_of_two_ranks_only_the_first_shows_bars_and_information(tmp_path):
     code = (
         "import logging, sys, torch.distributed as dist\n"
-        "from sat_ssvae.progress import progress_bar, setup_logging\n"
+        "from sat_ssvae.progress import already_done, progress_bar, setup_logging\n"
         f"store = dist.FileStore('{tmp_path}/store', 2)\n"
         "dist.init_process_group('gloo', store=store, rank=int(sys.argv[1]), world_size=2)\n"
         "setup_logging()\n"

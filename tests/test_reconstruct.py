@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sat_ssvae import progress
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.video_io import probe, read_clip, read_frames, to_unit_range, write_video
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.items import list_items
 from sat_ssvae.evaluation.reconstruct import ReconstructConfig, reconstruct
+from sat_ssvae.evaluation.side_by_side import GAP, STRIP, apart
 from sat_ssvae.metrics.fidelity import reconstruction_scores
 from sat_ssvae.metrics.frechet import I3D, ClipCollector, frechet_distance
 
@@ -105,9 +108,34 @@ def test_scores_and_pictures_are_those_of_the_whole_video(tmp_path):
     assert probe(output / "in.mp4") == probe(source)
     before, alone = pictures_of(source), pictures_of(output / "in.mp4")
     beside, error = pictures_of(output / "in.side_by_side.mp4"), pictures_of(output / "in.error_map.mp4")
-    assert beside.shape == (15, 38, 88, 3)
-    assert abs(beside[:, :, :44] - before).mean() < 4 and abs(beside[:, :, 44:] - alone).mean() < 4
+    assert beside.shape == (15, 38 + STRIP, 2 * 44 + GAP, 3)
+    left, right = (np.stack(view) for view in zip(*(apart(page, 2) for page in beside), strict=True))
+    assert abs(left - before).mean() < 4 and abs(right - alone).mean() < 4
     assert abs(error - np.minimum(4 * abs(before - alone), 255)).mean() < 8
+
+
+def test_the_bar_counts_the_frames_of_all_videos_and_ends_full(two_videos, tmp_path, capsys, monkeypatch):
+    """A broken video adds none; what an earlier run did counts, but not as speed."""
+    monkeypatch.setattr(progress, "QUIET_INTERVAL", 1e-6)
+    (two_videos / "aaa.mp4").write_bytes(b"broken")
+    reconstruct(tiny_vae(), two_videos, tmp_path / "out", config(), CPU)
+    lines = capsys.readouterr().err.splitlines()
+    assert all("/23 [" in line for line in lines) and lines[-1].startswith("reconstructing: 23/23 [")
+    assert any(re.match(r"reconstructing: 10/23 \[\d+:\d+<\d+:\d+", line) for line in lines)  # an ETA
+    (tmp_path / "out" / "bars0.mp4").unlink()
+    reconstruct(tiny_vae(), two_videos, tmp_path / "out", config(), CPU)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("reconstructing: 23/23 [")
+
+
+def test_the_bar_ends_full_where_a_video_breaks_off(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    waves(tmp_path / "in" / "whole.mp4", 10)
+    data = waves(tmp_path / "in" / "cut.mp4", 60, 96, 128).read_bytes()
+    (tmp_path / "in" / "cut.mp4").write_bytes(data[: len(data) // 2])
+    report = reconstruct(tiny_vae(), tmp_path / "in", tmp_path / "out", config(), CPU)
+    last = capsys.readouterr().err.splitlines()[-1]
+    done, total = re.match(r"reconstructing: (\d+)/(\d+) ", last).groups()
+    assert done == total and len(report.skipped) == 1
 
 
 def test_the_number_of_frames_at_once_does_not_matter(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from sat_ssvae.diffusion.transformer import DiTConfig, build_dit
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.degradations import Degradation
 from sat_ssvae.evaluation.restore import INPUT, ROUND_TRIP, RestoreConfig, Restorer, restore
+from sat_ssvae.evaluation.side_by_side import GAP, STRIP, apart
 from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.vae.checkpoint import weights_digest
 
@@ -94,7 +96,7 @@ def test_every_video_is_restored_scored_and_written(run, videos, tmp_path):
             info = probe(tmp_path / f"{video.name}.strength{strength}.mp4")
             assert (info.frames, info.fps, info.height, info.width) == (video.frames, 8, 16, 16)
         beside = [frame.picture for frame in read_frames(tmp_path / f"{video.name}.side_by_side.mp4")]
-        assert len(beside) == video.frames and beside[0].shape == (16, 5 * 16, 3)
+        assert len(beside) == video.frames and beside[0].shape == (16 + STRIP, 5 * (16 + GAP) - GAP, 3)
 
 
 @torch.no_grad()
@@ -138,12 +140,18 @@ def test_videos_that_are_degraded_already(run, videos, tmp_path):
     waves(tmp_path / "bad" / "unknown.mp4", 15, 16, 16)
     report = restored(run, tmp_path / "bad", tmp_path / "a", degradation=None, side_by_side=True)
     assert all(video.scores == {} for video in report.videos)
-    assert probe(tmp_path / "a" / "window.side_by_side.mp4").width == 3 * 16
+    assert probe(tmp_path / "a" / "window.side_by_side.mp4").width == 3 * 16 + 2 * GAP
     (tmp_path / "clean").mkdir()
     waves(tmp_path / "clean" / "window.mp4", 15, 24, 24)
     report = restored(run, tmp_path / "bad", tmp_path / "b", degradation=None, originals=tmp_path / "clean")
     scores = {video.name: video.scores for video in report.videos}
     assert scores["unknown"] == {} and 5 < scores["window"][INPUT]["psnr"] < 40
+
+
+def test_the_bar_knows_the_frames_of_all_videos(run, videos, tmp_path, capsys):
+    """20 frames at 8 per second, of 60 at 24."""
+    restored(run, videos, tmp_path)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("restoring: 20/20 [")
 
 
 def test_what_is_done_is_not_done_again(run, videos, tmp_path):
@@ -255,8 +263,9 @@ def test_mistakes_are_one_line(run, videos, tmp_path, capsys, arguments, message
 def test_psnr_of_a_view_is_that_of_its_pixels(run, videos, tmp_path):
     """The journal's means over pieces of a video equal the score of its frames at once."""
     report = restored(run, videos / "long.mp4", tmp_path, degradation=Degradation.parse("blur:4"), side_by_side=True)
-    frames = [torch.from_numpy(f.picture.copy()) for f in read_frames(tmp_path / "long.side_by_side.mp4")]
-    views = torch.stack(frames).float().div(127.5).sub(1).permute(3, 0, 1, 2).split(16, dim=3)
+    pages = [apart(frame.picture, 4) for frame in read_frames(tmp_path / "long.side_by_side.mp4")]
+    stacked = [torch.from_numpy(np.stack(view)) for view in zip(*pages, strict=True)]
+    views = [video.float().div(127.5).sub(1).permute(3, 0, 1, 2) for video in stacked]
     scores = report.videos[0].scores
     for number, name in enumerate((INPUT, ROUND_TRIP), start=1):  # written with little loss
         assert psnr(views[number][None], views[0][None]).item() == pytest.approx(scores[name]["psnr"], abs=1.5)

@@ -134,14 +134,14 @@ def _mean_and_change(videos: list[Any], view: str, metric: str) -> tuple[str, st
 
 
 def _write_picture(report: "RestorationReport", config: "RestoreConfig", output: Path, path: Path) -> None:
-    from ..comparison.report.pictures import labelled_grid, middle_frame
-    from ..evaluation.restore import side_by_side_path, view_names
+    from ..comparison.report.pictures import labelled_grid
+    from ..evaluation.restore import middle_frames, view_names
     from ..metrics.features import spaced_frames
 
     alike = [video for video in report.videos if video.scores] or report.videos  # as many views in every row
     names = view_names(config, scored=bool(alike[0].scores))
     shown = [alike[number] for number in spaced_frames(len(alike), 4)]
-    rows = [middle_frame(side_by_side_path(output, video.name), video.frames, len(names)) for video in shown]
+    rows = [middle_frames(output, video, len(names)) for video in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial:
         labelled_grid(rows, names).save(partial, path.suffix[1:].upper(), quality=90)

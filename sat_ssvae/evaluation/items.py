@@ -4,15 +4,18 @@ for item in list_items(Path("videos"), skipped): ...
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ..data.containers import VIDEO_SUFFIXES
 from ..data.files import VideoError
 from ..data.folders import FolderStore
 from ..data.index import Store, caption_of, find_stores, read_records
 from ..data.skips import Skip, printable
+from ..data.video_io import VideoInfo, probe
 from ..errors import UserError
+from ..progress import already_done, progress_bar
 from .journal import append, read_journal
 
 
@@ -35,8 +38,30 @@ class ItemResult(Protocol):
     def key(self) -> str:
         """A fingerprint."""
 
+    @property
+    def frames(self) -> int:
+        """How many frames it has."""
+
 
 R = TypeVar("R", bound=ItemResult)
+
+
+@dataclass(frozen=True)
+class Job(Generic[R]):
+    """What is done to each video."""
+
+    description: str
+    """For the progress bar."""
+    kind: type[R]
+    """Of the results."""
+    key: Callable[[Item], str]
+    """Fingerprint of an item and the settings; raises UserError where the item cannot be used."""
+    paths: Callable[[Item], Iterable[Path]]
+    """The files that are made of an item."""
+    frames: Callable[[VideoInfo], int]
+    """How many frames are made of a video, as far as its header tells."""
+    work: Callable[[Item, str, Callable[[int], object]], R]
+    """Processes an item with its key; the last argument is called with the number of frames done since."""
 
 
 def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
@@ -62,46 +87,51 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
                 skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
 
 
-def work_through(
-    source: Path,
-    journal: Path,
-    kind: type[R],
-    skipped: list[Skip],
-    *,
-    key: Callable[[Item], str],
-    paths: Callable[[Item], Iterable[Path]],
-    work: Callable[[Item, str], R],
-) -> list[R]:
-    """Do `work(item, key)` for each item of `source`; results are kept in `journal`, unusable items in `skipped`.
+def work_through(source: Path, journal: Path, job: Job[R], skipped: list[Skip]) -> list[R]:
+    """Do the job for each item of `source`; results are kept in `journal`, unusable items in `skipped`.
 
-    An item is not done again while its key is the one of the journal and all `paths` that it makes are there.
+    An item is not done again while its key is the one of the journal and all paths that it makes are there. A progress
+    bar counts frames; their total is known from the videos' headers.
 
     Raises:
         UserError: nothing to work on, nothing of it could be used, `journal` is inside the folder of videos, or a video
             would be written over.
     """
-    output = journal.parent
-    check_output(output, source)
-    output.mkdir(parents=True, exist_ok=True)
-    known = {record.name: record for record in read_journal(journal, kind)}  # what was written last
+    check_output(journal.parent, source)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    known = {record.name: record for record in read_journal(journal, job.kind)}  # what was written last
+    expected = {item.name: _expected_frames(item, job) for item in list_items(source, [])}
     records: list[R] = []
-    for item in list_items(source, skipped):
-        record = known.get(item.name)
-        if isinstance(item.source, Path) and item.source.resolve() in {path.resolve() for path in paths(item)}:
-            raise UserError(f"{item.source} would be written over by its own result; choose another --output")
-        try:
-            current = key(item)
-            if record is None or record.key != current or not all(path.is_file() for path in paths(item)):
-                record = work(item, current)
-                append(journal, record)
-            records.append(record)
-        except UserError as error:
-            cause = error.cause if isinstance(error, VideoError) else "does not fit"
-            skipped.append(Skip(item.name, cause, str(error)))
+    total = sum(expected.values())
+    with progress_bar(total, job.description, "frame") as bar:
+        for item in list_items(source, skipped):
+            paths, before = list(job.paths(item)), bar.n
+            if isinstance(item.source, Path) and item.source.resolve() in {path.resolve() for path in paths}:
+                raise UserError(f"{item.source} would be written over by its own result; choose another --output")
+            try:
+                key, record = job.key(item), known.get(item.name)
+                if record is not None and record.key == key and all(path.is_file() for path in paths):
+                    already_done(bar, record.frames)
+                else:
+                    record = job.work(item, key, bar.update)
+                    append(journal, record)
+                records.append(record)
+            except UserError as error:
+                cause = error.cause if isinstance(error, VideoError) else "does not fit"
+                skipped.append(Skip(item.name, cause, str(error)))
+            total += round(bar.n - before) - expected.get(item.name, 0)  # headers are not always right
+            bar.total = total
     if not records:
         why = f"; {skipped[0].source}: {skipped[0].detail}" if skipped else ""
         raise UserError(f"{source}: no video could be used{why}")
     return records
+
+
+def _expected_frames(item: Item, job: Job[Any]) -> int:
+    try:
+        return max(0, job.frames(probe(item.source)))
+    except VideoError:  # reported when its turn comes
+        return 0
 
 
 def check_output(output: Path, source: Path) -> None:

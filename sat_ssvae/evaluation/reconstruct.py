@@ -31,10 +31,10 @@ from ..data.video_write import VideoWriter
 from ..metrics.fidelity import reconstruction_scores
 from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
 from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
-from ..progress import progress_bar
 from ..storage import digest_of, save_tensors
 from ..vae.checkpoint import weights_digest
-from .items import Item, work_through
+from .items import Item, Job, work_through
+from .side_by_side import side_by_side
 
 ERROR_GAIN = 4
 """Gain of the absolute difference of each channel in an error map."""
@@ -60,7 +60,7 @@ class ReconstructConfig(Config):
     fvd_frames: int = Field(default=17, ge=MIN_FRAMES)
     """Frames of the clips that rFVD compares, consecutive in each video, at its own frame rate."""
     side_by_side: bool = False
-    """Also write NAME.side_by_side.mp4: original left, reconstruction right."""
+    """Also write NAME.side_by_side.mp4: original left, reconstruction right, with labels above."""
     error_map: bool = False
     """Also write NAME.error_map.mp4: four times the absolute difference."""
 
@@ -136,16 +136,15 @@ def reconstruct(
     run = _Run(vae.to(device).eval(), output, config, device, perceptual, i3d)
     weights = [weights_digest(vae.state_dict()), *([i3d.sha256] if i3d else [])]
     skipped: list[Skip] = []
-    with progress_bar(None, "reconstructing", "frame") as bar:
-        clips = work_through(
-            source,
-            output / JOURNAL,
-            ClipScores,
-            skipped,
-            key=lambda item: fingerprint(item.name, digest_of(item.source), *weights, config),
-            paths=lambda item: _paths(item.name, output, config).values(),
-            work=lambda item, key: run.video(item, key, bar.update),
-        )
+    job = Job(
+        "reconstructing",
+        ClipScores,
+        key=lambda item: fingerprint(item.name, digest_of(item.source), *weights, config),
+        paths=lambda item: _paths(item.name, output, config).values(),
+        frames=lambda info: info.frames,
+        work=run.video,
+    )
+    clips = work_through(source, output / JOURNAL, job, skipped)
     return ReconstructionReport(clips, skipped, None if i3d is None else _rfvd(clips, output, config, i3d))
 
 
@@ -218,7 +217,7 @@ def _error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 _VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "reconstruction": lambda original, reconstruction: reconstruction,
-    "side_by_side": lambda original, reconstruction: np.concatenate([original, reconstruction], axis=1),
+    "side_by_side": lambda original, own: side_by_side([original, own], ["original", "reconstruction"]),
     "error_map": _error_map,
 }
 

@@ -30,7 +30,7 @@ from ..comparison.settings import ClipsConfig
 from ..config import Config, fingerprint
 from ..data.resample import read_resampled
 from ..data.skips import Skip
-from ..data.video_io import to_uint8, to_unit_range
+from ..data.video_io import read_frames, to_uint8, to_unit_range
 from ..data.video_write import VideoWriter
 from ..diffusion.process import DiffusionProcess, VPrediction, edit
 from ..diffusion.training import load_dit
@@ -38,12 +38,12 @@ from ..diffusion.transformer import DiT
 from ..errors import UserError
 from ..metrics.fidelity import reconstruction_scores
 from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
-from ..progress import progress_bar
 from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .degradations import Degradation
-from .items import Item, check_output, list_items, work_through
+from .items import Item, Job, check_output, list_items, work_through
+from .side_by_side import apart, side_by_side
 from .windows import Window, join, windows
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class RestoreConfig(Config):
     """Perceptual distance beside PSNR and SSIM; `none` leaves it out."""
     side_by_side: bool = False
     """Also write NAME.side_by_side.mp4: the original if it is known, the input, the autoencoder alone, and each
-    strength, from left to right."""
+    strength, from left to right, with labels above."""
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,15 @@ def restore(
     clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
     run = _Run(restorer, output, config, degradation, clean, perceptual)
-    with progress_bar(None, "restoring", "frame") as bar:
-        videos = work_through(
-            source,
-            output / JOURNAL,
-            RestoredVideo,
-            skipped,
-            key=run.key(),
-            paths=lambda item: _paths(item.name, output, config).values(),
-            work=lambda item, key: _Job(run, item).run(key, bar.update),
-        )
+    job = Job(
+        "restoring",
+        RestoredVideo,
+        key=run.key(),
+        paths=lambda item: _paths(item.name, output, config).values(),
+        frames=lambda info: round(info.duration * restorer.clips.fps),
+        work=lambda item, key, advance: _Video(run, item).restore(key, advance),
+    )
+    videos = work_through(source, output / JOURNAL, job, skipped)
     return RestorationReport(videos, skipped)
 
 
@@ -257,7 +256,7 @@ def _originals(folder: Path, source: Path, output: Path, skipped: list[Skip]) ->
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Video:
     """One video."""
 
     shared: _Run
@@ -268,7 +267,7 @@ class _Job:
         """The clean video, where that is a file of its own."""
         return self.shared.clean.get(self.item.name)
 
-    def run(self, key: str, advance: Callable[[int], object]) -> RestoredVideo:
+    def restore(self, key: str, advance: Callable[[int], object]) -> RestoredVideo:
         """Restore, write and score it, a few windows in memory at a time."""
         config, restorer = self.shared.config, self.shared.restorer
         names = view_names(config, self.shared.degradation is not None or self.original is not None)
@@ -290,8 +289,10 @@ class _Job:
                 for number in range(videos.shape[2]):
                     time = Fraction(count + number) / Fraction(fps)
                     for view, writer in writers.items():
-                        chosen = pictures[:, number] if view == _BESIDE else pictures[names.index(view), number][None]
-                        writer.write(torch.cat(list(chosen), dim=1).numpy(), time)
+                        at_once = pictures[:, number].numpy()
+                        writer.write(
+                            side_by_side(list(at_once), names) if view == _BESIDE else at_once[names.index(view)], time
+                        )
                 count += videos.shape[2]
                 advance(videos.shape[2])
         means = {name: {metric: value / count for metric, value in total.items()} for name, total in sums.items()}
@@ -345,8 +346,14 @@ def strength_name(strength: float) -> str:
     return f"strength {strength:g}"
 
 
-def side_by_side_path(output: Path, name: str) -> Path:
-    """The video with all views side by side."""
+def middle_frames(output: Path, video: RestoredVideo, views: int) -> list[Tensor]:
+    """The middle frame of each view, `H W 3`, from the video with all `views` side by side."""
+    frames = read_frames(_beside_path(output, video.name))
+    page = next(islice(frames, video.frames // 2, None)).picture
+    return [torch.from_numpy(picture.copy()) for picture in apart(page, views)]
+
+
+def _beside_path(output: Path, name: str) -> Path:
     return output / f"{name}.{_BESIDE}.mp4"
 
 
@@ -356,4 +363,4 @@ def _paths(name: str, output: Path, config: RestoreConfig) -> dict[str, Path]:
         paths = {strength_name(config.strengths[0]): output / f"{name}.mp4"}
     else:
         paths = {strength_name(s): output / f"{name}.strength{s:g}.mp4" for s in config.strengths}
-    return paths | ({_BESIDE: side_by_side_path(output, name)} if config.side_by_side else {})
+    return paths | ({_BESIDE: _beside_path(output, name)} if config.side_by_side else {})

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...data.video_io import read_frames, to_uint8, to_unit_range, write_video
+from ...data.video_io import to_uint8, to_unit_range, write_video
 
 COLUMNS = 4
 _CELL = 160
@@ -86,13 +85,6 @@ def spread(clips: Tensor, count: int) -> Tensor:
 def as_pictures(clips: Tensor) -> list[Tensor]:
     """uint8 `N C T H W` as a list of `T H W C`."""
     return list(clips.permute(0, 2, 3, 4, 1))
-
-
-def middle_frame(path: Path, frames: int, columns: int) -> list[Tensor]:
-    """The middle frame of a video of `frames` frames, cut into `columns` pictures of equal width, `H W 3` each."""
-    picture = next(islice(read_frames(path), frames // 2, None)).picture
-    width = picture.shape[1] // columns  # one column more where the codec made an odd width even
-    return list(torch.from_numpy(picture[:, : width * columns].copy()).split(width, dim=1))
 
 
 def labelled_grid(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], width: int = _CELL) -> Image.Image:
