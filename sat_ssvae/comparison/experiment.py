@@ -8,6 +8,7 @@ Each stage works in a folder whose name carries a fingerprint of everything that
 found again, an interrupted one continues, and a changed setting makes a new folder and leaves the old one alone.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from .. import distributed
 from ..autoencoders.protocol import VideoAutoencoder
 from ..config import fingerprint, parse_config
 from ..data.demo import prepare_demo
@@ -31,6 +33,7 @@ from ..latents.encoding import EncoderSettings
 from ..latents.latent_set import LatentSet, encode_latents
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
+from ..training.run_folder import alone
 from ..training.trainer import TrainConfig, train
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
@@ -76,9 +79,13 @@ def compare(
         clips: where they are; None for the demo's.
 
     Raises:
-        UserError: unusable clips, configuration or weights, or no space left.
+        UserError: unusable clips, configuration or weights, another process that works in `output`, or no space left.
     """
-    return _Comparison(config, output, device, command, clips).run()
+    with contextlib.ExitStack() as held:
+        if distributed.rank() == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(output))  # `sat-ssvae runs` shows that it runs, and cleans nothing
+        return _Comparison(config, output, device, command, clips).run()
 
 
 class _Member(NamedTuple):

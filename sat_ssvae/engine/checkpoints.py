@@ -101,8 +101,15 @@ def _drop_old(folder: Path, newest: int, keep: int, milestone_every: int) -> Non
     steps = sorted(step for step in complete_steps(folder) if step <= newest)
     for step in steps[:-keep]:
         if not milestone_every or step % milestone_every:
-            # Renamed first: a checkpoint that is half deleted must not count as complete.
-            shutil.rmtree((folder / f"step_{step}").replace(folder / f"step_{step}.partial"))
+            remove_checkpoint(folder / f"step_{step}")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint, complete or partial."""
+    if path.suffix != ".partial":
+        # Renamed first: a checkpoint that is half deleted must not count as complete.
+        path = path.replace(path.with_name(f"{path.name}.partial"))
+    shutil.rmtree(path)
 
 
 def complete_steps(folder: Path) -> list[int]:

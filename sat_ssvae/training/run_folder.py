@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import reprlib
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ OPERATIONAL = {
 """Settings that do not change the steps of a run, such as those that suit another machine."""
 
 
+LOCK = ".lock"
+_FLOCK = "hhqqi0q"
+"""The C struct flock of 64-bit Linux: type, whence, start, length, process."""
+
+
 @contextlib.contextmanager
 def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
     """Lock `output` for this run and write its configuration there; `OPERATIONAL` settings may change.
@@ -46,15 +52,19 @@ def claimed_folder(config: TrainConfig, output: Path) -> Iterator[None]:
         yield
         return
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
+    with alone(output):
         _keep_config(config, output)
         yield
 
 
 @contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Lock the folder: two runs in it would delete each other's checkpoints."""
-    path = output / ".lock"
+def alone(output: Path) -> Iterator[None]:
+    """Lock the folder: two runs in it would delete each other's checkpoints.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    path = output / LOCK
     with path.open("a") as file:
         try:
             # Unlike flock, this lock belongs to the process and ends with it. Data readers that were forked from it
@@ -68,6 +78,26 @@ def _alone(output: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             logger.debug("%s cannot be locked (%s)", path, error)
         yield
+
+
+def is_held(output: Path) -> bool:
+    """Whether a process holds the folder's lock, or that of CogVideoX's comparison, which is an flock.
+
+    Raises:
+        OSError: a file system without locks cannot tell.
+    """
+    path = output / LOCK
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        asked = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+        if struct.unpack(_FLOCK, asked)[0] != fcntl.F_UNLCK:
+            return True
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _keep_config(config: TrainConfig, output: Path) -> None:
