@@ -260,7 +260,7 @@ def cut_safetensors(path, weights):
         (missing_one, "decoder.conv_in.conv.bias is missing"),
         (wrong_shape, "encoder.conv_in.conv.bias has shape (7,) instead of (2,)"),
         (lambda path, _: path.write_text("just a text"), "damaged or not a checkpoint"),
-        (lambda path, _: path.write_text("quite another"), "damaged or not a checkpoint"),
+        (lambda path, _: path.write_text("<html>404"), "not a torch file; it begins with b'<html>404'"),
         (pickled_code, "holds an object of the class pathlib"),
         (no_tensors, "expected a dictionary of tensors"),
         (cut_safetensors, "damaged or not a checkpoint"),

@@ -4,6 +4,7 @@ import itertools
 import struct
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from sat_ssvae.data.check import check_data
 from sat_ssvae.data.clips import unsuitable
-from sat_ssvae.data.containers import VIDEO_SUFFIXES
+from sat_ssvae.data.containers import VIDEO_SUFFIXES, decoded, open_video
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import Sample
 from sat_ssvae.data.pack import PackConfig, pack
@@ -25,6 +26,8 @@ from .shard_files import small
 from .test_video_io import corner_pictures, corners, encode
 
 PACK = PackConfig(workers=1, captions="none")
+SOUND = {".mp4": "aac", ".flv": "aac", ".wmv": "wmav2"}
+CODECS = {".webm": "libvpx", ".wmv": "wmv2"}
 
 
 def numbered(count):
@@ -50,16 +53,16 @@ def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseco
         stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000
         base = Fraction(1, 1000) if milliseconds else 1 / Fraction(fps)
         stream.codec_context.time_base = base
-        audio = (
-            output.add_stream("aac" if path.suffix in (".mp4", ".flv") else "libopus", rate=48000) if sound else None
-        )
+        audio = output.add_stream(SOUND.get(path.suffix, "libopus"), rate=48000) if sound else None
+        if audio:
+            audio.codec_context.bit_rate = 64_000
         for index, picture in enumerate(numbered(count)):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = round((start + index / fps) / base), base
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if audio:
-            samples = 960 if audio.codec_context.name == "libopus" else 1024
+            samples = {"libopus": 960, "aac": 1024, "wmav2": 2048}[audio.codec_context.name]
             for block in range(int(sound * 48000 / samples)):
                 silence = av.AudioFrame.from_ndarray(np.zeros((2, samples), np.float32), "fltp", "stereo")
                 silence.sample_rate, silence.pts, silence.time_base = 48000, block * samples, Fraction(1, 48000)
@@ -129,12 +132,65 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
     assert is_whole(path, shown, 24, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4"])
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4", "a.wmv"])
 @pytest.mark.parametrize("sound", [0.0, 1.0, 2.9, 6.0])
 def test_sound_that_outlasts_the_pictures_or_ends_before(tmp_path, name, sound):
     (tmp_path / "in").mkdir()
-    path = record(tmp_path / "in" / name, 49, 24, "libvpx" if name == "a.webm" else "libx264", sound=sound)
+    path = tmp_path / "in" / name
+    record(path, 49, 24, CODECS.get(path.suffix, "libx264"), sound=sound)
     assert is_whole(path, 49, 24, tmp_path / "out")
+
+
+class EndsWithRepeats:
+    """A video behind whose last picture Ogg's empty packets say that it is shown again; PyAV cannot write Theora."""
+
+    format = SimpleNamespace(name="ogg")
+
+    def __init__(self, container, repeats):
+        self._container, self._repeats = container, repeats
+
+    def demux(self, stream):
+        end = None
+        for packet in self._container.demux(stream):
+            if packet.size:
+                yield packet
+                end = packet.pts + packet.duration
+            else:
+                for index in range(self._repeats):
+                    empty = av.Packet(b"")
+                    empty.stream, empty.time_base = stream, stream.time_base
+                    empty.pts, empty.duration = end + index * LASTS, LASTS
+                    yield empty
+                yield packet
+
+
+LASTS = 512
+
+
+@pytest.mark.parametrize("repeats", [0, 1, 30])
+def test_an_empty_packet_shows_the_picture_again(tmp_path, repeats):
+    path = record(tmp_path / "a.mp4", 10, 24, "mpeg4")
+    with open_video(path) as (container, stream):
+        frames = list(decoded(EndsWithRepeats(container, repeats), stream, path))
+    assert [number_of(frame.to_ndarray(format="rgb24")) for frame in frames] == list(range(10))
+    assert [frame.duration for frame in frames] == [LASTS] * 9 + [LASTS * (1 + repeats)]
+
+
+@pytest.mark.parametrize("fps", [8, 16, 24])
+def test_a_gif_counts_in_hundredths_of_a_second(tmp_path, fps):
+    path = tmp_path / "a.gif"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("gif", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "rgb8"
+        for index, picture in enumerate(numbered(17)):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="rgb8")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    info = probe(path)
+    assert info.fps == pytest.approx(fps, rel=0.03) and info.frames == 17
+    sample = Sample(0, "a", "a", info.duration, info.fps, 48, 32, "")
+    assert unsuitable(sample, small(tmp_path, num_frames=17, fps=fps)) is None
 
 
 @pytest.mark.parametrize("start", [0.0, 1.5])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -33,6 +34,7 @@ VIDEO_SUFFIXES = frozenset(
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
 # MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
 COUNT_FROM_START = "mpeg"
+_ASF = "asf"  # WMV: every stream says when the whole file ends
 USUAL_FPS = 25.0  # for files that do not say
 _SLACK = 0.5  # seconds by which the duration of a whole file may exceed its last packet
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -84,22 +86,44 @@ def _worth(stream: VideoStream) -> tuple[int, bool]:
 def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
     """The frames from the current position on.
 
+    Ogg stores an empty packet where a picture is shown again: the frame then lasts longer.
+
     Raises:
         VideoError: "truncated" at a packet of which a part is missing.
     """
+    held: VideoFrame | None = None
     for packet in container.demux(stream):
+        if _repeats(packet):
+            if held is not None:
+                held.duration += packet.duration or 0
+            continue
         try:
             frames = packet.decode()
         except av.InvalidDataError:
             if packet.is_corrupt:
                 raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame") from None
             raise
-        yield from (frame for frame in frames if frame.width and frame.height)
+        for frame in frames:
+            if not frame.width or not frame.height:
+                continue
+            if held is not None:
+                yield held
+            held = frame
+            if container.format.name != "ogg":
+                yield held
+                held = None
+    if held is not None:
+        yield held
 
 
 def origin(stream: VideoStream) -> float:
     """Seconds at which a file says that the stream begins."""
     return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+
+
+def _repeats(packet: Packet) -> bool:
+    """Whether a packet shows the picture before it again; the one without a time ends the stream."""
+    return not packet.size and packet.pts is not None
 
 
 def measure(container: InputContainer, stream: VideoStream) -> Length:
@@ -109,7 +133,12 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
     """
     fps, duration, frames = float(stream.average_rate or 0), told_duration(container, stream), stream.frames
     counts = container.format.name == COUNT_FROM_START
-    if duration and not stream.duration and not counts and (len(container.streams) > 1 or not _is_matroska(container)):
+    if (
+        duration
+        and not _own_duration(container, stream)
+        and not counts
+        and (len(container.streams) > 1 or not _is_matroska(container))
+    ):
         duration = _end_of_pictures(container, stream) or duration
     hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
     if not fps or not duration or counts or hides_some:
@@ -117,7 +146,8 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
         if fps and span and span + _SLACK < min(duration, frames / fps):  # truncated: readers will notice
             return Length(frames, fps, duration)
         frames = counted
-        if not fps and span:
+        # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
+        if span and abs(frames - 1 - span * fps) > 0.4:
             fps = (frames - 1) / span
         fps = fps or float(stream.guessed_rate or 0) or USUAL_FPS
         duration = span + (last or 1 / fps) if span else frames / fps
@@ -129,13 +159,24 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
 
 def told_duration(container: InputContainer, stream: VideoStream) -> float:
     """Seconds according to the header, of the video or of all streams together; 0 if it does not say."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
+    if own := _own_duration(container, stream):
+        return own
     return max(0.0, _told_end(container) - max(0.0, origin(stream))) if container.duration else 0.0
+
+
+def _own_duration(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds of the video stream alone; 0 if the header has only those of the whole file."""
+    if container.format.name == _ASF or not stream.duration or not stream.time_base:
+        return 0.0
+    return float(stream.duration * stream.time_base)
 
 
 def _told_end(container: InputContainer) -> float:
     """Seconds at which the last stream ends, by the header: Matroska stores just that, other formats a duration."""
+    if container.format.name == _ASF:
+        return max(
+            (float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base), default=0
+        )
     begin = 0 if _is_matroska(container) else max(0, container.start_time or 0)
     return (begin + (container.duration or 0)) / av.time_base
 
@@ -152,7 +193,7 @@ def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -
     promised = told_duration(container, stream)
     if promised <= reached + _SLACK:
         return False
-    if stream.duration or len(container.streams) == 1:
+    if _own_duration(container, stream) or len(container.streams) == 1:
         return True
     container.seek(0)
     return max(_ends(container).values(), default=0.0) < _told_end(container) - _SLACK
@@ -188,7 +229,7 @@ def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float, 
     container.seek(0)
     frames, first, last, shown = 0, math.inf, -math.inf, 0.0
     for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:  # outside of an edit list
+        if packet.is_discard or not (packet.size or _repeats(packet)):  # outside of an edit list; the end
             continue
         frames += 1
         if packet.pts is not None and stream.time_base:

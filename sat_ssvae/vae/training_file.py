@@ -65,7 +65,15 @@ def _load(path: Path) -> Any:
                 "['state_dict']}, 'weights.ckpt')\""
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch's text is advice on pickled classes
+            reason = f"not a torch file; it begins with {_beginning(path)!r}"
         raise UserError(f"{path}: damaged or not a checkpoint ({reason}); download or copy it again") from None
+
+
+def _beginning(path: Path) -> bytes:
+    """Tells a web page or a Git LFS pointer that was saved in place of the file."""
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 def _numpy_scalars() -> list[Any]:
