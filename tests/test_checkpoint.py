@@ -294,3 +294,20 @@ def test_saving_does_not_leave_half_a_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="make room"):
         small.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_runs_folder_is_its_finished_autoencoder_or_its_latest_weights(tmp_path, weights, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"max_steps": 9}')  # the training's, not the network's
+    with pytest.raises(UserError, match=r"run/model\.safetensors: no such checkpoint"):
+        SSVAE.from_pretrained(run)
+    torch.save(weights, run / "latest.pth")
+    with caplog.at_level("INFO"):
+        early = SSVAE.from_pretrained(run)
+    assert "not finished, so its latest weights are taken" in caplog.text
+    assert all(torch.equal(value, weights[name]) for name, value in early.state_dict().items())
+    for parameter in early.parameters():
+        parameter.data += 1
+    early.save_pretrained(run / "vae")
+    assert all(torch.equal(value, weights[name] + 1) for name, value in SSVAE.from_pretrained(run).state_dict().items())

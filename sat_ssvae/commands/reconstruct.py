@@ -25,11 +25,15 @@ def add(commands: Any) -> None:
         "reconstruct",
         run,
         "encode and decode videos with an autoencoder, and score the reconstructions",
-        "sat-ssvae reconstruct --checkpoint runs/stage1/vae --input clips/ --output out/ side_by_side=true",
+        "sat-ssvae reconstruct --checkpoint runs/stage1 --input clips/ --output out/ side_by_side=true",
         settings="evaluation.reconstruct:ReconstructConfig",
     )
     command.add_argument(
-        "--checkpoint", "--vae", required=True, metavar="VAE", help="an SSVAE's path, or KIND:PATH_OR_ID"
+        "--checkpoint",
+        "--vae",
+        required=True,
+        metavar="VAE",
+        help="an SSVAE's path, a training run's folder, or KIND:PATH_OR_ID",
     )
     command.add_argument("--input", type=Path, required=True, help="a video, a folder of videos, or shards")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for reconstructions and scores")

@@ -147,8 +147,8 @@ class SSVAE(nn.Module):
         """The autoencoder of a folder, a file or the Hugging Face hub; on the CPU, in float32.
 
         Args:
-            path: a folder that `save_pretrained` wrote, a safetensors file, a torch file such as the published
-                ch48_256p_15w_512p_5w.ckpt (of which the moving average is taken where it holds one), or
+            path: a folder that `save_pretrained` or a training run wrote, a safetensors file, a torch file such as
+                the published ch48_256p_15w_512p_5w.ckpt (of which the moving average is taken where it holds one), or
                 "organisation/name" on the hub.
             revision: branch, tag or commit on the hub.
 

@@ -57,6 +57,8 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     are the published ones. Weights that were trained on, or anew, by the published trainer look the same from outside,
     so the log says it; `sat-ssvae stats` measures others.
 
+    A folder of `sat-ssvae train` stands for its finished autoencoder or, while it trains, for its latest weights.
+
     Args:
         path: what to read; `organisation/name`, where nothing on this machine has that path, is one of the hub.
         revision: branch, tag or commit on the hub; None for its main branch.
@@ -67,6 +69,8 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     name, path = str(path), Path(path)
     if not path.exists() and is_hub_name(name):
         path = _from_hub(name, revision)
+    if path.is_dir() and not (path / WEIGHTS_NAME).exists():
+        path = _of_run(path)
     if not path.is_dir():
         return _read_file(path)
     weights, _ = _read_weights(path / WEIGHTS_NAME)
@@ -216,6 +220,17 @@ def _from_hub(name: str, revision: str | None) -> Path:
         f"{name}: the repository has neither {CONFIG_NAME} with {WEIGHTS_NAME} nor {PUBLISHED_NAME}; download the file "
         "that you mean and give its path"
     )
+
+
+def _of_run(folder: Path) -> Path:
+    """Where a training run's folder has its autoencoder; any other folder as it is."""
+    if (folder / "vae" / WEIGHTS_NAME).exists():
+        return folder / "vae"
+    latest = folder / "latest.pth"
+    if not latest.exists():
+        return folder
+    logger.info("%s: the training is not finished, so its latest weights are taken", folder)
+    return latest
 
 
 def _read_weights(path: Path) -> tuple[Mapping[str, Tensor], bool]:
