@@ -34,6 +34,9 @@ LAYOUTS = {
     "metadata.json": {"metadata.json": '[{"path": "a.mp4", "cap": ["a cat"]}]'},
     "metadata.json by path": {"metadata.json": '{"a.mp4": "a cat"}'},
     "metadata.csv": {"metadata.csv": "file_name,text\na.mp4,a cat\n"},
+    "a CSV file with semicolons": {"list.csv": "path;caption;score\na.mp4;a cat;3,5\n"},
+    "a CSV file with tabs": {"list.csv": "path\tcaption\na.mp4\ta cat\n"},
+    "keys in capitals": {"a.json": '{"Caption": "a cat", "URL": "x"}'},
     "a table of OpenVid": {"OpenVid.csv": "\ufeffvideo,caption,motion score\nclips/a.mp4,a cat,3.5\n"},
     "two lists": {"videos.txt": "b.mp4\na.mp4\n", "prompts.txt": "a dog\na cat\n"},
     "two lists, of Windows": {"videos.txt": "a.mp4\r\nb.mp4", "prompts.txt": "\ufeffa cat\r\na dog\r\n"},
@@ -268,4 +271,4 @@ def test_values():
         *("01", "nan", "1_0", " 1"),
     ]
     assert text_of(b"\xff\xfea\0b\0") == "ab" and text_of(b"a\xff") == "a\ufffd"
-    assert caption_in([[[[["too deep"]]]]]) == "" and caption_in({"Caption": "other key"}) == ""
+    assert caption_in([[[[["too deep"]]]]]) == "" and caption_in({"title": "other key"}) == ""

@@ -132,6 +132,25 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
     assert is_whole(path, shown, 24, tmp_path / "out")
 
 
+def test_a_cut_that_lost_pictures_keeps_its_rate(tmp_path):
+    """`ffmpeg -t -c copy` ends between pictures that depend on later ones: a few before the last are missing."""
+    source = record(tmp_path / "a.mp4", 50, 24)
+    path = tmp_path / "cut.mp4"
+    with av.open(str(source)) as given, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(given.streams.video[0]) if packet.size]
+        assert max(packet.pts for packet in packets[-2:]) < max(packet.pts for packet in packets)
+        for packet in packets[:-2]:
+            packet.stream = stream
+            output.mux(packet)
+    info = probe(path)
+    assert info.fps == pytest.approx(24, rel=1e-3)
+    assert (
+        unsuitable(Sample(0, "a", "a", info.duration, info.fps, 48, 32, ""), small(tmp_path, num_frames=45, fps=24))
+        is None
+    )
+
+
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4", "a.wmv"])
 @pytest.mark.parametrize("sound", [0.0, 1.0, 2.9, 6.0])
 def test_sound_that_outlasts_the_pictures_or_ends_before(tmp_path, name, sound):

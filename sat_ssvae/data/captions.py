@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import UserError
 
@@ -53,7 +53,8 @@ def caption_in(content: object, depth: int = 3) -> str:
     if depth and isinstance(content, list):
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
-        return next(filter(None, (caption_in(content.get(key), depth - 1) for key in CAPTION_KEYS)), "")
+        lower = {str(key).lower(): value for key, value in content.items()}
+        return next(filter(None, (caption_in(lower.get(key), depth - 1) for key in CAPTION_KEYS)), "")
     return ""
 
 
@@ -64,7 +65,7 @@ def fields_in(content: object) -> Fields:
         fields = {
             str(name): value
             for name, value in content.items()
-            if name not in MEASURED and name not in CAPTION_KEYS and name not in PATH_KEYS and _is_plain(value)
+            if str(name).lower() not in {*MEASURED, *CAPTION_KEYS, *PATH_KEYS} and _is_plain(value)
         }
     return with_caption(fields, caption_in(content))
 
@@ -95,6 +96,13 @@ def csv_fields(row: Mapping[str, str | None]) -> Fields:
     names = {name: name.strip().lower() if name.strip().lower() in known else name.strip() for name in row}
     texts = {*CAPTION_KEYS, *PATH_KEYS}
     return {names[name]: text if names[name] in texts else csv_value(text) for name, text in row.items() if text}
+
+
+def table_rows(file: TextIO) -> "csv.DictReader[str]":
+    """The rows of an opened CSV file, whose cells commas, semicolons or tabs separate."""
+    head = file.readline()
+    file.seek(0)
+    return csv.DictReader(file, delimiter=max(",;\t", key=head.count))
 
 
 class CaptionFinder:
@@ -220,7 +228,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     broken = 0
     with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
+        for row in table_rows(file):
             if None in row:  # a caption with a comma and no quotes
                 broken += 1
             else:

@@ -147,7 +147,7 @@ def measure(container: InputContainer, stream: VideoStream) -> Length:
             return Length(frames, fps, duration)
         frames = counted
         # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
-        if span and abs(frames - 1 - span * fps) > 0.4:
+        if span and (not fps or (container.format.name == "gif" and abs(frames - 1 - span * fps) > 0.4)):
             fps = (frames - 1) / span
         fps = fps or float(stream.guessed_rate or 0) or USUAL_FPS
         duration = span + (last or 1 / fps) if span else frames / fps

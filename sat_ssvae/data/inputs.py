@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import UserError
-from .captions import PATH_KEYS, CaptionFinder, Fields, csv_fields, fields_in
+from .captions import PATH_KEYS, CaptionFinder, Fields, csv_fields, fields_in, table_rows
 from .folders import files_below
 from .skips import printable
 
@@ -68,7 +68,7 @@ def _folder_items(folder: Path, output: Path) -> Iterator[PackItem]:
 def _csv_items(table: Path) -> Iterator[PackItem]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
+            rows = table_rows(file)
             if not any(name in PATH_KEYS for name in csv_fields(dict.fromkeys(rows.fieldnames or (), "-"))):
                 raise UserError(
                     f"{table}: the first line must name a column `path` (and caption, start, end, or others)"
