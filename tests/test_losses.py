@@ -82,8 +82,7 @@ def test_gradient_balance_equals_two_separate_backward_passes():
 def plain_gradients(module, video, seed, critic=None, weight=0.0, scale=1.0):
     """The gradients of `scale` times the total by one graph of the whole batch, the balance by its definition."""
     vae, config, generator = module.vae, module.config, torch.Generator().manual_seed(seed)
-    moments = vae.encoder(video)
-    posterior = Posterior.from_moments(moments)
+    posterior = Posterior.from_moments(vae.encoder(video))
     eps = torch.randn(posterior.mean.shape, generator=generator)
     latents = posterior.mean + posterior.std * eps
     if config.lmr_mask_ratio:
@@ -111,9 +110,8 @@ def plain_gradients(module, video, seed, critic=None, weight=0.0, scale=1.0):
         adversarial = scale * generator_loss(critic(rebuilt))
         main = main + weight * balanced(nll, adversarial, vae.decoder.last_layer, 1e4)
     total = main + kl
-    lcr = correlation_loss(
-        local_correlation(posterior.mean, config.lcr.window, config.lcr.tiling), config.lcr.threshold
-    )
+    correlation = local_correlation(posterior.mean, config.lcr.window, config.lcr.tiling)
+    lcr = correlation_loss(correlation, config.lcr.threshold)
     if config.lcr_weight and lcr is not None:
         lcr, last = scale * lcr, vae.encoder.moments.conv.weight
         balance = config.lcr.weighting == "gradient"

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sat_ssvae.config import find_config, load_config
-from sat_ssvae.engine.memory import MemoryTracker
+from sat_ssvae.engine.memory_tracker import MemoryTracker
 from sat_ssvae.training.memory import GIB, PLANS, RESERVE, choose_plan, step_memory
 from sat_ssvae.training.settings import TrainConfig
 

@@ -131,11 +131,10 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
         folder = tmp_path / f"bad{stage}"
         assert [line["skipped_steps"] for line in details(folder)] == [0, 1, 1, 2, 2]
         listed = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
-        of_loss = [skip for skip in listed if skip["cause"] == "infinite or NaN loss"]
-        of_gradient = [skip for skip in listed if skip["cause"] == "infinite or NaN gradient"]
+        causes = [skip["cause"] for skip in listed]
         # The rank whose loss is not finite is known; a gradient is found bad after it was summed over the ranks.
-        assert len(of_loss) == 1 and len(of_gradient) == 2
-        assert [skip["cause"] for skip in listed].count("duration out of range") == 1  # once, not by each rank
+        assert causes.count("infinite or NaN loss") == 1 and causes.count("infinite or NaN gradient") == 2
+        assert causes.count("duration out of range") == 1  # once, not by each rank
         expected, actual = (load_file(tmp_path / f"bad{s}" / "vae" / "model.safetensors") for s in (0, stage))
         assert all((expected[name] - actual[name]).norm() <= 0.02 * expected[name].norm() for name in expected)
         half = details(tmp_path / f"half{stage}")
@@ -144,9 +143,7 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
     frozen = [load_file(tmp_path / f"gan{stage}" / "vae" / "model.safetensors") for stage in (0, 1, 2)]
     for weights in frozen[1:]:  # averages included, the encoder is what it was; equal seeds began alike
         same = {name for name, value in weights.items() if value.equal(frozen[0][name])}
-        assert {name for name in weights if name.startswith("encoder.")} == {
-            n for n in same if n.startswith("encoder.")
-        }
+        assert {name for name in weights if name.startswith("encoder.")} <= same
     norms = [details(tmp_path / f"bad{stage}")[0]["gradient_norm"] for stage in (0, 1, 2)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 

@@ -3,7 +3,7 @@
     for plan in PLANS:
         print(plan.name, step_memory(config, plan).peak / GIB)
 
-The step itself runs, on fake tensors (see `engine/memory.py`); what the optimiser holds is added by DeepSpeed's
+The step itself runs, on fake tensors (see `engine/memory_tracker.py`); what the optimiser holds is added by DeepSpeed's
 arithmetic. Not in it: the CUDA context, workspaces of cuDNN and fragmentation, for which `RESERVE` is left free.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..engine.memory import MemoryTracker
+from ..engine.memory_tracker import MemoryTracker
 from ..engine.optimization import BUCKET
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_step
@@ -174,7 +174,7 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def describe(config: TrainConfig, choice: Choice, device: torch.device) -> str:
+def in_one_line(config: TrainConfig, choice: Choice, device: torch.device) -> str:
     """One line for the start of a run."""
     total = device_memory(device)
     text = (

@@ -38,7 +38,7 @@ from ..storage import sync
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_step
 from .losses import Losses, Objective
-from .memory import PLANS, RESERVE, choose_plan, describe, device_memory, is_small
+from .memory import PLANS, RESERVE, choose_plan, device_memory, in_one_line, is_small
 from .monitor import Monitor
 from .run_folder import claimed_folder
 from .settings import TrainConfig
@@ -125,7 +125,7 @@ class AutoencoderTrainer:
         choice = choose_plan(self.config, available, distributed.world_size())
         choice.plan.apply(self.objective)
         if distributed.rank() == 0:
-            logger.info("%s", describe(self.config, choice, self.device))
+            logger.info("%s", in_one_line(self.config, choice, self.device))
 
     @property
     def vae(self) -> SSVAE:
