@@ -1,8 +1,6 @@
 """`sat-ssvae score`: generated videos against real ones, without a judge."""
 
 import argparse
-import csv
-import io
 import json
 import sys
 from dataclasses import asdict
@@ -13,7 +11,7 @@ from ..config import load_config
 from ..errors import UserError
 from ..storage import write_text
 from ._options import add_command
-from ._table import aligned
+from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
     from ..evaluation.score import ScoreConfig, ScoreReport
@@ -58,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     first = options.generated[0]
     output = options.output or (first if first.is_dir() else first.parent)
     write_text(output / "score.json", json.dumps(_document(report, config), indent=1, ensure_ascii=False) + "\n")
-    write_text(output / "score.csv", _csv(report))
+    write_csv(output / "score.csv", _csv_rows(report))
     measured = [name for name in MEASURES if any(name in folder.scores for folder in report.folders)]
     meanings = [f"{MEASURES[name].title} ({MEASURES[name].better}): {MEASURES[name].meaning}\n" for name in measured]
     skips = [
@@ -84,15 +82,13 @@ def _rows(report: "ScoreReport", measured: list[str]) -> list[list[str]]:
     return rows
 
 
-def _csv(report: "ScoreReport") -> str:
-    """One row a folder and measure."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("folder", "measure", "value", "low", "high", "count"))
+def _csv_rows(report: "ScoreReport") -> list[tuple[object, ...]]:
+    """A header and one row a folder and measure."""
+    rows: list[tuple[object, ...]] = [("folder", "measure", "value", "low", "high", "count")]
     for folder in (*report.folders, report.real):
         for name, score in folder.scores.items():
-            writer.writerow((folder.name, name, score.value, score.low, score.high, score.count))
-    return text.getvalue()
+            rows.append((folder.name, name, score.value, score.low, score.high, score.count))
+    return rows
 
 
 def _document(report: "ScoreReport", config: "ScoreConfig") -> dict[str, Any]:
