@@ -5,8 +5,11 @@ GPU does.
         model.to(device)(x.to(device))      # raises where an operation gets tensors of both devices
         with waits() as places:
             model(x)                        # where the program would wait for a GPU
+
+With `SAT_SSVAE_TEST_DEVICE=cuda` in the environment `elsewhere` gives that device itself (scripts/gpu_check.sh).
 """
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +22,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _setup_privateuseone_for_python_backend("elsewhere")
 torch.get_device_module("elsewhere").get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
 DEVICE = torch.device("elsewhere:0")
+REAL = os.environ.get("SAT_SSVAE_TEST_DEVICE")
+"""The device to test instead of the one that is made up here."""
 BETWEEN_DEVICES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 READING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
 """Operations whose result the host has, or whose result's shape depends on the values."""
@@ -115,6 +120,10 @@ def compute(function, args, kwargs):
 
 @contextmanager
 def elsewhere() -> Iterator[torch.device]:
+    if REAL is not None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        yield torch.device(REAL)
+        return
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:

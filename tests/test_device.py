@@ -35,7 +35,7 @@ from sat_ssvae.training.losses import LCRConfig, LMRConfig, Objective, Objective
 from sat_ssvae.training.monitor import Monitor, MonitorConfig
 from sat_ssvae.vae.statistics import LatentStats
 
-from .elsewhere import elsewhere
+from .elsewhere import REAL, elsewhere
 from .small_models import random_video, tiny_vae
 
 CPU = torch.device("cpu")
@@ -51,6 +51,7 @@ def on_both(compute):
     return here, there
 
 
+@pytest.mark.skipif(REAL is not None, reason="about the device that tests/elsewhere.py makes up")
 def test_the_device_is_another_one():
     with elsewhere() as device, pytest.raises(RuntimeError, match="two devices"):
         torch.ones(2, device=device) + torch.ones(2)

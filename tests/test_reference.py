@@ -1,9 +1,11 @@
 """Agreement with the published implementation, from numbers recorded with it (tests/data/reference).
 
 The tolerances are those that float32 on a CPU can be expected to meet, far below any mistake in the architecture.
+`SAT_SSVAE_TEST_DEVICE=cuda` in the environment runs them there (scripts/gpu_check.sh).
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sat_ssvae.training.losses import LCRConfig, Losses, Objective, ObjectiveCon
 from sat_ssvae.vae.posterior import Posterior
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
+DEVICE = os.environ.get("SAT_SSVAE_TEST_DEVICE", "cpu")
 CASES = ["video", "rect", "image"]
 
 
@@ -26,7 +29,8 @@ def facts():
 
 @pytest.fixture(scope="module")
 def tensors():
-    return load_file(REFERENCE / "case_a.tensors.safetensors")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return load_file(REFERENCE / "case_a.tensors.safetensors", device=DEVICE)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def vae(facts):
     model = SSVAE(config)
     weights = load_file(REFERENCE / "case_a.weights.safetensors")
     model.load_state_dict({name: value.float() for name, value in weights.items()})
-    return model
+    return model.to(DEVICE)
 
 
 def check_close(actual, expected, tolerance):

@@ -47,15 +47,19 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Reconstruct; write scores.csv and scores.json; print them as a table."""
+    from ..allocator import keep_freed_memory
     from ..autoencoders.specification import open_autoencoder
     from ..distributed import default_device
     from ..evaluation.reconstruct import ReconstructConfig, reconstruct
 
+    device = default_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     config = load_config(ReconstructConfig, None, options.overrides)
     vae = open_autoencoder(options.checkpoint)
     if options.config:
         _check_sizes(find_config(options.config), vae)
-    report = reconstruct(vae, options.input, options.output, config, default_device())
+    report = reconstruct(vae, options.input, options.output, config, device)
     rows = _rows(report)
     write_csv(options.output / "scores.csv", rows)
     measured = _measured(config, report, vae)
