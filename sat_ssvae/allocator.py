@@ -30,4 +30,4 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # musl and others have none
         return False
     parameters = ((_MMAP_THRESHOLD, _LARGEST_KEPT), (_TRIM_THRESHOLD, _LARGEST_KEPT), (_TOP_PAD, _GROWTH))
-    return all([mallopt(parameter, value) for parameter, value in parameters])
+    return all(mallopt(parameter, value) for parameter, value in parameters)
