@@ -69,7 +69,7 @@ def cut(path):
         ("mp_rank_00_model_states.pt", cut),
         ("mp_rank_00_model_states.pt", lambda path: path.write_bytes(b"")),
         ("mp_rank_00_model_states.pt", Path.unlink),
-        ("critic/zero_pp_rank_0_mp_rank_00_optim_states.pt", cut),
+        ("critic/mp_rank_00_model_states.pt", cut),
         ("critic/mp_rank_00_model_states.pt", Path.unlink),
     ],
 )
