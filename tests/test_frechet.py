@@ -90,5 +90,5 @@ def test_files_that_are_no_i3d(tmp_path):
     with pytest.raises(UserError, match=r"relu.pt: cannot be called as FVD's I3D is"):
         I3D(tmp_path / "relu.pt", CPU)(torch.zeros(1, 3, 10, SIDE, SIDE))
     i3d = I3D(small_i3d(tmp_path / "i3d.pt"), CPU)
-    with pytest.raises(UserError, match="one feature vector a clip"):
+    with pytest.raises(UserError, match="one feature vector per clip"):
         i3d(torch.zeros(1, 3, 10, SIDE, 2 * SIDE))
