@@ -6,7 +6,9 @@ import logging
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__, distributed
 from .commands import (
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         atexit.register(distributed.leave)
     except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+        _end(parser, error, 2, f"error: {error}\n")
     except (RuntimeError, ConnectionResetError) as error:
         # torch raises this when a decoding worker dies, at any point of the main process.
         if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionResetError):
@@ -74,20 +76,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise every worker that ends from now on raises it again
         reason = " ".join(str(error).split()).rstrip(".")
         hint = "a decoding process died; if memory was short, lower data.num_workers; the same command then continues"
-        parser.exit(2, f"error: {reason}; {hint}\n")
-    except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, "interrupted; finished work is kept, the same command continues from there\n")
+        _end(parser, error, 2, f"error: {reason}; {hint}\n")
+    except KeyboardInterrupt as error:
+        _end(parser, error, INTERRUPTED, "interrupted; finished work is kept, the same command continues from there\n")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __package__.partition(".")[0]:
             raise
         hint = "the extras of sat-ssvae bring it: pip install 'sat-ssvae[compare,diffusers,reward]'"
-        parser.exit(2, f"error: the package {error.name} is not installed; {hint}\n")
+        _end(parser, error, 2, f"error: the package {error.name} is not installed; {hint}\n")
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        parser.exit(2, f"error: {where}{error.strerror}\n")
+        _end(parser, error, 2, f"error: {where}{error.strerror}\n")
     return 0
+
+
+def _end(parser: Parser, error: BaseException, status: int, message: str) -> NoReturn:
+    """End the process with one line, below what the progress bars of the failed work still print."""
+    traceback.clear_frames(error.__traceback__)
+    parser.exit(status, message)
 
 
 def build_parser() -> Parser:
