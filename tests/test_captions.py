@@ -23,6 +23,14 @@ LAYOUTS = {
     "beside, with the suffix": {"a.mp4.txt": "a cat"},
     "beside, of Windows": {"a.txt": b"\xef\xbb\xbfa cat\r\n"},
     "beside, of Notepad": {"a.txt": "a cat".encode("utf-16")},
+    "caption beside": {"a.caption": "a cat"},
+    "by language": {"a.json": '{"caption": {"zh": "mao", "en": "a cat"}}'},
+    "long and short": {"a.json": '{"short_caption": "cat", "long_caption": "a cat"}'},
+    "captions": {"captions/a.txt": "a cat"},
+    "a TSV file": {"list.tsv": "path\tcaption\na.mp4\ta cat\n"},
+    "a table of WebVid": {
+        "results.csv": "videoid,contentUrl,duration,page_dir,name\na,http://x/y.mp4,PT00H,7_8,a cat\n"
+    },
     "json beside": {"a.json": '{"prompt": "a cat"}'},
     "json with a BOM": {"a.json": b'\xef\xbb\xbf{"caption": ["a cat", "a pet"]}'},
     "broken json, text beside": {"a.json": '{"caption":', "a.txt": "a cat"},
@@ -74,6 +82,7 @@ def test_every_layout_is_found_by_all(tmp_path, tiny_video, layout):
     "files",
     [
         {"labels/deep/a.txt": "a cat"},
+        {"captions/deep/a.txt": "a cat"},
         {"videos.txt": "videos/deep/a.mp4", "prompts.txt": "a cat"},
         {"metadata.jsonl": '{"file_name": "videos/deep/a.mp4", "caption": "a cat"}'},
         {"list.csv": "path,prompt\nvideos\\deep\\a.mp4,a cat"},
@@ -191,6 +200,33 @@ def test_tars_as_people_have_them(tmp_path, tiny_video):
         assert not skips.counts, name
     clips = list(fixed_clips(small(tmp_path), stride=100))
     assert len(clips) == 2 * len(files) and {clip.caption for clip in clips} == {"a cat"}
+
+
+@pytest.mark.parametrize("root", ["", "./", "set/"])
+@pytest.mark.parametrize(
+    ("video", "text"),
+    [
+        ("videos/a.mp4", "labels/a.txt"),
+        ("videos/a.mp4", "captions/a.txt"),
+        ("videos/deep/a.mp4", "labels/deep/a.txt"),
+        ("a.mp4", "labels/a.txt"),
+        ("videos/a.mp4", "videos/labels/a.txt"),
+    ],
+)
+def test_tars_of_videos_and_labels(tmp_path, tiny_video, root, video, text):
+    tar = write_tar(tmp_path / "a.tar", [(root + text, b"a cat"), (root + video, tiny_video)])
+    skips = SkipLog()
+    assert [clip.caption for clip in fixed_clips(small(tar), stride=100, skips=skips)] == ["a cat"]
+    assert not skips.counts
+
+
+def test_a_table_of_numbers_as_names(tmp_path):
+    write(tmp_path, {"clips/0012.mp4": b"1", "clips/12.mp4": b"2", "a.tsv": "VideoID\tName\n0012\ta cat\n12\ta dog\n"})
+    finder = CaptionFinder(tmp_path)
+    assert [finder.fields(tmp_path / "clips" / name) for name in ("0012.mp4", "12.mp4")] == [
+        {"videoid": "0012", "caption": "a cat"},
+        {"videoid": "12", "caption": "a dog"},
+    ]
 
 
 def test_several_videos_under_one_first_name_are_several_samples(tmp_path, tiny_video):

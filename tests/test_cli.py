@@ -162,6 +162,8 @@ def test_settings_lists_every_key_with_type_default_and_meaning(capsys):
     assert re.fullmatch(r"optimizer.warmup_steps +int >= 0 +1000 +\S.*", rows["optimizer.warmup_steps"])
     assert main(["settings", "cogvideo", "compare"]) == 0
     assert "evaluations" in capsys.readouterr().out
+    assert main(["settings", "reward"]) == 0
+    assert re.search(r"^api_key +secret text ", capsys.readouterr().out, re.MULTILINE)
     assert "name one of these commands: " in error_of(capsys, "settings", "convert")
 
 

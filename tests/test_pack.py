@@ -254,6 +254,14 @@ def test_images(tmp_path):
     assert all(record["frames"] == 1 and record["duration"] == 0 for record in records)
 
 
+@pytest.mark.parametrize("given", ["folder", "tar"])
+def test_shards_are_not_packed_again(tiny_shards, tmp_path, given):
+    place = tiny_shards if given == "folder" else next(tiny_shards.glob("*.tar"))
+    with pytest.raises(UserError, match=r"these are shards already, use them as they are \(data\.path="):
+        pack(place, tmp_path / "out", PackConfig(workers=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_usable(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match="no video or image"):

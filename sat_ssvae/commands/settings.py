@@ -8,14 +8,22 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from ..config import Config, Setting, settings_of
 from ..errors import UserError
 from ._options import Parser, add_command
 from ._table import aligned
 
-_NAMES = {bool: "true or false", str: "text", int: "int", float: "float", Any: "anything", NoneType: "null"}
+_NAMES = {
+    bool: "true or false",
+    str: "text",
+    SecretStr: "secret text",
+    int: "int",
+    float: "float",
+    Any: "anything",
+    NoneType: "null",
+}
 _RANGES = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 _HEAD = """# Settings
 

@@ -3,15 +3,16 @@
     finder = CaptionFinder(Path("data"))
     finder.fields(Path("data/videos/a.mp4"))        # {"caption": "a cat", "motion": 3.5}
 
-In this order: NAME.txt and NAME.json beside NAME.mp4; labels/NAME.txt beside the video or its folder videos/,
-as CogVideoX has it; a table in the video's folder or one above it: metadata.jsonl, metadata.json, videos.txt with
-prompts.txt line by line, or a CSV file with a column of paths. Whatever else a table or JSON file says becomes fields
-for `data.filters`.
+In this order: NAME.txt (or .caption, .text, .prompt) and NAME.json beside NAME.mp4; labels/NAME.txt or
+captions/NAME.txt beside the video or its folder videos/, as CogVideoX has it; a table in the video's folder or one
+above it: metadata.jsonl, metadata.json, a CSV or TSV file with a column of paths or WebVid's videoid and name, or
+videos.txt with prompts.txt line by line. Whatever else a table or JSON file says becomes fields for `data.filters`.
 """
 
 import codecs
 import contextlib
 import csv
+import itertools
 import json
 import logging
 import math
@@ -26,11 +27,19 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
-CAPTION_KEYS = ("caption", "text", "prompt", "captions", "prompts", "cap")
+CAPTION_KEYS = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption", "short_caption")
 PATH_KEYS = ("path", "file_name", "filename", "file", "video", "video_path", "video_name")
+ID_KEYS = ("videoid", "video_id")
+"""Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
+TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
+LABEL_FOLDERS = ("labels", "captions")
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})
 """Fields that are not taken from a table, because a video's own values go under these names."""
-WHERE = "(NAME.txt or NAME.json beside, labels/NAME.txt, metadata.jsonl, videos.txt with prompts.txt, a CSV file)"
+WHERE = (
+    "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, metadata.jsonl, videos.txt with "
+    "prompts.txt, a CSV or TSV file)"
+)
 """For messages."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -47,15 +56,23 @@ def _decoded(data: bytes) -> str:
 
 
 def caption_in(content: object, depth: int = 3) -> str:
-    """The caption in a JSON value: a string, the first in a list, or what an object has under `CAPTION_KEYS`."""
+    """The caption in a JSON value: a string, the first in a list, or what an object has under `CAPTION_KEYS`.
+
+    The value of such a key may be an object by language, of which `en` is taken.
+    """
     if isinstance(content, str):
         return content.strip()
     if depth and isinstance(content, list):
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
         lower = {str(key).lower(): value for key, value in content.items()}
-        return next(filter(None, (caption_in(lower.get(key), depth - 1) for key in CAPTION_KEYS)), "")
+        values = (lower.get(key) for key in CAPTION_KEYS)
+        return next(filter(None, (caption_in(_in_english(value), depth - 1) for value in values)), "")
     return ""
+
+
+def _in_english(value: object) -> object:
+    return value["en"] if isinstance(value, dict) and "en" in value else value
 
 
 def fields_in(content: object) -> Fields:
@@ -92,14 +109,14 @@ def csv_value(text: str) -> str | float | bool:
 
 def csv_fields(row: Mapping[str, str | None]) -> Fields:
     """The non-empty cells of a row; known column names become lower case."""
-    known = {*CAPTION_KEYS, *PATH_KEYS, *MEASURED}
+    texts = {*CAPTION_KEYS, *PATH_KEYS, *ID_KEYS, "name"}
+    known = {*texts, *MEASURED}
     names = {name: name.strip().lower() if name.strip().lower() in known else name.strip() for name in row}
-    texts = {*CAPTION_KEYS, *PATH_KEYS}
     return {names[name]: text if names[name] in texts else csv_value(text) for name, text in row.items() if text}
 
 
 def table_rows(file: TextIO) -> "csv.DictReader[str]":
-    """The rows of an opened CSV file, whose cells commas, semicolons or tabs separate."""
+    """The rows of an opened CSV or TSV file, whose cells commas, semicolons or tabs separate."""
     head = file.readline()
     file.seek(0)
     return csv.DictReader(file, delimiter=max(",;\t", key=head.count))
@@ -109,7 +126,7 @@ class CaptionFinder:
     """What is known about the videos in a folder, apart from the files themselves.
 
     Args:
-        root: the folder that was given; tables and labels/ in it, below it and one above it count.
+        root: the folder that was given; tables and labels in it, below it and one above it count.
         leave_out: a table that does not count.
     """
 
@@ -146,13 +163,14 @@ class CaptionFinder:
         return above[:end]
 
     def _texts(self, video: Path) -> Iterator[Path]:
-        yield video.with_suffix(".txt")
-        yield video.with_name(f"{video.name}.txt")
-        for folder in self._folders(video):
+        for suffix in TEXT_SUFFIXES:
+            yield video.with_suffix(f".{suffix}")
+            yield video.with_name(f"{video.name}.{suffix}")
+        for folder, labels in itertools.product(self._folders(video), LABEL_FOLDERS):
             inside = video.relative_to(folder)
-            yield (folder / "labels" / inside).with_suffix(".txt")
+            yield (folder / labels / inside).with_suffix(".txt")
             if inside.parts[0] == "videos":
-                yield (folder / "labels" / Path(*inside.parts[1:])).with_suffix(".txt")
+                yield (folder / labels / Path(*inside.parts[1:])).with_suffix(".txt")
 
     def _tables_in(self, folder: Path) -> "list[_Table]":
         if folder not in self._tables:
@@ -191,7 +209,8 @@ def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
     videos = folder / "videos.txt"
     prompts = next((path for name in ("prompts.txt", "prompt.txt") if (path := folder / name).is_file()), None)
     readers = [(folder / "metadata.jsonl", _json_lines), (folder / "metadata.json", _json_rows)]
-    readers += [(path, _csv_rows) for path in sorted(folder.glob("*.csv")) if not path.name.startswith(".")]
+    tables = [path for path in sorted(folder.glob("*.?sv")) if path.suffix in TABLE_SUFFIXES]
+    readers += [(path, _csv_rows) for path in tables if not path.name.startswith(".")]
     for path, rows in readers:
         if path.is_file() and not (leave_out and leave_out.samefile(path)):
             try:
@@ -255,8 +274,14 @@ def _lines(path: Path) -> list[str]:
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
         path = next((str(row[key]) for key in PATH_KEYS if row.get(key)), "")
+        name = next((str(row[key]) for key in ID_KEYS if row.get(key)), "")
         if path:
             yield path.replace("\\", "/"), fields_in(row)
+        elif name:
+            yield (
+                name,
+                fields_in(row if caption_in(row) else {("caption" if key == "name" else key): row[key] for key in row}),
+            )
 
 
 def _contents(paths: Iterable[Path]) -> Iterator[bytes]:

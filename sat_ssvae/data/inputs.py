@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import UserError
-from .captions import PATH_KEYS, CaptionFinder, Fields, csv_fields, fields_in, table_rows
+from .captions import PATH_KEYS, TABLE_SUFFIXES, TEXT_SUFFIXES, CaptionFinder, Fields, csv_fields, fields_in, table_rows
 from .folders import files_below
 from .skips import printable
 
-SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".jsonl", ".csv", ".md"})
+SIDECAR_SUFFIXES = frozenset({".json", ".jsonl", ".md", *TABLE_SUFFIXES, *(f".{name}" for name in TEXT_SUFFIXES)})
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
             return list(_folder_items(inputs, output))
         if not inputs.exists():
             raise UserError(f"{inputs}: no such file or folder")
-        if inputs.suffix.lower() == ".csv":
+        if inputs.suffix.lower() in TABLE_SUFFIXES:
             return list(_csv_items(inputs))
         return [_item(inputs, inputs.name, CaptionFinder(inputs.parent).fields(inputs))]
     return [

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import atomic, write_text
 from .captions import WHERE
-from .containers import open_video
+from .containers import VIDEO_SUFFIXES, open_video
 from .files import VideoError
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem, pack_items
@@ -106,6 +106,7 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
     items = pack_items(inputs, output)
     if not items:
         raise UserError(f"{inputs}: no video or image in it")
+    _refuse_shards(items, inputs)
     items = _captioned(items, inputs, config)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,12 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
             "finished shards are kept, run the same command again to go on"
         ) from None
     return _report(inputs, output, config)
+
+
+def _refuse_shards(items: list[PackItem], inputs: object) -> None:
+    suffixes = {item.path.suffix.lower() for item in items}
+    if ".tar" in suffixes and not suffixes & (VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+        raise UserError(f"{inputs}: these are shards already, use them as they are (data.path={inputs})")
 
 
 def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> list[PackItem]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from webdataset.writer import TarWriter
 
-from .captions import Fields, json_fields, text_of, with_caption
+from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, Fields, json_fields, text_of, with_caption
 from .containers import VIDEO_SUFFIXES
 from .files import VideoError
 from .images import IMAGE_SUFFIXES
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 _KINDS = (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
-_TEXTS = ("txt", "caption", "text", "prompt")  # the last parts of a text file's suffix
 
 
 @dataclass
@@ -80,7 +79,11 @@ class TarStore:
         with contextlib.suppress(VideoError):  # it is incomplete
             for suffix in _fields_like("json", members):
                 fields = json_fields(self._read(*members[suffix])) | fields
-            texts = (text_of(self._read(*members[suffix])) for name in _TEXTS for suffix in _fields_like(name, members))
+            texts = (
+                text_of(self._read(*members[suffix]))
+                for name in TEXT_SUFFIXES
+                for suffix in _fields_like(name, members)
+            )
             return with_caption(fields, fields.get("caption") or next(filter(None, texts), ""))
         return fields
 
@@ -104,7 +107,7 @@ class TarStore:
         if self._members is None:
             try:
                 with self._open() as file:
-                    self._members = _by_video(_index_tar(file, self.path))
+                    self._members = _with_labels(_by_video(_index_tar(file, self.path)))
             except VideoError:
                 raise
             except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
@@ -159,6 +162,19 @@ def _by_video(index: dict[str, dict[str, tuple[int, int]]]) -> dict[str, dict[st
         for stem in sorted(stems):
             names = {**{suffix: suffix for suffix in sorted(shared)}, **own[stem]}
             samples[f"{key}.{stem}"] = {short: members[suffix] for short, suffix in names.items()}
+    return samples
+
+
+def _with_labels(samples: dict[str, dict[str, tuple[int, int]]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Give the files in labels/ or captions/ to the videos of the same names in videos/ or in the folder above."""
+    for key in [key for key, members in samples.items() if _media(members)]:
+        folders, places = key.split("/"), []
+        for depth in range(len(folders)):
+            rest = folders[depth + 1 :] if folders[depth] == "videos" and depth + 1 < len(folders) else folders[depth:]
+            places += ["/".join([*folders[:depth], labels, *rest]) for labels in LABEL_FOLDERS]
+        for place in places:
+            if place in samples and _media(samples[place]) is None:
+                samples[key] = {**samples.pop(place), **samples[key]}
     return samples
 
 
