@@ -161,6 +161,55 @@ def test_sound_that_outlasts_the_pictures_or_ends_before(tmp_path, name, sound):
     assert is_whole(path, 49, 24, tmp_path / "out")
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mjpeg"])
+@pytest.mark.parametrize("gap", [0, 1, 13])
+def test_empty_chunks_behind_the_first_picture_of_an_avi(tmp_path, codec, gap):
+    """FFmpeg writes them where the sound begins before the pictures; libx264 has frames out of order, too."""
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.bit_rate = 1_000_000
+        frames = [av.VideoFrame.from_ndarray(picture, "rgb24") for picture in numbered(17)]
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = number + (gap if number else 0)
+            packet.time_base = Fraction(1, 8)
+            output.mux(packet)
+    assert path.read_bytes().partition(b"movi")[2].partition(b"idx1")[0].count(b"00dc\0\0\0\0") == gap
+    assert is_whole(path, 17, 8, tmp_path / "out")
+    for number in range(17):
+        clip = read_clip(path, start=number / 8, num_frames=1, fps=8, size=(32, 48))
+        assert number_of(clip[:, 0].permute(1, 2, 0).numpy()) == number
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize("sound", [0.0, 1.0, 4.0])
+def test_a_matroska_file_that_begins_before_zero(tmp_path, codec, sound):
+    (tmp_path / "in").mkdir()
+    source, path = record(tmp_path / "a.mp4", 17, 8, codec), tmp_path / "in" / "a.mkv"
+    sounds = record(tmp_path / "b.mkv", 1, 8, sound=sound) if sound else None
+    with av.open(str(source)) as given, av.open(str(path), "w", options=CUT) as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        other = None
+        if sounds:
+            with av.open(str(sounds)) as heard:
+                other = output.add_stream_from_template(heard.streams.audio[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.size:
+                shift = round(0.625 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                output.mux(packet)
+        if sounds:
+            with av.open(str(sounds)) as heard:
+                for packet in heard.demux(heard.streams.audio[0]):
+                    if packet.size:
+                        packet.stream = other
+                        output.mux(packet)
+    assert is_whole(path, 17, 8, tmp_path / "out")
+
+
 class EndsWithRepeats:
     """A video behind whose last picture Ogg's empty packets say that it is shown again; PyAV cannot write Theora."""
 

@@ -1,13 +1,15 @@
 """Opened video files: which stream is the video, and what they say of its length.
 
 with open_video(source) as (container, stream):
-    length = measure(container, stream)
+    length = measure(container, stream, source)
 """
 
 import io
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,17 +88,21 @@ def _worth(stream: VideoStream) -> tuple[int, bool]:
 def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
     """The frames from the current position on.
 
-    Ogg stores an empty packet where a picture is shown again: the frame then lasts longer.
+    Ogg stores an empty packet where a picture is shown again: the frame then lasts longer. AVI stores the order of
+    decoding instead of times: frames get the times in that order.
 
     Raises:
         VideoError: "truncated" at a packet of which a part is missing.
     """
     held: VideoFrame | None = None
-    for packet in container.demux(stream):
+    times: deque[int | None] | None = deque() if _is_reordered_avi(container, stream) else None
+    for packet in _packets(container, stream):
         if _repeats(packet):
             if held is not None:
                 held.duration += packet.duration or 0
             continue
+        if times is not None and packet.size:
+            times.append(packet.dts)
         try:
             frames = packet.decode()
         except av.InvalidDataError:
@@ -104,6 +110,8 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
                 raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame") from None
             raise
         for frame in frames:
+            if times:
+                frame.pts = times.popleft()
             if not frame.width or not frame.height:
                 continue
             if held is not None:
@@ -116,9 +124,45 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
         yield held
 
 
-def origin(stream: VideoStream) -> float:
+def origin(container: InputContainer, stream: VideoStream) -> float:
     """Seconds at which a file says that the stream begins."""
-    return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+    begin = (stream.start_time or 0) + _gap(container, stream)
+    return float(begin * stream.time_base) if stream.time_base else 0.0
+
+
+def counts_from_start(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether times are right only if the file is decoded from its start."""
+    return container.format.name == COUNT_FROM_START or _is_reordered_avi(container, stream)
+
+
+def untimed(container: InputContainer, source: Path | bytes) -> int:
+    """The number of frames that Matroska stores below 0 seconds: they come without times. Reads the file anew."""
+    if not _is_matroska(container):
+        return 0
+    with open_video(source) as (fresh, stream):
+        packets = (packet for packet in fresh.demux(stream) if packet.size)
+        return sum(1 for _ in takewhile(lambda packet: packet.pts is None, packets))
+
+
+def _is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
+    return container.format.name == "avi" and stream.codec_context.has_b_frames
+
+
+def _gap(container: InputContainer, stream: VideoStream) -> int:
+    """Empty chunks behind the first picture of an AVI file: FFmpeg writes them where the sound begins earlier."""
+    if container.format.name != "avi" or len(stream.index_entries) < 2:
+        return 0
+    return max(0, stream.index_entries[1].timestamp - stream.index_entries[0].timestamp - 1)
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The packets from the current position on; AVI's first one directly before the second."""
+    gap = _gap(container, stream)
+    first = stream.index_entries[0].timestamp if gap else None
+    for packet in container.demux(stream):
+        if gap and packet.size and packet.dts is not None and packet.dts == first:
+            packet.pts = packet.dts = packet.dts + gap
+        yield packet
 
 
 def _repeats(packet: Packet) -> bool:
@@ -126,12 +170,15 @@ def _repeats(packet: Packet) -> bool:
     return not packet.size and packet.pts is not None
 
 
-def measure(container: InputContainer, stream: VideoStream) -> Length:
+def measure(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Length:
     """How long a video is: by its header if that can be right, else by its packets. Moves the current position.
 
     Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.
     """
-    fps, duration, frames = float(stream.average_rate or 0), told_duration(container, stream), stream.frames
+    if untimed(container, source):
+        return _count_all(source)
+    fps, duration = float(stream.average_rate or 0), told_duration(container, stream)
+    frames = max(0, stream.frames - _gap(container, stream))
     counts = container.format.name == COUNT_FROM_START
     if (
         duration
@@ -161,14 +208,17 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
     """Seconds according to the header, of the video or of all streams together; 0 if it does not say."""
     if own := _own_duration(container, stream):
         return own
-    return max(0.0, _told_end(container) - max(0.0, origin(stream))) if container.duration else 0.0
+    begin = origin(container, stream)
+    if not _is_matroska(container):
+        begin = max(0.0, begin)
+    return max(0.0, _told_end(container) - begin) if container.duration else 0.0
 
 
 def _own_duration(container: InputContainer, stream: VideoStream) -> float:
     """Seconds of the video stream alone; 0 if the header has only those of the whole file."""
     if container.format.name == _ASF or not stream.duration or not stream.time_base:
         return 0.0
-    return float(stream.duration * stream.time_base)
+    return float((stream.duration - _gap(container, stream)) * stream.time_base)
 
 
 def _told_end(container: InputContainer) -> float:
@@ -185,18 +235,15 @@ def _is_matroska(container: InputContainer) -> bool:
     return container.format.name.startswith("matroska")
 
 
-def breaks_off(container: InputContainer, stream: VideoStream, reached: float) -> bool:
-    """Whether the header promises more than the pictures up to `reached` seconds, and no other stream accounts for it.
-
-    Moves the current position.
-    """
+def breaks_off(container: InputContainer, stream: VideoStream, source: Path | bytes, reached: float) -> bool:
+    """Whether the header promises more than the pictures up to `reached` seconds, which no other stream explains."""
     promised = told_duration(container, stream)
     if promised <= reached + _SLACK:
         return False
     if _own_duration(container, stream) or len(container.streams) == 1:
         return True
-    container.seek(0)
-    return max(_ends(container).values(), default=0.0) < _told_end(container) - _SLACK
+    with open_video(source) as (fresh, _):  # where no key frame has a time, there is no way back to the start
+        return max(_ends(fresh).values(), default=0.0) < _told_end(fresh) - _SLACK
 
 
 def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
@@ -208,7 +255,7 @@ def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
         ends = _ends(container)
     if stream.index not in ends or max(ends.values()) < _told_end(container) - _SLACK:
         return 0.0
-    return ends[stream.index] - origin(stream)
+    return ends[stream.index] - origin(container, stream)
 
 
 def _ends(container: InputContainer) -> dict[int, float]:
@@ -221,6 +268,14 @@ def _ends(container: InputContainer) -> dict[int, float]:
     return ends
 
 
+def _count_all(source: Path | bytes) -> Length:
+    """The length of a file with frames without times, at its average rate."""
+    with open_video(source) as (container, stream):
+        frames = sum(1 for packet in container.demux(stream) if packet.size)
+        fps = float(stream.average_rate or stream.guessed_rate or USUAL_FPS)
+        return Length(frames, fps, frames / fps)
+
+
 def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float, float]:
     """The number of frames shown, and the seconds from the first to the last and that the last is shown.
 
@@ -228,7 +283,7 @@ def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float, 
     """
     container.seek(0)
     frames, first, last, shown = 0, math.inf, -math.inf, 0.0
-    for packet in container.demux(stream):
+    for packet in _packets(container, stream):
         if packet.is_discard or not (packet.size or _repeats(packet)):  # outside of an edit list; the end
             continue
         frames += 1

@@ -28,15 +28,16 @@ from ..errors import UserError
 from ..storage import atomic
 from .colours import to_yuv420p
 from .containers import (
-    COUNT_FROM_START,
     MAX_FPS,
     MAX_SECONDS,
     USUAL_FPS,
     breaks_off,
+    counts_from_start,
     decoded,
     measure,
     open_video,
     origin,
+    untimed,
 )
 from .files import VideoError, name_of
 from .h264 import add_h264_stream, even_frame
@@ -70,7 +71,7 @@ def probe(source: Path | bytes) -> VideoInfo:
         if first is None:
             raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         shape = displayed(stream, first, source).shape
-        length = measure(container, stream)
+        length = measure(container, stream, source)
         if length.duration > MAX_SECONDS or length.fps > MAX_FPS:
             detail = f"{length.duration:.0f} s at {length.fps:.0f} frames per second"
             raise VideoError("impossible header", f"{name_of(source)}: {detail}")
@@ -164,13 +165,15 @@ def nearest_frames(
         VideoError: "too short" when a time lies more than one frame after the last frame and after its end,
             "truncated" when the header promised that frame.
     """
-    begin = origin(stream)
+    begin = origin(container, stream)
     step = float(1 / (stream.average_rate or USUAL_FPS))
     wanted = iter(times)
     target = next(wanted, None)
     if target is None:
         return
     frames = _frames_from(container, stream, target, begin, source)
+    if untimed(container, source):
+        begin, frames = 0.0, _numbered(container, stream, source)
     before = after = next(frames, None)
     while target is not None:
         while after is not None and _time(after, begin, source) < target:
@@ -183,7 +186,9 @@ def nearest_frames(
         if after is None and gap > shown * 1.01:
             last = target - gap
             detail = f"{name_of(source)}: last frame at {last:.3f} s, wanted {target:.3f} s"
-            raise VideoError("truncated" if breaks_off(container, stream, last + shown) else "too short", detail)
+            raise VideoError(
+                "truncated" if breaks_off(container, stream, source, last + shown) else "too short", detail
+            )
         yield displayed(
             stream, before if after is None or gap <= _time(after, begin, source) - target else after, source
         )
@@ -211,7 +216,7 @@ def read_frames(source: Path | bytes) -> Iterator["TimedFrame"]:
                 time = (frame.pts - first.frame.pts) * frame.time_base
             shown = _shown(frame)
             yield TimedFrame(upright_rgb(picture, first.shape[:2], scaler), time)
-        if first is not None and breaks_off(container, stream, float(time) + max(float(step), shown)):
+        if first is not None and breaks_off(container, stream, source, float(time) + max(float(step), shown)):
             raise VideoError("truncated", f"{name_of(source)}: it ends after {float(time):.2f} s")
 
 
@@ -226,7 +231,7 @@ def _frames_from(
     container: InputContainer, stream: VideoStream, start: float, begin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
     """Decode from the key frame at or before `start`, or from further back if seeking overshoots."""
-    if start <= 0 or container.format.name == COUNT_FROM_START:
+    if start <= 0 or counts_from_start(container, stream):
         yield from decoded(container, stream, source)
         return
     for back in _STEPS_BACK:
@@ -244,6 +249,14 @@ def _frames_from(
     if first is not None:
         yield first
     yield from frames
+
+
+def _numbered(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
+    """All frames from the start, with times by the average rate."""
+    ticks = 1 / ((stream.average_rate or Fraction(USUAL_FPS)) * (stream.time_base or 1))
+    for index, frame in enumerate(decoded(container, stream, source)):
+        frame.pts = round(index * ticks)
+        yield frame
 
 
 def _time(frame: VideoFrame, begin: float, source: Path | bytes) -> float:
