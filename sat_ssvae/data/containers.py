@@ -9,8 +9,9 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
+from statistics import median_low
 from typing import NamedTuple
 
 import av
@@ -148,11 +149,20 @@ def _is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
     return container.format.name == "avi" and stream.codec_context.has_b_frames
 
 
+def _avi_step(container: InputContainer, stream: VideoStream) -> int:
+    """Ticks between the pictures of an AVI file, as most of the first ones have it; 1 in other files."""
+    if container.format.name != "avi":
+        return 1
+    times = [entry.timestamp for entry in islice(stream.index_entries, 1, 18)]
+    return max(1, int(median_low([after - before for before, after in pairwise(times)] or [1])))
+
+
 def _gap(container: InputContainer, stream: VideoStream) -> int:
-    """Empty chunks behind the first picture of an AVI file: FFmpeg writes them where the sound begins earlier."""
-    if container.format.name != "avi" or len(stream.index_entries) < 2:
+    """Ticks by which AVI's second picture is late: FFmpeg writes empty chunks where the sound begins earlier."""
+    if container.format.name != "avi" or len(stream.index_entries) < 3:
         return 0
-    return max(0, stream.index_entries[1].timestamp - stream.index_entries[0].timestamp - 1)
+    first, second = (entry.timestamp for entry in islice(stream.index_entries, 2))
+    return max(0, second - first - _avi_step(container, stream))
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
@@ -177,8 +187,9 @@ def measure(container: InputContainer, stream: VideoStream, source: Path | bytes
     """
     if untimed(container, source):
         return _count_all(source)
-    fps, duration = float(stream.average_rate or 0), told_duration(container, stream)
-    frames = max(0, stream.frames - _gap(container, stream))
+    step = _avi_step(container, stream)
+    fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream)
+    frames = max(0, stream.frames - _gap(container, stream)) // step
     counts = container.format.name == COUNT_FROM_START
     if (
         duration
