@@ -290,7 +290,7 @@ def _reference(job: ArmJob, args: Any, vae: SATAutoencoder) -> ArmReference:
         raise UserError(f"{where}: {len(clips)} held-out clips, a comparison needs {_MIN_HELDOUT} (100 to say much)")
     videos, captions = clips.read()
     latents = encode(vae, list(zip(videos, captions, strict=True)))
-    device = vae.engine.device
+    device = torch.device(vae.engine.device)  # CogVideoX keeps it as text
     frames = vae.decode(latents.latents[:1].to(device)).shape[2]
     features = {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
     text = caption_states(vae.engine, captions)
