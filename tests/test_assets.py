@@ -1,6 +1,5 @@
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -13,6 +12,8 @@ import pytest
 from sat_ssvae import assets
 from sat_ssvae.assets import ASSETS, Asset, Package, attribution, cache_dir, fetch
 from sat_ssvae.errors import UserError
+
+from .processes import unmeasured
 
 
 def sha256(data):
@@ -168,7 +169,7 @@ try:
 except UserError as error:
     sys.exit(str(error))
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**unmeasured(), "PYTHONPATH": str(Path(__file__).parents[1])}
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         environment.pop(name)
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, env=environment)

@@ -24,6 +24,8 @@ from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import probe, read_clip, write_video
 from sat_ssvae.errors import UserError
 
+from .processes import unmeasured
+
 
 def samples_in(folder):
     """What WebDataset's own reader finds."""
@@ -321,7 +323,7 @@ def packer(inputs, output, limit=0):
         [sys.executable, "-c", PROGRAM, str(inputs), str(output), str(limit)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**unmeasured(), "PYTHONPATH": str(Path(__file__).parents[1])},  # also where files have a limit
     )
 
 
