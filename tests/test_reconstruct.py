@@ -114,17 +114,22 @@ def test_scores_and_pictures_are_those_of_the_whole_video(tmp_path):
     assert abs(error - np.minimum(4 * abs(before - alone), 255)).mean() < 8
 
 
+def bars(printed):
+    """The lines of the progress bar; log records stand between them once any test has set up logging."""
+    return [line for line in printed.splitlines() if line.startswith("reconstructing: ")]
+
+
 def test_the_bar_counts_the_frames_of_all_videos_and_ends_full(two_videos, tmp_path, capsys, monkeypatch):
     """A broken video adds none; what an earlier run did counts, but not as speed."""
     monkeypatch.setattr(progress, "QUIET_INTERVAL", 1e-6)
     (two_videos / "aaa.mp4").write_bytes(b"broken")
     reconstruct(tiny_vae(), two_videos, tmp_path / "out", config(), CPU)
-    lines = capsys.readouterr().err.splitlines()
+    lines = bars(capsys.readouterr().err)
     assert all("/23 [" in line for line in lines) and lines[-1].startswith("reconstructing: 23/23 [")
     assert any(re.match(r"reconstructing: 10/23 \[\d+:\d+<\d+:\d+", line) for line in lines)  # an ETA
     (tmp_path / "out" / "bars0.mp4").unlink()
     reconstruct(tiny_vae(), two_videos, tmp_path / "out", config(), CPU)
-    assert capsys.readouterr().err.splitlines()[-1].startswith("reconstructing: 23/23 [")
+    assert bars(capsys.readouterr().err)[-1].startswith("reconstructing: 23/23 [")
 
 
 def test_the_bar_ends_full_where_a_video_breaks_off(tmp_path, capsys):
@@ -133,7 +138,7 @@ def test_the_bar_ends_full_where_a_video_breaks_off(tmp_path, capsys):
     data = waves(tmp_path / "in" / "cut.mp4", 60, 96, 128).read_bytes()
     (tmp_path / "in" / "cut.mp4").write_bytes(data[: len(data) // 2])
     report = reconstruct(tiny_vae(), tmp_path / "in", tmp_path / "out", config(), CPU)
-    last = capsys.readouterr().err.splitlines()[-1]
+    last = bars(capsys.readouterr().err)[-1]
     done, total = re.match(r"reconstructing: (\d+)/(\d+) ", last).groups()
     assert done == total and len(report.skipped) == 1
 
