@@ -25,7 +25,8 @@ from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import load_config, packaged, read_yaml
 from sat_ssvae.distributed import default_device
 from sat_ssvae.spectral.correlation import correlation_loss, local_correlation
-from sat_ssvae.training.losses import Objective, ObjectiveConfig
+from sat_ssvae.training.losses import Objective
+from sat_ssvae.training.objective_config import ObjectiveConfig
 from sat_ssvae.vae.posterior import Posterior
 
 PLAIN = {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}

@@ -26,6 +26,7 @@ from sat_ssvae.config import find_config, load_config, packaged
 from sat_ssvae.distributed import default_device
 from sat_ssvae.training.discriminator import Discriminator, critic_loss, generator_loss
 from sat_ssvae.training.losses import Objective
+from sat_ssvae.training.objective_config import without_encoder_terms
 from sat_ssvae.training.settings import TrainConfig
 from sat_ssvae.vae.autoencoder import SSVAE
 
@@ -46,7 +47,7 @@ def build(config: TrainConfig) -> tuple[Objective, Discriminator | None]:
     vae = SSVAE(config.model)
     vae.encoder.requires_grad_(not config.freeze_encoder)
     vae.checkpoint_activations(True)
-    objective = Objective(vae, config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config)
+    objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
     critic = Discriminator(config.adversarial, config.precision) if config.adversarial.weight else None
     return objective, critic
 

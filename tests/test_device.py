@@ -31,8 +31,9 @@ from sat_ssvae.spectral.spectrum import (
     low_frequency_share,
 )
 from sat_ssvae.training.discriminator import AdversarialConfig, Discriminator, critic_loss
-from sat_ssvae.training.losses import LCRConfig, LMRConfig, Objective, ObjectiveConfig
+from sat_ssvae.training.losses import Objective
 from sat_ssvae.training.monitor import Monitor, MonitorConfig
+from sat_ssvae.training.objective_config import LCRConfig, LMRConfig, ObjectiveConfig
 from sat_ssvae.vae.statistics import LatentStats
 
 from .elsewhere import REAL, elsewhere

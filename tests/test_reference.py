@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.spectral.correlation import local_correlation
-from sat_ssvae.training.losses import LCRConfig, Losses, Objective, ObjectiveConfig, ReconstructionConfig
+from sat_ssvae.training.losses import Losses, Objective
+from sat_ssvae.training.objective_config import LCRConfig, ObjectiveConfig, ReconstructionConfig
 from sat_ssvae.vae.posterior import Posterior
 
 REFERENCE = Path(__file__).parent / "data" / "reference"

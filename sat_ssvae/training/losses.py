@@ -1,102 +1,35 @@
 """The autoencoder's training objective.
 
-    total = reconstruction + kl_weight * KL + lcr_weight * relu(threshold - R) [+ weight * adversarial]
+    total = reconstruction + kl_weight * KL + lcr_weight * relu(threshold - R) + scale_weight * rescaled
+            [+ weight * adversarial]
 
 Reconstruction is an L1 or squared error plus a perceptual distance, through LMR's masked latents; KL and LCR look at
-the posterior itself. Convolutions may run in bf16; every term is computed in float32.
+the posterior itself, scale equivariance at its sample, before LMR masks it. Convolutions may run in bf16; every term is
+computed in float32.
 """
 
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..config import Config
-from ..engine.precision import Precision, autocast
-from ..metrics.perceptual import PerceptualName, build_perceptual, distances_and_gradient
-from ..spectral.correlation import Tiling, correlation_loss, local_correlation
-from ..spectral.masking import MaskKind, apply_mask, draw_mask, draw_ratios
+from ..engine.precision import autocast
+from ..metrics.perceptual import build_perceptual, distances_and_gradient
+from ..spectral.correlation import correlation_loss, local_correlation
+from ..spectral.masking import apply_mask, draw_mask, draw_ratios
+from ..spectral.rescaling import draw_factor, shrink
 from ..vae.autoencoder import SSVAE
 from ..vae.layers import CausalConv3d
 from ..vae.posterior import Posterior
 from .discriminator import Discriminator, generator_loss
 from .gradients import balanced_weight, weight_gradient, with_gradients
+from .objective_config import ObjectiveConfig
 
 LCR_LIMIT = 1e8
 """Largest ratio of gradient norms (published)."""
 ADVERSARIAL_LIMIT = 1e4
 """Likewise for the adversarial term, as in VQGAN."""
-
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Window = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
-
-
-class ReconstructionConfig(Config):
-    """How a reconstruction is compared with the original, and how strongly the posterior is regularised."""
-
-    error: Literal["l1", "mse"] = "l1"
-    """Per-element error: |x - y| (published) or (x - y)^2 (article)."""
-    perceptual: PerceptualName = "st-lpips-alex"
-    """Network of the perceptual distance; its distance of a frame is added to the error of each of its elements."""
-    perceptual_weight: float = Field(default=1.0, ge=0)
-    """Weight of the perceptual distance against the error; 0 loads no network."""
-    learned_variance: bool = True
-    """Learn one log-variance l for the decoder: the error enters as error / exp(l) + l (published)."""
-    kl_weight: float = Field(default=5e-4, ge=0)
-    """Weight of the KL divergence against the error, both summed over the elements of a sample."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """Sum error and KL over a sample's elements (published), or divide both by its number of video elements, which is
-    the scale that a fixed `lcr_weight` such as the article's 0.1 is meant for."""
-
-
-class LCRConfig(Config):
-    """Local correlation regularisation. Its weight is `lcr_weight`, beside this section."""
-
-    window: Window = (2, 2, 2)
-    """Latent positions (t, h, w) whose vectors are correlated with each other."""
-    threshold: float = Field(default=0.75, gt=-1, le=1)
-    """Correlation that is enough: the loss is relu(threshold - R); 1 gives the article's 1 - R."""
-    tiling: Tiling = "tiled"
-    """Windows side by side, or one starting at each position."""
-    weighting: Literal["fixed", "gradient"] = "gradient"
-    """Use the weight as it is, or times the ratio of the reconstruction's to LCR's gradient norm at the encoder's last
-    convolution (published)."""
-
-
-class LMRConfig(Config):
-    """Latent masked reconstruction. Its ratio is `lmr_mask_ratio`, beside this section."""
-
-    kind: MaskKind = "channel"
-    """What is masked: whole channels, blocks of positions, or the last latent frames."""
-    block: Window = (1, 1, 1)
-    """Size (t, h, w) of a block mask's blocks."""
-
-
-class ObjectiveConfig(Config):
-    """What is minimised, and in which precision."""
-
-    lcr_weight: float = Field(default=0.1, ge=0)
-    """Weight of local correlation regularisation; 0 turns it off."""
-    lmr_mask_ratio: Ratio | dict[Ratio, Ratio] = 0.2
-    """Share of the latents that LMR masks, or a table of shares and their probabilities; 0 turns it off."""
-    reconstruction: ReconstructionConfig = ReconstructionConfig()
-    """Error, perceptual distance and KL."""
-    lcr: LCRConfig = LCRConfig()
-    """How local correlation is measured and weighted."""
-    lmr: LMRConfig = LMRConfig()
-    """What is masked."""
-    precision: Precision = "float32"
-    """Precision of the convolutions; weights, losses and regularisers stay in float32. float16 scales the loss by a
-    power of two that adapts to the gradients."""
-
-    @model_validator(mode="after")
-    def _probabilities_sum_to_one(self) -> "ObjectiveConfig":
-        table = self.lmr_mask_ratio
-        if isinstance(table, dict) and abs(sum(table.values()) - 1) > 1e-6:
-            raise ValueError("lmr_mask_ratio: the probabilities of a table {ratio: probability} must sum to 1")
-        return self
 
 
 class Losses(NamedTuple):
@@ -119,6 +52,8 @@ class Losses(NamedTuple):
     """R, the mean local correlation of the posterior mean."""
     adversarial: Tensor
     """Minus the mean logit that the discriminators give the reconstruction, unweighted; 0 without them."""
+    rescaled: Tensor
+    """Reconstruction term of shrunk latents against the shrunk video, unweighted; 0 without scale equivariance."""
     squared_error: Tensor
     """Mean (x - y)^2 over elements, whatever the error is."""
 
@@ -205,7 +140,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def reconstruct(self, video: Tensor, generator: torch.Generator) -> Tensor:
         """What `forward` compares with the video, `B C T H W` float32, without a gradient."""
-        latents = self._sample(self._encode(video, keep=False).moments, generator)
+        latents = self._mask(self._sample(self._encode(video, keep=False).moments, generator), generator)
         with self._autocast(video):
             return torch.cat([self.vae.decode(latents[part]) for part in self._parts(video)]).float()
 
@@ -213,7 +148,8 @@ class Objective(nn.Module):
         """The losses, after the backward passes of all pieces."""
         encoded = self._encode(video, keep=self._trains_encoder and not self.sample_by_sample)
         moments = encoded.moments.detach().requires_grad_(self._trains_encoder)
-        latents = self._sample(moments, generator)
+        sample = self._sample(moments, generator)
+        latents = self._mask(sample, generator)
         seen = latents.detach().requires_grad_(latents.requires_grad)
         if judge is None:
             error, perceptual, squared = self._reconstruct(video, seen, scale)
@@ -221,7 +157,10 @@ class Objective(nn.Module):
         else:
             error, perceptual, squared, adversarial = self._reconstruct_judged(video, seen, judge, scale)
         if latents.requires_grad:
-            latents.backward(seen.grad)  # to the moments and the mask token
+            latents.backward(
+                seen.grad, retain_graph=bool(self.config.scale_weight)
+            )  # to the moments and the mask token
+        rescaled = self._rescale(video, sample, generator, scale) if self.config.scale_weight else video.new_zeros(())
 
         config, logvar = self.config, self.logvar.squeeze()
         distance = error + config.reconstruction.perceptual_weight * perceptual
@@ -239,8 +178,10 @@ class Objective(nn.Module):
             self._backward_through_encoder(video, encoded, gradient)
         zero = video.new_zeros(())
         lcr, mean = zero if lcr is None else lcr, zero if correlation.mean is None else correlation.mean
-        total = nll + weighted_kl + (lcr if self._balances_lcr else config.lcr_weight * lcr) + adversarial
-        return Losses(*(x.detach() for x in (total, nll, error, perceptual, kl, lcr, mean, adversarial, squared)))
+        regularised = (lcr if self._balances_lcr else config.lcr_weight * lcr) + config.scale_weight * rescaled
+        total = nll + weighted_kl + regularised + adversarial
+        terms = (total, nll, error, perceptual, kl, lcr, mean, adversarial, rescaled, squared)
+        return Losses(*(term.detach() for term in terms))
 
     @property
     def _trains_encoder(self) -> bool:
@@ -274,10 +215,12 @@ class Objective(nn.Module):
         return _Encoded(torch.cat(moments), torch.cat(features).detach())
 
     def _sample(self, moments: Tensor, generator: torch.Generator) -> Tensor:
-        """A sample of the posterior, of which LMR hides a part."""
         posterior = Posterior.from_moments(moments)
         eps = torch.randn(posterior.mean.shape, generator=generator).to(moments.device, non_blocking=True)
-        latents = posterior.mean + posterior.std * eps
+        return posterior.mean + posterior.std * eps
+
+    def _mask(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """The latents, of which LMR hides a part."""
         config = self.config
         if not config.lmr_mask_ratio:
             return latents
@@ -353,6 +296,25 @@ class Objective(nn.Module):
         self.reconstruction = torch.cat(rebuilt)
         error, perceptual, squared, adversarial = torch.stack(values).mean(0)
         return error, perceptual, squared, adversarial
+
+    def _rescale(self, video: Tensor, sample: Tensor, generator: torch.Generator, scale: float) -> Tensor:
+        """The term of scale equivariance, after its backward passes to decoder and latents."""
+        config, parts, values = self.config, self._parts(video), []
+        factor = draw_factor(config.scale.factors, generator)
+        seen = sample.detach().requires_grad_(sample.requires_grad)
+        for part in parts:
+            latents, target = shrink(seen[part], video[part], factor)
+            with self._autocast(video):
+                reconstruction = self.vae.decode(latents)
+            weight = config.scale_weight * self._reduction(video) / self._reduction(target) / len(parts)
+            gradient, *compared = self._compare(reconstruction, target, scale * weight)
+            reconstruction.backward(gradient)
+            values.append(torch.stack(compared))
+        if sample.requires_grad:
+            sample.backward(seen.grad)
+        error, perceptual, _ = torch.stack(values).mean(0)
+        distance = error + config.reconstruction.perceptual_weight * perceptual
+        return self._reduction(video) * distance / self.logvar.detach().exp().squeeze()
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The reconstruction, and the input of the convolution that made it, without a graph."""

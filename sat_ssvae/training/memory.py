@@ -21,6 +21,7 @@ from ..engine.optimization import BUCKET
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_step
 from .losses import Objective
+from .objective_config import without_encoder_terms
 from .settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def largest_batch(config: TrainConfig, batch_size: int | None = None) -> tuple[i
 def _build(config: TrainConfig, plan: Plan) -> tuple[Objective, Discriminator | None]:
     vae = SSVAE(config.model)
     vae.encoder.requires_grad_(not config.freeze_encoder)
-    objective = Objective(vae, config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config)
+    objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
     plan.apply(objective)
     critic = Discriminator(config.adversarial, config.precision) if config.adversarial.weight else None
     return objective, critic

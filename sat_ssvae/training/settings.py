@@ -6,10 +6,11 @@ from pydantic import Field, model_validator
 
 from ..data.shards import DataConfig
 from ..engine.optimization import OptimizerConfig
+from ..metrics.perceptual import MIN_SIZE as PERCEPTUAL_MIN_SIZE
 from ..vae.config import SSVAEConfig
 from .discriminator import AdversarialConfig
-from .losses import ObjectiveConfig
 from .monitor import MonitorConfig
+from .objective_config import ObjectiveConfig
 
 
 class TrainConfig(ObjectiveConfig):
@@ -96,5 +97,11 @@ class TrainConfig(ObjectiveConfig):
             raise ValueError(
                 f"adversarial.num_layers = {self.adversarial.num_layers} needs a resolution of at least "
                 f"{self.adversarial.min_size}, found {smallest}"
+            )
+        shrunk = smallest // max(self.scale.factors)
+        if self.scale_weight and self.reconstruction.perceptual_weight and shrunk < PERCEPTUAL_MIN_SIZE:
+            raise ValueError(
+                f"scale.factors = {list(self.scale.factors)} shrinks videos to {shrunk} px, and a perceptual distance "
+                f"needs {PERCEPTUAL_MIN_SIZE}; choose smaller factors or a larger resolution"
             )
         return self

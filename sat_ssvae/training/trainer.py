@@ -40,6 +40,7 @@ from .discriminator import Discriminator, critic_step
 from .losses import Losses, Objective
 from .memory import PLANS, RESERVE, choose_plan, device_memory, in_one_line, is_small
 from .monitor import Monitor
+from .objective_config import without_encoder_terms
 from .run_folder import claimed_folder
 from .settings import TrainConfig
 from .timer import Timer
@@ -87,9 +88,7 @@ class AutoencoderTrainer:
         self.config, self.output, self.device = config, output, device
         with seeded(config.seed, INITIAL_WEIGHTS):
             vae = _initial_autoencoder(config, output)
-        # LCR has nothing to act on in a frozen encoder.
-        objective_config = config.model_copy(update={"lcr_weight": 0.0}) if config.freeze_encoder else config
-        self.objective = Objective(vae, objective_config)
+        self.objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
         self._fit_memory()
         # Before the engine wraps the module: its hooks are not to be copied.
         average = Average(vae, config.ema_decay, device) if config.ema_decay else None
@@ -341,7 +340,8 @@ class AutoencoderTrainer:
 
 def _loss_names(config: TrainConfig) -> list[str]:
     """The losses that train.csv has columns for."""
-    without = {"squared_error"} if config.adversarial.weight else {"squared_error", "adversarial"}
+    weights = {"adversarial": config.adversarial.weight, "rescaled": config.scale_weight}
+    without = {"squared_error"} | {name for name, weight in weights.items() if not weight}
     return [name for name in Losses._fields if name not in without]
 
 
