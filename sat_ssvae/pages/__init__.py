@@ -1,0 +1,1 @@
+"""Building blocks of the HTML pages that commands write: one file each, which needs nothing from outside."""

@@ -1,0 +1,126 @@
+"""Curves as inline SVG, drawn by the page's script: hover tells the values, dragging zooms, the legend's toggles apply.
+
+chart("Loss", [line(legend, "stock", steps, losses)], x_label="steps", y_label="loss")
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from markupsafe import Markup
+
+from .blocks import Legend, Text
+from .document import joined
+
+_LOG_FROM = 8
+"""An axis is logarithmic when its largest value is this many times its smallest positive one."""
+_CHART = Markup(
+    '<figure class="chart"><figcaption>{}{}</figcaption><svg role="img" aria-label="{}"></svg>'
+    '<script type="application/json">{}</script></figure>'
+)
+
+Style = Literal["main", "thin", "dashed", "floor"]
+"""main: with markers, in the tooltip. thin: a single seed's. dashed: a second reading. floor: one value, all across."""
+
+
+class Line(NamedTuple):
+    """A curve. low, high: ends of an interval around each value, shaded; None where there is none."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None
+    high: Sequence[float | None] | None
+    style: Style
+    series: int
+    colour: str
+
+
+def line(
+    legend: Legend,
+    name: str,
+    x: Sequence[float],
+    y: Sequence[float | None],
+    *,
+    interval: tuple[Sequence[float | None], Sequence[float | None]] | None = None,
+    style: Style = "main",
+) -> Line:
+    """A curve of the legend's series `name`, with gaps where values are not finite.
+
+    Raises:
+        ValueError: an unknown series, or unequal lengths.
+    """
+    low, high = interval or (None, None)
+    for values in (y, low, high):
+        if values is not None and len(values) != len(x):
+            raise ValueError(f"{name}: {len(values)} values for {len(x)} places")
+    return Line(name, x, y, low, high, style, legend.index(name), legend.colour(name))
+
+
+def chart(
+    title: Text,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    note: Text = "",
+    targets: Sequence[float] = (),
+    log_x: bool | None = None,
+    log_y: bool | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> Markup:
+    """One drawing; put several into `charts`.
+
+    Args:
+        title: above it.
+        lines: drawn in this order; NaN and infinity are gaps.
+        x_label: what is across, with its unit.
+        y_label: what is up, with its unit.
+        note: small print under the title.
+        targets: heights of dotted lines.
+        log_x: whether the axis is logarithmic; None: when its values span a factor of 8 (0 may be among them).
+        log_y: the same for values, which must then be above 0.
+        y_range: ends of the axis; None fits them to what is shown.
+    """
+    xs = [x for one in lines for x in one.x]
+    ys = [y for one in lines for y in one.y if y is not None and math.isfinite(y) and one.style != "floor"]
+    if log_x is None:
+        log_x = min(xs, default=-1) >= 0 and _spread(xs) >= _LOG_FROM
+    if log_y is None:
+        log_y = y_range is None and min(ys, default=-1) > 0 and _spread(ys) >= _LOG_FROM
+    drawn: dict[str, Any] = {
+        "lines": [
+            one._asdict()
+            | {key: _finite(getattr(one, key)) for key in ("x", "y", "low", "high")}
+            | {"shape": one.series}
+            for one in lines
+        ],
+        "x_label": x_label,
+        "y_label": y_label,
+        "targets": _finite(targets),
+        "log_x": log_x,
+        "log_y": log_y,
+        "y_range": y_range,
+    }
+    small = Markup("<small>{}</small>").format(note) if note else ""
+    # In a script element only `<` could end the data, and JSON may write it as an escape.
+    data = Markup(json.dumps(drawn, allow_nan=False).replace("<", "\\u003c"))
+    return _CHART.format(title, small, title, data)
+
+
+def charts(drawings: Sequence[Markup]) -> Markup:
+    """Drawings beside each other, as many as fit."""
+    return Markup('<div class="charts">{}</div>').format(joined(drawings)) if drawings else Markup()
+
+
+def _finite(values: Sequence[float | None] | None) -> list[float | None] | None:
+    """Six digits are more than a screen shows."""
+    if values is None:
+        return None
+    return [float(f"{v:.6g}") if v is not None and math.isfinite(v) else None for v in values]
+
+
+def _spread(values: Sequence[float]) -> float:
+    positive = [value for value in values if value > 0]
+    return max(positive) / min(positive) if positive else 1.0
