@@ -9,6 +9,7 @@ found again, an interrupted one continues, and a changed setting makes a new fol
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +34,15 @@ from ..latents.encoding import EncoderSettings
 from ..latents.latent_set import LatentSet, encode_latents
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
+from ..storage import write_text
 from ..training.run_folder import alone
 from ..training.trainer import TrainConfig, train
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
+from .answer import answer, commit
 from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, content, machine
+from .matched_noise import kept_levels, linear_errors
 from .pooling import pooled
 from .report.page import write_report
 from .report.pictures import Pictures, as_pictures, spread
@@ -129,6 +133,8 @@ class _Comparison:
         self.latent_sizes = latent_sizes(firsts, self.given, config.data)
         self.patches = common_patches(self.latent_sizes, config.transformer.patch_size)
         self.places: dict[_Member, str] = {}
+        self.linear_errors: dict[float, float] = {}
+        self.matched: dict[str, JsonValue] = {}
         self.shifts: dict[str, float] = {}
         self.finished: list[TrainedTransformer] = []
 
@@ -229,9 +235,25 @@ class _Comparison:
         scoring = self.config.scoring
         text = self._caption_states(heldout)
         reference = measure_arm(vae.decode, self.device, heldout, clips, features, scoring, text)
+        reference = replace(reference, noise_levels=self._noise_levels(member, folder, train_set, reference))
         noise_factors = self.config.transformer.diffusion.signal_and_noise
         loss_floor = gaussian_loss_floor(train_set, noise_factors, scoring)
         return _Prepared(member, vae, train_set, self._caption_states(train_set), reference, loss_floor)
+
+    def _noise_levels(
+        self, member: _Member, folder: Path, train_set: LatentSet, reference: ArmReference
+    ) -> dict[float, float]:
+        """Levels that correspond to those of the baseline with the same seed, which is prepared before the others."""
+        scoring = self.config.scoring
+        error = linear_errors(train_set, reference, self.config.transformer.diffusion.signal_and_noise, scoring)
+        baseline = _Member(next(iter(self.config.arms)), member.vae_seed)
+        if member == baseline:
+            self.linear_errors = {level: error(level) for level in scoring.noise_levels}
+            return {}
+        name = f"noise_levels-{fingerprint(self._latent_identity(baseline), scoring)}.json"
+        levels = kept_levels(folder / name, error, self.linear_errors)
+        self.matched[self._label(member)] = {f"{level:g}": own for level, own in levels.items()}
+        return levels
 
     def _caption_states(self, latents: LatentSet) -> Any:
         """Token states of the captions, or None if no clip has one."""
@@ -277,7 +299,8 @@ class _Comparison:
         """Train one transformer, scoring it at the evaluation steps; returns the folder of its scores."""
         arm, scoring = prepared.member.arm, self.config.scoring
         label = f"{self._label(prepared.member)}-seed{seed}"
-        folder = self._folder("transformer", label, self._latent_identity(prepared.member), training, scoring)
+        levels = sorted(prepared.reference.noise_levels.items())
+        folder = self._folder("transformer", label, self._latent_identity(prepared.member), training, scoring, levels)
         scores_folder = folder / "scores"
         if (folder / "dit.safetensors").exists() and is_scored(scores_folder, training.evaluation_steps):
             return scores_folder
@@ -355,13 +378,15 @@ class _Comparison:
                 "scoring": config.scoring.model_dump(mode="json"),
                 "seeds vary": "the transformer's initial weights, clip order and noise",
                 "autoencoders": f"one an arm for each of the seeds {', '.join(map(str, config.vae_seeds))}",
+                "denoised at, by the baseline's level": {**self.matched},
                 **({"timestep shifts": {**self.shifts}} if self.shifts else {}),
             },
             command=self.command,
             attribution=self.source.attribution,
             warnings=self._warnings(),
         )
-        write_report(results, self.output / "report", pictures)
+        report = write_report(results, self.output / "report", pictures)
+        write_text(report.with_name("summary.json"), json.dumps(answer(results, commit()), indent=1))
         return results
 
     def _vae_steps(self) -> dict[str, JsonValue]:

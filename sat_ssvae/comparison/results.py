@@ -5,7 +5,8 @@ The first arm is the baseline. Every curve's metric is lower-is-better and named
 
     kernel_distance_real/frame|clip             decoded samples to held-out real clips
     kernel_distance_reconstruction/frame|clip   decoded samples to the VAE's own reconstructions
-    denoising_error_real/0.5                    one-step denoising at t = 0.5, decoded, to the original
+    denoising_error_real/0.5                    one-step denoising at the baseline's t = 0.5 and what corresponds to
+                                                it in other arms (`matched_noise.py`), decoded, to the original
     denoising_error_reconstruction/0.5          the same to the VAE's own reconstruction
     loss, loss_above_floor                      on standardised latents; less the analytic Gaussian floor
     training_loss                               as CogVideoX's training logged it

@@ -9,7 +9,7 @@ alone, so that two arms, and two steps of one arm, differ in the latents and the
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -52,7 +52,8 @@ class EvaluationConfig(Config):
     denoising_clips: int = Field(default=48, ge=2)
     """Held-out clips whose one-step denoising error is measured."""
     noise_levels: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
-    """Noise levels t of the denoising error."""
+    """Noise levels t of the denoising error, in the baseline's latents. Other arms are denoised at the levels at which
+    the best linear predictor leaves as large an error in pixels."""
     loss_levels: int = Field(default=16, gt=0)
     """Evenly spaced noise levels over which the held-out loss is averaged."""
     batch_size: int = Field(default=32, gt=0)
@@ -135,6 +136,9 @@ class ArmReference:
     """Features of the reconstructions, by network."""
     text: "CaptionStates | None" = None
     """Captions of the held-out clips, if the transformer is trained with text."""
+    noise_levels: Mapping[float, float] = field(default_factory=dict)
+    """Level at which this arm is denoised, by the level of the baseline that it corresponds to, see
+    `matched_noise.py`; levels that are not in it are taken as they are."""
 
 
 @torch.no_grad()
@@ -148,8 +152,8 @@ def measure_arm(
     text: "CaptionStates | None" = None,
 ) -> ArmReference:
     """Reconstruct the held-out clips and take the features of both; see `ArmReference`."""
-    decoded = [decode(part.to(device)).float().cpu() for part in heldout.latents.split(config.batch_size)]
-    reconstructions = torch.cat(decoded).clamp(-1, 1)
+    videos = [decode(part.to(device)).float().cpu() for part in heldout.latents.split(config.batch_size)]
+    reconstructions = torch.cat(videos).clamp(-1, 1)
     real, own = ({name: network(videos) for name, network in features.items()} for videos in (clips, reconstructions))
     return ArmReference(decode, device, heldout, clips, reconstructions, features, real, own, text)
 
@@ -174,7 +178,7 @@ def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Es
         floors[f"kernel_distance_reconstruction/{name}"] = _distance(
             arm.own[name][first], arm.own[name][second], config
         )
-    chosen = _denoising_clips(arm, config)
+    chosen = denoising_clips(arm, config)
     error = (arm.reconstructions - arm.clips)[chosen].square().flatten(1).mean(1)
     for level in config.noise_levels:
         floors[f"denoising_error_real/{level:g}"] = mean_estimate(error)
@@ -264,10 +268,10 @@ def _distance(x: Tensor, y: Tensor, config: EvaluationConfig) -> Estimate:
 
 def _heldout_loss(generator: Generator, arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Mean loss of each held-out latent over evenly spaced noise levels, (n,)."""
-    clean, noise = _standardised(arm, config)
+    clean, noise = standardised(arm, config)
     losses = []
     for level in _loss_levels(config).to(clean.device):
-        parts = _parts(arm, _denoising_clips(arm, config), config)
+        parts = _parts(arm, denoising_clips(arm, config), config)
         losses.append(
             torch.cat(
                 [generator.loss(clean[part], noise[part], level.expand(len(clean[part])), text) for part, text in parts]
@@ -279,13 +283,16 @@ def _heldout_loss(generator: Generator, arm: ArmReference, config: EvaluationCon
 def _denoising_errors(
     generator: Generator, arm: ArmReference, config: EvaluationConfig, level: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared pixel error of the decoded one-step estimate to original and reconstruction, (n,) each."""
-    clean, noise = _standardised(arm, config)
-    chosen = _denoising_clips(arm, config)
+    """Mean squared pixel error of the decoded one-step estimate to original and reconstruction, (n,) each.
+
+    level: of the baseline; see `ArmReference.noise_levels`.
+    """
+    clean, noise = standardised(arm, config)
+    chosen = denoising_clips(arm, config)
     to_original, to_own = [], []
     for part, text in _parts(arm, chosen, config):
-        t = torch.full((len(clean[part]),), level, device=clean.device)
-        video = _decode(arm, generator.denoise(clean[part], noise[part], t, text))
+        t = torch.full((len(clean[part]),), arm.noise_levels.get(level, level), device=clean.device)
+        video = decoded(arm, generator.denoise(clean[part], noise[part], t, text))
         to_original.append((video - arm.clips[chosen[part]]).square().flatten(1).mean(1))
         to_own.append((video - arm.reconstructions[chosen[part]]).square().flatten(1).mean(1))
     return torch.cat(to_original), torch.cat(to_own)
@@ -300,20 +307,20 @@ def _samples(generator: Generator, arm: ArmReference, config: EvaluationConfig) 
     with progress_bar(config.samples, "sampling", "clip") as bar:
         for part, text in _parts(arm, torch.arange(config.samples) % len(arm.heldout), config):
             latents = generator.sample(noise[part], text, empty)
-            videos.append(_decode(arm, latents))
+            videos.append(decoded(arm, latents))
             bar.update(len(latents))
     return torch.cat(videos)
 
 
-def _denoising_clips(arm: ArmReference, config: EvaluationConfig) -> Tensor:
+def denoising_clips(arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Numbers of the held-out clips that are denoised, evenly spread: neighbours show the same scene."""
     count = min(config.denoising_clips, len(arm.heldout))
     return torch.linspace(0, len(arm.heldout) - 1, count).round().long()
 
 
-def _standardised(arm: ArmReference, config: EvaluationConfig) -> tuple[Tensor, Tensor]:
+def standardised(arm: ArmReference, config: EvaluationConfig) -> tuple[Tensor, Tensor]:
     """The latents to denoise as the transformer sees them, and their fixed noise."""
-    clean = arm.heldout.standardize(arm.heldout.latents[_denoising_clips(arm, config)])
+    clean = arm.heldout.standardize(arm.heldout.latents[denoising_clips(arm, config)])
     generator = torch.Generator().manual_seed(config.seed + 1)
     noise = torch.randn(clean.shape, generator=generator)
     device = arm.device
@@ -330,8 +337,9 @@ def _parts(arm: ArmReference, clips: Tensor, config: EvaluationConfig) -> Sequen
     return parts
 
 
-def _decode(arm: ArmReference, standardised: Tensor) -> Tensor:
-    return arm.decode(arm.heldout.unstandardize(standardised)).float().clamp(-1, 1).cpu()
+def decoded(arm: ArmReference, latents: Tensor) -> Tensor:
+    """Videos `N C T H W` in [-1, 1], on the CPU, of latents as the transformer sees them."""
+    return arm.decode(arm.heldout.unstandardize(latents)).float().clamp(-1, 1).cpu()
 
 
 def _loss_levels(config: EvaluationConfig) -> Tensor:

@@ -26,7 +26,15 @@ def dct_matrix(size: int) -> Tensor:
 
 def dct3(x: Tensor) -> Tensor:
     """Orthonormal 3-D DCT-II over the last three dimensions of `x` (..., t, h, w), in the dtype of `x`."""
-    t, h, w = (dct_matrix(size).to(x) for size in x.shape[-3:])
+    return _transform3(x, *(dct_matrix(size).to(x) for size in x.shape[-3:]))
+
+
+def inverse_dct3(x: Tensor) -> Tensor:
+    """What `dct3` made `x` (..., t, h, w) out of."""
+    return _transform3(x, *(dct_matrix(size).to(x).T for size in x.shape[-3:]))
+
+
+def _transform3(x: Tensor, t: Tensor, h: Tensor, w: Tensor) -> Tensor:
     x = torch.einsum("...thw,kt->...khw", x, t)
     x = torch.einsum("...thw,kh->...tkw", x, h)
     return torch.einsum("...thw,kw->...thk", x, w)

@@ -1,0 +1,72 @@
+"""A comparison's answer in one small JSON, for scripts: how much faster, and what it costs.
+
+answer(results, commit())
+# {"primary": {"measure": ..., "speed_up": 2.5, "low": 1.1, "high": 5.6, "autoencoder_seeds": 3, ...},
+#  "psnr_difference_db": -0.9, "command": ..., "commit": ...}
+"""
+
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .analysis import speed_up
+from .results import ComparisonResults
+from .verdict import judge
+
+PRIMARY = "kernel_distance_reconstruction/frame"
+"""The measure that a comparison is about: decoded samples, by features of their frames, against reconstructions of
+held-out clips. It was chosen before the comparisons that docs/results.md reports: distances to real clips are half
+blur at their size, and motion features separate little."""
+
+
+def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
+    """The first candidate against the baseline.
+
+    Args:
+        results: of the comparison.
+        commit: of the code that made them, None if unknown.
+
+    Returns:
+        `primary` with `speed_up` None where not every run reached the baseline's final score, `low` and `high` its 95 %
+        interval (at the best score that both reached, where it was not reached; None where it is open); and the
+        difference in PSNR.
+    """
+    candidate = results.candidates[0]
+    read = speed_up(results, candidate.name, PRIMARY)
+    difference = candidate.reconstruction_difference.get("psnr")
+    return {
+        "baseline": results.baseline.name,
+        "candidate": candidate.name,
+        "conclusion": judge(results, candidate.name).conclusion,
+        "primary": {
+            "measure": PRIMARY,
+            "speed_up": read.value if read.status == "measured" else None,
+            "low": _finite(read.low),
+            "high": _finite(read.high),
+            "status": read.status,
+            "autoencoder_seeds": len(results.vae_seeds),
+            "transformer_seeds": len(results.seeds),
+        },
+        "psnr_difference_db": None if difference is None else difference.value,
+        "command": results.command,
+        "commit": commit,
+    }
+
+
+def commit() -> str | None:
+    """Of the checkout that this code lies in, with `+` after it where files were changed; None outside of one."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    git = ["git", "-C", str(folder)]
+    try:
+        done = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() + "+" * (changed.returncode != 0)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
