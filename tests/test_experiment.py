@@ -170,6 +170,10 @@ def test_stages_autoencoder_seeds_and_shifts(tiny_shards, tmp_path):
             same = {name: torch.equal(one[name], two[name]) for name in one}
             assert all(same[name] for name in one if name.startswith("encoder."))
             assert not all(same[name] for name in one if name.startswith("decoder."))
+        own = ComparisonResults.from_json((tmp_path / f"report/shifts-{arm}/results.json").read_text())
+        assert [one.name for one in own.arms] == [f"{arm}, shift 1", f"{arm}, shift 3"]
+        assert (own.seeds, own.vae_seeds) == ((99,), (0,))
+        assert own.curve(own.arms[0].name, 99, "loss") != own.curve(own.arms[1].name, 99, "loss")
     searched = list((tmp_path / "transformer").glob("*-seed99-*"))
     assert len(searched) == 4  # two shifts of each arm's first autoencoder
     before = modified(tmp_path)

@@ -61,7 +61,7 @@ from .scoring import (
     score_generator,
 )
 from .settings import SPLITS, ClipSource, CompareConfig, Split
-from .shifts import best_shift
+from .shifts import best_shift, shift_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ class _Comparison:
         self.linear_errors: dict[float, float] = {}
         self.matched: dict[str, JsonValue] = {}
         self.shifts: dict[str, float] = {}
+        self.searches: dict[str, dict[float, list[CurvePoint]]] = {}
         self.finished: list[TrainedTransformer] = []
 
     def run(self) -> ComparisonResults:
@@ -267,15 +268,18 @@ class _Comparison:
 
     def _search_shift(self, prepared: _Prepared) -> float:
         """The shift that suits the arm's latents, see `shifts.py`."""
-        scores = {}
+        arm, seed = prepared.member.arm, self.config.shift_seed
+        curves: dict[float, list[CurvePoint]] = {}
         for shift in self.config.shifts:
-            training = self._training(prepared.member.arm, shift)
-            folder = self._transformer(prepared, training, self.config.shift_seed)
-            last = max(training.evaluation_steps)
-            points = read_curves(folder, prepared.member.arm, self.config.shift_seed, [last])
-            scores[shift] = {point.metric: point.value for point in points}
+            training = self._training(arm, shift)
+            folder = self._transformer(prepared, training, seed)
+            curves[shift] = read_curves(folder, arm, seed, training.evaluation_steps, prepared.member.vae_seed)
+        self.searches[arm] = curves
+        last = max(self.config.transformer.evaluation_steps)
+        final = {shift: [point for point in points if point.step == last] for shift, points in curves.items()}
+        scores = {shift: {point.metric: point.value for point in points} for shift, points in final.items()}
         shift = best_shift(scores)
-        logger.info("arm %s: timestep shift %g of %s", prepared.member.arm, shift, list(scores))
+        logger.info("arm %s: timestep shift %g of %s", arm, shift, list(scores))
         return shift
 
     def _training(self, arm: str, shift: float | None) -> DiTTrainConfig:
@@ -387,6 +391,10 @@ class _Comparison:
         )
         report = write_report(results, self.output / "report", pictures)
         write_text(report.with_name("summary.json"), json.dumps(answer(results, commit()), indent=1))
+        for arm, search in self.searches.items():
+            if len(search) > 1:
+                shown = shift_comparison(results, arm, search, config.shift_seed)
+                write_report(shown, self.output / "report" / f"shifts-{arm}")
         return results
 
     def _vae_steps(self) -> dict[str, JsonValue]:
