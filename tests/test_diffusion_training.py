@@ -170,7 +170,7 @@ def test_evaluation_gets_averaged_weights_and_cannot_disturb_training(tmp_path):
 def test_average_follows_its_formula(tmp_path):
     """Against the weights themselves, taken from runs that end at each step."""
     decay, steps = 0.5, 6
-    cfg = config(ema_decay=0.0, precision="fp32")
+    cfg = config(ema_decay=0.0, precision="float32")
     average = None
     for step in range(1, steps + 1):
         weights = train(tmp_path / str(step), cfg.model_copy(update={"max_steps": step})).state_dict()
@@ -179,15 +179,15 @@ def test_average_follows_its_formula(tmp_path):
             continue
         keep = min(decay, step / (9 + step))
         average = {name: keep * average[name] + (1 - keep) * weights[name] for name in weights}
-    averaged = train(tmp_path / "averaged", config(ema_decay=decay, max_steps=steps, precision="fp32")).state_dict()
+    averaged = train(tmp_path / "averaged", config(ema_decay=decay, max_steps=steps, precision="float32")).state_dict()
     for name, value in averaged.items():
         torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)
 
 
 def test_accumulated_batches_give_the_same_steps(tmp_path):
-    whole = train(tmp_path / "a", config(precision="fp32"))
+    whole = train(tmp_path / "a", config(precision="float32"))
     optimizer = OPTIMIZER.model_copy(update={"accumulation_steps": 4})
-    parts = train(tmp_path / "b", config(precision="fp32", optimizer=optimizer))
+    parts = train(tmp_path / "b", config(precision="float32", optimizer=optimizer))
     for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
     for first, second in zip(rows(tmp_path / "a")[1:], rows(tmp_path / "b")[1:], strict=True):
@@ -304,9 +304,9 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_make_the_steps_of_one(tmp_path):
-    train(tmp_path / "one", config(max_steps=6, precision="fp32"))
+    train(tmp_path / "one", config(max_steps=6, precision="float32"))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = run_script(tmp_path / "two", 6, "fp32", launcher=launcher, stderr=subprocess.PIPE, text=True)
+    process = run_script(tmp_path / "two", 6, "float32", launcher=launcher, stderr=subprocess.PIPE, text=True)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     one, two = load_dit(tmp_path / "one").state_dict(), load_dit(tmp_path / "two").state_dict()
@@ -319,5 +319,5 @@ def test_two_ranks_make_the_steps_of_one(tmp_path):
 if __name__ == "__main__":  # a process for the tests above: FOLDER STEPS [PRECISION]
     train(
         Path(sys.argv[1]),
-        config(max_steps=int(sys.argv[2]), precision=sys.argv[3] if len(sys.argv) > 3 else "bf16"),
+        config(max_steps=int(sys.argv[2]), precision=sys.argv[3] if len(sys.argv) > 3 else "bfloat16"),
     )

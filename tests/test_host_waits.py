@@ -87,6 +87,6 @@ def test_of_the_transformer(tmp_path, steps):
     text = CaptionStates(states, torch.arange(40) % 2, torch.zeros(3, 8))
     optimizer = OPTIMIZER.model_copy(update={"accumulation_steps": 2})
     with elsewhere() as device:
-        cfg = config(max_steps=3, optimizer=optimizer, precision="fp32")
+        cfg = config(max_steps=3, optimizer=optimizer, precision="float32")
         train_dit(cfg, latent_set(), tmp_path, seed=0, device=device, text=text)
     assert_one_wait(steps, 3)

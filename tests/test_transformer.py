@@ -181,7 +181,7 @@ def test_bfloat16_stays_close_to_float32():
     model = awake(build_dit(config(), 0))
     x, t = randn(2, 5, 3, 4, 6), torch.tensor([0.3, 0.7])
     reference = model(x, t)
-    low_model = DiT(config(precision="bf16"))
+    low_model = DiT(config(precision="bfloat16"))
     low_model.load_state_dict(model.state_dict())
     low = low_model(x, t)
     assert low.dtype == torch.float32
@@ -196,7 +196,7 @@ def test_timestep_features_resolve_a_thousandth():
 
 
 def test_flops_agree_with_torchs_counter():
-    cfg = config(width=64, depth=3, precision="bf16")
+    cfg = config(width=64, depth=3, precision="bfloat16")
     model = build_dit(cfg, 0)
     # In bfloat16, as the counter does not know torch's fused attention kernel for CPUs.
     with FlopCounterMode(display=False) as counter:

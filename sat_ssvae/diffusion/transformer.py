@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config
+from ..engine.precision import autocast
 
 _TIME_FREQUENCIES = 256  # sinusoids of the timestep; CogVideoX's `adm_in_channels`
 
@@ -46,7 +47,7 @@ class DiTConfig(Config):
     """Width of the text states joined to the video tokens; 0 trains without text."""
     text_length: int = Field(default=0, ge=0)
     """Text tokens per sample; 0 trains without text."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     """What matrix products and attention compute in; parameters and residual stream are float32 anyway."""
 
     @model_validator(mode="after")
@@ -200,7 +201,7 @@ class DiT(nn.Module):
         t, h, w = config.grid
         pt, ph, pw = config.patch_size
         tokens = rearrange(x, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(x.device, config.precision):
             streams = [*self._text_stream(text, x.shape[0]), self.video_in(tokens)]
             condition = self.time_mlp(timestep_features(timestep))
             for block in self.blocks:
