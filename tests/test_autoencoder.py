@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat_ssvae import UserError
-from sat_ssvae.vae.layers import CausalConv3d, Downsample, RMSNorm, Stream, Upsample, repeat_first_frame
+from sat_ssvae.vae.layers import CausalConv3d, Downsample, Stream, Upsample
+from sat_ssvae.vae.norm import RMSNorm, repeat_first_frame
 
 from .small_models import random_video, tiny_vae
 

@@ -78,7 +78,9 @@ def build_engine(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
-    optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,

@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .convolution import Taps, with_taps
-from .layers import CausalConv3d, RMSNorm, Stream
+from .layers import CausalConv3d, Stream
+from .norm import RMSNorm
 
 _MINIMAL_CHANNELS = 64
 _MINIMAL_POSITIONS = {False: 2048, True: 512}

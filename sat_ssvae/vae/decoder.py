@@ -10,12 +10,12 @@ from .config import SSVAEConfig
 from .layers import (
     CausalConv3d,
     ResidualBlock,
-    RMSNorm,
     Stream,
     Upsample,
     middle_blocks,
     output_layers,
 )
+from .norm import RMSNorm
 
 
 class DecoderLevel(nn.Module):

@@ -10,21 +10,16 @@ first and only chunk. Before the first frame, convolutions see copies of it.
 Parameter names (`conv.weight`, `gamma`, `nin_shortcut`, ...) are those of the published checkpoints.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .convolution import Taps, interleave_phases, with_taps
-
-_AT_ONCE = 2**25
-"""Elements that the backward pass of norm and SiLU works on at a time, but one frame at least."""
+from .norm import RMSNorm, norm_silu, repeat_first_frame
 
 
 class Stream:
@@ -79,81 +74,9 @@ class Stream:
             self._history[module] = x[:, :, -frames:].clone()
 
 
-def repeat_first_frame(x: Tensor, frames: int) -> Tensor:
-    """Put `frames` copies of frame 0 in front of `x` (`B C T H W`)."""
-    # Not `expand`: concatenating that would fall back from the channels-last layout.
-    return torch.cat([x[:, :, :1]] * frames + [x], dim=2) if frames else x
-
-
 def _add(x: Tensor, y: Tensor) -> Tensor:
     """The sum, written into x, which nothing else reads, unless a graph needs x."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
-
-
-class RMSNorm(nn.Module):
-    """Unit-norm over channels, scaled by sqrt(C) and a learned gain.
-
-    The norm is bounded below by 1e-12 instead of having an epsilon added to its square, as common RMS norms do:
-    published checkpoints need this form.
-    """
-
-    def __init__(self, channels: int, spatial_dims: int = 3) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale(x) * self.gamma.to(x.dtype)
-
-    @staticmethod
-    def scale(x: Tensor) -> Tensor:
-        """sqrt(C) / norm of `x` (`B C ...`) at every position, `B 1 ...`; computed in float32 at least."""
-        norm = torch.linalg.vector_norm(
-            x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
-        ).clamp_min(1e-12)
-        return (math.sqrt(x.shape[1]) / norm).to(x.dtype)
-
-
-class _NormSiLU(torch.autograd.Function):
-    """`repeat_first_frame(silu(norm(x)), frames)` that keeps `x` alone for its backward pass, not the steps between."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, frames: int) -> Tensor:
-        ctx.save_for_backward(x, gamma)
-        ctx.frames = frames
-        return repeat_first_frame(F.silu(x * RMSNorm.scale(x) * gamma.to(x.dtype), inplace=True), frames)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, gamma = ctx.saved_tensors
-        repeated, gradient = gradient[:, :, : ctx.frames], gradient[:, :, ctx.frames :]
-        result, at_gamma = torch.empty_like(x), torch.zeros_like(gamma)
-        at_once = max(_AT_ONCE // x[:, :, 0].numel(), 1)
-        for start in range(0, x.shape[2], at_once):  # what lies between is as large as the result
-            part = slice(start, start + at_once)
-            own = gradient[:, :, part]
-            if start == 0 and ctx.frames:
-                own = own.clone()
-                own[:, :, :1] += repeated.sum(2, keepdim=True)
-            result[:, :, part], at_gamma_too = _norm_silu_backward(x[:, :, part], gamma, own)
-            at_gamma += at_gamma_too
-        return result, at_gamma, None
-
-
-def _norm_silu_backward(x: Tensor, gamma: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of `silu(norm(x))` at `x` and at gamma.
-
-    Of the norm, g becomes s (gamma g - x <gamma g, x> / |x|^2) at x, with s = sqrt(C) / |x|.
-    """
-    scale, exact = RMSNorm.scale(x), torch.promote_types(x.dtype, torch.float32)
-    gradient = torch.ops.aten.silu_backward(gradient, x * scale * gamma.to(x.dtype))
-    positions = [dim for dim in range(x.ndim) if dim != 1]
-    at_gamma = (gradient * x).mul_(scale).sum(positions, dtype=exact).view_as(gamma).to(gamma.dtype)
-    gradient = (gradient * gamma.to(x.dtype)).mul_(scale)
-    along = (gradient * x).sum(1, keepdim=True, dtype=exact)
-    # 1 / |x|^2; nothing where the norm is at its lower bound, a constant
-    inverse = torch.where(scale < 0.9e12 * math.sqrt(x.shape[1]), scale.to(exact).square() / x.shape[1], 0)
-    return gradient.addcmul_(x, (along * inverse).to(x.dtype), value=-1), at_gamma
 
 
 class CausalConv3d(nn.Module):
@@ -196,7 +119,7 @@ class CausalConv3d(nn.Module):
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
         """norm, SiLU, convolution."""
         if torch.is_grad_enabled() and stream is None and x.shape[2] > 1 and not torch.compiler.is_compiling():
-            return self.convolve(_NormSiLU.apply(x, norm.gamma, 2), starts_still=True)
+            return self.convolve(norm_silu(x, norm.gamma, 2), starts_still=True)
         return self(F.silu(norm(x)), stream)
 
 
