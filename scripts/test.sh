@@ -11,7 +11,7 @@ for argument in "$@"; do
     if [[ $argument == --slow ]]; then slow=true; else arguments+=("$argument"); fi
 done
 
-ensure_env compare,cogvideo,reward,diffusers,hub,wandb,test,dev
+ensure_env compare,cogvideo,reward,diffusers,hub,ray,wandb,test,dev
 cd "$root"
 "$bin/ruff" check --quiet
 "$bin/ruff" format --check --quiet || die "the files above are not formatted: run $bin/ruff format"

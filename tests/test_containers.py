@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from sat_ssvae.data.check import check_data
+from sat_ssvae.data.check import CheckConfig, check_data
 from sat_ssvae.data.clips import unsuitable
 from sat_ssvae.data.containers import VIDEO_SUFFIXES, decoded, open_video
 from sat_ssvae.data.files import VideoError
@@ -18,7 +18,6 @@ from sat_ssvae.data.index import Sample
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.shards import fixed_clips
-from sat_ssvae.data.skips import SkipLog
 from sat_ssvae.data.video_io import probe, read_clip, read_frames
 from sat_ssvae.data.video_write import VideoWriter
 
@@ -86,7 +85,7 @@ def is_whole(path, count, fps, folder):
         == list(range(numbers[0], numbers[0] + count))
     )
     num_frames = (count - 1) // 4 * 4 + 1
-    report = check_data(small(path.parent, num_frames=num_frames, fps=fps), SkipLog(max_share=1))
+    report = check_data(CheckConfig(data=small(path.parent, num_frames=num_frames, fps=fps)), path.parent)
     assert (report.clips, report.skipped) == (1, {})
     report = pack(path, folder, PACK)
     assert report.skipped == {}

@@ -217,3 +217,16 @@ def test_large_frames_in_tiles(tiny_shards, tmp_path):
     torch.testing.assert_close(LatentDataset(tmp_path)[0]["mp4"], latents, rtol=2e-3, atol=2e-3)
     with pytest.raises(UserError, match="tile_size 30: must be a multiple of 4"):
         encode_shards(with_statistics(), settings(tiny_shards, data=data, tile_size=30), tmp_path / "odd", CPU)
+
+
+def test_parts_are_merged(encoded, tiny_shards, tmp_path):
+    output, vae, config = tmp_path / "parts", with_statistics().for_inference(), settings(tiny_shards)
+    for index in (2, 1):
+        with pytest.raises(UserError, match=r"not finished|no latents|pieces are not done"):
+            encode_shards(vae, config, output, CPU, merged=True)
+        encode_shards(vae, config.model_copy(update={"part": f"{index}/2"}), output, CPU)
+    done = encode_shards(vae, config, output, CPU, merged=True)
+    assert done == encoded[1]
+    assert {name: data for name, data in contents(output).items() if name.endswith(".tar")} == {
+        name: data for name, data in contents(encoded[0]).items() if name.endswith(".tar")
+    }

@@ -378,3 +378,50 @@ def test_tars_are_plain(tiny_shards):
     with tarfile.open(tiny_shards / "clips-000000.tar", "r:") as tar:
         members = tar.getmembers()
     assert all(member.isreg() and "/" not in member.name and member.mtime == 0 for member in members)
+
+
+def test_parts_are_merged(tiny_videos, tiny_shards, tmp_path, capsys):
+    output = tmp_path / "shards"
+    command = ["pack", str(tiny_videos), "--output", str(output), "samples_per_shard=2", "workers=1"]
+    merging = ["pack", "--merge", "--output", str(output)]
+
+    def error(arguments):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        return capsys.readouterr().err
+
+    assert "nothing was packed there; first: sat-ssvae pack VIDEOS --output" in error(merging)
+    assert main([*command, "part=2/4"]) == 0
+    assert "parts 1, 3, 4 of 4 not finished" not in capsys.readouterr().err
+    assert "2 pieces are missing: run the same command with part=1/4 and so on, then --merge again" in error(merging)
+    assert "is packed in 4 parts: give part=N/4" in error([*command, "part=1/3"])
+    assert "--merge needs neither videos nor settings" in error([*merging, str(tiny_videos)])
+    assert "no videos given" in error(["pack", "--output", str(output)])
+    for part in (1, 3, 4):
+        assert main([*command, f"part={part}/4"]) == 0
+    capsys.readouterr()
+    for _ in range(2):  # merging again changes nothing
+        assert main(merging) == 0
+        assert "5 samples, 1 with a caption, in 3 shards; skipped: nothing" in capsys.readouterr().out
+    assert {name: data for name, data in contents(output).items() if name[0] != "."} == {
+        name: data for name, data in contents(tiny_shards).items() if name[0] != "."
+    }
+
+
+def test_a_video_that_crashes_the_decoder_is_a_skip(tiny_videos, tmp_path, monkeypatch):
+    """Whether it does so when it is probed or when it is converted; all others are packed."""
+    from sat_ssvae.data import pack as packing  # the module, not its function
+
+    for name, seconds, samples in (("convert", None, 4), ("cut", 0.5, 20)):
+        original = getattr(packing, name)
+
+        def crash(item, config, original=original):
+            if item.path.name == "bars2.mp4":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(item, config)
+
+        monkeypatch.setattr(packing, name, crash)
+        report = pack(tiny_videos, tmp_path / name, PackConfig(workers=2, segment_seconds=seconds))
+        assert report.skipped == {"crashed": 1} and report.samples == samples
+        (skip,) = skips_in(tmp_path / name)
+        assert skip["source"] == "bars2.mp4" and skip["detail"] == "the process was ended by SIGKILL, 2 times"

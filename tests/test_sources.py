@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,8 @@ from PIL import Image
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data import remote
-from sat_ssvae.data.check import check_data
+from sat_ssvae.data.check import CheckConfig, check_data
+from sat_ssvae.data.clips import ClipReader
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.settings import DataConfig, nearest_bucket
 from sat_ssvae.data.shards import fixed_clips, training_batches
@@ -315,7 +317,7 @@ def test_check_data_counts_sources_whose_samples_have_the_same_names(tmp_path, t
         (tmp_path / name).mkdir()
         write_tar(tmp_path / name / "clips.tar", [("a.mp4", tiny_video)], [meta("a")])
     config = configured(sources=[{"path": str(tmp_path / name)} for name in ("one", "two")])
-    assert check_data(config, SkipLog(max_share=1)).samples == 2
+    assert check_data(CheckConfig(data=config), tmp_path).samples == 2
 
 
 def test_check_data_names_files_whose_names_are_no_text(tmp_path, tiny_video, monkeypatch):
@@ -328,3 +330,35 @@ def test_check_data_names_files_whose_names_are_no_text(tmp_path, tiny_video, mo
     assert main(["check-data", str(tmp_path / "in"), "--output", str(tmp_path), *settings]) == 0
     written.seek(0)
     assert "in/bad-\\udcff.mp4: not a video" in written.read()
+
+
+def test_check_data_in_parts(tmp_path, tiny_video, capsys, monkeypatch):
+    monkeypatch.setattr("sat_ssvae.data.check._BLOCK", 1)
+    members = [(f"{number}.mp4", tiny_video if number % 3 else b"junk") for number in range(9)]
+    tar = write_tar(tmp_path / "a.tar", members, [meta(str(number)) for number in range(9)])
+    settings = ["data.num_frames=5", "data.resolution=32", "data.num_workers=0"]
+
+    def check(folder, *more):
+        assert main(["check-data", str(tar), "--output", str(tmp_path / folder), *settings, *more]) == 0
+        return capsys.readouterr().out.replace(f"/{folder}/", "/")
+
+    whole = check("whole")
+    for part in ("1/3", "3/3", "2/3"):
+        assert f"part {part} is done" in check("parts", f"part={part}")
+    assert check("parts", "--merge") == whole and "12 clips of 6 samples" in whole
+    listings = [(tmp_path / folder / "skipped.jsonl").read_bytes() for folder in ("whole", "parts")]
+    assert listings[0] == listings[1] and listings[0].count(b"\n") == 3
+
+
+def test_a_video_that_crashes_the_decoder_is_a_skip(tmp_path, tiny_video, monkeypatch):
+    original = ClipReader.read
+
+    def read(reader, number, start):
+        if reader.samples[number].key == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(reader, number, start)
+
+    monkeypatch.setattr(ClipReader, "read", read)
+    tar = write_tar(tmp_path / "a.tar", [(f"{key}.mp4", tiny_video) for key in "abc"], [meta(key) for key in "abc"])
+    report = check_data(CheckConfig(data=configured(path=str(tar), num_workers=2)), tmp_path)
+    assert report.samples == 2 and report.skipped["crashed"] == report.clips / 2

@@ -61,17 +61,37 @@ def test_the_command_measures_and_stores(tmp_path, tiny_shards, capsys):
 
 
 @torch.no_grad()
-def test_large_frames_are_measured_in_tiles_and_long_clips_in_chunks(tiny_shards):
+def test_large_frames_are_measured_in_tiles_and_long_clips_in_chunks(tiny_shards, tmp_path):
     vae = tiny_vae()
     data = DataConfig(path=str(tiny_shards), resolution=32, num_frames=5, num_workers=0)
-    whole = measure_stats(vae, StatsConfig(data=data, stride=0.5), torch.device("cpu"))
-    chunks = measure_stats(vae, StatsConfig(data=data, stride=0.5, chunk_frames=2), torch.device("cpu"))
+    whole = measure_stats(vae, StatsConfig(data=data, stride=0.5), torch.device("cpu"), tmp_path)
+    chunks = measure_stats(vae, StatsConfig(data=data, stride=0.5, chunk_frames=2), torch.device("cpu"), tmp_path)
     torch.testing.assert_close(chunks.mean, whole.mean, atol=1e-5, rtol=1e-4)
-    tiles = measure_stats(vae, StatsConfig(data=data, stride=0.5, tile_size=16), torch.device("cpu"))
+    tiles = measure_stats(vae, StatsConfig(data=data, stride=0.5, tile_size=16), torch.device("cpu"), tmp_path)
     clips = fixed_clips(data, stride=0.5)
     expected = LatentStats.measure(torch.cat([vae.encode(clip.video[None], tile_size=16).mean for clip in clips]))
     torch.testing.assert_close(tiles.mean, expected.mean, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(tiles.mean, whole.mean, atol=1e-4)
+
+
+def test_parts_give_the_same_bits(tiny_shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sat_ssvae.latents.statistics._BLOCK", 4)
+    for name in ("whole", "parts"):
+        tiny_vae().save_pretrained(tmp_path / name)
+    settings = ["data.resolution=32", "data.num_frames=5", "data.num_workers=0", "stride=0.25"]
+
+    def measure(name, *more):
+        return main(["stats", str(tmp_path / name), "--data", str(tiny_shards), *settings, *more])
+
+    assert measure("whole") == 0
+    for part in ("2/2", "1/2"):
+        with pytest.raises(SystemExit):
+            measure("parts", "--merge")
+        assert measure("parts", f"part={part}") == 0
+        assert f"part {part} is done; after all parts: the same with --merge" in capsys.readouterr().out
+    assert measure("parts", "--merge") == 0
+    written = [(tmp_path / name / "latent_stats.json").read_bytes() for name in ("whole", "parts")]
+    assert written[0] == written[1]
 
 
 def test_statistics_of_a_file_have_no_place(tmp_path, capsys):

@@ -107,6 +107,11 @@ def add_command(
     return parser
 
 
+def add_merge(command: argparse.ArgumentParser) -> None:
+    """The flag for the last step of a job in parts."""
+    command.add_argument("--merge", action="store_true", help="after all parts (part=I/N): put their results together")
+
+
 def _imported(module: str, name: str) -> type[Config]:
     found: type[Config] = getattr(import_module(f"...{module}", __name__), name)
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command
+from ._options import add_command, add_merge
 
 EXAMPLES = 5
 
@@ -23,17 +23,21 @@ def add(commands: Any) -> None:
     )
     command.add_argument("path", metavar="DATA", help="shards or videos, as in data.path")
     command.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="for skipped.jsonl (default: here)")
+    add_merge(command)
 
 
 def run(options: argparse.Namespace) -> None:
     """Read everything; print counts, causes, and the path of the list."""
     from ..data.check import CheckConfig, check_data
-    from ..data.skips import SkipLog, printable, read_skips
+    from ..data.skips import SKIPPED_FILE, printable, read_skips
 
     config = load_config(CheckConfig, None, options.overrides, replace={"data": {"path": options.path}})
-    listing = options.output / "skipped.jsonl"
+    listing = options.output / SKIPPED_FILE
     known = len(read_skips(listing))
-    report = check_data(config.data, SkipLog(listing, max_share=1))
+    report = check_data(config, options.output, merged=options.merge)
+    if report is None:
+        sys.stdout.write(f"{options.output}: part {config.part} is done; after all parts: the same with --merge\n")
+        return
     lines = [f"{report.clips} clips of {report.samples} samples can be used, {report.captions} samples have a caption"]
     lines += [f"{count:8d} left out: {cause}" for cause, count in report.skipped.items()]
     new = read_skips(listing)[known:]

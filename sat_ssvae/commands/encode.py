@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command
+from ._options import add_command, add_merge
 
 
 def add(commands: Any) -> None:
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     command.add_argument("vae", metavar="VAE", help="an SSVAE's folder with latent_stats.json, or KIND:PATH_OR_ID")
     command.add_argument("videos", metavar="DATA", help="shards, or a folder of videos")
     command.add_argument("output", type=Path, metavar="DIR", help="for the latents; an interrupted run continues there")
+    add_merge(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,6 +35,6 @@ def run(options: argparse.Namespace) -> None:
     vae = open_autoencoder(options.vae)
     device = default_device()
     initialize(device)
-    encoded = encode_shards(vae, config, options.output, device)
+    encoded = encode_shards(vae, config, options.output, device, merged=options.merge)
     if rank() == 0:
         sys.stdout.write(f"{options.output}: {encoded.clips} clips, {encoded.captions} with a caption\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command
+from ._options import add_command, add_merge
 
 
 def add(commands: Any) -> None:
@@ -17,25 +17,37 @@ def add(commands: Any) -> None:
         run,
         "pack videos into WebDataset shards with their meta files",
         "sat-ssvae pack my_videos/ --output shards/ segment_seconds=5",
-        settings="data.pack:PackConfig",
+        "sat-ssvae pack my_videos/ --output shards/ engine=ray ray_address=auto",
+        "sat-ssvae pack my_videos/ --output shards/ part=3/16",
+        "sat-ssvae pack --merge --output shards/",
+        settings="data.convert:PackConfig",
     )
     command.add_argument(
         "inputs",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="VIDEOS",
         help="videos, folders of them, CSV files (path,caption,...)",
     )
+    add_merge(command)
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the shards")
 
 
 def run(options: argparse.Namespace) -> None:
     """Pack and print what was packed and skipped."""
-    from ..data.pack import PackConfig, pack
+    from ..data.convert import PackConfig
+    from ..data.pack import merge, pack
+    from ..errors import UserError
 
-    config = load_config(PackConfig, None, options.overrides)
-    inputs = options.inputs[0] if len(options.inputs) == 1 else options.inputs
-    report = pack(inputs, options.output, config)
+    if options.merge:
+        if options.inputs or options.overrides:
+            raise UserError("--merge needs neither videos nor settings: sat-ssvae pack --merge --output DIR")
+        report = merge(options.output)
+    elif not options.inputs:
+        raise UserError("no videos given: sat-ssvae pack VIDEOS --output DIR")
+    else:
+        config = load_config(PackConfig, None, options.overrides)
+        report = pack(options.inputs[0] if len(options.inputs) == 1 else options.inputs, options.output, config)
     skipped = ", ".join(f"{count} {cause}" for cause, count in report.skipped.items()) or "nothing"
     samples = f"{report.samples} samples, {report.captions} with a caption, in {len(report.shards)} shards"
     sys.stdout.write(f"{options.output}: {samples}; skipped: {skipped}\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command
+from ._options import add_command, add_merge
 
 
 def add(commands: Any) -> None:
@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
         "checkpoint", type=Path, metavar="VAE", help="a folder written by training or by `sat-ssvae convert`"
     )
     command.add_argument("--data", required=True, metavar="DIR", help="videos or shards")
+    add_merge(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -37,7 +38,10 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
     config = load_config(StatsConfig, None, options.overrides, replace={"data": {"path": options.data}})
     vae = SSVAE.from_pretrained(options.checkpoint).for_inference()
-    stats = measure_stats(vae, config, default_device())
+    stats = measure_stats(vae, config, default_device(), options.checkpoint, merged=options.merge)
+    if stats is None:
+        sys.stdout.write(f"{options.checkpoint}: part {config.part} is done; after all parts: the same with --merge\n")
+        return
     write_stats(stats, options.checkpoint / STATISTICS_NAME)
     sys.stdout.write(
         f"{options.checkpoint}: means {stats.mean.min():.3f} to {stats.mean.max():.3f}, "

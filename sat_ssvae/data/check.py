@@ -1,19 +1,27 @@
 """Reading everything once: what of a data set training would use, and what not and why.
 
-report = check_data(DataConfig(path="shards"), SkipLog(Path("skipped.jsonl")))
+report = check_data(CheckConfig(data=DataConfig(path="shards")), Path("."))
 """
 
+import contextlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..config import Config
-from ..progress import progress_bar
+from ..config import fingerprint
+from ..jobs.job import Advance, Item
+from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
+from ..jobs.settings import JOB_SETTINGS, JobConfig
 from .settings import DataConfig
-from .shards import clips_by_size
-from .skips import SkipLog
+from .shards import FixedClips, clips_by_size
+from .skips import SKIPPED_FILE, Skip, SkipLog
+
+_BLOCK = 256  # clips in a piece of the work
 
 
-class CheckConfig(Config):
+class CheckConfig(JobConfig):
     """What `sat-ssvae check-data` reads."""
 
     data: DataConfig
@@ -34,23 +42,81 @@ class DataReport:
     """What was left out, by cause: whole samples, or clips of samples."""
 
 
-def check_data(config: DataConfig, skips: SkipLog) -> DataReport:
+class _Block(NamedTuple):
+    """Some of the clips: of which source and size, from which to which."""
+
+    clips: int
+    start: int
+    stop: int
+
+
+def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> DataReport | None:
     """Decode all of every sample of every source, clip after clip, as training would.
 
+    What cannot be used is listed in skipped.jsonl. A run that was killed continues.
+
     Args:
-        config: as for training.
-        skips: receives what cannot be used; should not raise (`max_share=1`).
+        config: what to read, and who reads it. Of a `part`, the results are kept in the folder, and None is returned.
+        output: the folder for skipped.jsonl.
+        merged: put the results of all parts together instead of reading.
 
     Raises:
-        UserError: nothing usable in one of the sources.
+        UserError: nothing usable in one of the sources; another one works in the folder; parts that are missing.
     """
-    captioned: dict[tuple[int, str], bool] = {}  # sources may have names in common
-    clips = 0
-    for number, stream in enumerate(config.streams()):
-        stride = stream.config.span + 1 / stream.config.fps
-        for places in clips_by_size(stream.config, stride=stride, skips=skips):
-            for clip in progress_bar(places, "checking", "clip"):
-                clips += 1
-                captioned[number, clip.key] = bool(clip.caption)
-    by_cause = Counter(skips.counts)
-    return DataReport(len(captioned), clips, sum(captioned.values()), dict(by_cause.most_common()))
+    part = config.chosen_part
+    skips = SkipLog(output / SKIPPED_FILE if part.count == 1 else None, max_share=1)
+    sources = [
+        clips
+        for stream in config.data.streams()
+        for clips in clips_by_size(stream.config, stride=stream.config.span + 1 / stream.config.fps, skips=skips)
+    ]
+    items = [
+        Item(f"{number}: clips {start}", stop - start, _Block(number, start, stop))
+        for number, clips in enumerate(sources)
+        for start, stop in clips.blocks(_BLOCK)
+    ]
+    without: Any = {"data": {"num_workers"}, **dict.fromkeys(JOB_SETTINGS, True)}
+    identity = fingerprint(config.model_dump(mode="json", exclude=without), [len(clips) for clips in sources])
+    with claimed(output, "check-data", part):
+        ledger = Ledger(output / ".check-data", identity)
+        job = _CheckJob(tuple(clips.noting(SkipLog(max_share=1)) for clips in sources))
+        results = merge(items, ledger) if merged else collect(job, items, config, ledger, Progress("checking", "clip"))
+        if results is None:
+            return None
+        for skip in (skip for result in results for skip in result["skipped"]):
+            skips.failed(Skip(*skip))
+        ledger.remove()
+    clips, samples, captions = (sum(result[name] for result in results) for name in ("clips", "samples", "captions"))
+    return DataReport(samples, clips, captions, dict(Counter(skips.counts).most_common()))
+
+
+@dataclass(frozen=True)
+class _CheckJob:
+    """Reads a block of clips."""
+
+    sources: tuple[FixedClips, ...]
+    uses_gpu = False
+    overlap = 1
+
+    @contextlib.contextmanager
+    def open(self, cpus: int | None) -> Iterator[Callable[[_Block, Advance], dict[str, Any]]]:
+        """See `Job`."""
+
+        def read(block: _Block, advance: Advance) -> dict[str, Any]:
+            failed: list[Skip] = []
+            skips = SkipLog(max_share=1, note=failed.append)
+            captioned: dict[str, bool] = {}
+            count = 0
+            for clip in self.sources[block.clips].noting(skips, cpus)[block.start : block.stop]:
+                captioned[clip.key] = bool(clip.caption)
+                count += 1
+                advance(1)
+            skipped = [[skip.source, skip.cause, skip.detail] for skip in failed]
+            return {
+                "clips": count,
+                "samples": len(captioned),
+                "captions": sum(captioned.values()),
+                "skipped": skipped,
+            }
+
+        yield read

@@ -29,6 +29,11 @@ class PackItem:
     end: float | None = None
     fields: Fields = field(default_factory=dict)
 
+    @property
+    def source(self) -> str:
+        """`id`, with the start where it is a part."""
+        return self.id if self.start == 0 and self.end is None else f"{self.id}@{self.start:.3f}"
+
 
 def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[PackItem]:
     """The inputs of `pack` with their captions, in a fixed order, without what is inside `output`.

@@ -4,72 +4,43 @@
 
 writes NAME-000000.tar, NAME-000001.tar, ... each with KEY.mp4 (or .jpg, .png) and KEY.id per sample, and
 beside each tar a NAME-000000.meta.jsonl with one JSON per sample: key, duration (s), fps, frames, width,
-height, source, caption. An interrupted run continues with the first unfinished shard; what could not be
-used is listed in skipped.jsonl.
+height, source, caption. What could not be used is listed in skipped.jsonl.
+
+Which sample is in which shard is planned before any is made (pack.json), and a shard is what one worker makes as a
+whole. So the bytes do not depend on who made them, and an interrupted run continues with the unfinished shards.
 """
 
 import contextlib
-import itertools
 import json
 import logging
-import math
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
-from av.video.reformatter import VideoReformatter
-from pydantic import Field
-
-from ..config import Config, fingerprint
+from ..config import fingerprint
 from ..errors import UserError
-from ..progress import progress_bar
+from ..jobs.engines import run_job
+from ..jobs.isolation import Crashed, IsolatedCalls
+from ..jobs.job import Advance, Item
+from ..jobs.ledger import Ledger, Progress, claimed, collect, refuse_missing
+from ..jobs.settings import JOB_SETTINGS, Part
 from ..storage import atomic, write_text
 from .captions import WHERE
-from .containers import VIDEO_SUFFIXES, open_video
-from .files import VideoError
-from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
+from .containers import VIDEO_SUFFIXES
+from .convert import PackConfig, Sample, convert, cut
+from .images import IMAGE_SUFFIXES
 from .inputs import PackItem, pack_items
-from .pictures import upright_rgb
-from .skips import Skip, read_skips
+from .skips import SKIPPED_FILE, Skip, read_skips
 from .tars import plain_tar
-from .video_io import VideoInfo, encode_h264, nearest_frames, probe, read_clip
 
 logger = logging.getLogger(__name__)
 
-SKIPPED_FILE = "skipped.jsonl"
 _PLAN_FILE = "pack.json"
-_HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class PackConfig(Config):
-    """How videos become samples."""
-
-    name: str = Field(default="clips", pattern=r"^[A-Za-z0-9_-]+$")
-    """Shards are called NAME-000000.tar, NAME-000001.tar, ..."""
-    samples_per_shard: int = Field(default=1000, gt=0)
-    """Samples in one tar; 1000-2000 suits training on many machines."""
-    max_short_side: int | None = Field(default=None, ge=16)
-    """Pictures whose short side exceeds this many pixels are scaled down to it (videos are encoded again)."""
-    max_fps: float | None = Field(default=None, gt=0)
-    """Videos above this rate keep every second, third, ... frame."""
-    segment_seconds: float | None = Field(default=None, gt=0)
-    """Videos are cut into equal parts of about this length; null: a video is one sample."""
-    crf: int = Field(default=18, ge=0, le=51)
-    """x264's constant rate factor where a video is encoded again; lower is better and larger."""
-    keyframe_seconds: float = Field(default=1.0, gt=0)
-    """Seconds between key frames where a video is encoded again; short ones make random access cheap."""
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
-    """Videos converted at once. Does not change the result."""
-    captions: Literal["find", "none"] = "find"
-    """`find` looks where captions usually lie and refuses inputs without any; `none` packs without captions."""
+_PROBED = 64  # files in a piece of the probing
 
 
 @dataclass(frozen=True)
@@ -82,11 +53,38 @@ class PackReport:
     skipped: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _Sample:
-    suffix: str
-    data: bytes
-    meta: dict[str, Any]
+class _Plan(NamedTuple):
+    """pack.json: which part of which file is which sample."""
+
+    fingerprint: str
+    """Of the inputs and the settings."""
+    name: str
+    samples_per_shard: int
+    parts: int
+    """In how many parts it is packed."""
+    segments: list[list[Any]]
+    """Number of the input, start and end (seconds) of each sample."""
+    unusable: list[dict[str, Any]]
+    """What gives no sample at all, as in skipped.jsonl."""
+
+    def shards(self) -> list[str]:
+        """The shards' names, some of which may turn out empty."""
+        return [f"{self.name}-{number:06d}" for number in range(-(-len(self.segments) // self.samples_per_shard))]
+
+    def members(self, shard: int) -> range:
+        """The numbers of a shard's samples."""
+        first = shard * self.samples_per_shard
+        return range(first, min(first + self.samples_per_shard, len(self.segments)))
+
+
+class _Shard(NamedTuple):
+    """What a worker needs to know of a shard."""
+
+    name: str
+    number: int
+    first: int
+    """Number of its first sample."""
+    segments: list[PackItem]
 
 
 def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackConfig) -> PackReport:
@@ -97,27 +95,52 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
             and optionally caption, start, end (seconds) and others, which go into the meta file, or a list of these,
             files and `PackItem`s.
         output: made if it does not exist; holds nothing but this pack.
-        config: what to change on the way, and how many samples make a shard.
+        config: what to change on the way, and how many samples make a shard. With `part`, only the shards of that part
+            are made; `merge` is the last step.
 
     Raises:
         UserError: no such input, a malformed CSV, nothing usable in it, no caption at all, an output folder that holds
-            another pack, no space left.
+            another pack or that another one works in, no space left.
     """
     items = pack_items(inputs, output)
     if not items:
         raise UserError(f"{inputs}: no video or image in it")
     _refuse_shards(items, inputs)
     items = _captioned(items, inputs, config)
+    part = config.chosen_part
+    with _one_line(output), claimed(output, "pack", part):
+        plan = _plan(items, output, config)
+        _write_shards(items, plan, output, config)
+        if part.count > 1:
+            return _report(output, [name for name in plan.shards() if part.takes(name)])
+        return _finish(plan, output, str(inputs))
+
+
+def merge(output: Path) -> PackReport:
+    """The last step of packing in parts: check that all are there, and list what was skipped.
+
+    Raises:
+        UserError: no pack there, or parts are missing (they are named).
+    """
+    with _one_line(output):
+        if not (output / _PLAN_FILE).is_file():
+            raise UserError(
+                f"{output}: nothing was packed there; first: sat-ssvae pack VIDEOS --output {output} part=1/4"
+            )
+        with claimed(output, "pack", Part(1, 1)):
+            return _finish(_read_plan(output), output, str(output))
+
+
+@contextlib.contextmanager
+def _one_line(output: Path) -> Iterator[None]:
+    """Errors of the disk as errors of the user."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        segments = _plan(items, output, config)
-        _write_shards(segments, output, config)
+        yield
     except OSError as error:
         raise UserError(
             f"{error.filename or output}: {error.strerror or error}; "
             "finished shards are kept, run the same command again to go on"
         ) from None
-    return _report(inputs, output, config)
 
 
 def _refuse_shards(items: list[PackItem], inputs: object) -> None:
@@ -138,42 +161,41 @@ def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> lis
     return items
 
 
-def _plan(items: list[PackItem], output: Path, config: PackConfig) -> list[PackItem]:
+def _plan(items: list[PackItem], output: Path, config: PackConfig) -> _Plan:
     """The samples to make, in order. Kept on disk, so that a resumed run does not probe again."""
-    contents = [
-        [
-            item.id,
-            item.caption,
-            item.fields,
-            item.start,
-            item.end,
-            _size(item.path),
-        ]
-        for item in items
-    ]
-    ours = fingerprint(config.model_dump(exclude={"workers"}), contents)
-    plan_file = output / _PLAN_FILE
-    if plan_file.is_file():
-        plan = json.loads(plan_file.read_text())
-        if plan["fingerprint"] != ours:
-            raise UserError(f"{output} holds shards of other inputs or settings: choose an empty folder or delete it")
-        return [replace(items[index], start=start, end=end) for index, start, end in plan["segments"]]
+    contents = [[item.id, item.caption, item.fields, item.start, item.end, _size(item.path)] for item in items]
+    ours = fingerprint(config.model_dump(exclude={"workers", *JOB_SETTINGS}), contents)
+    if (output / _PLAN_FILE).is_file():
+        return _continued(_read_plan(output), ours, output, config.chosen_part)
     if any(output.glob("*.tar")):
         raise UserError(f"{output} holds shards that this packer did not write: choose an empty folder")
-    parts: list[list[Any]] = []
-    unusable: list[Skip] = []
-    cutting = config.segment_seconds is not None
-    with ThreadPoolExecutor(config.workers) as pool, progress_bar(len(items), "probing", "file") as bar:
-        cut = _cut if cutting else _whole
-        for index, outcome in enumerate(_in_order(pool, lambda item: cut(item, config), items, 4 * config.workers)):
-            bar.update()
-            if isinstance(outcome, Skip):
-                unusable.append(outcome)
-            else:
-                parts += [[index, start, end] for start, end in outcome]
-    write_text(output / SKIPPED_FILE, "".join(skip.to_json(shard=None) for skip in unusable))
-    write_text(plan_file, json.dumps({"fingerprint": ours, "segments": parts}))
-    return [replace(items[index], start=start, end=end) for index, start, end in parts]
+    segments: list[list[Any]] = []
+    unusable: list[dict[str, Any]] = []
+    for index, outcome in enumerate(_probed(items, output, config, ours)):
+        if isinstance(outcome, dict):
+            unusable.append(outcome)
+        else:
+            segments += [[index, *times] for times in outcome]
+    if (output / _PLAN_FILE).is_file():  # another part was quicker
+        return _continued(_read_plan(output), ours, output, config.chosen_part)
+    plan = _Plan(ours, config.name, config.samples_per_shard, config.chosen_part.count, segments, unusable)
+    write_text(output / _PLAN_FILE, json.dumps(plan._asdict()))
+    return plan
+
+
+def _continued(plan: _Plan, ours: str, output: Path, part: Part) -> _Plan:
+    if plan.fingerprint != ours:
+        raise UserError(f"{output} holds shards of other inputs or settings: choose an empty folder or delete it")
+    if part.count > 1 and part.count != plan.parts:
+        if plan.parts > 1:
+            raise UserError(f"{output} is packed in {plan.parts} parts: give part=N/{plan.parts}, N from 1 on")
+        plan = plan._replace(parts=part.count)
+        write_text(output / _PLAN_FILE, json.dumps(plan._asdict()))
+    return plan
+
+
+def _read_plan(output: Path) -> _Plan:
+    return _Plan(**json.loads((output / _PLAN_FILE).read_text(encoding="utf-8")))
 
 
 def _size(path: Path) -> int | None:
@@ -182,190 +204,181 @@ def _size(path: Path) -> int | None:
     return None
 
 
-def _whole(item: PackItem, _config: PackConfig) -> list[tuple[float, float | None]] | Skip:
-    return [(item.start, item.end)]
+def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str) -> list[Any]:
+    """For each item the (start, end) of its samples, or a dict that says why it gives none."""
+    if config.segment_seconds is None:
+        return [[(item.start, item.end)] for item in items]
+    edges = [*range(0, len(items), _PROBED), len(items)]
+    blocks = [Item(f"files {start}", end - start, items[start:end]) for start, end in pairwise(edges)]
+    part = config.chosen_part
+    ledger = Ledger(output / f".probed{part.suffix}", ours)
+    # Every part needs the whole plan.
+    whole = config.model_copy(update={"part": "1/1"})
+    results = collect(_ProbeJob(config), blocks, whole, ledger, Progress("probing", "file"))
+    ledger.remove()
+    return [outcome for block in results or [] for outcome in block]
 
 
-def _cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | Skip:
-    """Equal parts of about `segment_seconds`, so that no short remainder is lost."""
-    if item.path.suffix.lower() in IMAGE_SUFFIXES:
-        return [(0.0, None)]
-    try:
-        info = probe(item.path)
-    except VideoError as error:
-        return Skip(item.id, error.cause, str(error))
-    end = min(item.end, info.duration) if item.end is not None else info.duration
-    if end <= item.start:
-        return Skip(item.id, "too short", f"{info.duration:.2f} s, nothing after {item.start:.2f} s")
-    count = max(1, round((end - item.start) / (config.segment_seconds or end)))
-    if count == 1:
-        return [(item.start, item.end)]
-    edges = [item.start + (end - item.start) * step / count for step in range(count + 1)]
-    return list(itertools.pairwise(edges))
+@dataclass(frozen=True)
+class _ProbeJob:
+    """Decides on the samples of a block of files."""
+
+    config: PackConfig
+    uses_gpu = False
+    overlap = 2
+
+    @contextlib.contextmanager
+    def open(self, cpus: int | None) -> Iterator[Callable[[list[PackItem], Advance], list[Any]]]:
+        """See `Job`."""
+        workers = cpus or self.config.workers
+        with IsolatedCalls(partial(cut, config=self.config), workers) as calls:
+
+            def probe_all(items: list[PackItem], advance: Advance) -> list[Any]:
+                outcomes: list[Any] = []
+                for item, outcome in zip(items, calls.map(items, 4 * workers), strict=True):
+                    skip = Skip(item.id, "crashed", outcome.reason) if isinstance(outcome, Crashed) else outcome
+                    outcomes.append(asdict(skip) if isinstance(skip, Skip) else skip)
+                    advance(1)
+                return outcomes
+
+            yield probe_all
 
 
-def _write_shards(segments: list[PackItem], output: Path, config: PackConfig) -> None:
-    for leftover in output.glob("*.partial"):
-        leftover.unlink()
-    starts = range(0, len(segments), config.samples_per_shard)
-    finished = _finished_shards(segments, output, config)
-    todo = [shard for shard in range(len(starts)) if shard not in finished]
-    kept = [line for line in read_skips(output / SKIPPED_FILE) if line["shard"] is None or line["shard"] in finished]
-    write_text(output / SKIPPED_FILE, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def members(shard: int) -> range:
-        return range(starts[shard], min(starts[shard] + config.samples_per_shard, len(segments)))
-
-    indices = [index for shard in todo for index in members(shard)]
-    done = len(segments) - len(indices)
-    with (
-        ThreadPoolExecutor(config.workers) as pool,
-        progress_bar(len(segments), f"packing {output.name}", "clip", initial=done) as bar,
-    ):
-        outcomes = _in_order(pool, lambda index: _convert(segments[index], config), indices, 2 * config.workers)
-        for shard in todo:
-            _write_shard(shard, zip(members(shard), outcomes, strict=False), output, config, bar.update)
+def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: PackConfig) -> None:
+    """Make the shards, of this part, that are not finished."""
+    names = plan.shards()
+    ours = [number for number, name in enumerate(names) if config.chosen_part.takes(name)]
+    finished = _finished(plan, output)
+    todo = []
+    for number in ours:
+        if number not in finished:
+            for leftover in output.glob(f"{names[number]}.*.partial"):
+                leftover.unlink()
+            rows = [plan.segments[index] for index in plan.members(number)]
+            segments = [replace(items[index], start=start, end=end) for index, start, end in rows]
+            shard = _Shard(names[number], number, plan.members(number)[0], segments)
+            todo.append(Item(shard.name, len(segments), shard))
+    done = sum(len(plan.members(number)) for number in ours if number in finished)
+    job = _PackJob(config, output.absolute())
+    for _item, _result in run_job(job, todo, config, f"packing {output.name}", "clip", done=done):
+        pass
 
 
-def _write_shard(
-    shard: int,
-    outcomes: Iterable[tuple[int, "_Sample | Skip"]],
-    output: Path,
-    config: PackConfig,
-    advance: Callable[[], Any],
-) -> None:
-    """Write one tar and its meta file; the meta file's final name is what marks the shard as finished."""
-    tar, meta = _shard_paths(output, config, shard)
+@dataclass(frozen=True)
+class _PackJob:
+    """Writes a shard."""
+
+    config: PackConfig
+    output: Path
+    uses_gpu = False
+    overlap = 2
+
+    @contextlib.contextmanager
+    def open(self, cpus: int | None) -> Iterator[Callable[[_Shard, Advance], None]]:
+        """See `Job`."""
+        workers = cpus or self.config.workers
+        with IsolatedCalls(partial(convert, config=self.config), workers) as calls:
+
+            def write(shard: _Shard, advance: Advance) -> None:
+                with _one_line(self.output):
+                    _write_shard(shard, calls.map(shard.segments, 2 * workers), self.output, advance)
+
+            yield write
+
+
+def _write_shard(shard: _Shard, outcomes: Iterator[Sample | Skip | Crashed], output: Path, advance: Advance) -> None:
+    """Write one tar, its skips and its meta file; the last one's final name is what marks the shard as finished."""
     records: list[dict[str, Any]] = []
     skips: list[Skip] = []
-    with atomic(tar) as partial:
-        with plain_tar(partial) as writer:
-            for index, outcome in outcomes:
-                advance()
-                if isinstance(outcome, Skip):
-                    skips.append(outcome)
+    with atomic(output / f"{shard.name}.tar") as unfinished:
+        with plain_tar(unfinished) as writer:
+            for index, (segment, outcome) in enumerate(zip(shard.segments, outcomes, strict=True), shard.first):
+                sample = _loaded(segment, outcome)
+                advance(1)
+                if isinstance(sample, Skip):
+                    skips.append(sample)
                     continue
                 key = f"{index:08d}"
-                identity = outcome.meta["source"].encode("utf-8")
-                writer.write({"__key__": key, outcome.suffix: outcome.data, "id": identity})
-                records.append({"key": key, **outcome.meta})
-        with (output / SKIPPED_FILE).open("a") as listing:
-            listing.writelines(skip.to_json(shard=shard) for skip in skips)
+                identity = sample.meta["source"].encode("utf-8")
+                writer.write({"__key__": key, sample.suffix: sample.data, "id": identity})
+                records.append({"key": key, **sample.meta})
         if not records:
-            partial.unlink()
+            unfinished.unlink()
+    if skips:
+        write_text(_skips_of(output, shard.name), "".join(skip.to_json(shard=shard.number) for skip in skips))
     if records:
-        write_text(meta, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_text(output / f"{shard.name}.meta.jsonl", "".join(lines))
 
 
-def _convert(segment: PackItem, config: PackConfig) -> _Sample | Skip:
-    source = segment.id if segment.start == 0 and segment.end is None else f"{segment.id}@{segment.start:.3f}"
+def _loaded(segment: PackItem, outcome: Sample | Skip | Crashed) -> Sample | Skip:
+    """A sample with the bytes of the file that it is."""
+    if isinstance(outcome, Crashed):
+        return Skip(segment.source, "crashed", outcome.reason)
+    if isinstance(outcome, Skip) or isinstance(outcome.data, bytes):
+        return outcome
     try:
-        if segment.path.suffix.lower() in IMAGE_SUFFIXES:
-            suffix, data, info = _convert_image(segment.path, config)
-        else:
-            suffix, (data, info) = "mp4", _convert_video(segment, config)
-    except VideoError as error:
-        return Skip(source, error.cause, str(error))
+        return replace(outcome, data=outcome.data.read_bytes())
     except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
-        return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
-    caption = {"caption": segment.caption} if segment.caption else {}
-    return _Sample(suffix, data, {**segment.fields, **asdict(info), "source": source, **caption})
+        return Skip(segment.source, "unreadable file", f"{outcome.data} ({error.strerror})")
 
 
-def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes, VideoInfo]:
-    picture = open_image(path)
-    scale = min(1.0, (config.max_short_side or min(picture.size)) / min(picture.size))
-    suffix = {".jpeg": "jpg"}.get(path.suffix.lower(), path.suffix.lower().lstrip("."))
-    if scale == 1.0 and suffix in ("jpg", "png"):
-        data = path.read_bytes()
-    else:
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-        suffix, data = "jpg", encode_jpeg(picture)
-    return suffix, data, VideoInfo(0.0, 0.0, 1, picture.height, picture.width)
+def _skips_of(output: Path, shard: str) -> Path:
+    """What a shard lacks, until all shards are finished and one list has it all."""
+    return output / f"{shard}.{SKIPPED_FILE}"
 
 
-def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes, VideoInfo]:
-    """The file as it is if it is an mp4 that needs no change, else re-encoded."""
-    info = probe(segment.path)
-    scale = min(1.0, (config.max_short_side or min(info.height, info.width)) / min(info.height, info.width))
-    slower = max(1, math.ceil(info.fps / (config.max_fps or info.fps) - 1e-3))
-    whole = segment.start == 0 and segment.end is None
-    if whole and scale == 1.0 and slower == 1 and segment.path.suffix.lower() == ".mp4":
-        # Reading the last frame shows that the file is complete.
-        read_clip(segment.path, start=info.duration - 1 / info.fps, num_frames=1, fps=info.fps, size=(16, 16))
-        return segment.path.read_bytes(), info
-    fps = info.fps / slower
-    end = info.duration if segment.end is None else min(segment.end, info.duration)
-    count = round((end - segment.start) * fps)
-    if count < 1:
-        raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
-    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
-    frames = _scaled_frames(segment, count, fps, size)
-    data = encode_h264(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
-    return data, probe(data)
+def _skips(plan: _Plan, output: Path) -> list[dict[str, Any]]:
+    """The lines of skipped.jsonl, in the samples' order, as far as shards are finished."""
+    by_shard: dict[int, list[dict[str, Any]]] = {}
+    for line in read_skips(output / SKIPPED_FILE):
+        if line["shard"] is not None:
+            by_shard.setdefault(line["shard"], []).append(line)
+    for number, name in enumerate(plan.shards()):
+        if own := read_skips(_skips_of(output, name)):
+            by_shard[number] = own
+    of_shards = [line for number in sorted(by_shard) for line in by_shard[number]]
+    return [{**line, "shard": None} for line in plan.unusable] + of_shards
 
 
-def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Upright pictures of (height, width) `size`, `count` of them, or up to `_HEADER_SLACK` seconds fewer."""
-    scaler = VideoReformatter()
-    with open_video(segment.path) as (container, stream):
-        times = (segment.start + step / fps for step in range(count))
-        pictures = nearest_frames(container, stream, times, segment.path)
-        for step in range(count):
-            try:
-                picture = next(pictures)
-            except VideoError as error:
-                missing = (count - step) / fps
-                if step and missing < _HEADER_SLACK and error.cause in ("truncated", "too short"):
-                    return
-                raise
-            yield upright_rgb(picture, size, scaler)
-
-
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`pool.map` with at most `ahead` results waiting, so that they do not pile up behind a slow item."""
-    pending: deque[Future[R]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _finished_shards(segments: list[PackItem], output: Path, config: PackConfig) -> set[int]:
+def _finished(plan: _Plan, output: Path) -> set[int]:
     """Shards whose tar and meta file exist, or all of whose samples are listed as skipped."""
-    size = config.samples_per_shard
-    skipped = Counter(line["shard"] for line in read_skips(output / SKIPPED_FILE))
-    shards = range(-(-len(segments) // size))
+    skipped = Counter(line["shard"] for line in _skips(plan, output))
+    there = {path.name for path in output.glob(f"{plan.name}-??????.*")}
     return {
-        shard
-        for shard in shards
-        if all(path.is_file() for path in _shard_paths(output, config, shard))
-        or skipped[shard] == min(size, len(segments) - shard * size)
+        number
+        for number, name in enumerate(plan.shards())
+        if {f"{name}.tar", f"{name}.meta.jsonl"} <= there or skipped[number] == len(plan.members(number))
     }
 
 
-def _shard_paths(output: Path, config: PackConfig, shard: int) -> tuple[Path, Path]:
-    stem = f"{config.name}-{shard:06d}"
-    return output / f"{stem}.tar", output / f"{stem}.meta.jsonl"
+def _finish(plan: _Plan, output: Path, inputs: str) -> PackReport:
+    """Put the shards' skips into one list, and count.
+
+    Raises:
+        UserError: shards are missing, or nothing was usable.
+    """
+    names, finished = plan.shards(), _finished(plan, output)
+    refuse_missing([name for number, name in enumerate(names) if number not in finished], plan.parts)
+    listing = output / SKIPPED_FILE
+    write_text(listing, "".join(json.dumps(line) + "\n" for line in _skips(plan, output)))
+    for name in names:
+        _skips_of(output, name).unlink(missing_ok=True)
+    report = _report(output, names)
+    skips = Counter(line["cause"] for line in read_skips(listing))
+    causes = ", ".join(f"{count} {cause}" for cause, count in skips.most_common())
+    if not report.samples:
+        raise UserError(f"{inputs}: no usable video or image ({causes}), see {listing}")
+    if skips:
+        total = report.samples + skips.total()
+        logger.warning("left out %d of %d clips (%s), see %s", skips.total(), total, causes, listing)
+    return replace(report, skipped=dict(skips))
 
 
-def _report(inputs: object, output: Path, config: PackConfig) -> PackReport:
-    skipped = Counter(line["cause"] for line in read_skips(output / SKIPPED_FILE))
-    shards = tuple(sorted(output.glob(f"{config.name}-??????.tar")))
+def _report(output: Path, names: Sequence[str]) -> PackReport:
+    """What finished shards hold, and what is listed beside them."""
+    shards = tuple(tar for name in names if (tar := output / f"{name}.tar").is_file())
     metas = "".join(shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8") for shard in shards)
     records = [json.loads(line) for line in metas.split("\n") if line]
-    samples = len(records)
-    causes = ", ".join(f"{count} {cause}" for cause, count in skipped.most_common())
-    if not samples:
-        raise UserError(f"{inputs}: no usable video or image ({causes}), see {output / SKIPPED_FILE}")
-    if skipped:
-        logger.warning(
-            "left out %d of %d clips (%s), see %s",
-            skipped.total(),
-            samples + skipped.total(),
-            causes,
-            output / SKIPPED_FILE,
-        )
-    return PackReport(shards, samples, sum("caption" in record for record in records), dict(skipped))
+    skipped = Counter(line["cause"] for name in names for line in read_skips(_skips_of(output, name)))
+    return PackReport(shards, len(records), sum("caption" in record for record in records), dict(skipped))

@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..jobs.isolation import Crashed, IsolatedCalls
 from .clips import ClipReader, LoadedClip, open_readers
 from .mixture import Mixture, epoch_order
 from .settings import DataConfig
@@ -112,7 +113,10 @@ def _batches(
 
 
 class FixedClips(Sized, Iterable[Clip]):
-    """The clips of `fixed_clips`; `len` counts them before any is decoded, those that turn out unreadable included."""
+    """The clips of `fixed_clips`; `len` counts them before any is decoded, those that turn out unreadable included.
+
+    Can be pickled, and read elsewhere.
+    """
 
     def __init__(self, reader: ClipReader, places: list[tuple[int, float]], skips: SkipLog) -> None:
         self._reader, self._places, self._skips = reader, places, skips
@@ -134,16 +138,53 @@ class FixedClips(Sized, Iterable[Clip]):
         """Some of the clips, in their order."""
         return FixedClips(self._reader, self._places[part], self._skips)
 
+    def noting(self, skips: SkipLog, num_workers: int | None = None) -> "FixedClips":
+        """The same clips with another list of skips, and decoded by as many processes; None: as configured."""
+        workers = self._reader.config.num_workers if num_workers is None else num_workers
+        config = self._reader.config.model_copy(update={"num_workers": workers})
+        return FixedClips(replace(self._reader, config=config), self._places, skips)
+
+    def blocks(self, clips: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of runs of about so many clips that have all clips of a sample."""
+        start = 0
+        for stop in range(1, len(self) + 1):
+            ends = stop == len(self) or (self._places[stop][0] != self._places[stop - 1][0] and stop - start >= clips)
+            if ends:
+                yield start, stop
+                start = stop
+
     def __iter__(self) -> Iterator[Clip]:
         skips = self._skips
-        source = _FixedPlaces(self._reader, self._places)
-        for loaded in _loader(source, range(len(self)), self._reader.config.num_workers):
+        for loaded in _in_processes(self._reader, self._places):
             if isinstance(loaded, Skip):
                 skips.failed(loaded)
             else:
                 skips.succeeded()
                 yield Clip(to_unit_range(loaded.video), loaded.key, loaded.caption, loaded.start)
             skips.check()
+
+
+def _in_processes(reader: ClipReader, places: Sequence[tuple[int, float]]) -> Iterator[LoadedClip | Skip]:
+    """Clips at places (sample number, start), in order. One that ends the process that decodes it is a skip."""
+    workers = reader.config.num_workers
+    if not workers:
+        yield from (reader.read(*place) for place in places)
+        return
+    with IsolatedCalls(partial(_read, reader), workers) as calls:
+        for place, outcome in zip(places, calls.map(places, 2 * workers), strict=True):
+            if isinstance(outcome, Crashed):
+                yield Skip(reader.samples[place[0]].name, "crashed", outcome.reason)
+            elif isinstance(outcome, Skip):
+                yield outcome
+            else:
+                video, rest = outcome
+                yield LoadedClip(torch.from_numpy(video), *rest)
+
+
+def _read(reader: ClipReader, place: tuple[int, float]) -> tuple[np.ndarray, tuple[str, str, float]] | Skip:
+    """A clip with its video as an array, which goes through a pipe, where a tensor would need shared memory."""
+    clip = reader.read(*place)
+    return clip if isinstance(clip, Skip) else (clip.video.numpy(), (clip.key, clip.caption, clip.start))
 
 
 def fixed_clips(
@@ -262,12 +303,3 @@ class _MixedBatches(Dataset[_LoadedBatch]):
     def __getitem__(self, batch: int) -> _LoadedBatch:
         stream, number = self.mixture(batch)
         return self.streams[stream][number]
-
-
-class _FixedPlaces(Dataset[LoadedClip | Skip]):
-    def __init__(self, reader: ClipReader, places: list[tuple[int, float]]) -> None:
-        self.reader = reader
-        self.places = places
-
-    def __getitem__(self, index: int) -> LoadedClip | Skip:
-        return self.reader.read(*self.places[index])

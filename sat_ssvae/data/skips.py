@@ -8,6 +8,7 @@ import logging
 import os
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,18 @@ class SkipLog:
         path: the skipped.jsonl to append to, open from the first skip on; None only counts. Several ranks may share it.
         max_share: share of failed reads above which `check` raises, 0..1.
         min_reads: reads before the share means anything.
+        note: called with every read that failed, known or not.
     """
 
-    def __init__(self, path: Path | None = None, *, max_share: float = 0.1, min_reads: int = 50) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        max_share: float = 0.1,
+        min_reads: int = 50,
+        note: Callable[[Skip], object] | None = None,
+    ) -> None:
+        self.path, self._note = path, note
         self.max_share = max_share
         self.min_reads = min_reads
         self.counts: Counter[str] = Counter()
@@ -62,6 +73,8 @@ class SkipLog:
         """Note a read that failed."""
         self.reads += 1
         self.failures[skip.cause] += 1
+        if self._note is not None:
+            self._note(skip)
         self.filtered(skip)
 
     def succeeded(self, clips: int = 1) -> None:

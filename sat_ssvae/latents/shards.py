@@ -10,8 +10,10 @@ caption) for each clip, and latents.json, which says what they were made of. A t
 final name when it is complete: an interrupted run continues with the first unfinished one.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,10 +27,14 @@ from ..autoencoders.protocol import VideoAutoencoder
 from ..config import fingerprint
 from ..data.captions import WHERE
 from ..data.shards import Clip, DataConfig, FixedClips, clips_by_size
-from ..data.skips import SkipLog
+from ..data.skips import SKIPPED_FILE, Skip, SkipLog, read_skips
 from ..data.tars import plain_tar
+from ..distributed import default_device
 from ..errors import UserError
-from ..progress import progress_bar
+from ..jobs.engines import run_job
+from ..jobs.job import Advance, Item
+from ..jobs.ledger import claimed, parts_of, refuse_missing
+from ..jobs.settings import JOB_SETTINGS, JobConfig
 from ..storage import atomic, write_text
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
@@ -38,7 +44,7 @@ from .encoding import EncoderSettings, encode_clips
 logger = logging.getLogger(__name__)
 
 
-class EncodeConfig(EncoderSettings):
+class EncodeConfig(EncoderSettings, JobConfig):
     """What to encode, and how."""
 
     data: DataConfig
@@ -62,20 +68,33 @@ class Encoded(NamedTuple):
 class Shard(NamedTuple):
     """One tar to write."""
 
-    path: Path
+    name: str
     first: int
     """Number of its first clip."""
-    clips: FixedClips
+    size: int
+    """Index of its clips' size."""
+    start: int
+    """Where its clips begin among those of their size."""
+    stop: int
 
 
-def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device) -> Encoded:
-    """Write the shards that this rank is to make.
+def encode_shards(
+    vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device, *, merged: bool = False
+) -> Encoded:
+    """Write the shards that are not there yet.
 
-    Every rank calls it; shards go to the ranks in turn.
+    With a launcher, every rank calls it, and shards go to the ranks in turn.
+
+    Args:
+        vae: the autoencoder, with statistics.
+        config: what to encode, and who does it; of a `part`, the shards that belong to it.
+        output: the folder of the shards.
+        device: where this process encodes; on a cluster, the workers decide.
+        merged: make nothing; check that the shards of all parts are there.
 
     Raises:
         UserError: no usable clip, no caption at all, no statistics of an SSVAE, sizes or settings that do not fit the
-            autoencoder, other latents in `output`.
+            autoencoder, other latents in `output`, parts that are missing.
     """
     stats = vae.latent_stats
     if stats is None:
@@ -84,19 +103,88 @@ def encode_shards(vae: VideoAutoencoder, config: EncodeConfig, output: Path, dev
         vae.latent_size(config.data.num_frames, *size)
     if config.data.sources:
         raise UserError("data.sources: latents are encoded from one source; give `path` alone")
+    part = config.chosen_part
+    skips = SkipLog(output / SKIPPED_FILE if part.count == 1 else None, max_share=config.data.max_skip_share)
     stride = config.stride or config.data.num_frames / config.data.fps
-    by_size = clips_by_size(config.data, stride=stride, skips=SkipLog(output / "skipped.jsonl"))
+    by_size = clips_by_size(config.data, stride=stride, skips=skips)
     _check_captions(by_size, config)
-    _claim(output, _info(vae, stats, config, by_size))
-    shards = list(_plan(by_size, output, config.clips_per_shard))
-    todo = [shard for shard in shards[distributed.rank() :: distributed.world_size()] if not shard.path.exists()]
-    with progress_bar(sum(len(shard.clips) for shard in todo), f"encoding {output.name}", "clip") as bar:
-        for shard in todo:
-            samples = _normalized(stats, encode_clips(vae, shard.clips, config, device))
-            _write_shard(shard, samples, bar, captions=config.captions == "find")
-    distributed.barrier()
+    with claimed(output, "encode", part) if distributed.rank() == 0 else contextlib.nullcontext():
+        _claim(output, _info(vae, stats, config, by_size))
+        shards = list(_plan(by_size, config.clips_per_shard))
+        missing = [shard for shard in shards if not _tar(output, shard.name).exists()]
+        if merged:
+            refuse_missing([shard.name for shard in missing], parts_of(output, "encode"))
+        else:
+            job = _EncodeJob(vae, config, tuple(clips.noting(SkipLog()) for clips in by_size), output, device)
+            _encode_missing(job, [shard for shard in missing if part.takes(shard.name)], skips)
+        distributed.barrier()
+        if distributed.rank() == 0 and part.count == 1:
+            _list_skips(shards, output, skips)
+        return _count(output, config)
+
+
+def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog) -> None:
+    """Make this rank's share of some shards."""
+    ours = shards[distributed.rank() :: distributed.world_size()]
+    items = [Item(shard.name, shard.stop - shard.start, shard) for shard in ours]
+    for item, failures in run_job(job, items, job.config, f"encoding {job.output.name}", "clip"):
+        for skip in failures:
+            skips.failed(skip)
+        skips.succeeded(item.units - len(failures))
+        skips.check()
+
+
+def _list_skips(shards: Sequence[Shard], output: Path, skips: SkipLog) -> None:
+    """Put what the shards lack into one list."""
+    for shard in shards:
+        own = _skips_of(output, shard.name)
+        for line in read_skips(own):
+            skips.filtered(Skip(**line))  # a line that is there already is not listed again
+        own.unlink(missing_ok=True)
+
+
+def _count(output: Path, config: EncodeConfig) -> Encoded:
+    if config.chosen_part.count > 1 and not any(output.glob("*.tar")):  # a part may have no shard
+        return Encoded(0, 0)
     dataset = LatentDataset(output)
     return Encoded(len(dataset), dataset.count_captions() if config.captions == "find" else 0)
+
+
+def _tar(output: Path, name: str) -> Path:
+    return output / f"{name}.tar"
+
+
+def _skips_of(output: Path, name: str) -> Path:
+    return output / f"{name}.{SKIPPED_FILE}"
+
+
+@dataclass(frozen=True)
+class _EncodeJob:
+    """Writes a shard."""
+
+    vae: VideoAutoencoder
+    config: EncodeConfig
+    clips: tuple[FixedClips, ...]
+    output: Path
+    device: torch.device
+    uses_gpu = True
+    overlap = 1
+
+    @contextlib.contextmanager
+    def open(self, cpus: int | None) -> Iterator[Callable[[Shard, Advance], list[Skip]]]:
+        """See `Job`."""
+        device = self.device if cpus is None else default_device()
+
+        def write(shard: Shard, advance: Advance) -> list[Skip]:
+            failed: list[Skip] = []
+            skips = SkipLog(max_share=1, note=failed.append)
+            clips = self.clips[shard.size].noting(skips, cpus)[shard.start : shard.stop]
+            assert self.vae.latent_stats is not None
+            samples = _normalized(self.vae.latent_stats, encode_clips(self.vae, clips, self.config, device))
+            _write_shard(self.output, shard, samples, failed, advance, captions=self.config.captions == "find")
+            return failed
+
+        yield write
 
 
 def _check_captions(by_size: Sequence[FixedClips], config: EncodeConfig) -> None:
@@ -114,6 +202,7 @@ def _check_captions(by_size: Sequence[FixedClips], config: EncodeConfig) -> None
 
 def _info(vae: VideoAutoencoder, stats: LatentStats, config: EncodeConfig, by_size: Sequence[FixedClips]) -> LatentInfo:
     without: Any = {"batch_size": True, "chunk_frames": True, "data": {"num_workers"}}
+    without |= dict.fromkeys(JOB_SETTINGS, True)
     settings = config.model_dump(mode="json", exclude=without)
     counts = [len(clips) for clips in by_size]
     sizes = [vae.latent_size(config.data.num_frames, *clips.size) for clips in by_size]
@@ -139,13 +228,13 @@ def _claim(output: Path, info: LatentInfo) -> None:
         raise UserError(f"{output} holds latents of other clips, settings or weights; choose an empty folder")
 
 
-def _plan(by_size: Sequence[FixedClips], output: Path, clips_per_shard: int) -> Iterator[Shard]:
+def _plan(by_size: Sequence[FixedClips], clips_per_shard: int) -> Iterator[Shard]:
     number = first = 0
-    for clips in by_size:
+    for size, clips in enumerate(by_size):
         for start in range(0, len(clips), clips_per_shard):
-            part = clips[start : start + clips_per_shard]
-            yield Shard(output / f"latents-{number:06d}.tar", first, part)
-            number, first = number + 1, first + len(part)
+            stop = min(start + clips_per_shard, len(clips))
+            yield Shard(f"latents-{number:06d}", first, size, start, stop)
+            number, first = number + 1, first + stop - start
 
 
 def _normalized(stats: LatentStats, batches: Iterable[tuple[list[Clip], Tensor]]) -> Iterator[tuple[Clip, Tensor]]:
@@ -154,15 +243,28 @@ def _normalized(stats: LatentStats, batches: Iterable[tuple[list[Clip], Tensor]]
         yield from zip(clips, stats.standardize(latents).half().cpu(), strict=True)
 
 
-def _write_shard(shard: Shard, samples: Iterator[tuple[Clip, Tensor]], bar: Any, *, captions: bool) -> None:
+def _write_shard(
+    output: Path,
+    shard: Shard,
+    samples: Iterator[tuple[Clip, Tensor]],
+    failed: Sequence[Skip],
+    advance: Advance,
+    *,
+    captions: bool,
+) -> None:
+    """Write one tar, whose final name marks it as finished, and before that what `failed` while it was made."""
+    tar = _tar(output, shard.name)
     try:
-        with atomic(shard.path) as partial, plain_tar(partial) as writer:
-            for number, (clip, latent) in enumerate(samples, shard.first):
-                data = save({"latent": latent.contiguous()}, {"source": f"{clip.key}@{clip.start:g}"})
-                caption = clip.caption if captions else ""
-                writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": caption.encode()})
-                bar.update()
+        with atomic(tar) as unfinished:
+            with plain_tar(unfinished) as writer:
+                for number, (clip, latent) in enumerate(samples, shard.first):
+                    data = save({"latent": latent.contiguous()}, {"source": f"{clip.key}@{clip.start:g}"})
+                    caption = clip.caption if captions else ""
+                    writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": caption.encode()})
+                    advance(1)
+            if failed:
+                write_text(_skips_of(output, shard.name), "".join(skip.to_json() for skip in failed))
     except OSError as error:
         raise UserError(
-            f"{shard.path}: {error.strerror or error}; finished shards are kept, run it again to continue"
+            f"{tar}: {error.strerror or error}; finished shards are kept, run it again to continue"
         ) from None

@@ -1,16 +1,30 @@
 """The latents' mean and standard deviation per channel, measured on videos."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 from pydantic import Field
 
 from ..autoencoders.protocol import VideoAutoencoder
-from ..data.shards import DataConfig, fixed_clips
-from ..progress import progress_bar
+from ..config import fingerprint
+from ..data.shards import DataConfig, FixedClips, fixed_clips
+from ..data.skips import Skip, SkipLog
+from ..distributed import default_device
+from ..jobs.job import Advance, Item
+from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
+from ..jobs.settings import JOB_SETTINGS, JobConfig
+from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats, StatsMeter
 from .encoding import EncoderSettings, encode_clips
 
+_BLOCK = 64  # clips that are summed up together: a constant, since the sums' last bits depend on it
 
-class StatsConfig(EncoderSettings):
+
+class StatsConfig(EncoderSettings, JobConfig):
     """On which clips latents are measured."""
 
     data: DataConfig
@@ -23,16 +37,71 @@ class StatsConfig(EncoderSettings):
     """Clips encoded at once."""
 
 
-def measure_stats(vae: VideoAutoencoder, config: StatsConfig, device: torch.device) -> LatentStats:
-    """Statistics of the posterior means of clips.
+def measure_stats(
+    vae: VideoAutoencoder, config: StatsConfig, device: torch.device, folder: Path, *, merged: bool = False
+) -> LatentStats | None:
+    """Statistics of the posterior means of clips: the same bits whoever measured which of them.
+
+    Args:
+        vae: the autoencoder.
+        config: on what to measure, and who does it. Of a `part`, the sums are kept in the folder, and None is returned.
+        device: where the autoencoder works; on a cluster, the workers decide.
+        folder: for sums of finished blocks, with which a killed run continues.
+        merged: put the sums of all parts together instead of measuring.
 
     Raises:
-        UserError: no usable clip, or sizes or settings that do not fit the autoencoder.
+        UserError: no usable clip, sizes or settings that do not fit the autoencoder, parts that are missing.
     """
-    clips = fixed_clips(config.data, stride=config.stride, limit=config.max_clips)
+    skips = SkipLog(max_share=config.data.max_skip_share)
+    clips = fixed_clips(config.data, stride=config.stride, limit=config.max_clips, skips=skips)
+    edges = range(0, len(clips), _BLOCK)
+    items = [Item(f"clips {start}", len(clips[start : start + _BLOCK]), start) for start in edges]
+    without: Any = {"data": {"num_workers"}, **dict.fromkeys(JOB_SETTINGS, True)}
+    identity = fingerprint(
+        config.model_dump(mode="json", exclude=without), len(clips), weights_digest(vae.state_dict())
+    )
+    ledger = Ledger(folder / ".stats", identity)
     meter = StatsMeter(vae.latent_channels)
-    with progress_bar(len(clips), "measuring latents", "clip") as bar:
-        for batch, latents in encode_clips(vae, clips, config, device):
-            meter.add(latents)
-            bar.update(len(batch))
-    return meter.result()
+    with claimed(folder, "stats", config.chosen_part):
+        job = _StatsJob(vae, config, device, clips.noting(SkipLog()))
+        progress = Progress("measuring latents", "clip")
+        results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress)
+        if results is None:
+            return None
+        for sums, skipped in results:
+            meter.add_sums(*sums)
+            for skip in skipped:
+                skips.failed(Skip(*skip))
+        skips.succeeded(len(clips) - skips.failures.total())
+        skips.check()
+        stats = meter.result()
+        ledger.remove()
+    return stats
+
+
+@dataclass(frozen=True)
+class _StatsJob:
+    """Sums up the latents of a block of clips."""
+
+    vae: VideoAutoencoder
+    config: StatsConfig
+    device: torch.device
+    clips: FixedClips
+    uses_gpu = True
+    overlap = 1
+
+    @contextlib.contextmanager
+    def open(self, cpus: int | None) -> Iterator[Callable[[int, Advance], Any]]:
+        """See `Job`."""
+        device = self.device if cpus is None else default_device()
+
+        def measure(start: int, advance: Advance) -> Any:
+            failed: list[Skip] = []
+            clips = self.clips.noting(SkipLog(max_share=1, note=failed.append), cpus)[start : start + _BLOCK]
+            meter = StatsMeter(self.vae.latent_channels)
+            for batch, latents in encode_clips(self.vae, clips, self.config, device):
+                meter.add(latents)
+                advance(len(batch))
+            return meter.sums(), [[skip.source, skip.cause, skip.detail] for skip in failed]
+
+        yield measure

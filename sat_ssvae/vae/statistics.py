@@ -1,5 +1,6 @@
 """Per-channel statistics of latents: diffusion models are given latents of mean 0 and variance 1 in every channel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +76,19 @@ class StatsMeter:
         channels = [channel.double() for channel in latents.detach().transpose(0, 1).flatten(1).cpu()]
         count = len(channels[0])
         mean = torch.stack([channel.mean() for channel in channels])
-        squares = torch.stack([channel.var(correction=0) for channel in channels]) * count
+        self._combine(count, mean, torch.stack([channel.var(correction=0) for channel in channels]) * count)
+
+    def sums(self) -> tuple[int, list[float], list[float]]:
+        """Count, means and summed squares of deviations so far, for `add_sums` of another meter."""
+        return self._count, self._mean.tolist(), self._squares.tolist()
+
+    def add_sums(self, count: int, mean: Sequence[float], squares: Sequence[float]) -> None:
+        """Take in what another meter measured. In the same order, the same sums give the same bits."""
+        self._combine(count, *(torch.tensor(values, dtype=torch.float64) for values in (mean, squares)))
+
+    def _combine(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        if not count:
+            return
         # Chan, Golub and LeVeque (1979): combines two parts without the cancellation of summed squares.
         total = self._count + count
         shift = mean - self._mean

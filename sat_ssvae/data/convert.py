@@ -1,0 +1,142 @@
+"""From a video or image file to a sample of a shard: cut, scaled, slowed down, or as it is."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from pydantic import Field
+
+from ..jobs.settings import JobConfig
+from .containers import open_video
+from .files import VideoError
+from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
+from .inputs import PackItem
+from .pictures import upright_rgb
+from .skips import Skip
+from .video_io import VideoInfo, encode_h264, nearest_frames, probe, read_clip
+
+_HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
+
+
+class PackConfig(JobConfig):
+    """How videos become samples."""
+
+    name: str = Field(default="clips", pattern=r"^[A-Za-z0-9_-]+$")
+    """Shards are called NAME-000000.tar, NAME-000001.tar, ..."""
+    samples_per_shard: int = Field(default=1000, gt=0)
+    """Samples in one tar; 1000-2000 suits training on many machines."""
+    max_short_side: int | None = Field(default=None, ge=16)
+    """Pictures whose short side exceeds this many pixels are scaled down to it (videos are encoded again)."""
+    max_fps: float | None = Field(default=None, gt=0)
+    """Videos above this rate keep every second, third, ... frame."""
+    segment_seconds: float | None = Field(default=None, gt=0)
+    """Videos are cut into equal parts of about this length; null: a video is one sample."""
+    crf: int = Field(default=18, ge=0, le=51)
+    """x264's constant rate factor where a video is encoded again; lower is better and larger."""
+    keyframe_seconds: float = Field(default=1.0, gt=0)
+    """Seconds between key frames where a video is encoded again; short ones make random access cheap."""
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
+    """Processes of this machine that convert; on a cluster, one a core. Does not change the result."""
+    captions: Literal["find", "none"] = "find"
+    """`find` looks where captions usually lie and refuses inputs without any; `none` packs without captions."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a shard."""
+
+    suffix: str
+    data: bytes | Path
+    """The file's bytes, or the file that has them."""
+    meta: dict[str, Any]
+    """Its line of the meta file, but for the key."""
+
+
+def cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | Skip:
+    """(start, end) of equal parts of about `segment_seconds`, so that no short remainder is lost."""
+    if item.path.suffix.lower() in IMAGE_SUFFIXES:
+        return [(0.0, None)]
+    try:
+        info = probe(item.path)
+    except VideoError as error:
+        return Skip(item.id, error.cause, str(error))
+    end = min(item.end, info.duration) if item.end is not None else info.duration
+    if end <= item.start:
+        return Skip(item.id, "too short", f"{info.duration:.2f} s, nothing after {item.start:.2f} s")
+    count = max(1, round((end - item.start) / (config.segment_seconds or end)))
+    if count == 1:
+        return [(item.start, item.end)]
+    edges = [item.start + (end - item.start) * step / count for step in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def convert(segment: PackItem, config: PackConfig) -> Sample | Skip:
+    """The sample that a file or a part of it becomes, or why it becomes none."""
+    source = segment.source
+    try:
+        if segment.path.suffix.lower() in IMAGE_SUFFIXES:
+            suffix, data, info = _convert_image(segment.path, config)
+        else:
+            suffix, (data, info) = "mp4", _convert_video(segment, config)
+    except VideoError as error:
+        return Skip(source, error.cause, str(error))
+    except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
+        return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
+    caption = {"caption": segment.caption} if segment.caption else {}
+    return Sample(suffix, data, {**segment.fields, **asdict(info), "source": source, **caption})
+
+
+def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes | Path, VideoInfo]:
+    picture = open_image(path)
+    scale = min(1.0, (config.max_short_side or min(picture.size)) / min(picture.size))
+    suffix = {".jpeg": "jpg"}.get(path.suffix.lower(), path.suffix.lower().lstrip("."))
+    if scale == 1.0 and suffix in ("jpg", "png"):
+        data: bytes | Path = path
+    else:
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        suffix, data = "jpg", encode_jpeg(picture)
+    return suffix, data, VideoInfo(0.0, 0.0, 1, picture.height, picture.width)
+
+
+def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path, VideoInfo]:
+    """The file as it is if it is an mp4 that needs no change, else re-encoded."""
+    info = probe(segment.path)
+    scale = min(1.0, (config.max_short_side or min(info.height, info.width)) / min(info.height, info.width))
+    slower = max(1, math.ceil(info.fps / (config.max_fps or info.fps) - 1e-3))
+    whole = segment.start == 0 and segment.end is None
+    if whole and scale == 1.0 and slower == 1 and segment.path.suffix.lower() == ".mp4":
+        # Reading the last frame shows that the file is complete.
+        read_clip(segment.path, start=info.duration - 1 / info.fps, num_frames=1, fps=info.fps, size=(16, 16))
+        return segment.path, info
+    fps = info.fps / slower
+    end = info.duration if segment.end is None else min(segment.end, info.duration)
+    count = round((end - segment.start) * fps)
+    if count < 1:
+        raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
+    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
+    frames = _scaled_frames(segment, count, fps, size)
+    data = encode_h264(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
+    return data, probe(data)
+
+
+def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Upright pictures of (height, width) `size`, `count` of them, or up to `_HEADER_SLACK` seconds fewer."""
+    scaler = VideoReformatter()
+    with open_video(segment.path) as (container, stream):
+        times = (segment.start + step / fps for step in range(count))
+        pictures = nearest_frames(container, stream, times, segment.path)
+        for step in range(count):
+            try:
+                picture = next(pictures)
+            except VideoError as error:
+                missing = (count - step) / fps
+                if step and missing < _HEADER_SLACK and error.cause in ("truncated", "too short"):
+                    return
+                raise
+            yield upright_rgb(picture, size, scaler)

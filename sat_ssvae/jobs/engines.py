@@ -1,0 +1,77 @@
+"""Items of work and who does it: one job, the same result whichever engine runs it.
+
+for item, result in run_job(job, items, config, "packing clips", "clip", done=done):
+...                                                     # as they are finished, in any order
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from ..progress import progress_bar
+from .isolation import in_order
+from .job import Advance, Item, Job
+from .settings import JobConfig
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Engine(Protocol):
+    """Works on items."""
+
+    def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
+        """Items with their results, in the order in which they are finished."""
+        ...
+
+
+class LocalEngine:
+    """This process, and those that the job itself starts."""
+
+    def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
+        """Items with their results, in their order."""
+        with job.open(None) as work:
+            if job.overlap == 1:
+                for item in items:
+                    yield item, work(item.load, advance)
+                return
+            with ThreadPoolExecutor(job.overlap) as threads:
+                results = in_order(threads, lambda item: work(item.load, advance), items, job.overlap)
+                yield from zip(items, results, strict=True)
+
+
+def run_job(
+    job: Job[T, R], items: Sequence[Item[T]], config: JobConfig, title: str, unit: str, done: int = 0
+) -> Iterator[tuple[Item[T], R]]:
+    """Items with their results as they are finished, under a progress bar over all workers.
+
+    Args:
+        job: what to do with an item.
+        items: those that are left to do.
+        config: who does it.
+        title: what is going on, for the bar.
+        unit: singular name of what the bar counts.
+        done: units that an earlier run did.
+
+    Raises:
+        UserError: a worker's; no Ray, or no cluster at the address.
+    """
+    if not items:
+        return
+    lock = threading.Lock()
+    with progress_bar(done + sum(item.units for item in items), title, unit, initial=done) as bar:
+
+        def advance(units: int) -> None:
+            with lock:
+                bar.update(units)
+
+        yield from _engine(config).run(job, items, advance)
+
+
+def _engine(config: JobConfig) -> Engine:
+    if config.engine == "local":
+        return LocalEngine()
+    from .ray_engine import RayEngine
+
+    return RayEngine(config.ray_address)

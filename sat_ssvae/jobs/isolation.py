@@ -1,0 +1,187 @@
+"""Calls in processes of their own: one that crashes loses itself, not the program.
+
+with IsolatedCalls(convert, workers=4) as calls:
+    for result in calls.map(items, ahead=8):          # in the items' order; a Crashed where convert ended its process
+        ...
+"""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TRIES = 2
+"""Processes that an item may end before it is given up."""
+_WATCH = 1.0  # seconds between two looks at whether the process at the other end is alive
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The processes that worked on an item died, each time."""
+
+    reason: str
+
+
+class IsolatedCalls(Generic[T, R]):
+    """A function called in `workers` processes, one item at a time in each.
+
+    `ProcessPoolExecutor` loses all pending calls when one process dies. Here it is known which item a process died of:
+    it is tried again in a new process, and the second time gives `Crashed` instead of a result.
+
+    Args:
+        function: called with an item; its exceptions reach the caller. Items and results are pickled; the function is
+            not where processes can be forked.
+        workers: number of processes, at most.
+    """
+
+    def __init__(self, function: Callable[[T], R], workers: int) -> None:
+        self._function = function
+        self._idle: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._idle.put(None)
+        self._threads = ThreadPoolExecutor(workers)
+        self._forking = threading.Lock()
+        self._running: set[_Process] = set()
+        # Before multiprocessing, at exit, waits for processes that wait for work.
+        self._kill = Finalize(self, _kill_all, (self._running,), exitpriority=10)
+
+    def __enter__(self) -> "IsolatedCalls[T, R]":
+        return self
+
+    def __exit__(self, error: object, *_rest: object) -> None:
+        if error is not None:
+            self._kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in list(self._running):
+            process.finish()
+        self._kill.cancel()
+
+    def map(self, items: Iterable[T], ahead: int) -> Iterator[R | Crashed]:
+        """The results in the items' order, at most `ahead` of them waiting behind a slow item."""
+        return in_order(self._threads, self.call, items, ahead)
+
+    def call(self, item: T) -> R | Crashed:
+        """The result for one item; waits for a free process."""
+        process, reason = self._idle.get(), ""
+        try:
+            for _ in range(TRIES):
+                process = process or self._start()
+                try:
+                    result: R = process.call(item)
+                    return result
+                except EOFError as error:
+                    self._running.discard(process)
+                    process, reason = None, str(error)
+                if not self._kill.still_active():
+                    raise RuntimeError("the calls were ended")
+            return Crashed(reason)
+        finally:
+            self._idle.put(process)
+
+    def _start(self) -> "_Process":
+        with self._forking:  # a process forked meanwhile would hold this one's end of the connection open
+            process = _Process(self._function)
+        self._running.add(process)
+        return process
+
+
+class _Process:
+    """A process that calls a function, and the connection to it."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        # Forked, as DataLoader's workers are: with other ways every process imports torch again.
+        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        context: Any = multiprocessing.get_context(method)
+        self._connection, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_serve, args=(function, theirs, os.getpid()), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def call(self, item: Any) -> Any:
+        """The function's result or exception; EOFError, with the reason, if the process died."""
+        try:
+            self._connection.send((item,))
+            while not wait([self._connection, self._process.sentinel], _WATCH):
+                pass
+            # What it sent before it died is still there to be read.
+            result, error = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            self._connection.close()
+            raise EOFError(_cause_of_death(self._process.exitcode)) from None
+        if error is not None:
+            raise error
+        return result
+
+    def finish(self) -> None:
+        """Let it end, idle as it is."""
+        with contextlib.suppress(OSError):
+            self._connection.send(())
+        self._process.join()
+        self._connection.close()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+
+def _kill_all(processes: set[_Process]) -> None:
+    for process in list(processes):
+        process.kill()
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return f"the process was ended by {signal.Signals(-code).name}, {TRIES} times"
+    return f"the process ended with status {code}, {TRIES} times"
+
+
+def in_order(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """`threads.map` with at most `ahead` results waiting, so that they do not pile up behind a slow item."""
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(threads.submit(function, item))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _serve(function: Callable[[Any], Any], connection: Connection, parent: int) -> None:
+    """Call the function with what comes, until nothing comes any more."""
+    for name in ("SIGINT", "SIGTERM"):  # sent to the whole group; the parent decides what ends
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    while True:
+        # The end of the connection does not tell of the parent's: forked siblings hold it open.
+        while not connection.poll(_WATCH):
+            if os.getppid() != parent:
+                return
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            return
+        if not message:
+            return
+        try:
+            answer: tuple[Any, Exception | None] = (function(*message), None)
+        except Exception as error:
+            answer = (None, error)
+        connection.send(answer)

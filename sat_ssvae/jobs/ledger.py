@@ -1,0 +1,169 @@
+"""What is left of a job that is killed: the results of finished items, and the parts that other machines did.
+
+with claimed(folder, "check-data", config.chosen_part):
+    results = collect(job, items, config, Ledger(folder / "check-data", identity), Progress("checking", "clip"))
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+from ..errors import UserError
+from ..storage import write_text
+from .engines import run_job
+from .job import Item, Job
+from .settings import JobConfig, Part, part_of
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """Results of items, one JSON line each as they come, in `STEM.jsonl` or for a part `STEM.part-3-of-16.jsonl`.
+
+    Args:
+        stem: path of these files without what follows.
+        identity: of the input and the settings; results of others are dropped.
+    """
+
+    def __init__(self, stem: Path, identity: str) -> None:
+        self._stem, self._identity = stem, identity
+
+    def path(self, part: Part) -> Path:
+        """The file of a part."""
+        return self._stem.with_name(f"{self._stem.name}{part.suffix}.jsonl")
+
+    def parts(self) -> list[Part]:
+        """The parts that have a file."""
+        pattern = re.compile(rf"{re.escape(self._stem.name)}\.part-(\d+)-of-(\d+)\.jsonl")
+        names = (pattern.fullmatch(path.name) for path in self._stem.parent.glob(f"*{Part(1, 2).suffix[:6]}*"))
+        return sorted(Part(int(name[1]), int(name[2])) for name in names if name)
+
+    def read(self, part: Part) -> dict[str, Any]:
+        """Results by the items' names; a line that a killed process left half is dropped, also from the file."""
+        path = self.path(part)
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        whole = [json.loads(line) for line in lines[:-1]]
+        if not whole or whole[0] != self._identity:
+            whole = [self._identity]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in whole))
+        return dict(whole[1:])
+
+    def add(self, part: Part, name: str, result: Any) -> None:
+        """Append a result."""
+        with self.path(part).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([name, result]) + "\n")
+
+    def is_of(self, part: Part) -> bool:
+        """Whether a part's file belongs to this input and these settings."""
+        with self.path(part).open(encoding="utf-8") as file:
+            return file.readline() == json.dumps(self._identity) + "\n"
+
+    def remove(self) -> None:
+        """Delete all files, when the results are where they belong."""
+        for part in [Part(1, 1), *self.parts()]:
+            self.path(part).unlink(missing_ok=True)
+
+
+class Progress(NamedTuple):
+    """What a bar shows."""
+
+    title: str
+    unit: str
+    """Singular name of what is counted."""
+
+
+def collect(
+    job: Job[T, Any], items: Sequence[Item[T]], config: JobConfig, ledger: Ledger, progress: Progress
+) -> list[Any] | None:
+    """The results (plain values, as in JSON) of all items, in their order.
+
+    Those that an earlier, killed run has in the ledger are not made again. Of a part, they stay in its ledger, and None
+    is returned.
+    """
+    part = config.chosen_part
+    known = ledger.read(part)
+    todo = [item for item in items if item.name not in known and part.takes(item.name)]
+    done = sum(item.units for item in items if item.name in known)
+    for item, result in run_job(job, todo, config, *progress, done=done):
+        known[item.name] = result
+        ledger.add(part, item.name, result)
+    return [known[item.name] for item in items] if part.count == 1 else None
+
+
+def merge(items: Iterable[Item[Any]], ledger: Ledger) -> list[Any]:
+    """The results that the parts left, in the items' order.
+
+    Raises:
+        UserError: parts are missing (they are named), or they had other settings, or there are none.
+    """
+    parts = ledger.parts()
+    if len({part.count for part in parts}) > 1:
+        raise UserError(
+            f"{ledger.path(parts[0])}: parts of several jobs ({', '.join(map(str, parts))}); delete the old"
+        )
+    known: dict[str, Any] = {}
+    for part in parts:
+        if not ledger.is_of(part):
+            raise UserError(
+                f"{ledger.path(part)}: of other data or settings; give the same ones to all parts and --merge"
+            )
+        known |= ledger.read(part)
+    names = [item.name for item in items]
+    refuse_missing([name for name in names if name not in known], parts[0].count if parts else 1)
+    return [known[name] for name in names]
+
+
+def refuse_missing(names: Sequence[str], count: int) -> None:
+    """Raise UserError naming the parts, of `count`, whose items are missing; nothing if none is."""
+    if not names:
+        return
+    if count == 1:
+        raise UserError(f"{len(names)} pieces are not done: run the same command without --merge")
+    numbers = sorted({part_of(name, count) for name in names})
+    shown = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+    raise UserError(
+        f"part{'s' * (len(numbers) > 1)} {shown} of {count} not finished, {len(names)} pieces are missing: "
+        f"run the same command with part={numbers[0]}/{count}{' and so on' * (len(numbers) > 1)}, then --merge again"
+    )
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
+    """Keep other jobs of this kind out of a folder, except those for other parts; the folder is made.
+
+    Where a file system knows no locks (an object store), nobody is kept out: files appear whole, and are the same
+    whoever writes them.
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        alone = part.count == 1
+        locks = [(f".{name}.lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)]
+        locks += [] if alone else [(f".{name}{part.suffix}.lock", fcntl.LOCK_EX)]
+        for file_name, kind in locks:
+            file = stack.enter_context((folder / file_name).open("a+b"))
+            if not _lock(file, kind):
+                what = f"{name} {'' if alone else f'of part {part} '}".strip()
+                raise UserError(f"{folder}: another {what} works there; wait for it, or choose another folder")
+        yield
+
+
+def parts_of(folder: Path, name: str) -> int:
+    """In how many parts a job was worked on in a folder; 1 if in none."""
+    counts = {int(path.stem.rpartition("-")[2]) for path in folder.glob(f".{name}.part-*-of-*.lock")}
+    return max(counts, default=1)
+
+
+def _lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)  # unlike flock's, no child of a killed process holds it any longer
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # another error: no locks here
+    return True

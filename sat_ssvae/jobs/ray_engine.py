@@ -1,0 +1,361 @@
+"""Jobs on a Ray cluster: actors that take item after item, on every node that is there.
+
+The driver keeps the list of items. A node or worker that dies gives its items back to the list, and a new worker takes
+the dead one's place, here or, if its node is gone, on the nodes that are left or that join. What ends a worker
+again and again while its node lives is left for the end, and named.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import UserError
+from .job import Advance, Item, Job
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CPUS = 8  # cores of a worker at most: a machine of many has several, which fit beside other users' work
+_STORE = 256 << 20  # bytes of the object store of a Ray that is started here; only the job itself goes through it
+_POLL = 1.0  # seconds between two looks at how far the workers are
+_GROW = 5.0  # seconds between two looks for nodes that joined
+_DEATHS = 3  # workers that an item may end on nodes that live
+_PATIENCE = 30.0  # seconds without any worker before the user is told what is being waited for
+_CONNECT = 10.0  # seconds for an address to answer
+
+
+class RayEngine:
+    """A Ray cluster; None for the address starts one on this machine."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+
+    def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
+        """Items with their results, in the order in which they are finished.
+
+        Raises:
+            UserError: no Ray, no cluster at the address, another version on the workers, items that ended every worker.
+        """
+        with _connected(self.address) as ray:
+            yield from _Driver(ray, job, deque(items), advance).results()
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """The module `ray`, connected; a connection that was there before is used and kept."""
+    # Read when Ray is imported. Nothing is reported to its makers; workers without a GPU do not see one by accident.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError("engine=ray needs Ray: pip install 'sat-ssvae[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": _STORE}
+    else:
+        _check_reachable(address)
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UserError(_why_not(address, error)) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask before Ray does, which tries for minutes, and for some addresses ends the process."""
+    place = address.removeprefix("ray://")
+    if place == "auto":
+        return
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"ray_address={address}: expected auto, or ray://HOST:PORT (Ray's client port is 10001)")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"ray_address={address}: nobody answers there ({error}); is the cluster up, and the port right?"
+        ) from None
+
+
+def _why_not(address: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if "ersion mismatch" in reason:
+        return f"ray_address={address}: the cluster runs other versions than this machine, install the same: {reason}"
+    if address == "auto":
+        return "ray_address=auto: this machine belongs to no Ray cluster; `ray start --address=HEAD:6379` joins one"
+    return f"Ray could not be {'started here' if address is None else f'reached at {address}'}: {reason}"
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same on all machines for the same bytes to come out."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    packages = {name: metadata.version(name) for name in ("av", "numpy", "torch")}
+    return {
+        "Python": platform.python_version(),
+        "sat-ssvae": f"code {digest.hexdigest()[:8]}",
+        **packages,
+    }
+
+
+class _Worker:
+    """What runs on the cluster, as an actor with a thread for each call at a time."""
+
+    def __init__(self, job: "Job[Any, Any]", cpus: int, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)  # relative paths mean the same as where the job comes from
+        self._job, self._cpus = job, cpus
+        self._open = contextlib.ExitStack()
+        self._done: Counter[int] = Counter()
+        self._work: Callable[[Any, Advance], Any] | None = None
+
+    def get_ready(self) -> dict[str, str]:
+        """Open the job; returns the versions here."""
+        self._work = self._open.enter_context(self._job.open(self._cpus))
+        return versions()
+
+    def do(self, number: int, load: Any) -> Any:
+        """The result of item `number`."""
+        assert self._work is not None
+
+        def advance(units: int) -> None:
+            self._done[number] += units
+
+        return self._work(load, advance)
+
+    def done(self) -> dict[int, int]:
+        """Units done so far, by the number of the item."""
+        return dict(self._done)
+
+    def close(self) -> None:
+        """End what the job started."""
+        self._open.close()
+
+
+@dataclass(eq=False)
+class _Hand:
+    """A worker as the driver sees it."""
+
+    actor: Any
+    node: str
+    ready: bool = False
+    items: set[int] = field(default_factory=set)
+    asked: bool = False
+    """Whether it was asked how far it is and has not answered."""
+
+
+class _Driver:
+    """Hands out items, and collects results."""
+
+    def __init__(self, ray: Any, job: "Job[Any, Any]", items: "deque[Item[Any]]", advance: Advance) -> None:
+        self._ray, self._job, self._advance = ray, job, advance
+        self._items = list(items)
+        self._todo = deque(range(len(items)))
+        self._shown: Counter[int] = Counter()
+        """Units of unfinished items that the bar shows."""
+        self._deaths: Counter[int] = Counter()
+        self._given_up: list[int] = []
+        self._hands: list[_Hand] = []
+        self._waiting: dict[Any, tuple[str, _Hand, int]] = {}
+        """References to what was asked of workers: what, whom, and about which item."""
+        self._job_ref = ray.put(job)
+        self._versions = versions()
+        self._grown = self._polled = float("-inf")
+        self._idle_since = time.monotonic()
+        self._said = False
+
+    def results(self) -> Iterator[tuple[Item[Any], Any]]:
+        """Items with their results, as they are finished."""
+        try:
+            while self._todo or any(hand.items for hand in self._hands):
+                self._grow()
+                self._hand_out()
+                self._poll()
+                done, _ = self._ray.wait(list(self._waiting), timeout=_POLL) if self._waiting else ([], [])
+                if not self._waiting:
+                    time.sleep(_POLL)
+                for reference in done:
+                    yield from self._answered(reference)
+                self._say_what_is_missing()
+        finally:
+            self._end()
+        if self._given_up:
+            names = ", ".join(self._items[number].name for number in sorted(self._given_up)[:5])
+            raise UserError(
+                f"{len(self._given_up)} of {len(self._items)} pieces ended {_DEATHS} workers each ({names}), perhaps "
+                "for want of memory; all others are finished, and the same command tries these again"
+            )
+
+    def _grow(self) -> None:
+        """A worker for every `_CPUS` cores, or GPU, of each node that lives."""
+        if time.monotonic() - self._grown < _GROW:
+            return
+        self._grown = time.monotonic()
+        places = _places([node for node in self._ray.nodes() if node["Alive"]], self._job.uses_gpu)
+        there = Counter(hand.node for hand in self._hands)
+        missing = [(node, options) for node, all_of in places.items() for options in all_of[there[node] :]]
+        left = len(self._todo) + sum(len(hand.items) for hand in self._hands)
+        for node, options in missing[: max(0, left - len(self._hands))]:
+            self._hands.append(self._hire(node, options))
+
+    def _hire(self, node: str, options: dict[str, Any]) -> _Hand:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        actor = (
+            self._ray.remote(_Worker)
+            .options(
+                **options,
+                max_concurrency=self._job.overlap + 1,
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote(self._job_ref, options["num_cpus"], str(Path.cwd()))
+        )
+        hand = _Hand(actor, node)
+        self._waiting[actor.get_ready.remote()] = ("ready", hand, -1)
+        return hand
+
+    def _hand_out(self) -> None:
+        # Round by round, and some left for workers that start, so that the last items do not all go to the first one.
+        starting = sum(not hand.ready for hand in self._hands)
+        for count in range(self._job.overlap):
+            if count and len(self._todo) <= starting:
+                break
+            for hand in self._hands:
+                if self._todo and hand.ready and len(hand.items) == count:
+                    number = self._todo.popleft()
+                    hand.items.add(number)
+                    self._waiting[hand.actor.do.remote(number, self._items[number].load)] = ("do", hand, number)
+
+    def _poll(self) -> None:
+        if time.monotonic() - self._polled < _POLL:
+            return
+        self._polled = time.monotonic()
+        for hand in self._hands:
+            if hand.items and not hand.asked:
+                hand.asked = True
+                self._waiting[hand.actor.done.remote()] = ("done", hand, -1)
+
+    def _answered(self, reference: Any) -> Iterator[tuple[Item[Any], Any]]:
+        what, hand, number = self._waiting.pop(reference)
+        if hand not in self._hands:  # it is known to be dead
+            return
+        exceptions = self._ray.exceptions
+        try:
+            answer = self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            raise _cause(error) from None
+        except (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError) as error:
+            self._bury(hand, error)
+            return
+        if what == "ready":
+            self._check_versions(answer, hand)
+            hand.ready = True
+        elif what == "done":
+            hand.asked = False
+            for item in hand.items & answer.keys():
+                self._show(item, answer[item])
+        else:
+            hand.items.discard(number)
+            self._show(number, self._items[number].units)
+            yield self._items[number], answer
+
+    def _show(self, number: int, units: int) -> None:
+        """Let the bar count `units` for an item."""
+        self._advance(units - self._shown[number])
+        self._shown[number] = units
+
+    def _bury(self, hand: _Hand, error: Exception) -> None:
+        """Give the items of a dead worker to others."""
+        if not hand.ready and "ModuleNotFoundError" in str(error):
+            raise UserError(
+                "sat-ssvae cannot be imported on the cluster's machines: install the same version there as here"
+            ) from None
+        self._hands.remove(hand)
+        self._grown = time.monotonic() - _GROW + _POLL  # soon
+        node_lives = any(node["NodeID"] == hand.node and node["Alive"] for node in self._ray.nodes())
+        logger.warning(
+            "%s died; %d unfinished pieces go to others",
+            f"a worker on node {hand.node[:8]}" if node_lives else f"node {hand.node[:8]}",
+            len(hand.items),
+        )
+        for number in sorted(hand.items, reverse=True):
+            self._show(number, 0)
+            self._deaths[number] += node_lives
+            if self._deaths[number] < _DEATHS:
+                self._todo.appendleft(number)
+            else:
+                self._given_up.append(number)
+
+    def _check_versions(self, there: dict[str, str], hand: _Hand) -> None:
+        differing = [name for name, version in self._versions.items() if there.get(name) != version]
+        if differing:
+            pairs = ", ".join(f"{name} {there.get(name)} instead of {self._versions[name]}" for name in differing)
+            raise UserError(
+                f"node {hand.node[:8]} of the cluster has {pairs}: install the same versions there as here, "
+                "or the shards would depend on who made them"
+            )
+
+    def _say_what_is_missing(self) -> None:
+        if any(hand.ready for hand in self._hands):
+            self._idle_since = time.monotonic()
+        elif not self._said and time.monotonic() - self._idle_since > _PATIENCE:
+            self._said = True
+            logger.warning("no worker yet: waiting for free cores of the cluster (`ray status` shows who has them)")
+
+    def _end(self) -> None:
+        closing = [hand.actor.close.remote() for hand in self._hands if hand.ready]
+        with contextlib.suppress(Exception):  # dead, or the cluster is
+            self._ray.wait(closing, num_returns=len(closing), timeout=_CONNECT)
+        for hand in self._hands:
+            with contextlib.suppress(Exception):
+                self._ray.kill(hand.actor)
+
+
+def _places(nodes: Sequence[dict[str, Any]], uses_gpu: bool) -> dict[str, list[dict[str, Any]]]:
+    """For each node's id, what each of its workers asks Ray for."""
+    cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
+    gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
+    if uses_gpu and any(gpus.values()):
+        return {
+            node: [{"num_cpus": max(1, min(_CPUS, cpus[node] // count)), "num_gpus": 1}] * count
+            for node, count in gpus.items()
+            if count
+        }
+    size = 1 if uses_gpu else _CPUS
+    return {node: _shares(count, size) for node, count in cpus.items() if count}
+
+
+def _shares(cpus: int, size: int) -> list[dict[str, Any]]:
+    """`cpus` in as few equal shares of at most `size` as there can be."""
+    count = -(-cpus // size)
+    return [{"num_cpus": cpus // count + (number < cpus % count), "num_gpus": 0} for number in range(count)]
+
+
+def _cause(error: Any) -> BaseException:
+    """A worker's own exception."""
+    cause = error.cause
+    return cause if isinstance(cause, UserError) else error

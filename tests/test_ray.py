@@ -1,0 +1,288 @@
+"""Jobs on a Ray cluster of two nodes on this machine, nodes and workers killed on purpose."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from sat_ssvae.cli import main
+from sat_ssvae.data.check import CheckConfig, check_data
+from sat_ssvae.data.pack import PackConfig, merge, pack
+from sat_ssvae.data.video_io import write_video
+from sat_ssvae.errors import UserError
+from sat_ssvae.jobs import ray_engine
+from sat_ssvae.jobs.engines import LocalEngine
+from sat_ssvae.jobs.isolation import Crashed, IsolatedCalls
+from sat_ssvae.jobs.job import Item
+from sat_ssvae.jobs.ray_engine import RayEngine
+from sat_ssvae.latents.shards import EncodeConfig, encode_shards
+from sat_ssvae.latents.statistics import StatsConfig, measure_stats
+
+from .processes import unmeasured
+from .shard_files import small
+from .small_models import tiny_vae
+
+ray = pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray"),
+    pytest.mark.xdist_group("ray"),
+]
+
+NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import tests
+    # Everything of one thread: the same latents on all engines.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture
+def second_node(cluster):
+    node = cluster.add_node(**NODE)
+    yield node
+    with contextlib.suppress(Exception):  # the test has killed it
+        cluster.remove_node(node)
+
+
+def contents(folder):
+    return {
+        path.name: path.read_bytes() for path in folder.glob("*") if path.name[0] != "." and path.name != "pack.json"
+    }
+
+
+def many_videos(folder, count):
+    """Small videos, all different."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        torch.manual_seed(number)
+        coarse = torch.rand(1, 3, 4, 4, 4) * 2 - 1
+        write_video(folder / f"{number:04d}.mp4", torch.nn.functional.interpolate(coarse, (8, 32, 32))[0], fps=8)
+    (folder / "0001.txt").write_text("noise\n")
+    (folder / "0002.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return many_videos(tmp_path_factory.mktemp("many") / "videos", 40)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return {"samples_per_shard": 4, "max_short_side": 24, "segment_seconds": 0.5}
+
+
+@pytest.fixture(scope="module")
+def packed(videos, settings, tmp_path_factory):
+    output = tmp_path_factory.mktemp("local") / "shards"
+    report = pack(videos, output, PackConfig(**settings, workers=1))
+    assert report.samples == 78 and report.skipped == {"not a video": 1}
+    return output
+
+
+def wait_for(condition, process=None):
+    while not condition():
+        assert process is None or process.poll() is None
+        time.sleep(0.01)
+
+
+def test_a_node_that_dies_changes_nothing(cluster, second_node, videos, settings, packed, tmp_path):
+    output = tmp_path / "shards"
+
+    def kill():
+        wait_for(lambda: len(list(output.glob("*.meta.jsonl"))) >= 4)
+        cluster.remove_node(second_node, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    report = pack(videos, output, PackConfig(**settings, engine="ray", ray_address=cluster.address))
+    killer.join()
+    assert contents(output) == contents(packed)
+    assert report.skipped == {"not a video": 1} and report.samples == 78
+
+
+def test_a_killed_driver_continues(cluster, videos, settings, packed, tmp_path):
+    output = tmp_path / "shards"
+    options = [f"{name}={value}" for name, value in settings.items()]
+    command = ["pack", str(videos), "--output", str(output), *options, "engine=ray", f"ray_address={cluster.address}"]
+    with subprocess.Popen([sys.executable, "-m", "sat_ssvae.cli", *command], env=unmeasured()) as driver:
+        wait_for(lambda: len(list(output.glob("*.meta.jsonl"))) >= 3, driver)
+        driver.kill()
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("*.meta.jsonl")}
+    assert 3 <= len(finished) < 20
+    assert main(command) == 0
+    assert contents(output) == contents(packed)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing twice
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares numbers, and dies of some."""
+
+    folder: Path
+    deadly: tuple[int, ...] = ()
+    refused: int = -1
+    uses_gpu = False
+    overlap = 1
+
+    @contextlib.contextmanager
+    def open(self, cpus):
+        def square(number, advance):
+            advance(1)
+            (self.folder / f"{number}-{time.monotonic_ns()}").touch()
+            if number in self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number == self.refused:
+                raise UserError(f"{number} is refused")
+            advance(1)
+            return number**2
+
+        yield square
+
+
+def numbers(count):
+    return [Item(f"number {number}", 2, number) for number in range(count)]
+
+
+def test_what_ends_every_worker_is_left_for_the_end(cluster, tmp_path):
+    steps, results = [], {}
+    run = RayEngine(cluster.address).run(Squares(tmp_path, deadly=(2,)), numbers(6), steps.append)
+    with pytest.raises(UserError, match=r"1 of 6 pieces ended 3 workers each \(number 2\).*all others are finished"):
+        results.update((item.load, result) for item, result in run)
+    assert results == {number: number**2 for number in range(6) if number != 2}
+    assert sum(steps) == 10 and len(list(tmp_path.glob("2-*"))) == 3
+    assert all(len(list(tmp_path.glob(f"{number}-*"))) == 1 for number in results)  # nothing twice
+
+
+def test_errors_of_a_worker_are_one_line(cluster, tmp_path):
+    with pytest.raises(UserError, match=r"^3 is refused$"):
+        list(RayEngine(cluster.address).run(Squares(tmp_path, refused=3), numbers(5), lambda _: None))
+
+
+@dataclass(frozen=True)
+class Isolating:
+    """Does its work in processes of the worker's, as `pack` does."""
+
+    uses_gpu = False
+    overlap = 2
+
+    @contextlib.contextmanager
+    def open(self, cpus):
+        with IsolatedCalls(deadly_seven, 1) as calls:
+            yield lambda numbers, _advance: list(calls.map(numbers, 2))
+
+
+def deadly_seven(number):
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -number
+
+
+def test_a_poisonous_clip_costs_itself(cluster):
+    items = [Item(str(start), 4, list(range(start, start + 4))) for start in (0, 4, 8)]
+    for engine in (RayEngine(cluster.address), LocalEngine()):
+        results = {item.name: result for item, result in engine.run(Isolating(), items, lambda _: None)}
+        assert results["0"] == [0, -1, -2, -3] and results["8"] == [-8, -9, -10, -11]
+        assert results["4"] == [-4, -5, -6, Crashed("the process was ended by SIGKILL, 2 times")]
+
+
+def test_reading_measuring_and_encoding(cluster, second_node, tiny_shards, tmp_path, monkeypatch):
+    """The same report, the same bits, the same bytes as on one machine."""
+    monkeypatch.chdir(tiny_shards.parent)  # relative paths
+    data = small(tiny_shards.name)
+    on_ray = {"engine": "ray", "ray_address": cluster.address}
+    vae, cpu = tiny_vae(), torch.device("cpu")
+    torch.set_num_threads(1)
+    found = [check_data(CheckConfig(data=data, **where), tmp_path / f"check{len(where)}") for where in ({}, on_ray)]
+    assert found[0] == found[1] and found[0].clips > 5
+    stats = [
+        measure_stats(vae, StatsConfig(data=data, stride=0.1, **where), cpu, tmp_path / f"stats{len(where)}")
+        for where in ({}, on_ray)
+    ]
+    assert torch.equal(stats[0].mean, stats[1].mean) and torch.equal(stats[0].std, stats[1].std)
+    vae.latent_stats = stats[0]
+    for where in ({}, on_ray):
+        config = EncodeConfig(data=data, clips_per_shard=4, **where)
+        encode_shards(vae, config, tmp_path / f"latents{len(where)}", cpu)
+    assert contents(tmp_path / "latents0") == contents(tmp_path / "latents2")
+
+
+def test_versions_that_differ(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "versions", partial(dict, ray_engine.versions(), av="1.0"))
+    with pytest.raises(UserError, match=r"node \w+ of the cluster has av .* instead of 1\.0: install the same"):
+        list(RayEngine(cluster.address).run(Squares(tmp_path), numbers(2), lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://127.0.0.1:1", "nobody answers there"),
+        ("127.0.0.1:1", "nobody answers there"),
+        ("ray://head", "expected auto, or ray://HOST:PORT"),
+        ("auto", "belongs to no Ray cluster"),
+    ],
+)
+def test_unreachable(address, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        list(RayEngine(address).run(Squares(tmp_path), numbers(2), lambda _: None))
+
+
+def test_no_ray(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'sat-ssvae\[ray\]'"):
+        list(RayEngine(None).run(Squares(tmp_path), numbers(2), lambda _: None))
+
+
+def test_places_follow_cores_and_gpus():
+    nodes = [
+        {"NodeID": "a", "Resources": {"CPU": 20.0}},
+        {"NodeID": "b", "Resources": {"CPU": 16.0, "GPU": 4.0}},
+        {"NodeID": "c", "Resources": {}},
+    ]
+    cores = {node: [place["num_cpus"] for place in places] for node, places in ray_engine._places(nodes, False).items()}
+    assert cores == {"a": [7, 7, 6], "b": [8, 8]}
+    gpus = ray_engine._places(nodes, True)
+    assert gpus == {"b": [{"num_cpus": 4, "num_gpus": 1}] * 4}
+    assert ray_engine._places(nodes[::2], True) == {"a": [{"num_cpus": 1, "num_gpus": 0}] * 20}
+
+
+def test_a_thousand_videos_four_ways(cluster, second_node, tmp_path):
+    """Locally, on two nodes one of which dies, and in four parts, two of them at once."""
+    videos = many_videos(tmp_path / "videos", 1000)
+    settings = {"samples_per_shard": 50}
+    pack(videos, tmp_path / "local", PackConfig(**settings))
+
+    def kill():
+        wait_for(lambda: len(list((tmp_path / "ray").glob("*.meta.jsonl"))) >= 5)
+        cluster.remove_node(second_node, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    pack(videos, tmp_path / "ray", PackConfig(**settings, engine="ray", ray_address=cluster.address))
+    killer.join()
+    for part in (4, 2, 1, 3):
+        pack(videos, tmp_path / "parts", PackConfig(**settings, part=f"{part}/4"))
+    assert merge(tmp_path / "parts").samples == 999
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray") == contents(tmp_path / "parts")
+    assert len(json.loads((tmp_path / "parts" / "pack.json").read_text())["segments"]) == 1000
