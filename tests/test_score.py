@@ -137,6 +137,34 @@ def test_what_is_left_out_is_said_in_a_line(folders, tiny_videos, tmp_path, caps
     assert f"CLIP similarity of {generated} left out: {generated}/bars0.mp4: no prompt" in capsys.readouterr().out
 
 
+def test_an_interrupted_run_continues_and_knows_how_much_is_left(
+    report, folders, tiny_videos, tmp_path, monkeypatch, capsys
+):
+    journal, measure, measured, killed = tmp_path / "score.jsonl", ClipFeatures.forward, [], []
+
+    def counted(self, video):
+        if len(measured) == 7 and not killed:  # after all real videos and two others
+            killed.append(True)
+            raise KeyboardInterrupt
+        measured.append(video)
+        return measure(self, video)
+
+    monkeypatch.setattr(ClipFeatures, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):
+        score([folders / "frozen"], tiny_videos, config("clip=none"), CPU, journal=journal)
+    assert len(journal.read_text().splitlines()) == 7 and "scoring: 7/10" in capsys.readouterr().err
+    with journal.open("a") as file:
+        file.write('{"key": "half a li')
+    continued = score([folders / "frozen"], tiny_videos, config("clip=none", "seed=0"), CPU, journal=journal)
+    assert len(measured) == 10 and "scoring: 10/10" in capsys.readouterr().err
+    assert continued.real == report.real and continued.folders[0] == report.folders[1]
+    again = score([folders / "frozen"], tiny_videos, config("clip=none", "seed=1"), CPU, journal=journal)
+    assert len(measured) == 10  # the seed is that of the intervals
+    assert again.real.videos == report.real.videos and again.real.scores != report.real.scores
+    score([folders / "frozen"], tiny_videos, config("clip=none", "data.num_frames=10"), CPU, journal=journal)
+    assert len(measured) == 20  # other clips
+
+
 def test_mistakes_are_one_line(folders, tiny_videos, tmp_path, capsys):
     same, real = str(folders / "same"), str(tiny_videos)
     (tmp_path / "one").mkdir()

@@ -40,21 +40,25 @@ def add(commands: Any) -> None:
         "from (default: NAME.txt beside each video, or the names of CogVideoX's folders)",
     )
     command.add_argument(
-        "--output", type=Path, metavar="DIR", help="for score.csv and score.json (default: the first GENERATED folder)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="for score.csv, score.json and what continues an interrupted run (default: the first GENERATED folder)",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Score; write score.csv and score.json; print them as a table with what each measure means."""
     from ..distributed import default_device
-    from ..evaluation.score import MEASURES, ScoreConfig, score
+    from ..evaluation.score import JOURNAL, MEASURES, ScoreConfig, score
 
     if len({path.resolve() for path in options.generated}) < len(options.generated):
         raise UserError("a folder is given twice")
     config = load_config(ScoreConfig, None, options.overrides)
-    report = score(options.generated, options.real, config, default_device(), options.prompts)
     first = options.generated[0]
     output = options.output or (first if first.is_dir() else first.parent)
+    journal = output / JOURNAL
+    report = score(options.generated, options.real, config, default_device(), options.prompts, journal)
     write_text(output / "score.json", json.dumps(_document(report, config), indent=1, ensure_ascii=False) + "\n")
     write_csv(output / "score.csv", _csv_rows(report))
     measured = [name for name in MEASURES if any(name in folder.scores for folder in report.folders)]

@@ -7,9 +7,8 @@ Distances between sets (kernel distances of frame and motion features, FVD with 
 similarity does. All of it is measured on clips of one length, rate and size, so folders compare with each other.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,34 +16,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..config import Config
-from ..data.files import VideoError
 from ..data.index import find_stores
 from ..data.skips import Skip
-from ..data.video_io import probe, read_clip, to_unit_range
 from ..errors import UserError
-from ..metrics.features import ClipFeatures, FrameFeatures
-from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance, frechet_interval
+from ..metrics.frechet import MIN_FRAMES, frechet_distance, frechet_interval
 from ..metrics.intervals import MIN_VALUES, mean_interval
 from ..metrics.kernel_distance import bootstrap_interval, kernel_distance
 from ..metrics.prompt_similarity import PromptSimilarity
-from ..metrics.temporal import flicker, motion, smoothness
 from ..progress import progress_bar
 from .generated import list_videos
-from .items import Item, list_items
+from .items import list_items
+from .score_videos import TEMPORAL, ClipSettings, MeasuredFolder, Measuring, Networks
 
+JOURNAL = "score.jsonl"
 CLIP = "openai/clip-vit-base-patch32"
 """Used if it happens to be in the cache of transformers."""
-
-
-class ClipSettings(Config):
-    """The clips that are compared."""
-
-    num_frames: int = Field(default=17, ge=3)
-    """Frames in a clip; FVD needs 10 at least."""
-    fps: float = Field(default=8.0, gt=0)
-    """Frames per second of a clip; videos slower than this are left out."""
-    resolution: int = Field(default=256, ge=32)
-    """Pixels a side; frames are scaled to cover the square and cropped at the centre."""
 
 
 class ScoreConfig(Config):
@@ -111,7 +97,6 @@ MEASURES: Mapping[str, Measure] = {
 }
 """In the order of the table."""
 _DISTANCES = {"frame_distance": "frame", "motion_distance": "clip"}
-_TEMPORAL: Mapping[str, Callable[[Tensor], Tensor]] = {"smoothness": smoothness, "flicker": flicker, "motion": motion}
 
 
 @dataclass(frozen=True)
@@ -150,7 +135,12 @@ class ScoreReport:
 
 
 def score(
-    generated: Sequence[Path], real: Path, config: ScoreConfig, device: torch.device, prompts: Path | None = None
+    generated: Sequence[Path],
+    real: Path,
+    config: ScoreConfig,
+    device: torch.device,
+    prompts: Path | None = None,
+    journal: Path | None = None,
 ) -> ScoreReport:
     """Score folders (or shards) of generated videos against real ones.
 
@@ -160,6 +150,7 @@ def score(
         config: what is compared and how.
         device: where networks run.
         prompts: as `list_videos` takes it; None to look beside the videos.
+        journal: where the results of each video are kept, so that a later call continues; None keeps them nowhere.
 
     Raises:
         UserError: fewer than two usable videos in a set, prompts that cannot be read or, where they were given, are
@@ -171,14 +162,12 @@ def score(
     notes: list[str] = []
     similarity = _similarity(config, device, notes)
     given = [_prompts(folder, prompts, notes) if similarity else {} for folder in generated]
-    networks = _Networks(
-        {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)},
-        I3D(config.i3d, device) if config.i3d else None,
-        similarity,
-        device,
-    )
-    reference = _measure(real, {}, networks, config)
-    sets = [_measure(folder, texts, networks, config) for folder, texts in zip(generated, given, strict=True)]
+    networks = Networks.load(config.i3d, similarity, device)
+    measuring = Measuring(networks, config.data, config.clips_per_video, journal)
+    total = sum(1 for folder in (real, *generated) for _ in list_items(folder, []))
+    with progress_bar(total, "scoring", "video") as bar:
+        reference = measuring.folder(real, {}, bar)
+        sets = [measuring.folder(folder, texts, bar) for folder, texts in zip(generated, given, strict=True)]
     folders = tuple(_folder(measured, reference, config) for measured in sets)
     if config.clips_per_video > 1:
         notes.append(f"{config.clips_per_video} clips of each video count as independent: intervals are too narrow")
@@ -189,24 +178,6 @@ def score(
     ):
         notes.append(f"FVD of {fewest} clips, no more than {dimension} dimensions: biased upwards")
     return ScoreReport(folders, _folder(reference, None, config), tuple(dict.fromkeys(notes)))
-
-
-@dataclass(frozen=True)
-class _Networks:
-    features: Mapping[str, FrameFeatures | ClipFeatures]
-    i3d: I3D | None
-    similarity: PromptSimilarity | None
-    device: torch.device
-
-
-@dataclass
-class _Measured:
-    """What was measured on the clips of a folder: features (n, D) by network, and values by video."""
-
-    name: str
-    features: dict[str, Tensor] = field(default_factory=dict)
-    videos: dict[str, dict[str, float]] = field(default_factory=dict)
-    skipped: list[Skip] = field(default_factory=list)
 
 
 def _similarity(config: ScoreConfig, device: torch.device, notes: list[str]) -> PromptSimilarity | None:
@@ -234,59 +205,7 @@ def _prompts(folder: Path, prompts: Path | None, notes: list[str]) -> dict[Path,
         return {}
 
 
-def _measure(source: Path, prompts: Mapping[Path, str], networks: _Networks, config: ScoreConfig) -> _Measured:
-    """All clips of a folder through all networks."""
-    measured = _Measured(str(source))
-    features: defaultdict[str, list[Tensor]] = defaultdict(list)
-    with progress_bar(None, f"scoring {source}", "video") as bar:
-        for item in list_items(source, measured.skipped):
-            prompt = prompts.get(item.source, item.caption) if isinstance(item.source, Path) else item.caption
-            values: defaultdict[str, list[float]] = defaultdict(list)
-            try:
-                for clip in _clips(item, config):
-                    video = to_unit_range(clip)[None].to(networks.device)
-                    for name, found in _features(video, networks, config).items():
-                        features[name].append(found)
-                    for name, measure in _TEMPORAL.items():
-                        values[name].append(float(measure(video)))
-                    if networks.similarity is not None and prompt:
-                        values["clip_similarity"].append(networks.similarity(video[0], prompt))
-            except VideoError as error:
-                measured.skipped.append(Skip(item.name, error.cause, str(error)))
-            if values:
-                measured.videos[item.name] = {name: sum(some) / len(some) for name, some in values.items()}
-            bar.update()
-    if len(measured.videos) < 2:
-        why = f"; {measured.skipped[0].source}: {measured.skipped[0].detail}" if measured.skipped else ""
-        raise UserError(f"{source}: usable videos: {len(measured.videos)}, scores need 2 at least{why}")
-    measured.features = {name: torch.cat(parts) for name, parts in features.items()}
-    return measured
-
-
-def _clips(item: Item, config: ScoreConfig) -> Iterator[Tensor]:
-    """The clips of a video, uint8 `3 T H W`, each beginning on one of the video's frames."""
-    info, data = probe(item.source), config.data
-    if info.fps < 0.99 * data.fps:
-        raise VideoError("too slow", f"{info.fps:g} frames per second, data.fps is {data.fps:g}")
-    last = round(info.duration * info.fps) - 0.5 - (data.num_frames - 1) / data.fps * info.fps  # in frames
-    if last < 0:
-        needed = data.num_frames / data.fps
-        raise VideoError("too short", f"{info.duration:.2f} s, a clip of {data.num_frames} frames takes {needed:.2f} s")
-    for number in range(config.clips_per_video):
-        start = int(last * (number + 0.5) / config.clips_per_video) / info.fps
-        yield read_clip(item.source, start=start, num_frames=data.num_frames, fps=data.fps, size=(data.resolution,) * 2)
-
-
-def _features(video: Tensor, networks: _Networks, config: ScoreConfig) -> dict[str, Tensor]:
-    found = {name: network(video).cpu() for name, network in networks.features.items()}
-    if networks.i3d is not None:
-        collector = ClipCollector(networks.i3d, config.data.num_frames)
-        collector.add(video)
-        found["i3d"] = collector.features()
-    return found
-
-
-def _folder(measured: _Measured, reference: _Measured | None, config: ScoreConfig) -> FolderScores:
+def _folder(measured: MeasuredFolder, reference: MeasuredFolder | None, config: ScoreConfig) -> FolderScores:
     """Scores of a folder against the reference; against itself, half to half, where there is none."""
     scores: dict[str, Score] = {}
     for name, network in _DISTANCES.items():
@@ -299,7 +218,7 @@ def _folder(measured: _Measured, reference: _Measured | None, config: ScoreConfi
         sets = measured.features["i3d"], reference.features["i3d"]
         low, high = frechet_interval(*sets, seed=config.seed) if _enough(*sets) else (None, None)
         scores["fvd"] = Score(frechet_distance(*sets), low, high, len(sets[0]))
-    for name in ("clip_similarity", *_TEMPORAL):
+    for name in ("clip_similarity", *TEMPORAL):
         values = [of_video[name] for of_video in measured.videos.values() if name in of_video]
         if values:
             mean = mean_interval(values, seed=config.seed)

@@ -22,6 +22,7 @@ from ..metrics.fidelity import psnr
 from ..progress import progress_bar
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import (
+    FrequencySpectrum,
     channel_eigenvalues,
     cumulative_explained_variance,
     dct_amplitude,
@@ -29,6 +30,8 @@ from ..spectral.spectrum import (
     low_frequency_share,
     mean_gaussian_floor,
     modes_for,
+    spatial_spectrum,
+    temporal_spectrum,
 )
 from ..vae.statistics import LatentStats
 
@@ -58,12 +61,41 @@ class SpectraConfig(Config):
 
 
 @dataclass(frozen=True)
+class AmplitudeCurve:
+    """Amplitude by frequency, relative to white noise of the same variance; see `spectral.spectrum`."""
+
+    frequency: tuple[float, ...]
+    """Ascending, in cycles per pixel or per frame."""
+    amplitude: tuple[float, ...]
+    """Root mean square over all clips."""
+    decay_by_clip: tuple[float, ...]
+    """Exponent a of amplitude ~ 1 / frequency^a of each clip; empty of fewer than two frequencies."""
+
+    @classmethod
+    def of(cls, spectrum: FrequencySpectrum) -> "AmplitudeCurve":
+        """From tensors."""
+        decay = spectrum.decay
+        by_clip = () if decay is None else tuple(decay.tolist())
+        return cls(tuple(spectrum.frequency.tolist()), tuple(spectrum.mean.tolist()), by_clip)
+
+    @property
+    def decay(self) -> float | None:
+        """Mean exponent over the clips; None where there is none."""
+        return sum(self.decay_by_clip) / len(self.decay_by_clip) if self.decay_by_clip else None
+
+
+@dataclass(frozen=True)
 class LatentSpectra:
     """One autoencoder. `explained_variance` by number of channel modes; PSNR in dB by strength of the disturbance."""
 
     name: str
     latent_shape: tuple[int, int, int, int]
+    spatial: AmplitudeCurve
+    """By cycles per pixel."""
+    temporal: AmplitudeCurve
+    """By cycles per frame."""
     dct_amplitude: tuple[float, ...]
+    """As in the paper: of blocks of latent positions, relative to the DC's, in zigzag order."""
     low_frequency_share: float
     explained_variance: tuple[float, ...]
     modes_for_90_percent: int
@@ -108,6 +140,8 @@ def measure_latents(
     return LatentSpectra(
         name=name,
         latent_shape=(c, t, h, w),
+        spatial=AmplitudeCurve.of(spatial_spectrum(latents, (clips.shape[-2], clips.shape[-1]))),
+        temporal=AmplitudeCurve.of(temporal_spectrum(latents, clips.shape[2])),
         dct_amplitude=tuple(dct_amplitude(latents).tolist()),
         low_frequency_share=low_frequency_share(latents),
         explained_variance=tuple(cumulative_explained_variance(eigenvalues).tolist()),

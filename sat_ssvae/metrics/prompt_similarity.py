@@ -41,7 +41,7 @@ class PromptSimilarity:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"clip={model}: no CLIP model on this machine ({reason}); give its folder") from None
-        self._network, self._device = network.eval().to(device).requires_grad_(False), device
+        self.network, self._device = network.eval().to(device).requires_grad_(False), device
         sizes = network.config.to_dict()
         self._size: int = sizes["vision_config"]["image_size"]
         self._length: int = sizes["text_config"]["max_position_embeddings"]
@@ -63,7 +63,7 @@ class PromptSimilarity:
         top, left = (height - self._size) // 2, (width - self._size) // 2
         pixels = (frames[..., top : top + self._size, left : left + self._size].clamp(-1, 1) + 1) / 2
         tokens = self._tokenizer([prompt], truncation=True, max_length=self._length, return_tensors="pt")
-        found = self._network(
+        found = self.network(
             input_ids=tokens["input_ids"].to(self._device),
             attention_mask=tokens["attention_mask"].to(self._device),
             pixel_values=(pixels - self._mean) / self._std,

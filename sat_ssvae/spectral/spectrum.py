@@ -1,6 +1,7 @@
 """What makes latents easy to diffuse: spatio-temporal spectrum, channel eigenspectrum, Gaussian floor.
 
     amplitude = dct_amplitude(latents)                                      # the paper's first plot
+    spectrum = spatial_spectrum(latents, (256, 256))  # the same question in cycles per pixel, for any compression
     variance = cumulative_explained_variance(channel_eigenvalues(latents))  # the second: few channel modes
     floor = mean_gaussian_floor(latent_eigenvalues(latents))  # loss that the best linear model leaves
 
@@ -9,11 +10,36 @@ means over millions of positions and eigenvalues that span many orders of magnit
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 DEFAULT_BLOCK = (4, 8, 8)
+BINS_PER_OCTAVE = 4
+
+
+class FrequencySpectrum(NamedTuple):
+    """Root mean square amplitude by frequency; latents of unit variance without any structure have 1 everywhere."""
+
+    frequency: Tensor
+    """(b,) ascending, in cycles per pixel or per frame."""
+    amplitude: Tensor
+    """(N, b), one row a clip."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Amplitude (b,) of all clips together."""
+        return self.amplitude.square().mean(0).sqrt()
+
+    @property
+    def decay(self) -> Tensor | None:
+        """Exponent a of the fit amplitude ~ 1 / frequency^a of each clip, (N,); None of fewer than two frequencies."""
+        if len(self.frequency) < 2:
+            return None
+        x, y = self.frequency.log(), self.amplitude.clamp_min(torch.finfo(torch.float64).tiny).log()
+        x = x - x.mean()
+        return -(y @ x) / x.square().sum()
 
 
 def dct_matrix(size: int) -> Tensor:
@@ -67,6 +93,39 @@ def dct_amplitude(latents: Tensor, block: tuple[int, int, int] = DEFAULT_BLOCK) 
     magnitude = dct3(_blocks(latents.double(), block)).abs().mean(0).flatten(1)  # c K
     ordered = magnitude[:, zigzag_order(_fitted(latents, block)).to(magnitude.device)]
     return (ordered / ordered[:, :1].clamp_min(torch.finfo(torch.float64).tiny)).mean(0)
+
+
+def spatial_spectrum(latents: Tensor, size: tuple[int, int]) -> FrequencySpectrum:
+    """Amplitude by spatial frequency in cycles per pixel, whatever an autoencoder's compression.
+
+    The 2-D DCT of whole frames of latents that are standardised per channel, averaged over channels, frames and
+    frequencies of about one radius, up to the highest that the latents have in both directions. Diffusion adds
+    white noise to such latents: noise of standard deviation s hides the frequencies whose amplitude is below s.
+
+    Args:
+        latents: N c t h w, or videos.
+        size: (height, width) of the frames in pixels.
+    """
+    h, w = latents.shape[-2:]
+    vertical, horizontal = (torch.arange(n, dtype=torch.float64) / (2 * pixels) for n, pixels in zip((h, w), size))
+    radius = torch.hypot(vertical[:, None], horizontal).flatten()
+    rows, columns = (dct_matrix(n).to(latents.device) for n in (h, w))
+    mean, std = _channel_moments(latents)
+    power = torch.stack([(rows @ ((x - mean) / std) @ columns.T).square().mean((0, 1)).flatten() for x in latents])
+    return _binned(radius, power, step=1 / (2 * min(size)), highest=min(h / size[0], w / size[1]) / 2)
+
+
+def temporal_spectrum(latents: Tensor, num_frames: int) -> FrequencySpectrum:
+    """Amplitude by temporal frequency in cycles per frame, of latents N c t h w of `num_frames` frames.
+
+    As `spatial_spectrum`, with the DCT over time, averaged over channels and positions.
+    """
+    t = latents.shape[2]
+    over_time = dct_matrix(t).to(latents.device)
+    mean, std = _channel_moments(latents)
+    power = torch.stack([(over_time @ ((x - mean) / std).flatten(2)).square().mean((0, 2)) for x in latents])
+    frequency = torch.arange(t, dtype=torch.float64) / (2 * num_frames)
+    return _binned(frequency, power, step=1 / (2 * num_frames), highest=t / num_frames / 2)
 
 
 def low_frequency_share(latents: Tensor, fraction: float = 0.125, block: tuple[int, int, int] = DEFAULT_BLOCK) -> float:
@@ -158,6 +217,32 @@ def _blocks(latents: Tensor, block: tuple[int, int, int]) -> Tensor:
         latents = latents.narrow(axis, 0, latents.shape[axis] // size * size)
         latents = latents.unflatten(axis, (-1, size)).movedim(axis, 0).flatten(0, 1)
     return latents
+
+
+def _channel_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of N c t h w, (c, 1, 1, 1) in float64, to be applied to a clip."""
+    clips = [clip.double() for clip in latents]
+    mean = torch.stack([clip.mean((1, 2, 3)) for clip in clips]).mean(0)[:, None, None, None]
+    variance = torch.stack([(clip - mean).square().mean((1, 2, 3)) for clip in clips]).mean(0)
+    return mean, variance.sqrt().clamp_min(torch.finfo(torch.float64).tiny)[:, None, None, None]
+
+
+def _binned(frequency: Tensor, power: Tensor, step: float, highest: float) -> FrequencySpectrum:
+    """Power (N, K) of DCT coefficients averaged over bins of equal width in octaves, without the constant one.
+
+    Args:
+        frequency: (K,).
+        power: (N, K).
+        step: distance of two frequencies along an axis; no bin is narrower.
+        highest: coefficients of this frequency and above are left out.
+    """
+    ring = (frequency / step).round()
+    kept = (ring > 0) & (ring < round(highest / step))
+    octave = (ring.clamp_min(1).log2() * BINS_PER_OCTAVE + 1e-9).floor()
+    bins = octave[kept].unique()
+    member = (kept & (octave == bins[:, None])).double()  # (b, K)
+    member = member / member.sum(1, keepdim=True)
+    return FrequencySpectrum(member @ frequency, (power @ member.T.to(power.device)).sqrt())
 
 
 def _channel_covariance(rows: Tensor) -> Tensor:
