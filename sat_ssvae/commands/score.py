@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="for score.csv, score.json and what continues an interrupted run (default: the first GENERATED folder)",
+        help="for score.csv, score.json and each video's results (default: the first GENERATED folder)",
     )
 
 

@@ -1,6 +1,7 @@
 """`sat-ssvae spectrum`: what the latents of autoencoders look like to a diffusion model."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure all autoencoders on the same clips; write the page and print the table."""
     from ..autoencoders.specification import open_autoencoder
     from ..distributed import default_device
-    from ..evaluation.spectra import SpectraConfig, load_clips, measure_latents
+    from ..evaluation.spectra import SpectraConfig, load_clips, measure_latents, measure_pixels
     from ..evaluation.spectra_page import SpectraResults, table, write_spectra
 
     places = _places(options.vae)
@@ -53,9 +54,13 @@ def run(options: argparse.Namespace) -> None:
         "decoded from disturbed latents": str(min(config.disturbed_clips, len(clips))),
         "autoencoders": ", ".join(options.vae),
     }
-    results = SpectraResults(arms, measurement, options.command_line)
+    named = [word for vae in options.vae for word in ("--vae", vae)]
+    baseline = ["--vae", "stock=stock"] if len(arms) == 1 else []
+    following = shlex.join(["sat-ssvae", "compare", *baseline, *named, "--data", options.data])
+    curves = measure_pixels(clips, config)
+    results = SpectraResults(arms, *curves, measurement, options.command_line, following)
     page = write_spectra(results, options.output)
-    sys.stdout.write(f"{aligned(table(results))}\npage: {page}\n")
+    sys.stdout.write(f"{aligned(table(results))}\n{results.meaning}\npage: {page}\n")
 
 
 def _places(specifications: list[str]) -> dict[str, str]:

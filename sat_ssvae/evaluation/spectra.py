@@ -2,6 +2,7 @@
 
     clips = load_clips(config)
     measured = [measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items()]
+    spatial, temporal = measure_pixels(clips, config)       # the same of the videos, for comparison
 
 Latents are posterior means as the encoder gives them; the Gaussian floor is that of latents standardised per channel.
 Everything is measured on the same clips, so that autoencoders differ in their latents and in nothing else.
@@ -153,6 +154,19 @@ def measure_latents(
     )
 
 
+def measure_pixels(clips: Tensor, config: SpectraConfig) -> tuple[AmplitudeCurve, AmplitudeCurve]:
+    """Spatial and temporal amplitude of the clips themselves, `N C T H W`, of as many as are disturbed."""
+    some = clips[_spread(len(clips), config.disturbed_clips)]
+    size = clips.shape[-2], clips.shape[-1]
+    spectra = spatial_spectrum(some, size), temporal_spectrum(some, clips.shape[2])
+    return AmplitudeCurve.of(spectra[0]), AmplitudeCurve.of(spectra[1])
+
+
+def _spread(count: int, wanted: int) -> Tensor:
+    """Indices of at most `wanted` clips, evenly spread."""
+    return torch.linspace(0, count - 1, min(wanted, count)).long()
+
+
 def add_noise(z: Tensor, stats: LatentStats, level: float, generator: torch.Generator) -> Tensor:
     """Latents `b c t h w` plus Gaussian noise of `level` standard deviations of each channel."""
     noise = torch.randn(z.shape, generator=generator)
@@ -176,7 +190,7 @@ def _disturbed_psnr(
     device: torch.device,
 ) -> tuple[dict[float, float], dict[float, float]]:
     """PSNR to the clips by noise level and by share of dropped channels; every strength draws the same numbers."""
-    chosen = torch.linspace(0, len(clips) - 1, min(config.disturbed_clips, len(clips))).long()
+    chosen = _spread(len(clips), config.disturbed_clips)
     clips, latents = clips[chosen], latents[chosen]
 
     def score(disturbed: Tensor) -> float:

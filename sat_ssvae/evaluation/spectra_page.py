@@ -1,24 +1,41 @@
-"""The spectra of any number of autoencoders as one HTML file, with the figures and numbers beside it.
+"""The spectra of any number of autoencoders as one HTML file, with the numbers beside it.
 
-write_spectra(results, folder)     # folder/spectrum.html spectrum.json figures/*.png
+write_spectra(results, folder)     # folder/spectrum.html spectrum.json
 """
 
-import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
-from ..comparison.report.figures import amplitude_figure, arm_styles, robustness_figure, variance_figure
-from ..storage import write_bytes, write_text
-from .spectra import LatentSpectra
+from ..pages.blocks import Legend, box, command, facts, paragraph, section
+from ..pages.blocks import table as html_table
+from ..pages.charts import chart, charts, line
+from ..pages.document import document
+from ..storage import write_text
+from .spectra import AmplitudeCurve, LatentSpectra
+from .spectra_meaning import falls, meaning, modes
 
-_TEMPLATE = Path(__file__).with_name("spectrum.html.j2")
-AMPLITUDES_AT = (20, 40)
-"""Zigzag indices that the table shows, as the paper's figure is read."""
+PIXELS = "the videos' pixels"
+"""Name of the curve of the videos themselves."""
+_NEXT = (
+    "This is a prediction from statistics of the latents, not a measurement of training. `sat-ssvae compare` trains a "
+    "diffusion model on each autoencoder's latents and measures which one learns faster:"
+)
+_NOTES = (
+    "Amplitude: root mean square of the DCT coefficients of latents standardised per channel, over channels, clips and "
+    "all frequencies of about one radius; white noise has 1 everywhere. Diffusion adds such noise: noise of standard "
+    "deviation s hides the frequencies whose amplitude is below s. Frequencies are those of the video's pixels and frames, "
+    "so autoencoders of different compression share an axis; a curve ends where its latents have no finer positions.",
+    "Falls as: the slope of amplitude over cycles per pixel, fitted in each clip, mean over clips; clips count as "
+    "independent. Low frequencies: share of the variance in the lowest eighth of DCT coefficients of blocks of 4×8×8 latent "
+    "positions. Modes: principal components of the channels. Local correlation: mean Pearson correlation inside 2×2×2 "
+    "windows. Gaussian floor: flow-matching loss that the best linear predictor leaves on latents standardised per channel, "
+    "averaged over noise levels (1.57 for white noise); a lower one makes a raw loss look better before anything is learned.",
+    "spectrum.json beside this file has every number, and the amplitudes over the zigzag index that the paper plots.",
+)
 
 
 @dataclass(frozen=True)
@@ -26,65 +43,116 @@ class SpectraResults:
     """Autoencoders measured on the same clips; `measurement` says on which, by name."""
 
     arms: tuple[LatentSpectra, ...]
+    pixels: AmplitudeCurve
+    """Of the clips themselves, by cycles per pixel."""
+    pixels_over_time: AmplitudeCurve
+    """The same by cycles per frame."""
     measurement: dict[str, str]
     command: str
+    next_command: str
+    """What measures the training of a diffusion model on these latents."""
+
+    @property
+    def meaning(self) -> str:
+        """What the numbers mean for a diffusion model, in a sentence."""
+        return meaning(self.arms, self.pixels)
 
 
 def write_spectra(results: SpectraResults, folder: Path) -> Path:
     """Write everything into `folder`; returns the path of the HTML file."""
-    figures = {
-        "amplitude": amplitude_figure(results),
-        "variance": variance_figure(results),
-        "noise": robustness_figure(
-            results,
-            [arm.psnr_by_noise for arm in results.arms],
-            "Decoder under noise in the latents\nflatter: more robust",
-            "noise, standard deviations of the channel",
-        ),
-        "dropped": robustness_figure(
-            results,
-            [arm.psnr_by_dropped for arm in results.arms],
-            "Decoder under dropped channels\nflatter: more robust",
-            "share of channels set to their mean",
-        ),
-    }
-    for name, data in figures.items():
-        write_bytes(folder / "figures" / f"{name}.png", data)
-    write_text(folder / "spectrum.json", json.dumps(asdict(results), indent=1) + "\n")
+    write_text(folder / "spectrum.json", json.dumps(asdict(results) | {"meaning": results.meaning}, indent=1) + "\n")
     page = folder / "spectrum.html"
-    write_text(page, _render(results, list(figures.values())))
+    write_text(page, _render(results))
     return page
 
 
 def table(results: SpectraResults) -> list[list[str]]:
     """Header and one row an autoencoder."""
-    header = ["", "latent c×t×h×w", "low frequencies", "modes for 90 %", "first mode", "local correlation"]
-    header += ["Gaussian floor", *(f"amplitude at {index}" for index in AMPLITUDES_AT)]
-    return [header, *(_row(arm) for arm in results.arms)]
+    header = ["", "latent c×t×h×w", "amplitude falls as", "low frequencies", "modes for 90 %", "first mode"]
+    return [[*header, "local correlation", "Gaussian floor"], *(_row(arm) for arm in results.arms)]
 
 
 def _row(arm: LatentSpectra) -> list[str]:
-    amplitude = arm.dct_amplitude
     return [
         arm.name,
         "×".join(map(str, arm.latent_shape)),
+        falls(arm.spatial),
         f"{arm.low_frequency_share:.3f}",
-        f"{arm.modes_for_90_percent} of {len(arm.explained_variance)}",
+        modes(arm),
         f"{arm.explained_variance[0]:.3f}",
         "–" if arm.local_correlation is None else f"{arm.local_correlation:.3f}",
         f"{arm.gaussian_floor:.3f}",
-        *(f"{amplitude[index]:.2e}" if index < len(amplitude) else "–" for index in AMPLITUDES_AT),
     ]
 
 
-def _render(results: SpectraResults, figures: Sequence[bytes]) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+def _render(results: SpectraResults) -> str:
+    legend = Legend([*(arm.name for arm in results.arms), PIXELS])
     header, *rows = table(results)
-    values: dict[str, Any] = {
-        "results": results,
-        "colours": {arm.name: arm.colour for arm in arm_styles(results)},
-        "figures": [f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in figures],
-        "header": header,
-        "rows": rows,
-    }
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(values)
+    numbers = [[legend.label(row[0]), *row[1:]] for row in rows]
+    drawings = [
+        _amplitude(results, legend, "Detail in space", "pixel", lambda arm: arm.spatial, results.pixels),
+        _amplitude(results, legend, "Change over time", "frame", lambda arm: arm.temporal, results.pixels_over_time),
+        _variance(results, legend),
+    ]
+    robustness = [
+        _robustness(results, legend, "Noise in the latents", "standard deviations", lambda arm: arm.psnr_by_noise),
+        _robustness(results, legend, "Channels set to their mean", "share", lambda arm: arm.psnr_by_dropped),
+    ]
+    blocks = [
+        legend.toggles(),
+        box(paragraph(Markup("<b>{}</b>").format(results.meaning)), paragraph(_NEXT), command(results.next_command)),
+        section("Spectra of the latents", charts(drawings), note=_NOTES[0]),
+        section("Numbers", html_table(header, numbers, sortable=True), note=_NOTES[1]),
+        section("Decoder under disturbed latents", charts(robustness), note="PSNR to the clip; flatter is more robust."),
+        section("How it was measured", facts(results.measurement), command(results.command), note=_NOTES[2]),
+    ]
+    size = results.measurement.get("clips", "")
+    return document("What these latents look like to a diffusion model", blocks, subtitle=size)
+
+
+def _amplitude(
+    results: SpectraResults,
+    legend: Legend,
+    title: str,
+    unit: str,
+    curve_of: Callable[[LatentSpectra], AmplitudeCurve],
+    pixels: AmplitudeCurve,
+) -> Markup:
+    curves = {arm.name: curve_of(arm) for arm in results.arms} | {PIXELS: pixels}
+    return chart(
+        title,
+        [line(legend, name, curve.frequency, curve.amplitude) for name, curve in curves.items() if curve.frequency],
+        x_label=f"cycles per {unit}",
+        y_label="amplitude",
+        note="relative to white noise of the same variance (dotted); steeper is easier to diffuse",
+        targets=[1.0],
+        log_x=True,
+        log_y=True,
+    )
+
+
+def _variance(results: SpectraResults, legend: Legend) -> Markup:
+    lines = [
+        line(legend, arm.name, range(1, len(arm.explained_variance) + 1), arm.explained_variance) for arm in results.arms
+    ]
+    return chart(
+        "Channel modes",
+        lines,
+        x_label="largest modes",
+        y_label="share of the variance",
+        note="fewer for 90 % (dotted) are easier to diffuse",
+        targets=[0.9],
+        log_x=False,
+        y_range=(0, 1.02),
+    )
+
+
+def _robustness(
+    results: SpectraResults,
+    legend: Legend,
+    title: str,
+    label: str,
+    psnr: Callable[[LatentSpectra], Mapping[float, float]],
+) -> Markup:
+    lines = [line(legend, arm.name, list(psnr(arm)), list(psnr(arm).values())) for arm in results.arms]
+    return chart(title, lines, x_label=label, y_label="PSNR, dB", log_x=False, log_y=False)

@@ -107,7 +107,7 @@ def spatial_spectrum(latents: Tensor, size: tuple[int, int]) -> FrequencySpectru
         size: (height, width) of the frames in pixels.
     """
     h, w = latents.shape[-2:]
-    vertical, horizontal = (torch.arange(n, dtype=torch.float64) / (2 * pixels) for n, pixels in zip((h, w), size))
+    vertical, horizontal = (_frequencies(n, pixels) for n, pixels in ((h, size[0]), (w, size[1])))
     radius = torch.hypot(vertical[:, None], horizontal).flatten()
     rows, columns = (dct_matrix(n).to(latents.device) for n in (h, w))
     mean, std = _channel_moments(latents)
@@ -124,8 +124,7 @@ def temporal_spectrum(latents: Tensor, num_frames: int) -> FrequencySpectrum:
     over_time = dct_matrix(t).to(latents.device)
     mean, std = _channel_moments(latents)
     power = torch.stack([(over_time @ ((x - mean) / std).flatten(2)).square().mean((0, 2)) for x in latents])
-    frequency = torch.arange(t, dtype=torch.float64) / (2 * num_frames)
-    return _binned(frequency, power, step=1 / (2 * num_frames), highest=t / num_frames / 2)
+    return _binned(_frequencies(t, num_frames), power, step=1 / (2 * num_frames), highest=t / num_frames / 2)
 
 
 def low_frequency_share(latents: Tensor, fraction: float = 0.125, block: tuple[int, int, int] = DEFAULT_BLOCK) -> float:
@@ -225,6 +224,11 @@ def _channel_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.stack([clip.mean((1, 2, 3)) for clip in clips]).mean(0)[:, None, None, None]
     variance = torch.stack([(clip - mean).square().mean((1, 2, 3)) for clip in clips]).mean(0)
     return mean, variance.sqrt().clamp_min(torch.finfo(torch.float64).tiny)[:, None, None, None]
+
+
+def _frequencies(size: int, pixels: int) -> Tensor:
+    """Of the DCT coefficients of `size` positions that cover so many pixels (or frames), in cycles per pixel."""
+    return torch.arange(size, dtype=torch.float64) / (2 * pixels)
 
 
 def _binned(frequency: Tensor, power: Tensor, step: float, highest: float) -> FrequencySpectrum:
