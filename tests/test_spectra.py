@@ -10,7 +10,14 @@ from sat_ssvae.autoencoders.classes import adapt
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
-from sat_ssvae.evaluation.spectra import SpectraConfig, add_noise, drop_channels, load_clips, measure_latents
+from sat_ssvae.evaluation.spectra import (
+    SpectraConfig,
+    add_noise,
+    drop_channels,
+    load_clips,
+    measure_latents,
+    measure_pixels,
+)
 from sat_ssvae.evaluation.spectra_page import SpectraResults, table, write_spectra
 from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.spectral.spectrum import dct_amplitude
@@ -18,6 +25,7 @@ from sat_ssvae.vae.statistics import LatentStats
 
 from . import foreign_models
 from .small_models import random_video, tiny_vae
+from .test_pages import Parsed
 
 CPU = torch.device("cpu")
 
@@ -73,15 +81,26 @@ def test_measures_of_ssvae_and_of_an_image_autoencoder():
     assert measure_latents("ssvae", vae, videos, config(), CPU) == measured
 
 
-def test_the_page_holds_every_number_and_figure(tmp_path):
+def test_the_page_holds_every_number_and_curve(tmp_path):
     arms = tuple(measure_latents(name, tiny_vae(), clips(), config(), CPU) for name in ("plain", "R&D <b>"))
-    results = SpectraResults(arms, {"clips": "six"}, "sat-ssvae spectrum --vae a=b")
-    page = write_spectra(results, tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == 4 and "R&amp;D &lt;b&gt;" in page and "<b>" not in page
-    for row in table(results)[1:]:
-        assert all(cell in page for cell in row[1:])
-    assert json.loads((tmp_path / "spectrum.json").read_text())["arms"][0]["latent_shape"] == [4, 3, 8, 8]
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"amplitude", "variance", "noise", "dropped"}
+    pixels = measure_pixels(clips(), config())
+    results = SpectraResults(arms, *pixels, {"clips": "six"}, "sat-ssvae spectrum --vae a=b", "sat-ssvae compare")
+    page = Parsed(write_spectra(results, tmp_path).read_text())
+    for row in table(results):
+        assert all(cell in page.text for cell in row)
+    assert results.meaning in page.text and "sat-ssvae compare" in page.text
+    space, time, modes, noise, dropped = [json.loads(text) for text in page.data if text.startswith("{")]
+    assert [one["name"] for one in space["lines"]] == ["plain", "R&D <b>", "the videos' pixels"]
+    assert space["lines"][0]["x"] == pytest.approx(arms[0].spatial.frequency, rel=1e-4)
+    assert space["lines"][2]["y"] == pytest.approx(pixels[0].amplitude, rel=1e-4) and space["log_x"] and space["log_y"]
+    assert time["lines"][1]["y"] == pytest.approx(arms[1].temporal.amplitude, rel=1e-4)
+    assert modes["lines"][0]["y"] == pytest.approx(arms[0].explained_variance, rel=1e-4)
+    assert noise["lines"][0]["y"] == pytest.approx(list(arms[0].psnr_by_noise.values()), rel=1e-4)
+    assert len(dropped["lines"]) == 2
+    kept = json.loads((tmp_path / "spectrum.json").read_text())
+    assert kept["arms"][0]["latent_shape"] == [4, 3, 8, 8] and kept["meaning"] == results.meaning
+    assert kept["arms"][0]["dct_amplitude"] == list(arms[0].dct_amplitude)
+    assert {path.name for path in tmp_path.iterdir()} == {"spectrum.json", "spectrum.html"}
 
 
 def test_the_command(tiny_videos, tmp_path, capsys):
@@ -92,9 +111,16 @@ def test_the_command(tiny_videos, tmp_path, capsys):
     assert main(["spectrum", *vaes, *places, *settings]) == 0
     output = capsys.readouterr().out
     assert re.search(r"one +4×3×8×8", output) and "spectrum.html" in output
-    with pytest.raises(SystemExit):
-        main(["spectrum", *vaes, *vaes[:2], *places, *settings])
-    assert "expected NAME=VAE with a name of its own" in capsys.readouterr().err
+    assert "These numbers name no favourite" in output  # it is one autoencoder twice
+    page = (tmp_path / "out" / "spectrum.html").read_text()
+    assert f"sat-ssvae compare {' '.join(vaes)} --data {tiny_videos}" in page
+    for names, message in (
+        ([*vaes, *vaes[:2]], "expected NAME=VAE with a name of its own"),
+        (["--vae", f"the videos' pixels={tmp_path / 'vae'}"], "expected NAME=VAE with a name of its own"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["spectrum", *names, *places, *settings])
+        assert message in capsys.readouterr().err
 
 
 def test_too_few_clips(tiny_videos, tmp_path):

@@ -212,3 +212,39 @@ def test_what_does_not_fit_is_refused():
         spectrum.low_frequency_share(torch.zeros(1, 3, 4, 8, 8), 0)
     with pytest.raises(ValueError, match="share"):
         spectrum.modes_for(torch.ones(3), 1.5)
+
+
+def test_a_wave_has_one_frequency_at_every_compression():
+    """A cosine over 64x96 pixels, as latents of 4x4 and of 8x8 pixels a position see it."""
+    for factor in (4, 8):
+        y = (torch.arange(64 // factor, dtype=torch.float64) + 0.5) * factor
+        wave = torch.cos(math.pi * 5 / 64 * y)[:, None].expand(-1, 96 // factor)  # 2.5 periods in 64 pixels
+        latents = 3 * wave.expand(2, 4, 3, -1, -1) + 7
+        got = spectrum.spatial_spectrum(latents, (64, 96))
+        peak = int(got.mean.argmax())
+        assert got.frequency[peak] == pytest.approx(5 / 128, rel=0.1)
+        power = got.amplitude.square()
+        assert power[:, peak].min() > 0 and power.sum(1).sub(power[:, peak]).abs().max() < 1e-9 * power[:, peak].min()
+        assert got.frequency.max() < 1 / (2 * factor) and (got.frequency.diff() > 0).all()
+        t = spectrum.temporal_spectrum(latents, 9)
+        assert t.frequency.tolist() == pytest.approx([1 / 18, 2 / 18]) and t.amplitude.max() < 1e-9
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.5])
+def test_the_decay_of_a_power_law(exponent):
+    shape = torch.arange(32, dtype=torch.float64)
+    radius = torch.hypot(shape[:, None], shape).clamp_min(1)
+    rows = spectrum.dct_matrix(32)
+    latents = rows.T @ (randn(6, 8, 4, 32, 32) * radius**-exponent) @ rows
+    got = spectrum.spatial_spectrum(1000 * latents, (256, 256))
+    assert got.decay.shape == (6,) and got.decay.mean() == pytest.approx(exponent, abs=0.08)
+    assert spectrum.spatial_spectrum(latents - 40, (256, 256)).mean.tolist() == pytest.approx(got.mean.tolist())
+
+
+def test_white_noise_has_amplitude_one_everywhere():
+    latents = 5 * randn(8, 6, 9, 16, 12) - 2
+    for got in (spectrum.spatial_spectrum(latents, (128, 96)), spectrum.temporal_spectrum(latents, 33)):
+        assert got.mean.tolist() == pytest.approx([1] * len(got.frequency), abs=0.08)
+        assert got.amplitude.shape == (8, len(got.frequency))
+    assert spectrum.spatial_spectrum(latents[..., :2, :2], (16, 16)).decay is None
+    assert len(spectrum.temporal_spectrum(latents[:, :, :1], 1).frequency) == 0

@@ -65,10 +65,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _places(specifications: list[str]) -> dict[str, str]:
     """Autoencoders by name."""
+    from ..evaluation.spectra_page import PIXELS
+
     places: dict[str, str] = {}
     for specification in specifications:
         name, equals, place = specification.partition("=")
-        if not equals or not name or not place or name in places:
+        if not equals or not name or not place or name in (*places, PIXELS):
             raise UserError(f"--vae {specification}: expected NAME=VAE with a name of its own")
         places[name] = place
     return places

@@ -2,7 +2,7 @@
 
     meaning(results.arms, results.pixels)       # "Expect a diffusion model to learn ssvae fastest: ..."
 
-The paper (arXiv 2512.05394) names two properties of latents that diffusion learns fast: a spectrum that is biased to low
+The paper (arXiv 2512.05394) names two properties of latents that diffusion learns fast: a spectrum biased to low
 frequencies, and few channel modes. An autoencoder is better by the first if its amplitude falls faster with frequency
 than that of every other one (the 95 % interval of the difference, clip by clip, is above 0), and by the second if 90 %
 of its variance needs a share of its channel modes that is at least 5 points smaller.
@@ -39,17 +39,20 @@ def _of_one(arm: LatentSpectra, pixels: AmplitudeCurve) -> str:
     fast = (arm.spatial.decay or 0) >= (pixels.decay or 0) / 2
     hidden = "detail drowns in noise long before coarse structure does, so a diffusion model can settle one by one"
     if not fast:
-        hidden = "coarse structure drowns in noise almost as early as detail, so a diffusion model has to learn both at once"
+        hidden = (
+            "coarse structure drowns in noise almost as early as detail, so a diffusion model has to learn both at once"
+        )
+    removed = max(0.0, 100 * (1 - arm.gaussian_floor / WHITE_FLOOR))
     return (
         f"The amplitude of {arm.name} falls with frequency as {falls(arm.spatial)} (white noise: 1/f^0, the videos "
         f"themselves: {falls(pixels)}): {hidden}; {modes(arm)} channel modes hold 90 % of the variance, and the best "
-        f"linear model already removes {1 - arm.gaussian_floor / WHITE_FLOOR:.0%} of the loss."
+        f"linear model already removes {removed:.0f} % of the loss."
     )
 
 
 def _of_several(arms: Sequence[LatentSpectra], pixels: AmplitudeCurve) -> str:
     steepest, fewest = _steepest(arms), _fewest_modes(arms)
-    spectrum = f"as {_each(arms, steepest, lambda arm: falls(arm.spatial))}; the videos themselves as {falls(pixels)}"
+    spectrum = f"{_each(arms, steepest, lambda arm: falls(arm.spatial))}; the videos themselves {falls(pixels)}"
     channels = _each(arms, fewest, modes)
     winners = {arm.name for arm in (steepest, fewest) if arm is not None}
     if len(winners) == 1:
@@ -59,8 +62,8 @@ def _of_several(arms: Sequence[LatentSpectra], pixels: AmplitudeCurve) -> str:
     first = (
         f"the amplitudes fall about equally fast with frequency ({spectrum})"
         if steepest is None
-        else f"the amplitude of {steepest.name} falls fastest with frequency ({spectrum}), so its coarse structure stays "
-        "visible in the most noise"
+        else f"the amplitude of {steepest.name} falls fastest with frequency ({spectrum}), so its coarse structure "
+        "stays visible in the most noise"
     )
     second = (
         f"all need about the same share of their channel modes for 90 % of the variance ({channels})"

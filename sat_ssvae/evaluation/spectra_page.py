@@ -20,20 +20,23 @@ from .spectra_meaning import falls, meaning, modes
 
 PIXELS = "the videos' pixels"
 """Name of the curve of the videos themselves."""
-_NEXT = (
-    "This is a prediction from statistics of the latents, not a measurement of training. `sat-ssvae compare` trains a "
-    "diffusion model on each autoencoder's latents and measures which one learns faster:"
+_NEXT = Markup(
+    "This is a prediction from statistics of the latents, not a measurement of training. "
+    "<code>sat-ssvae compare</code> trains a diffusion model on each autoencoder's latents and measures which one "
+    "learns faster:"
 )
 _NOTES = (
     "Amplitude: root mean square of the DCT coefficients of latents standardised per channel, over channels, clips and "
     "all frequencies of about one radius; white noise has 1 everywhere. Diffusion adds such noise: noise of standard "
-    "deviation s hides the frequencies whose amplitude is below s. Frequencies are those of the video's pixels and frames, "
-    "so autoencoders of different compression share an axis; a curve ends where its latents have no finer positions.",
+    "deviation s hides the frequencies whose amplitude is below s. Frequencies are those of the video's pixels and "
+    "frames, so autoencoders of different compression share an axis; a curve ends where the latents do not resolve "
+    "more.",
     "Falls as: the slope of amplitude over cycles per pixel, fitted in each clip, mean over clips; clips count as "
-    "independent. Low frequencies: share of the variance in the lowest eighth of DCT coefficients of blocks of 4×8×8 latent "
-    "positions. Modes: principal components of the channels. Local correlation: mean Pearson correlation inside 2×2×2 "
-    "windows. Gaussian floor: flow-matching loss that the best linear predictor leaves on latents standardised per channel, "
-    "averaged over noise levels (1.57 for white noise); a lower one makes a raw loss look better before anything is learned.",
+    "independent. Low frequencies: share of the variance in the lowest eighth of DCT coefficients of blocks of 4×8×8 "
+    "latent positions. Modes: principal components of the channels. Local correlation: mean Pearson correlation inside "
+    "2×2×2 windows. Gaussian floor: flow-matching loss that the best linear predictor leaves on latents standardised "
+    "per channel, averaged over noise levels (1.57 for white noise); a lower one makes a raw loss look better before "
+    "anything is learned.",
     "spectrum.json beside this file has every number, and the amplitudes over the zigzag index that the paper plots.",
 )
 
@@ -103,7 +106,9 @@ def _render(results: SpectraResults) -> str:
         box(paragraph(Markup("<b>{}</b>").format(results.meaning)), paragraph(_NEXT), command(results.next_command)),
         section("Spectra of the latents", charts(drawings), note=_NOTES[0]),
         section("Numbers", html_table(header, numbers, sortable=True), note=_NOTES[1]),
-        section("Decoder under disturbed latents", charts(robustness), note="PSNR to the clip; flatter is more robust."),
+        section(
+            "Decoder under disturbed latents", charts(robustness), note="PSNR to the clip; flatter is more robust."
+        ),
         section("How it was measured", facts(results.measurement), command(results.command), note=_NOTES[2]),
     ]
     size = results.measurement.get("clips", "")
@@ -133,7 +138,8 @@ def _amplitude(
 
 def _variance(results: SpectraResults, legend: Legend) -> Markup:
     lines = [
-        line(legend, arm.name, range(1, len(arm.explained_variance) + 1), arm.explained_variance) for arm in results.arms
+        line(legend, arm.name, range(1, len(arm.explained_variance) + 1), arm.explained_variance)
+        for arm in results.arms
     ]
     return chart(
         "Channel modes",

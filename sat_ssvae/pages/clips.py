@@ -85,6 +85,8 @@ class ClipCell(NamedTuple):
     """One text, or one for each step."""
     series: str | None = None
     """The legend's series that this clip belongs to."""
+    under: tuple[str, Film, str] | None = None
+    """Another version of the clip, its name and this one's: an edge between the two is moved by the pointer."""
 
 
 class ClipRow(NamedTuple):
@@ -130,8 +132,7 @@ def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before",
     Raises:
         ValueError: the two differ in size or number of frames.
     """
-    if (before.height, before.width, before.frames) != (after.height, after.width, after.frames):
-        raise ValueError("only clips of one size and length lie over each other")
+    _same_size(before, after)
     poster = before.frames // 2
     wipe = _WIPE.format(_film(before, poster), _film(after, poster), *labels)
     bar = Markup('<div class="transport">{}</div>').format(_PLAY.format(last=before.frames - 1, at=poster))
@@ -154,6 +155,11 @@ _WIPE = Markup(
 )
 
 
+def _same_size(before: Film, after: Film) -> None:
+    if (before.height, before.width, before.frames) != (after.height, after.width, after.frames):
+        raise ValueError("only clips of one size and length lie over each other")
+
+
 def _films(cell: ClipCell, steps: Sequence[str]) -> list[Film | None]:
     if isinstance(cell.films, Film):
         return [cell.films]
@@ -174,6 +180,10 @@ def _cell(cell: ClipCell, steps: Sequence[str], legend: Legend | None, poster: i
     films, last = _films(cell, steps), len(steps) - 1
     some = [one for one in films if one is not None]
     frame = _film(films, poster, last) if len(films) > 1 and some else _film(some[0], poster) if some else ""
+    if cell.under is not None:
+        name, under, own = cell.under
+        _same_size(under, some[0])
+        frame = _WIPE.format(_film(under, poster), frame, name, own)
     title = Markup('<figcaption class="above">{}</figcaption>').format(cell.title) if cell.title else ""
     if isinstance(cell.caption, str):
         text: Text = cell.caption
