@@ -62,14 +62,15 @@ class Networks:
     @classmethod
     def load(cls, i3d: Path | None, similarity: PromptSimilarity | None, device: torch.device) -> "Networks":
         """With the package's own networks and the user's I3D."""
+        own: dict[str, FrameFeatures | ClipFeatures]
         own = {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
         return cls(own, I3D(i3d, device) if i3d else None, similarity, device)
 
     @cached_property
     def identity(self) -> list[str | None]:
         """What tells the networks that a user may exchange from others."""
-        clip = self.similarity and weights_digest(self.similarity.network.state_dict())
-        return [self.i3d and self.i3d.sha256, clip]
+        clip = None if self.similarity is None else weights_digest(self.similarity.network.state_dict())
+        return [None if self.i3d is None else self.i3d.sha256, clip]
 
 
 @dataclass(frozen=True)
