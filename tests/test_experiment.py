@@ -252,7 +252,7 @@ def test_arms_on_the_command_line(tmp_path, monkeypatch):
     assert {name: arm["checkpoint"] for name, arm in arms.items()} == {
         "a": None, "b": "own", "c": "w.pth", "d": "wan2.2:Wan-AI/x", "e": "gone.safetensors", "f": "modelscope:own",
     }  # fmt: skip
-    assert arms["c"]["settings"]["lcr_weight"] == 0.2 and "settings" not in arms["d"]
+    assert arms["c"]["settings"]["lcr_weight"] == 0.05 and "settings" not in arms["d"]
 
 
 def test_stages_in_an_arms_own_file(tmp_path):
