@@ -1,8 +1,10 @@
 """Synthetic comparisons with a known truth, for the tests of analysis, verdict and report."""
 
 import numpy as np
+import torch
 
 from sat_ssvae.comparison.analysis import paired_difference
+from sat_ssvae.comparison.report.pictures import Pictures
 from sat_ssvae.comparison.results import ArmResult, ComparisonResults, CurvePoint, Estimate
 
 STEPS = (100, 200, 400, 600, 800, 1000, 1200, 1400, 1600)
@@ -55,14 +57,16 @@ def arm_result(name, *, psnr=20.3, floors=None, baseline_psnr=None, rng=None):
     )
 
 
-def comparison(speeds, *, seeds=(0, 1, 2), noise=0.02, width=0.03, floors=None, psnr=(20.3, 20.2), metrics=None):
+def comparison(
+    speeds, *, seeds=(0, 1, 2), noise=0.02, width=0.03, floors=None, psnr=(20.3, 20.2), metrics=None, names=None
+):
     """Arms whose true speed-ups over the baseline are `speeds`: for each a number, or a dict by metric.
 
     floors: by metric, as a share of the starting score of 4, the same in every arm.
     """
     floors = floors or {}
     metrics = metrics or DECODED
-    names = ["stock", "ssvae", "lcr only", "lmr only"][: len(speeds) + 1]
+    names = names or ["stock", "ssvae", "lcr only", "lmr only"][: len(speeds) + 1]
     points = []
     for seed in seeds:
         for arm, speed in zip(names, (1.0, *speeds), strict=True):
@@ -90,4 +94,24 @@ def comparison(speeds, *, seeds=(0, 1, 2), noise=0.02, width=0.03, floors=None, 
         measurement={"held-out clips": 240, "samples": 128, "sampler": "Euler, 50 steps"},
         command="bash scripts/compare_convergence.sh",
         attribution="(c) Blender Foundation",
+    )
+
+
+def clips(count, seed, *, frames=5, size=(32, 48)):
+    """Smooth moving pictures, so that a lossy video can be compared with them."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        coarse = torch.rand(1, 3, frames, 4, 4, generator=generator)
+        video = torch.nn.functional.interpolate(coarse, size=(frames, *size), mode="trilinear")[0]
+        made.append((video * 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous())
+    return made
+
+
+def pictures(arms=("stock", "ssvae")):
+    return Pictures(
+        fps=8.0,
+        originals=clips(5, 0),
+        reconstructions={arm: clips(5, 1) for arm in arms},
+        samples={arm: {200: clips(5, 2), 1600: clips(5, 3)} for arm in arms},
     )

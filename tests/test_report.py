@@ -26,26 +26,6 @@ METRICS = (SAMPLES[0], SAMPLES[2], DENOISING[1], "loss")
 FEW = (SAMPLES[0], SAMPLES[2])
 
 
-def clips(count, seed, *, frames=5, size=(32, 48)):
-    """Smooth moving pictures, so that a lossy video can be compared with them."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(count):
-        coarse = torch.rand(1, 3, frames, 4, 4, generator=generator)
-        video = torch.nn.functional.interpolate(coarse, size=(frames, *size), mode="trilinear")[0]
-        made.append((video * 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous())
-    return made
-
-
-def pictures(arms=("stock", "ssvae")):
-    return Pictures(
-        fps=8.0,
-        originals=clips(5, 0),
-        reconstructions={arm: clips(5, 1) for arm in arms},
-        samples={arm: {200: clips(5, 2), 1600: clips(5, 3)} for arm in arms},
-    )
-
-
 @pytest.fixture(scope="module")
 def results():
     return comparison([2.6], metrics=METRICS, floors={SAMPLES[0]: 0.02})

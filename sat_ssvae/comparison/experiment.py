@@ -44,8 +44,9 @@ from .arms import absolute, common_patches, given_identity, latent_sizes, open_g
 from .bookkeeping import Stopwatch, content, machine
 from .matched_noise import kept_levels, linear_errors
 from .pooling import pooled
+from .provenance import Provenance, few_clips_warning
 from .report.page import write_report
-from .report.pictures import Pictures, as_pictures, spread
+from .report.pictures import Pictures, as_pictures, spread, spread_places
 from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
 from .score_files import is_scored, read_curves, read_samples, write_scores
@@ -150,6 +151,7 @@ class _Comparison:
         reconstructions: dict[str, Sequence[Tensor]] = {}
         samples: dict[str, Mapping[int, Sequence[Tensor]]] = {}
         quality: dict[_Member, dict[str, Tensor]] = {}
+        psnr: dict[str, Sequence[float]] = {}
         for member, vae in vaes.items():
             prepared = self._prepare(member, vae, clips, features)
             quality[member] = reconstruction_quality(prepared.reference, perceptual)
@@ -163,8 +165,13 @@ class _Comparison:
             if member.vae_seed == self.config.vae_seeds[0]:
                 reconstructions[member.arm] = as_pictures(spread(prepared.reference.reconstructions, shown))
                 samples[member.arm] = read_samples(scored[self.config.seeds[0]], steps)
-        pictures = Pictures(self.config.data.fps, as_pictures(spread(clips, shown)), reconstructions, samples)
-        return self._report([pooled(results) for results in arms.values()], curves, pictures, len(clips))
+                psnr[member.arm] = quality[member]["psnr"][spread_places(len(clips), shown)].tolist()
+        names = [prepared.reference.heldout.keys[place] for place in spread_places(len(clips), shown)]
+        originals = as_pictures(spread(clips, shown))
+        pictures = Pictures(self.config.data.fps, originals, reconstructions, samples, names, psnr)
+        skipped = {split: self._skipped(split) for split in SPLITS}
+        provenance = Provenance.of_clips(prepared.train_set.keys, prepared.reference.heldout.keys, skipped)
+        return self._report([pooled(results) for results in arms.values()], curves, pictures, provenance)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -219,8 +226,11 @@ class _Comparison:
             parse_config(DataConfig, self._data(split)),
             stride=clips.heldout_stride if split == "heldout" else clips.train_stride,
             limit=clips.max_heldout if split == "heldout" else None,
-            skips=SkipLog(self.output / f"skipped_{split}.jsonl"),
+            skips=SkipLog(self._skipped(split)),
         )
+
+    def _skipped(self, split: Split) -> Path:
+        return self.output / f"skipped_{split}.jsonl"
 
     def _prepare(self, member: _Member, vae: VideoAutoencoder, clips: Tensor, features: Features) -> _Prepared:
         """Encode an autoencoder's latents and measure what its transformers are scored against."""
@@ -353,16 +363,22 @@ class _Comparison:
             stage.model_dump(mode="json", exclude={"data", "model"}) for stage in self.trainings[prepared.member]
         ]
         training: dict[str, JsonValue] = {"checkpoint": checkpoint} if checkpoint else {"stages": stages}
+        training["autoencoder"] = self._weights(prepared.member)
         if name in self.shifts:
             training["timestep shift"] = self.shifts[name]
         scoring, floor = self.config.scoring, prepared.loss_floor
         result = arm_result(name, prepared.reference, prepared.train_set, quality, scoring, floor)
         return compared(replace(result, vae=prepared.vae.describe(), training=training), quality, baseline)
 
+    def _weights(self, member: _Member) -> str:
+        """Where the autoencoder is, as a command in the same folder would name it."""
+        place = self.places[member]
+        return place if member.arm in self.given else str(self.output / place)
+
     def _report(
-        self, arms: Sequence[ArmResult], curves: Sequence[CurvePoint], pictures: Pictures, heldout: int
+        self, arms: Sequence[ArmResult], curves: Sequence[CurvePoint], pictures: Pictures, provenance: Provenance
     ) -> ComparisonResults:
-        config = self.config
+        config, heldout = self.config, sum(provenance.heldout.values())
         results = ComparisonResults(
             arms=tuple(arms),
             curves=tuple(curves),
@@ -387,7 +403,8 @@ class _Comparison:
             },
             command=self.command,
             attribution=self.source.attribution,
-            warnings=self._warnings(),
+            warnings=(*self._warnings(), *few_clips_warning(heldout)),
+            provenance=provenance,
         )
         report = write_report(results, self.output / "report", pictures)
         write_text(report.with_name("summary.json"), json.dumps(answer(results, commit()), indent=1))

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError, model_
 from pydantic.dataclasses import dataclass
 
 from ..errors import UserError
+from .provenance import Provenance
 
 ABOVE_MEAN_COLOUR = "psnr_above_mean_colour"
 """Reconstruction metric: PSNR of a clip's reconstruction less that of the clip's mean colour, in dB."""
@@ -87,7 +88,7 @@ class ComparisonResults:
 
     budget (steps, batch sizes, minutes), machine, packages (name -> version), configuration (the exact, whole
     one) and measurement (clips, samples, sampler, features, sizes, fps) are shown as they are. attribution:
-    of the clips shown.
+    of the clips shown. provenance: the videos that clips were cut from.
 
     Raises:
         ValueError: fewer than two arms, two arms of one name, curves of an unknown arm or seed, two values
@@ -106,6 +107,7 @@ class ComparisonResults:
     attribution: str = ""
     warnings: tuple[str, ...] = ()
     vae_seeds: tuple[int, ...] = (0,)
+    provenance: Provenance = Provenance({}, {})
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ComparisonResults":

@@ -27,7 +27,8 @@ _MAX_SIDE = 16_383
 """Of a WebP, in pixels."""
 _PAGE = 1256
 """Width of a page's contents in a window of 1300 pixels."""
-_CELL = (168, 300)
+_GAP = 12
+_CELL = (164, 260)
 """Smallest and largest width of a clip on the page, in pixels."""
 
 
@@ -95,6 +96,10 @@ class ClipRow(NamedTuple):
     title: Text
     cells: Sequence[ClipCell]
     note: Text = ""
+    more: Sequence[Sequence[ClipCell]] = ()
+    """Further lines of clips."""
+    folded: bool = False
+    """Shown when its title is clicked."""
 
 
 def player(
@@ -112,7 +117,8 @@ def player(
     Raises:
         ValueError: a cell has another number of films than there are steps.
     """
-    films = [one for row in rows for cell in row.cells for one in _films(cell, steps) if one is not None]
+    lines = [line for row in rows for line in (row.cells, *row.more)]
+    films = [one for line in lines for cell in line for one in _films(cell, steps) if one is not None]
     frames = max((one.frames for one in films), default=1)
     poster = frames // 2
     controls = [_PLAY.format(last=frames - 1, at=poster)] if frames > 1 else []
@@ -121,9 +127,7 @@ def player(
         controls.append(_STEPS.format(label=label, last=len(steps) - 1, names=names, name=steps[-1]))
     bar = Markup('<div class="transport">{}</div>').format(joined(controls)) if controls else Markup()
     body = [_row(row, steps, legend, poster) for row in rows]
-    most = max((len(row.cells) for row in rows), default=1)
-    cell = max(_CELL[0], min(_CELL[1], _PAGE // most - 12))
-    return _PLAYER.format(f"{fps:g}", cell, bar, joined(body))
+    return _PLAYER.format(f"{fps:g}", _cell_width(max(map(len, lines), default=1)), bar, joined(body))
 
 
 def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before", "after"), *, fps: float = 8) -> Markup:
@@ -170,9 +174,22 @@ def _films(cell: ClipCell, steps: Sequence[str]) -> list[Film | None]:
 
 def _row(row: ClipRow, steps: Sequence[str], legend: Legend | None, poster: int) -> Markup:
     note = Markup("<small>{}</small>").format(row.note) if row.note else ""
+    lines = [
+        Markup('<div class="cells">{}</div>').format(joined([_cell(cell, steps, legend, poster) for cell in line]))
+        for line in (row.cells, *row.more)
+    ]
+    if row.folded:
+        fold = '<details class="cliprow"><summary>{}{}</summary>{}</details>'
+        return Markup(fold).format(row.title, note, joined(lines))
     title = Markup("<h3>{}{}</h3>").format(row.title, note) if row.title or row.note else ""
-    cells = [_cell(cell, steps, legend, poster) for cell in row.cells]
-    return Markup('<div class="cliprow">{}<div class="cells">{}</div></div>').format(title, joined(cells))
+    return Markup('<div class="cliprow">{}{}</div>').format(title, joined(lines))
+
+
+def _cell_width(cells: int) -> int:
+    """In pixels, such that the lines that so many clips break into are equally long."""
+    fit = _PAGE // (_CELL[0] + _GAP)
+    columns = -(-cells // -(-cells // fit))
+    return max(_CELL[0], min(_CELL[1], _PAGE // columns - _GAP))
 
 
 def _cell(cell: ClipCell, steps: Sequence[str], legend: Legend | None, poster: int) -> Markup:

@@ -1,94 +1,64 @@
 """The report of a comparison: one self-contained HTML file, and beside it everything it was made from.
 
-write_report(results, folder, pictures)     # folder/report.html results.json curves.csv figures/ samples/
-print(summary(results))                     # the short table for the terminal
+write_report(results, folder, pictures)     # folder/report.html results.json curves.csv samples/
 """
 
-import base64
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
 import yaml
+from markupsafe import Markup
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from ...errors import UserError
-from ...storage import write_bytes, write_text
-from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
-from ..results import ArmResult, ComparisonResults
-from ..verdict import (
-    Conclusion,
-    Verdict,
-    describe,
-    interval_text,
-    judge,
-    percent,
-    quality_name,
-    quality_text,
-    ratio,
-    reconstruction_verdict,
-    span_text,
+from ...pages.blocks import (
+    Legend,
+    badge,
+    box,
+    bullets,
+    code,
+    command,
+    details,
+    facts,
+    paragraph,
+    section,
+    table,
 )
-from .figures import amplitude_figure, arm_styles, axis_limit, curve_figure, speed_up_figure, variance_figure
-from .pictures import COLUMNS, Pictures, enlarge, file_name, png_still, tile, webp, write_clips
-
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
-_GROUP_TITLES = {
-    "samples": "Decoded samples",
-    "denoising": "Decoded one-step denoising (no evidence: a shifted noise schedule moves it)",
-    "loss": "Training loss (no evidence: its floor differs between latents)",
-    "other": "Other measures",
-}
-_HEADLINES: dict[Conclusion, str] = {
-    "faster": "Faster",
-    "slower": "Slower",
-    "mixed": "Mixed",
-    "equal": "About equal",
-    "undecided": "Undecided",
-    "no evidence": "No evidence",
-    "not judgeable": "Not judgeable",
-}
-_MARKS = {"faster": "▲", "slower": "▼", "equal": "=", "undecided": "?"}
-
-
-class Shown(NamedTuple):
-    """A grid of clips for the page: the animation and its middle frame."""
-
-    title: str
-    moving: bytes
-    still: bytes
+from ...pages.document import document, joined
+from ...storage import write_text
+from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
+from ..provenance import Provenance
+from ..results import ComparisonResults
+from ..verdict import Verdict, describe, judge, percent, quality_name, quality_text, ratio
+from .answer import BADGES, Standing, answer, next_command, psnr_cost, ranking, speed_up_words
+from .clips import clip_player
+from .pictures import Pictures, write_clips
+from .plots import curve_blocks, spectrum_charts
+from .speed_ups import speed_up_matrix
 
 
 def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | None = None) -> Path:
-    """Write report.html, results.json, curves.csv, figures/*.png, samples/*.mp4; returns the first's path.
+    """Write report.html, results.json, curves.csv and samples/*.mp4; returns the first's path.
 
     Raises:
         UserError: the folder cannot be written.
     """
     try:
-        for name in ("figures", "samples"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {error.strerror}") from None
     verdicts = [judge(results, arm.name) for arm in results.candidates]
-    figures = draw(results, verdicts)
-    shown = show(results, pictures) if pictures else {}
-    page = render(results, verdicts, figures, shown)
+    page = render(results, verdicts, pictures)
     # Through text, because that makes an open end of an interval (infinity) a null.
     speed_ups = json.loads(TypeAdapter(list[SpeedUp]).dump_json([s for v in verdicts for s in v.speed_ups]))
-    document = results.to_json(verdict={v.candidate: v.text for v in verdicts}, speed_ups=speed_ups)
+    results_json = results.to_json(verdict={v.candidate: v.text for v in verdicts}, speed_ups=speed_ups)
     try:
-        stills = {f"pictures-{file_name(grid.title)}": grid.still for grids in shown.values() for grid in grids}
-        for name, data in (figures | stills).items():
-            write_bytes(folder / "figures" / f"{name}.png", data)
         if pictures:
             write_clips(pictures, folder / "samples")
-        write_text(folder / "results.json", document)
+        write_text(folder / "results.json", results_json)
         write_text(folder / "curves.csv", results.to_csv())
         write_text(folder / "report.html", page)
     except OSError as error:
@@ -96,223 +66,209 @@ def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | 
     return folder / "report.html"
 
 
-def draw(results: ComparisonResults, verdicts: Sequence[Verdict]) -> dict[str, bytes]:
-    """All plots as PNG by name (the names of the files under figures/)."""
-    read = [speed_up for verdict in verdicts for speed_up in verdict.counted]
-    figures = {"speed-ups": speed_up_figure(results, verdicts)}
-    figures |= {file_name(metric): curve_figure(results, metric, read) for metric in results.metrics}
-    if any(arm.dct_amplitude for arm in results.arms):
-        figures["spectrum-dct"] = amplitude_figure(results)
-    if any(arm.explained_variance for arm in results.arms):
-        figures["spectrum-channels"] = variance_figure(results)
-    return figures
-
-
-def render(
-    results: ComparisonResults,
-    verdicts: Sequence[Verdict],
-    figures: dict[str, bytes],
-    shown: dict[str, list[Shown]],
-) -> str:
-    """The HTML page, all images inside."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["png"] = lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
-    environment.filters["webp"] = lambda data: "data:image/webp;base64," + base64.b64encode(data).decode()
-    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
-    environment.filters["plain"] = _plain
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        results=results,
-        title=" / ".join(arm.name for arm in results.arms),
-        colours={arm.name: arm.colour for arm in arm_styles(results)},
-        cards=[_card(results, verdict) for verdict in verdicts],
-        tables=[_table(verdict) for verdict in verdicts],
-        curves=_curves(results, figures),
-        spectra=[figures[name] for name in ("spectrum-dct", "spectrum-channels") if name in figures],
-        spectrum_rows=_spectrum_rows(results),
-        quality=_quality_table(results),
-        shown=shown,
-        limits=_limits(results, verdicts),
-        equal_within=ratio(EQUAL_WITHIN),
-        floor_dominates=percent(FLOOR_DOMINATES),
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pictures | None = None) -> str:
+    """The HTML page."""
+    legend = Legend([arm.name for arm in results.arms])
+    standings = ranking(results, verdicts)
+    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    footer = [Markup("Beside this file: results.json (all numbers), curves.csv, samples/. Written {}.").format(written)]
+    if results.attribution:
+        footer.append(Markup("Clips: {}").format(results.attribution))
+    return document(
+        "Does diffusion converge faster on these latents?",
+        [
+            *_top(results, verdicts, standings, legend),
+            legend.toggles("show or hide an arm everywhere"),
+            section("Clips", clip_player(pictures, legend) if pictures else "", note=_CLIPS_NOTE),
+            section("Arms and measures", speed_up_matrix(results, standings, legend), note=_matrix_note()),
+            section("Curves", *curve_blocks(results, verdicts, legend), note=_CURVES_NOTE),
+            section("Spectra of the latents", spectrum_charts(results, legend), _spectrum_table(results, legend)),
+            section("Reconstruction", _quality_table(results, legend), *_floors(results, legend), note=_QUALITY_NOTE),
+            section("Where the clips come from", *_provenance(results)),
+            section("How it was measured", *_measurement(results, legend)),
+            section("What the numbers do not say", bullets([*_limits(results, verdicts), *_CAVEATS])),
+        ],
+        subtitle=_subtitle(results, legend),
+        footer=Markup("<br>").join(footer),
     )
 
 
-def show(results: ComparisonResults, pictures: Pictures) -> dict[str, list[Shown]]:
-    """Grids by heading: originals and reconstructions, samples of the last step, one sample step by step."""
-
-    def grid(title: str, clips: Sequence[Tensor], columns: int = COLUMNS) -> Shown:
-        tiled = tile(enlarge(clips), columns)
-        return Shown(title, webp(tiled, pictures.fps), png_still(tiled))
-
-    rebuilt = [grid("Originals", pictures.originals)] if pictures.originals else []
-    samples, progress = [], []
-    for arm in results.arms:
-        if clips := pictures.reconstructions.get(arm.name):
-            rebuilt.append(grid(f"{arm.name}: reconstructions", clips))
-        steps = {s: clips for s, clips in sorted(pictures.samples.get(arm.name, {}).items()) if clips}
-        if steps:
-            samples.append(grid(f"{arm.name}: samples after {max(steps):,} steps", steps[max(steps)]))
-        if len(steps) > 1:
-            after = ", ".join(f"{step:,}" for step in steps)
-            firsts = [clips[0] for clips in steps.values()]
-            progress.append(grid(f"{arm.name}: one sample after {after} steps", firsts, len(firsts)))
-    titled = {"Held-out clips": rebuilt, "Generated": samples, "The same noise, step by step": progress}
-    return {title: grids for title, grids in titled.items() if grids}
-
-
-def _card(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
-    """The verdict's box: headline, sentences and three tiles (number, what it is)."""
-    samples = [s for s in verdict.speed_ups if describe(s.metric).group == "samples"]
-    outcomes = [s.outcome for s in verdict.counted]
-    counts = [(name, outcomes.count(name)) for name in ("faster", "slower", "equal", "undecided")]
-    words = [f"{count} {name}" for name, count in counts if count] or ["0"]
-    what = f"of {len(outcomes)} sample distances"
-    if len(outcomes) < len(samples):
-        what += f" ({len(samples) - len(outcomes)} more left out)"
-    tiles = [_samples_tile(verdict), (", ".join(words), what)]
-    arm = results.arm(verdict.candidate)
-    if "psnr" in arm.reconstruction and "psnr" in results.baseline.reconstruction:
-        tiles.append(_psnr_tile(results, arm))
-    headline = _HEADLINES[verdict.conclusion]
-    if verdict.conclusion == "undecided":
-        headline = next((f"{name.capitalize()} by some" for name in ("faster", "slower") if name in outcomes), headline)
-    once = len(results.runs) == 1 and verdict.counted and verdict.conclusion != "undecided"
-    return {"verdict": verdict, "headline": headline + (" in this one run" if once else ""), "tiles": tiles}
+_CLIPS_NOTE = (
+    "All clips play together. PSNR is that of the clip's reconstruction. Samples are generated from noise: the same"
+    " noise in every arm and at every step, so the slider shows one sample as training goes on."
+)
+_CURVES_NOTE = (
+    "Lower is better. Thick: mean over seeds; thin: each seed; shaded: the evaluation's 95 % interval; dashed: the"
+    " floor, what a perfect generator would reach on this VAE; dotted: the baseline's final score. Drag to zoom,"
+    " double-click to zoom out."
+)
+_QUALITY_NOTE = (
+    "What the latents cost: a VAE can buy easy latents with blur. Held-out clips; in brackets the 95 % interval."
+)
+_CAVEATS = (
+    "Steps are not seconds: another latent size or VAE changes the time of a step, of encoding and of decoding.",
+    "A distance to the VAE's own reconstructions sets the VAE's quality aside: it says how fast the transformer learns"
+    " these latents, not how good the video gets.",
+    "The measures are correlated and each has its own 95 % interval: among many, one may be off by chance.",
+    "The kernel distance uses this report's features and sample count. It is not FVD and cannot be compared with"
+    " published numbers, and a small transformer's speed-up need not carry over to a large one.",
+)
 
 
-def _samples_tile(verdict: Verdict) -> tuple[str, str]:
-    """How much sooner samples get as good, with the intervals, over the sample distances that count."""
-    counts = verdict.counted
-    what = f"speed-up to {verdict.baseline}'s final sample distance"
-    if not counts:
-        return "–", f"{what}: no measure counts"
-    lowest = min(s.low for s in counts if s.low is not None)
-    highest = max(s.high for s in counts if s.high is not None)
-    values = sorted(s.value for s in counts if s.value is not None and s.status == "measured")
-    if values:
-        ends = [ratio(value) for value in (values[0], values[-1])]
-        text = ends[0] if ends[0] == ends[1] else f"{ends[0]} – {ends[1]}"
-    else:
-        text = "not reached" if any(s.status == "not reached" for s in counts) else "at once"
-    return text, f"{what}, 95 % intervals {span_text(lowest, highest)}"
+def _subtitle(results: ComparisonResults, legend: Legend) -> Markup:
+    count = len(results.seeds)
+    parts = [f"{count} seed{'s' * (count > 1)}"]
+    if len(results.vae_seeds) > 1:
+        parts.append(f"{len(results.vae_seeds)} autoencoders an arm")
+    parts += [f"{value:,} {name}" for name, value in results.budget.items() if isinstance(value, int)]
+    heldout = results.measurement.get("held-out clips")
+    parts += [f"{heldout} held-out clips"] if heldout is not None else []
+    arms = joined([legend.label(arm.name) for arm in results.candidates], ", ")
+    return Markup("{} against the baseline {} · {}").format(
+        arms, legend.label(results.baseline.name), " · ".join(parts)
+    )
 
 
-def _psnr_tile(results: ComparisonResults, arm: ArmResult) -> tuple[str, str]:
-    gain = arm.reconstruction["psnr"].value - results.baseline.reconstruction["psnr"].value
-    difference = arm.reconstruction_difference.get("psnr")
-    sign = reconstruction_verdict(results, arm.name, "psnr")
-    word = {1: "better", -1: "worse", 0: "no clear difference", None: "no interval"}[sign]
-    if difference is not None and difference.low is not None and difference.high is not None:
-        word += f", 95 % interval {difference.low:+.2f} to {difference.high:+.2f}".replace("-", "−")
-    return f"{gain:+.2f} dB".replace("-", "−"), f"reconstruction (PSNR on held-out clips): {word}"
+def _top(
+    results: ComparisonResults, verdicts: Sequence[Verdict], standings: Sequence[Standing], legend: Legend
+) -> list[Markup]:
+    """The answer, a line with a badge for each arm, the warnings, and what to run next."""
+    best = standings[0]
+    advice = next_command(results, verdicts, best)
+    lines = []
+    for one in standings:
+        if one.verdict is None:
+            continue
+        words, tone = BADGES[one.verdict.conclusion]
+        cost = psnr_cost(results, one.arm) or "–"
+        lines.append([legend.label(one.arm), badge(words, tone), speed_up_words(one.verdict), cost])
+    verdict_table = table(
+        ["arm", "verdict", "mean speed-up (95 % intervals)", "reconstruction against the baseline"],
+        lines,
+        numbers=False,
+    )
+    sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
+    tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
+    lead = Markup('<p class="lead">{}</p>').format(answer(results, standings))
+    return [
+        box(lead, verdict_table, details("In full sentences", *sentences), tone=tone),
+        *[box(paragraph(warning), tone="warn") for warning in results.warnings],
+        box(Markup("<p><b>Run next</b> – {}</p>").format(advice.why), command(advice.command)),
+    ]
 
 
-def _table(verdict: Verdict) -> dict[str, Any]:
-    """Rows of the speed-up table by group, with the coordinates (0..100) of their interval marks."""
-    limit = axis_limit(verdict.speed_ups)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for read in verdict.speed_ups:
-        groups.setdefault(_GROUP_TITLES[describe(read.metric).group], []).append(_row(read, limit, verdict))
-    return {"verdict": verdict, "groups": groups, "limit": f"{limit:.0f}×", "inverse": f"1/{limit:.0f}×"}
+def _matrix_note() -> str:
+    return (
+        "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster, red:"
+        f" slower, grey: about equal (the whole interval within {ratio(EQUAL_WITHIN)} of 1), no colour: undecided."
+        f" Pale: no evidence. A measure is blur where more than {percent(FLOOR_DOMINATES)} of it is there already when the"
+        " VAE only reconstructs real clips. “Not reached”: the arm never got to the baseline's final score; its interval is"
+        " that at the best score both have. “At once”: it had that score at its first evaluation."
+    )
 
 
-def _row(read: SpeedUp, limit: float, verdict: Verdict) -> dict[str, Any]:
-    def place(value: float | None) -> float | None:
-        if value is None:
-            return None
-        clipped = min(max(value, 1 / limit), limit)
-        return round(50 + 50 * math.log(clipped) / math.log(limit), 2)
-
-    value = {"not reached": "not reached", "undefined": "not defined"}.get(read.status)
-    if value is None and read.value is not None:
-        value = "first evaluation" if read.status == "at least" else ratio(read.value)
-    if read.baseline_steps is None:
-        steps = ""
-    elif read.candidate_steps is None:
-        steps = f"{read.baseline_steps:,.0f} steps → {'not always' if read.reached else 'never'}"
-    else:
-        steps = f"{read.baseline_steps:,.0f} → {read.candidate_steps:,.0f} steps"
-    note = read.reason
-    if read.status == "not reached" and read.seeds > 1:
-        note = f"in {read.seeds - read.reached} of {read.seeds} seeds"
-    return {
-        "info": describe(read.metric),
-        "value": value,
-        "interval": interval_text(read) or ("" if read.reason else "no interval"),
-        "note": note,
-        "steps": steps,
-        "reading": _reading(read, verdict),
-        "mark": _MARKS.get(_reading(read, verdict), "–"),
-        "blur": percent(read.floor_share) if read.measures_blur and read.floor_share is not None else "",
-        "low": place(read.low),
-        "high": place(read.high),
-        "at": place(read.value),
-    }
-
-
-def _reading(read: SpeedUp, verdict: Verdict) -> str:
-    """The last column: what the row says, or why it does not count."""
-    if read.measures_blur:
-        return "measures blur"
-    if describe(read.metric).group != "samples" or verdict.conclusion == "not judgeable":
-        return "not counted"
-    return read.outcome
-
-
-def _curves(results: ComparisonResults, figures: dict[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
-    """Curve figures by group, as (label, PNG)."""
-    groups: dict[str, list[tuple[str, bytes]]] = {}
-    for group, title in _GROUP_TITLES.items():
-        metrics = [metric for metric in results.metrics if describe(metric).group == group]
-        if metrics:
-            groups[title] = [(describe(metric).label, figures[file_name(metric)]) for metric in metrics]
-    return groups
-
-
-def _spectrum_rows(results: ComparisonResults) -> list[list[str]]:
-    """By arm: modes for 90 % of the variance, share of the first mode, amplitudes, Gaussian floor."""
+def _spectrum_table(results: ComparisonResults, legend: Legend) -> Markup:
     rows = []
     for arm in results.arms:
-        variance, amplitude = arm.explained_variance, arm.dct_amplitude
+        variance, floor = arm.explained_variance, arm.floors.get("loss")
         modes = next((i for i, share in enumerate(variance, 1) if share >= 0.9), None)
-        floor = arm.floors.get("loss")
+        first = percent(variance[0]) if variance else "–"
         rows.append(
             [
-                arm.name,
+                legend.label(arm.name),
                 f"{modes} of {len(variance)}" if modes else "–",
-                percent(variance[0]) if variance else "–",
-                *(f"{amplitude[i]:.1e}" if len(amplitude) > i else "–" for i in (20, 40)),
+                first,
                 f"{floor.value:.3f}" if floor else "–",
             ]
         )
-    return rows
+    note = (
+        "The Gaussian floor is what the best linear predictor leaves of the flow-matching loss on latents with these"
+        " eigenvalues: it differs between arms, so raw losses do not compare."
+    )
+    header = ["arm", "modes for 90 % of the variance", "first mode", "Gaussian floor of the loss"]
+    return table(header, rows) + paragraph(note, small=True)
 
 
-def _quality_table(results: ComparisonResults) -> dict[str, Any]:
+def _quality_table(results: ComparisonResults, legend: Legend) -> Markup:
     """Reconstruction metrics by arm, with the clip-by-clip difference to the baseline if there is one."""
     metrics = list(dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction))
-    rows = []
+    rows: list[list[Any]] = []
     for arm in results.arms:
-        cells = []
+        cells: list[Any] = [legend.label(arm.name)]
         for metric in metrics:
             value, difference = arm.reconstruction.get(metric), arm.reconstruction_difference.get(metric)
-            cells.append(
-                (
-                    quality_text(metric, value) if value else "–",
-                    quality_text(metric, difference, signed=True).replace("-", "−") if difference else "",
-                )
-            )
-        rows.append((arm.name, cells))
-    floors = [
-        (describe(metric).label, [arm.floors.get(metric) for arm in results.arms])
-        for metric in results.metrics
-        if any(metric in arm.floors for arm in results.arms) and not metric.startswith("loss")
+            text = Markup("{}").format(quality_text(metric, value)) if value else Markup("–")
+            if difference:
+                signed = quality_text(metric, difference, signed=True).replace("-", "−")
+                text += Markup("<small>{} clip by clip</small>").format(signed)
+            cells.append(text)
+        rows.append(cells)
+    return table(["arm", *(quality_name(metric) for metric in metrics)], rows, numbers=False) if metrics else Markup()
+
+
+def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
+    """The scores of a perfect generator on each VAE."""
+    metrics = [m for m in results.metrics if any(m in arm.floors for arm in results.arms) and not m.startswith("loss")]
+    if not metrics:
+        return []
+    rows: list[list[Any]] = []
+    for metric in metrics:
+        cells: list[Any] = [describe(metric).label]
+        for arm in results.arms:
+            floor = arm.floors.get(metric)
+            cells.append("–" if floor is None else f"{floor.value:.4g}")
+        rows.append(cells)
+    header = ["measure", *(legend.label(arm.name) for arm in results.arms)]
+    note = "Kernel distances are unbiased estimates: where the true distance is about 0, they may come out negative."
+    return [
+        details(
+            "Floors: the score of a perfect generator on each VAE", table(header, rows), paragraph(note, small=True)
+        )
     ]
-    return {"names": [quality_name(metric) for metric in metrics], "rows": rows, "floors": floors}
+
+
+def _provenance(results: ComparisonResults) -> list[Markup]:
+    """Videos and clips by name, and what was left out."""
+    provenance = results.provenance
+    blocks = []
+    for title, videos in (("Training", provenance.train), ("Held out", provenance.heldout)):
+        if videos:
+            summary = f"{title}: {sum(videos.values()):,} clips of {len(videos):,} videos"
+            rows = [[name, f"{clips:,}"] for name, clips in videos.items()]
+            blocks.append(details(summary, table(["video", "clips"], rows)))
+    if provenance.left_out:
+        rows = [[one.split, one.source, one.cause, one.detail] for one in provenance.left_out]
+        summary = f"Left out: {len(rows):,}"
+        blocks.append(
+            details(summary, table(["split", "video", "why", "details"], rows, numbers=False), opened=len(rows) < 20)
+        )
+    elif provenance != Provenance({}, {}):
+        blocks.append(paragraph("Nothing was left out."))
+    return blocks
+
+
+def _measurement(results: ComparisonResults, legend: Legend) -> list[Markup]:
+    values = {name.replace("_", " "): _plain(value) for name, value in results.measurement.items()}
+    values["seeds"] = ", ".join(map(str, results.seeds))
+    for group in (results.machine, results.budget):
+        values |= {name.replace("_", " "): _plain(value) for name, value in group.items()}
+    minutes = results.budget.get("minutes")
+    if isinstance(minutes, dict):  # by stage in the matrix
+        values["minutes"] = f"{sum(float(value) for value in minutes.values() if isinstance(value, (int, float))):.0f}"
+    packages = "\n".join(f"{name}=={version}" for name, version in results.packages.items())
+    return [
+        command(results.command),
+        facts(values),
+        *[
+            details(
+                Markup("{}: VAE and its training").format(legend.label(arm.name)),
+                code(_yaml({"vae": arm.vae, "training": arm.training})),
+            )
+            for arm in results.arms
+        ],
+        details("Exact configuration", code(_yaml(results.configuration))),
+        details("Package versions", code(packages)),
+    ]
 
 
 def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str]:
@@ -340,8 +296,12 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
         )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
-        limits.append(f"Not reached ({missed} of {len(read)} rows) means within these steps; with more it might be.")
+        limits.append(f"Not reached ({missed} of {len(read)}) means within these steps; with more it might be.")
     return limits
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _plain(value: Any) -> str:

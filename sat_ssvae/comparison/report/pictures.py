@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ class Pictures:
     """Clips to show, each uint8 of shape `T H W 3`; all of one size, the arms' in the order of the originals.
 
     originals: held-out clips. reconstructions: by arm, of these clips. samples: by arm, then by transformer
-    step, from the same noise at every step and in every arm. fps: frames a second.
+    step, from the same noise at every step and in every arm. fps: frames a second. names: of the originals. psnr: of
+    the reconstructions in dB, by arm.
     """
 
     fps: float
     originals: Sequence[Tensor]
     reconstructions: Mapping[str, Sequence[Tensor]]
     samples: Mapping[str, Mapping[int, Sequence[Tensor]]]
+    names: Sequence[str] = ()
+    psnr: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError when a clip is no uint8 `T H W 3`."""
@@ -79,7 +82,12 @@ def png_still(clip: Tensor) -> bytes:
 
 def spread(clips: Tensor, count: int) -> Tensor:
     """`count` of the clips as uint8, evenly spread: neighbours show the same scene."""
-    return to_uint8(clips[torch.linspace(0, len(clips) - 1, min(count, len(clips))).long()])
+    return to_uint8(clips[spread_places(len(clips), count)])
+
+
+def spread_places(clips: int, count: int) -> Tensor:
+    """Which clips `spread` takes of so many."""
+    return torch.linspace(0, clips - 1, min(count, clips)).long()
 
 
 def as_pictures(clips: Tensor) -> list[Tensor]:

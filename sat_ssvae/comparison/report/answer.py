@@ -1,0 +1,182 @@
+"""The top of a report: which arm to take, what it costs, and which command to run next.
+
+Arms are ranked by verdict first (faster; then the baseline with those that are not shown to differ; then mixed and
+slower; then those that cannot be judged) and, among equal verdicts, by the geometric mean of the speed-ups that count.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ...pages.blocks import Tone
+from ..provenance import FEW_CLIPS
+from ..results import ComparisonResults, Estimate
+from ..verdict import Conclusion, Verdict, ratio, reconstruction_verdict, span_text
+
+BADGES: dict[Conclusion, tuple[str, Tone]] = {
+    "faster": ("faster", "good"),
+    "slower": ("slower", "bad"),
+    "mixed": ("mixed", "warn"),
+    "equal": ("about equal", "neutral"),
+    "undecided": ("undecided", "neutral"),
+    "no evidence": ("no evidence", "neutral"),
+    "not judgeable": ("not judgeable", "warn"),
+}
+_CLASSES: dict[Conclusion, int] = {"faster": 0, "equal": 1, "undecided": 1, "mixed": 2, "slower": 3}
+
+
+class Standing(NamedTuple):
+    """An arm's place. verdict: None for the baseline. place: None where the arm cannot be judged."""
+
+    arm: str
+    verdict: Verdict | None
+    mean: float
+    """Geometric mean of the speed-ups that count; 1 for the baseline, NaN where none counts."""
+    place: int | None
+
+
+class Advice(NamedTuple):
+    """A command to run next, and why."""
+
+    command: str
+    why: str
+
+
+def ranking(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[Standing]:
+    """All arms, the best first; those not shown to differ from the baseline share its place."""
+    entries: list[tuple[int, str, Verdict | None]] = [(1, results.baseline.name, None)]
+    entries += [(_CLASSES.get(one.conclusion, 5), one.candidate, one) for one in verdicts]
+    means = {one.candidate: mean_speed_up(one) for one in verdicts} | {results.baseline.name: 1.0}
+    # The baseline leads its class: the others in it are not shown to be better.
+    entries.sort(key=lambda one: (one[0], one[2] is not None, -means[one[1]] if means[one[1]] > 0 else math.inf))
+    standings: list[Standing] = []
+    for position, (rank, arm, judged) in enumerate(entries, 1):
+        shared = rank == 1 and position > 1 and entries[position - 2][0] == 1
+        place = standings[-1].place if shared else position
+        standings.append(Standing(arm, judged, means[arm], place if rank < 4 else None))
+    return standings
+
+
+def mean_speed_up(verdict: Verdict) -> float:
+    """Geometric mean of the speed-ups that count; one without a value counts by its interval. NaN: none counts."""
+    logs = []
+    for read in verdict.counted:
+        if read.value is not None and read.value > 0:
+            logs.append(math.log(read.value))
+        elif read.low is not None and read.high is not None and 0 < read.high < math.inf:
+            logs.append(math.log(math.sqrt(read.low * read.high) if read.low > 0 else read.high))
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def speed_up_words(verdict: Verdict) -> str:
+    """The mean speed-up over the measures that count and the span of their intervals: `2.6× (2.1× to 3.0×)`, `–`."""
+    mean = mean_speed_up(verdict)
+    lows = [s.low for s in verdict.counted if s.low is not None]
+    highs = [s.high for s in verdict.counted if s.high is not None]
+    if math.isnan(mean) or not lows or not highs:
+        return "–"
+    return f"{ratio(mean)} ({span_text(min(lows), max(highs))})"
+
+
+def psnr_cost(results: ComparisonResults, arm: str) -> str:
+    """PSNR against the baseline's in words; empty where it was not measured."""
+    if arm == results.baseline.name:
+        return ""
+    ours, theirs = (one.reconstruction.get("psnr") for one in (results.arm(arm), results.baseline))
+    if ours is None or theirs is None:
+        return ""
+    difference = results.arm(arm).reconstruction_difference.get("psnr") or Estimate(ours.value - theirs.value)
+    gain = f"{difference.value:+.2f} dB PSNR"
+    if difference.low is not None and difference.high is not None:
+        gain += f" ({difference.low:+.2f} to {difference.high:+.2f})"
+    gain = gain.replace("-", "−")
+    word = {1: "better", -1: "worse", 0: "no clear difference", None: ""}[reconstruction_verdict(results, arm, "psnr")]
+    return f"{gain}{', ' if word else ''}{word}"
+
+
+def minutes_of(results: ComparisonResults, arm: str) -> dict[str, float]:
+    """Minutes by stage (`autoencoder`, `latents`, `transformer`, ...) that this arm took, where they were measured."""
+    minutes = results.budget.get("minutes")
+    if not isinstance(minutes, Mapping):
+        return {}
+    named = {stage: value for stage, value in minutes.items() if stage.endswith(f" {arm}")}
+    return {
+        stage.removesuffix(f" {arm}"): float(value) for stage, value in named.items() if isinstance(value, (int, float))
+    }
+
+
+def answer(results: ComparisonResults, standings: Sequence[Standing]) -> str:
+    """One sentence: which arm to take and what it costs."""
+    base, best = results.baseline.name, standings[0]
+    judged = [one for one in standings if one.verdict is not None and one.place is not None]
+    once = " in this one run" if len(results.runs) == 1 else ""
+    if best.verdict is not None and best.verdict.conclusion == "faster":
+        cost = psnr_cost(results, best.arm)
+        text = f"Take {best.arm}: diffusion on its latents gets as good as {base}'s final samples in"
+        text += f" {ratio(best.mean)} fewer steps{once}"
+        return text + (f". It costs {cost} in reconstruction." if cost.startswith("−") else ".")
+    if not judged:
+        why = next((one.verdict.sentences[0] for one in standings if one.verdict is not None), "")
+        return f"Take none yet: no arm can be judged. {why}"
+    slower = [one.arm for one in judged if one.verdict is not None and one.verdict.conclusion == "slower"]
+    if len(slower) == len(judged):
+        return f"Stay with {base}: every other arm is slower{once}."
+    text = f"Stay with {base} for now: no other arm is shown to be faster{once}"
+    return text + (f", and slower: {', '.join(slower)}." if slower else ".")
+
+
+def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
+    """What to run next: the first of the steps that the result calls for."""
+    if "--preset smoke" in results.command:
+        size = results.command.replace("--preset smoke", "--preset default")
+        return Advice(size, "the smoke preset only shows that every stage runs; this one measures.")
+    if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
+        return _train_longer(results, verdicts)
+    if len(results.runs) == 1:
+        return _more_seeds(results, "one seed is one run; with three, the intervals say whether it would happen again.")
+    clips = results.measurement.get("held-out clips")
+    if isinstance(clips, int) and clips < FEW_CLIPS and "data" in results.configuration:
+        stride = with_setting(results.command, "data.heldout_stride", f"{_stride(results) / 4:g}")
+        return Advice(
+            stride, f"{clips} held-out clips are few; this cuts more of the same videos (more videos are better)."
+        )
+    place = results.arm(best.arm).training.get("autoencoder")
+    if best.verdict is not None and best.verdict.conclusion == "faster" and isinstance(place, str):
+        look = f"sat-ssvae reconstruct --checkpoint {shlex.quote(place)} --input MY_VIDEOS --output runs/look"
+        return Advice(look, f"see what {best.arm} makes of your own videos before you train on its latents.")
+    return _more_seeds(results, "more seeds narrow the intervals; what has been run is used again.")
+
+
+def with_setting(command: str, name: str, value: str) -> str:
+    """The command line with a setting; one that it has already is replaced."""
+    kept = re.sub(rf"\s+'?{re.escape(name)}=(\S*)", "", command)
+    return f"{kept} '{name}={value}'" if "[" in value else f"{kept} {name}={value}"
+
+
+def _more_seeds(results: ComparisonResults, why: str) -> Advice:
+    """The same comparison with at least two more seeds, twice as many where there are several."""
+    last = max(results.seeds)
+    seeds = [*results.seeds, *range(last + 1, last + 1 + max(2, len(results.seeds)))]
+    return Advice(with_setting(results.command, "seeds", f"[{','.join(map(str, seeds))}]"), why)
+
+
+def _train_longer(results: ComparisonResults, verdicts: Sequence[Verdict]) -> Advice:
+    """Four times the steps of whatever has not learned enough."""
+    transformer = any("transformer of" in verdict.sentences[0] for verdict in verdicts)
+    section = "transformer" if transformer else "vae"
+    settings = results.configuration.get(section)
+    steps = settings.get("max_steps") if isinstance(settings, Mapping) else None
+    if isinstance(steps, int):
+        return Advice(
+            with_setting(results.command, f"{section}.max_steps", str(4 * steps)),
+            f"the {'transformers have' if transformer else 'autoencoders have'} learned too little to be compared.",
+        )
+    return Advice(results.command, "train longer: raise the number of steps in the configuration, then run it again.")
+
+
+def _stride(results: ComparisonResults) -> float:
+    data = results.configuration.get("data")
+    stride = data.get("heldout_stride") if isinstance(data, Mapping) else None
+    return float(stride) if isinstance(stride, (int, float)) else 1.0

@@ -1,0 +1,76 @@
+"""The clips of a report: a row a held-out clip, the original beside what every arm makes of it."""
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+from torch import Tensor
+
+from ...pages.blocks import Legend
+from ...pages.clips import ClipCell, ClipRow, Film, film, player
+from .pictures import Pictures
+
+_STEPS = 6
+"""Evaluations that the slider has at most."""
+_PIXELS = 40e6
+"""Of all films together, so that the page stays at some MB: about 0.1 byte each."""
+_WIDTHS = (160, 320)
+_FEW_ARMS = 4
+
+
+def clip_player(pictures: Pictures, legend: Legend) -> Markup:
+    """All clips, with one play button and one slider over the transformer's steps; nothing without clips."""
+    arms = [name for name in legend.names if pictures.reconstructions.get(name) or pictures.samples.get(name)]
+    if not arms or not pictures.originals:
+        return Markup()
+    steps = _chosen(sorted({step for name in arms for step in pictures.samples.get(name, {})}))
+    films = _Films(pictures, len(pictures.originals) * (1 + len(arms) * (1 + len(steps))))
+    rows = [_row(pictures, number, arms, steps, legend, films) for number in range(len(pictures.originals))]
+    return player(
+        rows, fps=pictures.fps, steps=[f"{step:,}" for step in steps], legend=legend, label="samples after step"
+    )
+
+
+class _Films:
+    """Makes clips into films of a width at which all of them fit on the page."""
+
+    def __init__(self, pictures: Pictures, count: int) -> None:
+        frames, height, width, _ = pictures.originals[0].shape
+        fits = math.sqrt(_PIXELS / (count * frames * height / width))
+        self._width = int(min(max(fits, _WIDTHS[0]), _WIDTHS[1]))
+
+    def __call__(self, clip: Tensor) -> Film:
+        return film(clip.numpy(), max_width=self._width)
+
+
+def _row(
+    pictures: Pictures, number: int, arms: Sequence[str], steps: Sequence[int], legend: Legend, films: _Films
+) -> ClipRow:
+    original = ClipCell("original", films(pictures.originals[number]), "held-out clip")
+    rebuilt, samples = [], []
+    for name in arms:
+        clips = pictures.reconstructions.get(name, ())
+        if number < len(clips):
+            scores = pictures.psnr.get(name, ())
+            text = f"PSNR {scores[number]:.2f} dB" if number < len(scores) else ""
+            title = Markup("{} <small>reconstruction</small>").format(legend.label(name))
+            rebuilt.append(ClipCell(title, films(clips[number]), text, name))
+        stepwise = pictures.samples.get(name, {})
+        made = [stepwise[step][number] if number < len(stepwise.get(step, ())) else None for step in steps]
+        if any(clip is not None for clip in made):
+            title = Markup("{} <small>sample</small>").format(legend.label(name))
+            strips = [films(clip) if clip is not None else None for clip in made]
+            samples.append(ClipCell(title, strips, "", name))
+    names = pictures.names
+    named = names[number] if number < len(names) else f"Clip {number + 1}"
+    many = len(arms) > _FEW_ARMS
+    lines = ((original, *rebuilt), tuple(samples)) if len(arms) > 2 else ((original, *rebuilt, *samples),)
+    return ClipRow(named, lines[0], more=lines[1:], folded=many and number > 0)
+
+
+def _chosen(steps: list[int]) -> list[int]:
+    """At most six steps, evenly spread, the first and the last among them."""
+    count = min(_STEPS, len(steps))
+    if count < 2:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]

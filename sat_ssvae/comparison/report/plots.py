@@ -1,0 +1,101 @@
+"""What a report draws of its numbers: curves of every measure, and spectra of the latents."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from ...pages.blocks import Legend, details, subheading
+from ...pages.charts import Line, chart, charts, line
+from ..analysis import SpeedUp
+from ..curves import MAX_POINTS
+from ..results import ComparisonResults, CurvePoint
+from ..verdict import Verdict, describe
+
+_GROUPS = {
+    "samples": "Decoded samples",
+    "denoising": "One-step denoising",
+    "loss": "Training loss",
+    "other": "Other measures",
+}
+_SCORES = {"samples": "distance", "denoising": "squared error", "loss": "squared error"}
+
+
+def curve_blocks(results: ComparisonResults, verdicts: Sequence[Verdict], legend: Legend) -> list[Markup]:
+    """A drawing of each metric by group; measures that count for no arm are folded."""
+    read = [speed_up for verdict in verdicts for speed_up in verdict.speed_ups]
+    counted = {speed_up.metric for verdict in verdicts for speed_up in verdict.counted}
+    blocks: list[Markup] = []
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for metric in results.metrics:
+        group = describe(metric).group
+        opened = metric in counted or (not counted and group == "samples")
+        groups.setdefault((not opened, _GROUPS.get(group, _GROUPS["other"])), []).append(metric)
+    for (folded, title), metrics in sorted(groups.items(), key=lambda one: one[0][0]):
+        drawn = charts([curve_chart(results, metric, read, legend) for metric in metrics])
+        blocks.append(details(f"{title} (no evidence)", drawn) if folded else subheading(title) + drawn)
+    return blocks
+
+
+def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp], legend: Legend) -> Markup:
+    """One metric against steps: mean over seeds with the evaluation's interval, seeds thin, floors dashed."""
+    info = describe(metric)
+    lines = [drawn for arm in results.arms for drawn in _arm_lines(results, metric, arm.name, legend)]
+    for arm in results.arms:
+        floor = arm.floors.get(metric)
+        if floor is not None:
+            lines.append(line(legend, arm.name, [0], [floor.value], style="floor"))
+    targets = {one.target for one in read if one.metric == metric and one.target is not None}
+    scores = _SCORES.get(info.group, "")
+    target = sorted(targets)[:1]
+    return chart(info.title, lines, x_label="transformer steps", y_label=scores, note=info.detail, targets=target)
+
+
+def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
+    """The latents' spatio-temporal spectrum and the variance that their channels' components explain."""
+    amplitudes = [(arm.name, arm.dct_amplitude, 0) for arm in results.arms if arm.dct_amplitude]
+    variances = [(arm.name, arm.explained_variance, 1) for arm in results.arms if arm.explained_variance]
+
+    def lines(values: Sequence[tuple[str, Sequence[float], int]]) -> list[Line]:
+        return [line(legend, name, list(range(first, first + len(y))), y) for name, y, first in values]
+
+    amplitude = chart(
+        "Spatio-temporal spectrum",
+        lines(amplitudes),
+        x_label="zigzag index of 3-D DCT coefficient",
+        y_label="amplitude / DC",
+        note="faster decay: smoother latents, biased to low frequencies",
+        log_x=False,
+        log_y=True,
+    )
+    variance = chart(
+        "Channel spectrum",
+        lines(variances),
+        x_label="components",
+        y_label="explained variance",
+        note="higher: few modes carry the signal; dotted: 90 %",
+        targets=[0.9],
+        log_x=False,
+        y_range=(0, 1.02),
+    )
+    return charts([amplitude] * bool(amplitudes) + [variance] * bool(variances))
+
+
+def _arm_lines(results: ComparisonResults, metric: str, arm: str, legend: Legend) -> list[Line]:
+    curves = [results.curve(arm, seed, metric, vae_seed) for vae_seed, seed in results.runs]
+    columns = [_columns(curve) for curve in curves if curve]
+    if not columns:
+        return []
+    lines = [line(legend, arm, c[0].tolist(), c[1].tolist(), style="thin") for c in columns] if len(columns) > 1 else []
+    same = [c for c in columns if len(c[0]) == len(columns[0][0])]  # a seed that is still training has fewer
+    steps, mean, low, high = (np.mean([c[i] for c in same], axis=0).tolist() for i in range(4))
+    ends = (low, high) if np.isfinite(low).any() else None
+    return [*lines, line(legend, arm, steps, mean, interval=ends)]
+
+
+def _columns(curve: list[CurvePoint]) -> list[np.ndarray]:
+    """Steps, values, low and high of a curve (NaN: no interval), averaged in groups when there are many."""
+    rows = np.array([[p.step, p.value, *(math.nan if end is None else end for end in (p.low, p.high))] for p in curve])
+    groups = np.array_split(rows.astype(float), min(len(rows), MAX_POINTS))
+    return list(np.array([group.mean(axis=0) for group in groups]).T)
