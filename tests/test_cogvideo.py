@@ -341,10 +341,9 @@ def test_the_comparison_on_its_own_training(world, tmp_path, era, stock, overlay
         "loss_above_floor",
     }
     assert results["measurement"]["held-out clips"] == CLIPS
-    figures = {path.stem for path in (report / "figures").glob("*.png")}
-    assert {"speed-ups", "spectrum-dct", "spectrum-channels", "training_loss"} <= figures
     assert videos(report / "samples")
-    assert "stock" in (report / "report.html").read_text()
+    page = (report / "report.html").read_text()
+    assert all(title in page for title in ("Loss that train_video.py logged", "Channel spectrum", "Held out: "))
 
     (start,) = (out / "initial").glob("*/transformer")
     names = set(read_transformer(start))  # both arms', less what has another shape

@@ -179,7 +179,7 @@ def test_the_report_has_every_measure_of_both_arms(finished):
     assert set(ssvae["reconstruction_difference"]) == {"psnr", "ssim", "stlpips"}
     assert results["measurement"]["held-out clips"] == 9
     assert "equal in both arms for every tensor of equal shape" in results["measurement"]["initial weights"]
-    assert {path.name for path in (report / "figures").glob("*.png")} >= {"speed-ups.png", "spectrum-dct.png"}
+    assert "Training: " in (report / "report.html").read_text() and "Held out: " in (report / "report.html").read_text()
     assert list((report / "samples").rglob("*.mp4"))
 
 

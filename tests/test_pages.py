@@ -1,7 +1,6 @@
 """The building blocks of pages: whole, self-contained, escaped, and drawn from the numbers that they were given."""
 
 import base64
-import html.parser
 import io
 import json
 import math
@@ -35,42 +34,9 @@ from sat_ssvae.pages.charts import chart, charts, line
 from sat_ssvae.pages.clips import ClipCell, ClipRow, before_after, film, player
 from sat_ssvae.pages.document import document
 
+from .parsed_page import Parsed
+
 HOSTILE = '</script><script>alert("1")</script> & <b>'
-
-
-class Parsed(html.parser.HTMLParser):
-    """Tags, text and references of a page; fails on tags that do not match."""
-
-    VOID = frozenset({"meta", "img", "input", "br", "line", "link"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.words, self.sources, self.tags, self.data = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.sources += [value for key, value in attrs if key in ("src", "href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.data.append(data)
-        elif "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def moving(seed=0, *, frames=7, size=(24, 32)):

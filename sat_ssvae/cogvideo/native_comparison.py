@@ -19,10 +19,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ..comparison.bookkeeping import Stopwatch, content
+from ..comparison.provenance import Provenance, few_clips_warning
 from ..comparison.report.page import write_report
-from ..comparison.report.pictures import Pictures, as_pictures
+from ..comparison.report.pictures import Pictures, as_pictures, spread_places
 from ..comparison.results import ComparisonResults, CurvePoint
 from ..comparison.score_files import is_scored, read_curves, read_samples
 from ..comparison.scoring import EvaluationConfig, compared
@@ -215,6 +217,7 @@ class _Comparison:
 
     def _report(self, runs: dict[str, dict[int, Path]], scores: dict[str, Path]) -> ComparisonResults:
         quality = {name: load_file(folder / "quality.safetensors") for name, folder in scores.items()}
+        heldout = len(next(iter(quality[BASELINE].values())))
         results = ComparisonResults(
             arms=tuple(compared(read_arm(folder), quality[name], quality[BASELINE]) for name, folder in scores.items()),
             curves=tuple(point for arm in self.arms for point in self._curves(arm.name, runs, scores)),
@@ -230,14 +233,16 @@ class _Comparison:
                 "initial weights": EQUAL_STARTS + self._origin(),
                 "draws": NOISE,
                 "held-out videos": [str(path) for path in self.heldout],
-                "held-out clips": len(next(iter(quality[BASELINE].values()))),
+                "held-out clips": heldout,
                 "latents": "as the transformer sees them, scaled or standardised by the arm's first stage",
                 "sampler": "that of the configuration, with its steps and guidance; the weights sample_video.py loads",
                 "scoring": self.config.scoring.model_dump(mode="json"),
             },
             command=self.command,
+            warnings=few_clips_warning(heldout),
+            provenance=Provenance(_videos(self.train), _videos(self.heldout)),
         )
-        write_report(results, self.output / "report", self._pictures(runs, scores))
+        write_report(results, self.output / "report", self._pictures(runs, scores, quality))
         return results
 
     def _origin(self) -> str:
@@ -253,15 +258,25 @@ class _Comparison:
             points += [CurvePoint(arm, seed, "training_loss", step, loss) for step, loss in losses.items()]
         return points
 
-    def _pictures(self, runs: dict[str, dict[int, Path]], scores: dict[str, Path]) -> Pictures:
+    def _pictures(
+        self, runs: dict[str, dict[int, Path]], scores: dict[str, Path], quality: dict[str, dict[str, Tensor]]
+    ) -> Pictures:
         clips = {name: load_file(folder / "clips.safetensors") for name, folder in scores.items()}
         first = {name: scores[name] / _name(runs[name][self.config.seeds[0]]) for name in scores}
+        shown = self.config.scoring.shown_clips
+        psnr = {name: own["psnr"][spread_places(len(own["psnr"]), shown)].tolist() for name, own in quality.items()}
         return Pictures(
             float(self.baseline.settings.get("data.params.fps") or 8),
             as_pictures(clips[BASELINE]["originals"]),
-            {name: as_pictures(shown["reconstructions"]) for name, shown in clips.items()},
+            {name: as_pictures(own["reconstructions"]) for name, own in clips.items()},
             {name: read_samples(folder, self.steps) for name, folder in first.items()},
+            psnr=psnr,
         )
+
+
+def _videos(folders: Sequence[Path]) -> dict[str, int]:
+    """The videos in CogVideoX's folders, which it cuts one clip from each."""
+    return {str(path): 1 for folder in folders for path in sorted(folder.rglob("*.mp4"))}
 
 
 def _name(run: Path) -> str:

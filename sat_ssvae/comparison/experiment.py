@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -23,25 +23,23 @@ from torch import Tensor
 
 from .. import distributed
 from ..autoencoders.protocol import VideoAutoencoder
-from ..config import fingerprint, parse_config
-from ..data.demo import prepare_demo
-from ..data.shards import DataConfig, FixedClips, fixed_clips
-from ..data.skips import SkipLog
+from ..config import fingerprint
 from ..diffusion.training import DiTTrainConfig, train_dit
 from ..diffusion.transformer import DiT
-from ..errors import UserError
 from ..latents.encoding import EncoderSettings
 from ..latents.latent_set import LatentSet, encode_latents
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
 from ..storage import write_text
 from ..training.run_folder import alone
-from ..training.trainer import TrainConfig, train
+from ..training.trainer import train
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
 from .answer import answer, commit
 from .arms import absolute, common_patches, given_identity, latent_sizes, open_given, shape_warning
-from .bookkeeping import Stopwatch, content, machine
+from .bookkeeping import Stopwatch, machine
+from .clips import SplitClips, demo_source, split_data
+from .layout import Layout, Member, stages_of
 from .matched_noise import kept_levels, linear_errors
 from .pooling import pooled
 from .provenance import Provenance, few_clips_warning
@@ -61,7 +59,7 @@ from .scoring import (
     reconstruction_quality,
     score_generator,
 )
-from .settings import SPLITS, ClipSource, CompareConfig, Split
+from .settings import SPLITS, ClipSource, CompareConfig
 from .shifts import best_shift, shift_comparison
 
 logger = logging.getLogger(__name__)
@@ -93,18 +91,11 @@ def compare(
         return _Comparison(config, output, device, command, clips).run()
 
 
-class _Member(NamedTuple):
-    """One autoencoder of an arm."""
-
-    arm: str
-    vae_seed: int
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """An autoencoder of an arm and all that its transformers are trained and scored on."""
 
-    member: _Member
+    member: Member
     vae: VideoAutoencoder
     train_set: LatentSet
     text: Any
@@ -126,14 +117,20 @@ class _Comparison:
         self.minutes = Stopwatch(output / "minutes.json")
         # All arms are checked before the first one is trained.
         self.given = open_given(config.arms)
-        self.given_identities = {name: given_identity(vae) for name, vae in self.given.items()}
-        self.source = clips or self._demo()
-        self.members = [_Member(name, seed) for seed in config.vae_seeds for name in config.arms]
-        self.trainings = {member: self._trainings(member) for member in self.members}
+        if clips is None:
+            with self.minutes("clips"):
+                clips = demo_source(config, output)
+        self.source = clips
+        self.members = [Member(name, seed) for seed in config.vae_seeds for name in config.arms]
+        data = split_data(config.data, self.source, "train")
+        self.trainings = {member: stages_of(config, member, data) for member in self.members}
+        identities = {name: given_identity(vae) for name, vae in self.given.items()}
+        self.layout = Layout(config, output, self.source, self.trainings, identities)
+        self.clips = SplitClips(config.data, self.source, self.layout.skipped)
         firsts = {member.arm: stages[0] for member, stages in self.trainings.items()}
         self.latent_sizes = latent_sizes(firsts, self.given, config.data)
         self.patches = common_patches(self.latent_sizes, config.transformer.patch_size)
-        self.places: dict[_Member, str] = {}
+        self.places: dict[Member, str] = {}
         self.linear_errors: dict[float, float] = {}
         self.matched: dict[str, JsonValue] = {}
         self.shifts: dict[str, float] = {}
@@ -141,7 +138,7 @@ class _Comparison:
         self.finished: list[TrainedTransformer] = []
 
     def run(self) -> ComparisonResults:
-        clips = self._heldout_clips()  # first: too few are noticed before anything is trained
+        clips = self.clips.heldout()  # first: too few are noticed before anything is trained
         vaes = {member: self._autoencoder(member) for member in self.members}
         features: Features = {"frame": FrameFeatures().to(self.device), "clip": ClipFeatures().to(self.device)}
         perceptual = build_perceptual("st-lpips-alex").to(self.device)
@@ -150,14 +147,14 @@ class _Comparison:
         steps, shown = self.config.transformer.evaluation_steps, self.config.scoring.shown_clips
         reconstructions: dict[str, Sequence[Tensor]] = {}
         samples: dict[str, Mapping[int, Sequence[Tensor]]] = {}
-        quality: dict[_Member, dict[str, Tensor]] = {}
+        quality: dict[Member, dict[str, Tensor]] = {}
         psnr: dict[str, Sequence[float]] = {}
         for member, vae in vaes.items():
             prepared = self._prepare(member, vae, clips, features)
             quality[member] = reconstruction_quality(prepared.reference, perceptual)
             if self.config.shifts and member.arm not in self.shifts:
                 self.shifts[member.arm] = self._search_shift(prepared)
-            baseline = quality[_Member(next(iter(arms)), member.vae_seed)]
+            baseline = quality[Member(next(iter(arms)), member.vae_seed)]
             arms[member.arm].append(self._arm_result(prepared, quality[member], baseline))
             scored = self._transformers(prepared)
             for seed, folder in scored.items():
@@ -169,29 +166,13 @@ class _Comparison:
         names = [prepared.reference.heldout.keys[place] for place in spread_places(len(clips), shown)]
         originals = as_pictures(spread(clips, shown))
         pictures = Pictures(self.config.data.fps, originals, reconstructions, samples, names, psnr)
-        skipped = {split: self._skipped(split) for split in SPLITS}
+        skipped: dict[str, Path] = {split: self.layout.skipped(split) for split in SPLITS}
         provenance = Provenance.of_clips(prepared.train_set.keys, prepared.reference.heldout.keys, skipped)
         return self._report([pooled(results) for results in arms.values()], curves, pictures, provenance)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def _demo(self) -> ClipSource:
-        resolution = self.config.data.resolution
-        short_side = resolution if isinstance(resolution, int) else min(resolution)
-        with self.minutes("clips"):
-            seconds = self.config.film_seconds
-            folder = self.output / f"clips-{short_side}-{seconds:g}s"
-            demo = prepare_demo(folder, resolution=short_side, film_seconds=seconds)
-        return ClipSource.separate(demo.train, demo.heldout, demo.attribution.read_text(encoding="utf-8"))
-
-    def _trainings(self, member: _Member) -> list[TrainConfig]:
-        """The configuration of each stage of an autoencoder's training."""
-        config, arm = self.config, self.config.arms[member.arm]
-        shared = {**config.vae, **arm.settings, "data": self._data("train"), "seed": member.vae_seed}
-        stages = arm.stages or config.stages or ({},)
-        return [parse_config(TrainConfig, {**shared, **stage}, source=f"arm {member.arm}") for stage in stages]
-
-    def _autoencoder(self, member: _Member) -> VideoAutoencoder:
+    def _autoencoder(self, member: Member) -> VideoAutoencoder:
         name = member.arm
         if name in self.given:
             self.places[member] = absolute(str(self.config.arms[name].checkpoint))
@@ -199,8 +180,8 @@ class _Comparison:
         finished: Path | None = None
         stages = self.trainings[member]
         for number, stage in enumerate(stages, 1):
-            label = self._label(member) + (f"-stage{number}" if len(stages) > 1 else "")
-            folder = self._folder("vae", label, self._training_identity(member, number))
+            label, identity = self.layout.training_label(member, number), self.layout.training_identity(member, number)
+            folder = self.layout.folder("vae", label, identity)
             start = {"resume_from": str(finished)} if finished else {}
             with self.minutes(f"autoencoder {name}"):
                 finished = train(stage.model_copy(update=start), folder, self.device)
@@ -208,39 +189,15 @@ class _Comparison:
         self.places[member] = str(finished.relative_to(self.output))
         return SSVAE.from_pretrained(finished).to(self.device).for_inference()
 
-    def _heldout_clips(self) -> Tensor:
-        videos = [clip.video for clip in self._clips("heldout")]
-        if len(videos) < 8:
-            raise UserError(
-                f"{self.source.path['heldout']}: {len(videos)} held-out clips, a comparison needs 8 at least (100 to "
-                "say much); give more or longer videos, or a shorter data.heldout_stride"
-            )
-        return torch.stack(videos)
-
-    def _data(self, split: Split) -> dict[str, Any]:
-        return self.config.data.data(self.source.path[split], self.source.part[split])
-
-    def _clips(self, split: Split) -> FixedClips:
-        clips = self.config.data
-        return fixed_clips(
-            parse_config(DataConfig, self._data(split)),
-            stride=clips.heldout_stride if split == "heldout" else clips.train_stride,
-            limit=clips.max_heldout if split == "heldout" else None,
-            skips=SkipLog(self._skipped(split)),
-        )
-
-    def _skipped(self, split: Split) -> Path:
-        return self.output / f"skipped_{split}.jsonl"
-
-    def _prepare(self, member: _Member, vae: VideoAutoencoder, clips: Tensor, features: Features) -> _Prepared:
+    def _prepare(self, member: Member, vae: VideoAutoencoder, clips: Tensor, features: Features) -> _Prepared:
         """Encode an autoencoder's latents and measure what its transformers are scored against."""
-        folder = self._folder("latents", self._label(member), self._latent_identity(member))
+        folder = self.layout.folder("latents", self.layout.label(member), self.layout.latent_identity(member))
         with self.minutes(f"latents {member.arm}"):
             for split in SPLITS:
                 file = folder / f"{split}.safetensors"
                 if not file.exists():
                     settings = EncoderSettings(batch_size=self.config.encode_batch_size)
-                    encode_latents(vae, self._clips(split), file, settings, self.device)
+                    encode_latents(vae, self.clips(split), file, settings, self.device)
         train_set = LatentSet.load(folder / "train.safetensors")
         heldout = LatentSet.load(folder / "heldout.safetensors", statistics=train_set.statistics)
         scoring = self.config.scoring
@@ -252,18 +209,18 @@ class _Comparison:
         return _Prepared(member, vae, train_set, self._caption_states(train_set), reference, loss_floor)
 
     def _noise_levels(
-        self, member: _Member, folder: Path, train_set: LatentSet, reference: ArmReference
+        self, member: Member, folder: Path, train_set: LatentSet, reference: ArmReference
     ) -> dict[float, float]:
         """Levels that correspond to those of the baseline with the same seed, which is prepared before the others."""
         scoring = self.config.scoring
         error = linear_errors(train_set, reference, self.config.transformer.diffusion.signal_and_noise, scoring)
-        baseline = _Member(next(iter(self.config.arms)), member.vae_seed)
+        baseline = Member(next(iter(self.config.arms)), member.vae_seed)
         if member == baseline:
             self.linear_errors = {level: error(level) for level in scoring.noise_levels}
             return {}
-        name = f"noise_levels-{fingerprint(self._latent_identity(baseline), scoring)}.json"
+        name = f"noise_levels-{fingerprint(self.layout.latent_identity(baseline), scoring)}.json"
         levels = kept_levels(folder / name, error, self.linear_errors)
-        self.matched[self._label(member)] = {f"{level:g}": own for level, own in levels.items()}
+        self.matched[self.layout.label(member)] = {f"{level:g}": own for level, own in levels.items()}
         return levels
 
     def _caption_states(self, latents: LatentSet) -> Any:
@@ -312,9 +269,11 @@ class _Comparison:
     def _transformer(self, prepared: _Prepared, training: DiTTrainConfig, seed: int) -> Path:
         """Train one transformer, scoring it at the evaluation steps; returns the folder of its scores."""
         arm, scoring = prepared.member.arm, self.config.scoring
-        label = f"{self._label(prepared.member)}-seed{seed}"
+        label = f"{self.layout.label(prepared.member)}-seed{seed}"
         levels = sorted(prepared.reference.noise_levels.items())
-        folder = self._folder("transformer", label, self._latent_identity(prepared.member), training, scoring, levels)
+        folder = self.layout.folder(
+            "transformer", label, self.layout.latent_identity(prepared.member), training, scoring, levels
+        )
         scores_folder = folder / "scores"
         if (folder / "dit.safetensors").exists() and is_scored(scores_folder, training.evaluation_steps):
             return scores_folder
@@ -370,7 +329,7 @@ class _Comparison:
         result = arm_result(name, prepared.reference, prepared.train_set, quality, scoring, floor)
         return compared(replace(result, vae=prepared.vae.describe(), training=training), quality, baseline)
 
-    def _weights(self, member: _Member) -> str:
+    def _weights(self, member: Member) -> str:
         """Where the autoencoder is, as a command in the same folder would name it."""
         place = self.places[member]
         return place if member.arm in self.given else str(self.output / place)
@@ -427,23 +386,3 @@ class _Comparison:
             *([f"The arms' autoencoders are trained for unequal numbers of steps: {unequal}."] if unequal else []),
             *shape_warning(self.latent_sizes, self.patches),
         )
-
-    # --- names --------------------------------------------------------------------------------------------------------
-
-    def _folder(self, stage: str, name: str, *parts: Any) -> Path:
-        return self.output / stage / f"{name}-{fingerprint(*parts)}"
-
-    def _label(self, member: _Member) -> str:
-        return member.arm if len(self.config.vae_seeds) == 1 else f"{member.arm}-vae{member.vae_seed}"
-
-    def _training_identity(self, member: _Member, stages: int | None = None) -> list[Any]:
-        """What an autoencoder depends on after `stages` trainings; the number of data workers does not count."""
-        trainings = [training.model_dump(mode="json") for training in self.trainings[member][:stages]]
-        for training in trainings:
-            del training["data"]["path"], training["data"]["num_workers"]
-        return [*trainings, content(self.source.path["train"])]
-
-    def _latent_identity(self, member: _Member) -> list[Any]:
-        weights = self.given_identities.get(member.arm) or self._training_identity(member)
-        clips = self.config.data.model_dump(mode="json", exclude={"num_workers"})
-        return [weights, clips, *(content(self.source.path[split]) for split in SPLITS)]

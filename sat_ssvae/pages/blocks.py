@@ -189,7 +189,8 @@ def matrix(legend: Legend, names: Sequence[str], groups: Sequence[MatrixGroup], 
     ]
     bodies = [_group(group, columns) for group in groups if group.rows]
     return Markup(
-        '<div class="scroll"><table class="matrix" style="--columns:{}"><thead><tr><th>{}</th>{}</tr></thead>{}</table></div>'
+        '<div class="scroll"><table class="matrix" style="--columns:{}">'
+        "<thead><tr><th>{}</th>{}</tr></thead>{}</table></div>"
     ).format(len(names), corner, joined(heads), joined(bodies))
 
 

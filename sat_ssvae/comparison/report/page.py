@@ -33,7 +33,7 @@ from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from ..provenance import Provenance
 from ..results import ComparisonResults
 from ..verdict import Verdict, describe, judge, percent, quality_name, quality_text, ratio
-from .answer import BADGES, Standing, answer, next_command, psnr_cost, ranking, speed_up_words
+from .advice import BADGES, Standing, headline, next_command, psnr_cost, ranking, speed_up_words
 from .clips import clip_player
 from .pictures import Pictures, write_clips
 from .plots import curve_blocks, spectrum_charts
@@ -120,7 +120,7 @@ def _subtitle(results: ComparisonResults, legend: Legend) -> Markup:
     parts = [f"{count} seed{'s' * (count > 1)}"]
     if len(results.vae_seeds) > 1:
         parts.append(f"{len(results.vae_seeds)} autoencoders an arm")
-    parts += [f"{value:,} {name}" for name, value in results.budget.items() if isinstance(value, int)]
+    parts += [f"{value:,} {name.replace('_', ' ')}" for name, value in results.budget.items() if isinstance(value, int)]
     heldout = results.measurement.get("held-out clips")
     parts += [f"{heldout} held-out clips"] if heldout is not None else []
     arms = joined([legend.label(arm.name) for arm in results.candidates], ", ")
@@ -149,7 +149,7 @@ def _top(
     )
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
-    lead = Markup('<p class="lead">{}</p>').format(answer(results, standings))
+    lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
     return [
         box(lead, verdict_table, details("In full sentences", *sentences), tone=tone),
         *[box(paragraph(warning), tone="warn") for warning in results.warnings],
@@ -161,9 +161,9 @@ def _matrix_note() -> str:
     return (
         "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster, red:"
         f" slower, grey: about equal (the whole interval within {ratio(EQUAL_WITHIN)} of 1), no colour: undecided."
-        f" Pale: no evidence. A measure is blur where more than {percent(FLOOR_DOMINATES)} of it is there already when the"
-        " VAE only reconstructs real clips. “Not reached”: the arm never got to the baseline's final score; its interval is"
-        " that at the best score both have. “At once”: it had that score at its first evaluation."
+        f" Pale: no evidence. A measure is blur where more than {percent(FLOOR_DOMINATES)} of it is there already when"
+        " the VAE only reconstructs real clips. “Not reached”: the arm never got to the baseline's final score; its"
+        " interval is that at the best score both have. “At once”: it had that score at its first evaluation."
     )
 
 

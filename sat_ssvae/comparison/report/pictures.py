@@ -1,10 +1,8 @@
 """Moving and still pictures for the report: clips tiled into one grid, as animated WebP, PNG and mp4."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -62,22 +60,6 @@ def tile(clips: Sequence[Tensor], columns: int = COLUMNS) -> Tensor:
 def enlarge(clips: Sequence[Tensor], width: int = _CELL) -> list[Tensor]:
     """Clips scaled to `width` pixels (Lanczos); wider ones keep their size."""
     return [torch.stack([_resized(frame, width) for frame in clip]) for clip in clips]
-
-
-def webp(clip: Tensor, fps: float) -> bytes:
-    """An endless animation of a clip (`T H W 3`)."""
-    first, *others = (Image.fromarray(frame.numpy()) for frame in clip)
-    data = io.BytesIO()
-    animation: Any = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
-    first.save(data, "WEBP", quality=80, **animation)
-    return data.getvalue()
-
-
-def png_still(clip: Tensor) -> bytes:
-    """The middle frame of a clip (`T H W 3`)."""
-    data = io.BytesIO()
-    Image.fromarray(clip[len(clip) // 2].numpy()).save(data, "PNG", optimize=True)
-    return data.getvalue()
 
 
 def spread(clips: Tensor, count: int) -> Tensor:

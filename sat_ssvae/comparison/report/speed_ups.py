@@ -18,7 +18,7 @@ from ..verdict import (
     ratio,
     reconstruction_verdict,
 )
-from .answer import BADGES, Standing, minutes_of
+from .advice import BADGES, Standing, minutes_of
 
 _TITLES = {
     "samples": ("Sample distances", ""),

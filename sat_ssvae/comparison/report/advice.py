@@ -101,13 +101,15 @@ def minutes_of(results: ComparisonResults, arm: str) -> dict[str, float]:
     minutes = results.budget.get("minutes")
     if not isinstance(minutes, Mapping):
         return {}
-    named = {stage: value for stage, value in minutes.items() if stage.endswith(f" {arm}")}
-    return {
-        stage.removesuffix(f" {arm}"): float(value) for stage, value in named.items() if isinstance(value, (int, float))
-    }
+    spent: dict[str, float] = {}
+    for name, value in minutes.items():
+        stage, _, of = name.partition(" ")
+        if of == arm and isinstance(value, (int, float)):
+            spent[stage] = float(value)
+    return spent
 
 
-def answer(results: ComparisonResults, standings: Sequence[Standing]) -> str:
+def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     """One sentence: which arm to take and what it costs."""
     base, best = results.baseline.name, standings[0]
     judged = [one for one in standings if one.verdict is not None and one.place is not None]
@@ -116,7 +118,7 @@ def answer(results: ComparisonResults, standings: Sequence[Standing]) -> str:
         cost = psnr_cost(results, best.arm)
         text = f"Take {best.arm}: diffusion on its latents gets as good as {base}'s final samples in"
         text += f" {ratio(best.mean)} fewer steps{once}"
-        return text + (f". It costs {cost} in reconstruction." if cost.startswith("−") else ".")
+        return text + (f". Reconstruction: {cost}." if cost else ".")
     if not judged:
         why = next((one.verdict.sentences[0] for one in standings if one.verdict is not None), "")
         return f"Take none yet: no arm can be judged. {why}"
