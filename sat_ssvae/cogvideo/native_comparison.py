@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..comparison.bookkeeping import Stopwatch, content
+from ..comparison.plan import Plan, Stage
 from ..comparison.provenance import Provenance, few_clips_warning
 from ..comparison.report.page import write_report
 from ..comparison.report.pictures import Pictures, as_pictures, spread_places
@@ -110,7 +111,19 @@ class _Comparison:
         self.steps = (*range(self.interval, self.iterations, self.interval), self.iterations)
         self.minutes = Stopwatch(output / "minutes.json")
 
+    def _stages(self) -> list[Stage]:
+        """All stages; a scoring is one unit for each seed, a training one for each step."""
+        names, seeds = [arm.name for arm in self.arms], self.config.seeds
+        return [
+            *[Stage("measuring", f"measuring {arm.name}", done=is_measured(self._scores(arm))) for arm in self.arms],
+            *[Stage("initial transformer", f"initial transformer, seed {seed}") for seed in seeds],
+            *[Stage("training", f"training {name}, seed {seed}", self.iterations) for name in names for seed in seeds],
+            *[Stage("scoring", f"scoring {name}", len(seeds)) for name in names],
+            Stage("report", "report"),
+        ]
+
     def run(self) -> ComparisonResults:
+        self.plan = Plan(self.output / "stages.json", self._stages())
         measured = {arm.name: self._measure(arm) for arm in self.arms}
         starts = {seed: self._initial(seed) for seed in self.config.seeds}
         runs = {arm.name: {seed: self._train(arm, seed, starts[seed]) for seed in starts} for arm in self.arms}
@@ -122,13 +135,17 @@ class _Comparison:
 
     def _measure(self, arm: NativeArm) -> Path:
         """The folder that `worker.measure` wrote, to which the scores are added."""
-        how = self.config.model_dump(mode="json", exclude={"seeds"})
-        data = self.train_content, self.heldout_content
-        folder = self.output / "scores" / f"{arm.name}-{fingerprint(how, arm.values, self._first_stage(arm), data)}"
+        folder = self._scores(arm)
         if not is_measured(folder):
-            with self.minutes(f"measuring {arm.name}"):
+            name = f"measuring {arm.name}"
+            with self.plan.stage(name, folder / "arm.json"), self.minutes(name):
                 self.launch.work(self._job("measure", arm, folder), folder)
         return folder
+
+    def _scores(self, arm: NativeArm) -> Path:
+        how = self.config.model_dump(mode="json", exclude={"seeds"})
+        data = self.train_content, self.heldout_content
+        return self.output / "scores" / f"{arm.name}-{fingerprint(how, arm.values, self._first_stage(arm), data)}"
 
     def _initial(self, seed: int) -> Path:
         """The tensors from which both arms start: of `args.load`, or drawn, those whose shapes fit both arms."""
@@ -139,9 +156,10 @@ class _Comparison:
         folder = self.output / "initial" / f"{name}-{fingerprint(network, str(sizes), source)}"
         finished = folder / "transformer"
         if finished.exists():
+            self.plan.done(f"initial transformer, seed {seed}")
             return finished
         shutil.rmtree(folder, ignore_errors=True)
-        with self.minutes("initial transformers"):
+        with self.plan.stage(f"initial transformer, seed {seed}", finished), self.minutes("initial transformers"):
             if not load:
                 files = (*self.baseline.files, self._inference(self.baseline, folder))
                 self.launch.work(InitialJob(files=files, seed=seed, output=folder / "drawn"), folder)
@@ -159,6 +177,7 @@ class _Comparison:
         folder = self.output / "training" / f"{arm.name}-seed{seed}-{identity}"
         for finished in folder.glob("run/*"):
             if (finished / "latest").exists() and (finished / "latest").read_text().strip() == str(self.iterations):
+                self.plan.done(f"training {arm.name}, seed {seed}")
                 return finished
         shutil.rmtree(folder, ignore_errors=True)
         settings = {
@@ -172,7 +191,7 @@ class _Comparison:
         }
         write_text(folder / "training.yaml", yaml.safe_dump({"args": settings}))
         arguments = ["--base", *map(str, arm.files), str(folder / "training.yaml"), "--seed", str(seed)]
-        with self.minutes(f"training {arm.name}"):
+        with self.plan.stage(f"training {arm.name}, seed {seed}"), self.minutes(f"training {arm.name}"):
             self.launch.train(arguments, folder / "train.log", f"{arm.name}, seed {seed}", self.iterations)
         (finished,) = (folder / "run").iterdir()
         return finished
@@ -181,7 +200,8 @@ class _Comparison:
         """Have `worker.score` write the scores that are missing in `folder`."""
         named = {_name(run): run for run in runs.values()}
         if not all(is_scored(folder / name, self.steps) for name in named):
-            with self.minutes(f"scoring {arm.name}"):
+            name = f"scoring {arm.name}"
+            with self.plan.stage(name), self.minutes(name):
                 self.launch.work(self._job("score", arm, folder, runs=named, steps=self.steps), folder)
 
     def _job(self, task: Literal["measure", "score"], arm: NativeArm, folder: Path, **more: Any) -> ArmJob:
@@ -242,7 +262,8 @@ class _Comparison:
             warnings=few_clips_warning(heldout),
             provenance=Provenance(_videos(self.train), _videos(self.heldout)),
         )
-        write_report(results, self.output / "report", self._pictures(runs, scores, quality))
+        with self.plan.stage("report"):
+            write_report(results, self.output / "report", self._pictures(runs, scores, quality))
         return results
 
     def _origin(self) -> str:

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from .. import distributed
 from ..autoencoders.protocol import VideoAutoencoder
-from ..config import fingerprint
 from ..diffusion.training import DiTTrainConfig, train_dit
 from ..diffusion.transformer import DiT
 from ..latents.encoding import EncoderSettings
@@ -41,6 +40,7 @@ from .bookkeeping import Stopwatch, machine
 from .clips import SplitClips, demo_source, split_data
 from .layout import Layout, Member, stages_of
 from .matched_noise import kept_levels, linear_errors
+from .plan import Plan, planned, transformer_name
 from .pooling import pooled
 from .provenance import Provenance, few_clips_warning
 from .report.page import write_report
@@ -130,6 +130,8 @@ class _Comparison:
         firsts = {member.arm: stages[0] for member, stages in self.trainings.items()}
         self.latent_sizes = latent_sizes(firsts, self.given, config.data)
         self.patches = common_patches(self.latent_sizes, config.transformer.patch_size)
+        stages = planned(self.layout, self.given, lambda arm: self._training(arm, None))
+        self.plan = Plan(output / "stages.json", stages)
         self.places: dict[Member, str] = {}
         self.linear_errors: dict[float, float] = {}
         self.matched: dict[str, JsonValue] = {}
@@ -154,7 +156,7 @@ class _Comparison:
             quality[member] = reconstruction_quality(prepared.reference, perceptual)
             if self.config.shifts and member.arm not in self.shifts:
                 self.shifts[member.arm] = self._search_shift(prepared)
-            baseline = quality[Member(next(iter(arms)), member.vae_seed)]
+            baseline = quality[self.layout.baseline(member)]
             arms[member.arm].append(self._arm_result(prepared, quality[member], baseline))
             scored = self._transformers(prepared)
             for seed, folder in scored.items():
@@ -180,19 +182,20 @@ class _Comparison:
         finished: Path | None = None
         stages = self.trainings[member]
         for number, stage in enumerate(stages, 1):
-            label, identity = self.layout.training_label(member, number), self.layout.training_identity(member, number)
-            folder = self.layout.folder("vae", label, identity)
+            done = self.layout.trained(member, number)
             start = {"resume_from": str(finished)} if finished else {}
-            with self.minutes(f"autoencoder {name}"):
-                finished = train(stage.model_copy(update=start), folder, self.device)
+            label = self.layout.training_label(member, number)
+            with self.plan.stage(f"autoencoder {label}", done), self.minutes(f"autoencoder {name}"):
+                finished = train(stage.model_copy(update=start), done.parent, self.device)
         assert finished is not None, "there is a stage at least"
         self.places[member] = str(finished.relative_to(self.output))
         return SSVAE.from_pretrained(finished).to(self.device).for_inference()
 
     def _prepare(self, member: Member, vae: VideoAutoencoder, clips: Tensor, features: Features) -> _Prepared:
         """Encode an autoencoder's latents and measure what its transformers are scored against."""
-        folder = self.layout.folder("latents", self.layout.label(member), self.layout.latent_identity(member))
-        with self.minutes(f"latents {member.arm}"):
+        last = self.layout.encoded(member)
+        folder, name = last.parent, f"latents {self.layout.label(member)}"
+        with self.plan.stage(name, last), self.minutes(f"latents {member.arm}"):
             for split in SPLITS:
                 file = folder / f"{split}.safetensors"
                 if not file.exists():
@@ -203,23 +206,19 @@ class _Comparison:
         scoring = self.config.scoring
         text = self._caption_states(heldout)
         reference = measure_arm(vae.decode, self.device, heldout, clips, features, scoring, text)
-        reference = replace(reference, noise_levels=self._noise_levels(member, folder, train_set, reference))
+        reference = replace(reference, noise_levels=self._noise_levels(member, train_set, reference))
         noise_factors = self.config.transformer.diffusion.signal_and_noise
         loss_floor = gaussian_loss_floor(train_set, noise_factors, scoring)
         return _Prepared(member, vae, train_set, self._caption_states(train_set), reference, loss_floor)
 
-    def _noise_levels(
-        self, member: Member, folder: Path, train_set: LatentSet, reference: ArmReference
-    ) -> dict[float, float]:
+    def _noise_levels(self, member: Member, train_set: LatentSet, reference: ArmReference) -> dict[float, float]:
         """Levels that correspond to those of the baseline with the same seed, which is prepared before the others."""
         scoring = self.config.scoring
         error = linear_errors(train_set, reference, self.config.transformer.diffusion.signal_and_noise, scoring)
-        baseline = Member(next(iter(self.config.arms)), member.vae_seed)
-        if member == baseline:
+        if member == self.layout.baseline(member):
             self.linear_errors = {level: error(level) for level in scoring.noise_levels}
             return {}
-        name = f"noise_levels-{fingerprint(self.layout.latent_identity(baseline), scoring)}.json"
-        levels = kept_levels(folder / name, error, self.linear_errors)
+        levels = kept_levels(self.layout.noise_levels(member), error, self.linear_errors)
         self.matched[self.layout.label(member)] = {f"{level:g}": own for level, own in levels.items()}
         return levels
 
@@ -269,15 +268,10 @@ class _Comparison:
     def _transformer(self, prepared: _Prepared, training: DiTTrainConfig, seed: int) -> Path:
         """Train one transformer, scoring it at the evaluation steps; returns the folder of its scores."""
         arm, scoring = prepared.member.arm, self.config.scoring
-        label = f"{self.layout.label(prepared.member)}-seed{seed}"
-        levels = sorted(prepared.reference.noise_levels.items())
-        folder = self.layout.folder(
-            "transformer", label, self.layout.latent_identity(prepared.member), training, scoring, levels
-        )
-        scores_folder = folder / "scores"
-        if (folder / "dit.safetensors").exists() and is_scored(scores_folder, training.evaluation_steps):
+        file = self.layout.transformer(prepared.member, training, seed, prepared.reference.noise_levels)
+        scores_folder = file.parent / "scores"
+        if file.exists() and is_scored(scores_folder, training.evaluation_steps):
             return scores_folder
-        scores_folder.mkdir(parents=True, exist_ok=True)
 
         def score(step: int, model: DiT) -> None:
             with self.minutes(f"scoring {arm}"):
@@ -285,9 +279,12 @@ class _Comparison:
                 scores, samples = score_generator(generator, prepared.reference, scoring, prepared.loss_floor)
             write_scores(scores_folder, step, scores, samples)
 
-        with self.minutes(f"transformer {arm}", inner=f"scoring {arm}"):
+        tries = bool(self.config.shifts) and seed == self.config.shift_seed
+        shift = getattr(training.diffusion, "shift", None) if tries else None
+        name = transformer_name(self.layout.label(prepared.member), seed, shift)
+        with self.plan.stage(name, file), self.minutes(f"transformer {arm}", inner=f"scoring {arm}"):
             run: Any = {"seed": seed, "device": self.device, "on_checkpoint": score, "text": prepared.text}
-            train_dit(training, prepared.train_set, folder, **run)
+            train_dit(training, prepared.train_set, file.parent, **run)
         return scores_folder
 
     def _note_finished(
@@ -365,7 +362,8 @@ class _Comparison:
             warnings=(*self._warnings(), *few_clips_warning(heldout)),
             provenance=provenance,
         )
-        report = write_report(results, self.output / "report", pictures)
+        with self.plan.stage("report"):
+            report = write_report(results, self.output / "report", pictures)
         write_text(report.with_name("summary.json"), json.dumps(answer(results, commit()), indent=1))
         for arm, search in self.searches.items():
             if len(search) > 1:

@@ -4,12 +4,14 @@ layout = Layout(config, output, source, trainings, given)
 layout.folder("latents", layout.label(member), layout.latent_identity(member))     # OUTPUT/latents/ssvae-3f2a...
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import fingerprint, parse_config
+from ..diffusion.training import DiTTrainConfig
 from ..training.settings import TrainConfig
 from .bookkeeping import content
 from .settings import SPLITS, ClipSource, CompareConfig, Split
@@ -55,6 +57,40 @@ class Layout:
     def training_label(self, member: Member, number: int) -> str:
         """The name of an autoencoder's training stage, counted from 1."""
         return self.label(member) + (f"-stage{number}" if len(self.trainings[member]) > 1 else "")
+
+    def trained(self, member: Member, number: int) -> Path:
+        """The file that an autoencoder's training stage, counted from 1, writes last."""
+        label = self.training_label(member, number)
+        return self.folder("vae", label, self.training_identity(member, number)) / "done"
+
+    def encoded(self, member: Member) -> Path:
+        """The file of held-out latents, which is written after that of the training latents."""
+        return self.folder("latents", self.label(member), self.latent_identity(member)) / "heldout.safetensors"
+
+    def noise_levels(self, member: Member) -> Path:
+        """The file with the levels at which an arm is denoised; the baseline, with the same seed, has none."""
+        baseline = self.latent_identity(self.baseline(member))
+        return self.encoded(member).with_name(f"noise_levels-{fingerprint(baseline, self.config.scoring)}.json")
+
+    def baseline(self, member: Member) -> Member:
+        """The baseline's autoencoder of the same seed."""
+        return Member(next(iter(self.config.arms)), member.vae_seed)
+
+    def transformer(self, member: Member, training: DiTTrainConfig, seed: int, levels: Mapping[float, float]) -> Path:
+        """A transformer's file, in a folder of its own; `levels` are the noise levels that it is scored at."""
+        label = f"{self.label(member)}-seed{seed}"
+        parts = self.latent_identity(member), training, self.config.scoring, sorted(levels.items())
+        return self.folder("transformer", label, *parts) / "dit.safetensors"
+
+    def known_transformer(self, member: Member, training: DiTTrainConfig, seed: int) -> Path | None:
+        """The same, from levels that an earlier run kept; None without them."""
+        if member == self.baseline(member):
+            return self.transformer(member, training, seed, {})
+        file = self.noise_levels(member)
+        if not file.exists():
+            return None
+        levels = {float(level): value for level, value in json.loads(file.read_text()).items()}
+        return self.transformer(member, training, seed, levels)
 
     def skipped(self, split: Split) -> Path:
         """The list of clips that could not be used."""
