@@ -20,7 +20,6 @@ from sat_ssvae.comparison.verdict import judge
 
 from .comparisons import SAMPLES, comparison
 
-
 FEW = SAMPLES[:2]
 
 
@@ -92,7 +91,7 @@ class TestHeadline:
 
     def test_nothing_is_taken_where_nothing_can_be_judged(self):
         text = self.headline(without_gain(comparison([2.6], metrics=FEW), "stock"))
-        assert text.startswith("Take none yet: no arm can be judged.") and "train it longer" in text
+        assert text.startswith("Take none yet. Whether diffusion converges faster") and "train it longer" in text
 
 
 class TestNextCommand:

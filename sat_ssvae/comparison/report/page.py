@@ -31,9 +31,9 @@ from ...pages.document import document, joined
 from ...storage import write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from ..provenance import Provenance
-from ..results import ComparisonResults
+from ..results import ComparisonResults, Estimate
 from ..verdict import Verdict, describe, judge, percent, quality_name, quality_text, ratio
-from .advice import BADGES, Standing, headline, next_command, psnr_cost, ranking, speed_up_words
+from .advice import BADGES, Standing, headline, minutes_of, next_command, psnr_cost, ranking, speed_up_words
 from .clips import clip_player
 from .pictures import Pictures, write_clips
 from .plots import curve_blocks, spectrum_charts
@@ -93,6 +93,10 @@ def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pi
     )
 
 
+_TERMS = (
+    "An arm is one video autoencoder (VAE). The same diffusion transformer is trained on the latents of each. Speed-up:"
+    " steps that the baseline needs for its final score, divided by the arm's steps to the same score."
+)
 _CLIPS_NOTE = (
     "All clips play together. PSNR is that of the clip's reconstruction. Samples are generated from noise: the same"
     " noise in every arm and at every step, so the slider shows one sample as training goes on."
@@ -135,26 +139,29 @@ def _top(
     """The answer, a line with a badge for each arm, the warnings, and what to run next."""
     best = standings[0]
     advice = next_command(results, verdicts, best)
-    lines = []
-    for one in standings:
-        if one.verdict is None:
-            continue
-        words, tone = BADGES[one.verdict.conclusion]
-        cost = psnr_cost(results, one.arm) or "–"
-        lines.append([legend.label(one.arm), badge(words, tone), speed_up_words(one.verdict), cost])
-    verdict_table = table(
-        ["arm", "verdict", "mean speed-up (95 % intervals)", "reconstruction against the baseline"],
-        lines,
-        numbers=False,
-    )
+    lines = [_arm_line(results, one, legend) for one in standings]
+    header = ["arm", "verdict", "mean speed-up (95 % intervals)", "reconstruction", "time spent here"]
+    verdict_table = table(header, lines, numbers=False)
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
     return [
-        box(lead, verdict_table, details("In full sentences", *sentences), tone=tone),
+        box(lead, verdict_table, paragraph(_TERMS, small=True), details("In full sentences", *sentences), tone=tone),
         *[box(paragraph(warning), tone="warn") for warning in results.warnings],
         box(Markup("<p><b>Run next</b> – {}</p>").format(advice.why), command(advice.command)),
     ]
+
+
+def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list[Markup | str]:
+    """An arm's row under the answer."""
+    words, tone = BADGES[one.verdict.conclusion] if one.verdict else ("baseline", "neutral")
+    speed = speed_up_words(one.verdict) if one.verdict else "1×"
+    psnr = results.arm(one.arm).reconstruction.get("psnr")
+    cost = psnr_cost(results, one.arm)
+    if one.verdict is None and psnr is not None:
+        cost = f"{quality_text('psnr', Estimate(psnr.value))} PSNR"
+    minutes = sum(minutes_of(results, one.arm).values())
+    return [legend.label(one.arm), badge(words, tone), speed, cost or "–", f"{minutes:.0f} min" if minutes else "–"]
 
 
 def _matrix_note() -> str:
