@@ -120,8 +120,7 @@ def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
         text += f" {ratio(best.mean)} fewer steps{once}"
         return text + (f". Reconstruction: {cost}." if cost else ".")
     if not judged:
-        why = next((one.verdict.sentences[0] for one in standings if one.verdict is not None), "")
-        return f"Take none yet. {why}"
+        return "Take none yet: no arm can be judged."
     slower = [one.arm for one in judged if one.verdict is not None and one.verdict.conclusion == "slower"]
     if len(slower) == len(judged):
         return f"Stay with {base}: every other arm is slower{once}."

@@ -145,6 +145,8 @@ def _top(
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
+    if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
+        lead += paragraph(verdicts[0].sentences[0])
     return [
         box(lead, verdict_table, paragraph(_TERMS, small=True), details("In full sentences", *sentences), tone=tone),
         *[box(paragraph(warning), tone="warn") for warning in results.warnings],
