@@ -12,7 +12,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 if [[ " $* " == *" --cogvideo"[\ =]* ]]; then
     python=${PYTHON:-python}
-    if ! "$python" -c 'import jinja2, matplotlib, pytorch_msssim, sat_ssvae, transformers, wandb' 2>/dev/null; then
+    if ! "$python" -c 'import pytorch_msssim, sat_ssvae, transformers, wandb' 2>/dev/null; then
         say "installing into the environment of $python..."
         "$python" -m pip install --quiet --disable-pip-version-check -e "$root[compare,cogvideo]" ||
             die "pip could not install $root with $python"
