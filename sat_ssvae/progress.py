@@ -136,9 +136,15 @@ class _BarHandler(logging.Handler):
 
 
 class _Bar(tqdm):
-    """A bar that ends full unless an error stopped it."""
+    """A bar that ends full unless an error stopped it, and whose times are right when the system's clock jumps."""
 
     complete = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if not self.disable:
+            self._time = time.monotonic
+            self.start_t = self.last_print_t = self._time()
 
     def noting_its_end(self, iterable: Iterable[Any]) -> Iterable[Any]:
         """The same items; afterwards the bar knows that there are no more."""
@@ -161,7 +167,7 @@ class _LineBar(_Bar):
 
     monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
 
-    last_line: float | None = None  # time of the last line, as `time.time()`
+    last_line: float | None = None  # time of the last line, as `time.monotonic()`
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -170,7 +176,7 @@ class _LineBar(_Bar):
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> None:
         """Write a line if one is due; tqdm asks after every change of the postfix."""
-        if not self.disable and time.time() - (self.last_line or self.start_t) >= self.mininterval:
+        if not self.disable and self._time() - (self.last_line or self.start_t) >= self.mininterval:
             super().refresh(nolock=nolock, lock_args=lock_args)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -179,7 +185,7 @@ class _LineBar(_Bar):
             with contextlib.suppress(OSError):  # a full disk under the log
                 self.fp.write(f"{msg or self}\n")
                 self.fp.flush()
-            self.last_line = time.time()
+            self.last_line = self._time()
 
     def close(self) -> None:
         """Write the final state, once."""

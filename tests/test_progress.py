@@ -254,3 +254,15 @@ def test_of_two_ranks_only_the_first_shows_bars_and_information(tmp_path):
     assert [process.returncode for process in ranks] == [0, 0], first + second
     assert "training: 3/3" in first and "information" in first and "trouble" in first
     assert "training" not in second and "information" not in second and "trouble" in second
+
+
+@pytest.mark.parametrize("jump", [-7200, 7200])
+def test_a_clock_that_jumps_does_not_change_rate_and_remaining_time(jump, monkeypatch, capsys):
+    clock = time.time
+    bar = progress_bar(10, "counting", "unit")
+    bar.update(5)
+    monkeypatch.setattr(time, "time", lambda: clock() + jump)
+    bar.update(2)
+    assert 0 <= bar.format_dict["elapsed"] < 60
+    bar.close()
+    assert "7/10 [00:" in capsys.readouterr().err

@@ -265,15 +265,16 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize("busy", [0, 20])
 def test_a_killed_worker_ends_the_command_with_one_line(tiny_shards, tmp_path, busy):
     """As the system does it when memory is short; also while the command does something else."""
-    settings = ["data.num_frames=5", "data.resolution=32", "data.num_workers=2"]
-    arguments = ["check-data", tiny_shards, "--output", tmp_path, *settings]
+    settings = [f"data.path={tiny_shards}", "data.num_frames=5", "data.resolution=32", "data.num_workers=2"]
+    arguments = ["train", "--config", "tiny_48p", "--name", "killed", *settings, "max_steps=50"]
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(busy), *map(str, arguments)],
+        [sys.executable, "-c", KILLED, str(busy), *arguments],
         env=unmeasured(),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     how = r"(DataLoader worker \(.*\) (is killed by signal: Killed|exited unexpectedly)|.*Connection reset by peer)"
     # Another worker may complain that nobody takes its clip any more.

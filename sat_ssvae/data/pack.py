@@ -252,8 +252,7 @@ def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: Pack
     todo = []
     for number in ours:
         if number not in finished:
-            for leftover in output.glob(f"{names[number]}.*.partial"):
-                leftover.unlink()
+            _remove_partials(output, names[number])
             rows = [plan.segments[index] for index in plan.members(number)]
             segments = [replace(items[index], start=start, end=end) for index, start, end in rows]
             shard = _Shard(names[number], number, plan.members(number)[0], segments)
@@ -341,6 +340,12 @@ def _skips(plan: _Plan, output: Path) -> list[dict[str, Any]]:
     return [{**line, "shard": None} for line in plan.unusable] + of_shards
 
 
+def _remove_partials(output: Path, prefix: str) -> None:
+    """Delete what workers that were killed left of shards."""
+    for leftover in output.glob(f"{prefix}*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def _finished(plan: _Plan, output: Path) -> set[int]:
     """Shards whose tar and meta file exist, or all of whose samples are listed as skipped."""
     skipped = Counter(line["shard"] for line in _skips(plan, output))
@@ -364,6 +369,7 @@ def _finish(plan: _Plan, output: Path, inputs: str) -> PackReport:
     write_text(listing, "".join(json.dumps(line) + "\n" for line in _skips(plan, output)))
     for name in names:
         _skips_of(output, name).unlink(missing_ok=True)
+    _remove_partials(output, f"{plan.name}-")
     report = _report(output, names)
     skips = Counter(line["cause"] for line in read_skips(listing))
     causes = ", ".join(f"{count} {cause}" for cause, count in skips.most_common())

@@ -31,7 +31,7 @@ _CPUS = 8  # cores of a worker at most: a machine of many has several, which fit
 _STORE = 256 << 20  # bytes of the object store of a Ray that is started here; only the job itself goes through it
 _POLL = 1.0  # seconds between two looks at how far the workers are
 _GROW = 5.0  # seconds between two looks for nodes that joined
-_DEATHS = 3  # workers that an item may end on nodes that live
+_DEATHS = 2  # workers that an item may end on nodes that live
 _PATIENCE = 30.0  # seconds without any worker before the user is told what is being waited for
 _CONNECT = 10.0  # seconds for an address to answer
 

@@ -96,13 +96,7 @@ def encode_shards(
         UserError: no usable clip, no caption at all, no statistics of an SSVAE, sizes or settings that do not fit the
             autoencoder, other latents in `output`, parts that are missing.
     """
-    stats = vae.latent_stats
-    if stats is None:
-        raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
-    for size in config.data.sizes:
-        vae.latent_size(config.data.num_frames, *size)
-    if config.data.sources:
-        raise UserError("data.sources: latents are encoded from one source; give `path` alone")
+    stats = _checked_stats(vae, config)
     part = config.chosen_part
     skips = SkipLog(output / SKIPPED_FILE if part.count == 1 else None, max_share=config.data.max_skip_share)
     stride = config.stride or config.data.num_frames / config.data.fps
@@ -123,6 +117,17 @@ def encode_shards(
         return _count(output, config)
 
 
+def _checked_stats(vae: VideoAutoencoder, config: EncodeConfig) -> LatentStats:
+    """The autoencoder's statistics; UserError if it has none or does not fit the settings."""
+    if vae.latent_stats is None:
+        raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
+    for size in config.data.sizes:
+        vae.latent_size(config.data.num_frames, *size)
+    if config.data.sources:
+        raise UserError("data.sources: latents are encoded from one source; give `path` alone")
+    return vae.latent_stats
+
+
 def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog) -> None:
     """Make this rank's share of some shards."""
     ours = shards[distributed.rank() :: distributed.world_size()]
@@ -135,12 +140,14 @@ def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog) 
 
 
 def _list_skips(shards: Sequence[Shard], output: Path, skips: SkipLog) -> None:
-    """Put what the shards lack into one list."""
+    """Put what the shards lack into one list, and tidy up."""
     for shard in shards:
         own = _skips_of(output, shard.name)
         for line in read_skips(own):
             skips.filtered(Skip(**line))  # a line that is there already is not listed again
         own.unlink(missing_ok=True)
+    for leftover in output.glob("latents-*.partial"):  # of workers that were killed
+        leftover.unlink(missing_ok=True)
 
 
 def _count(output: Path, config: EncodeConfig) -> Encoded:
