@@ -9,7 +9,8 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice, pairwise, takewhile
+from fractions import Fraction
+from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple
@@ -30,16 +31,24 @@ MAX_FPS = 1000.0
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob"}
-    | {".ts", ".mts", ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".gif"}
+    | {".ts", ".mts", ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".gif", ".apng", ".mxf", ".ivf"}
+    | {".h264", ".264", ".hevc", ".265"}
 )
 
 # Demuxers of real video files. Without this list FFmpeg also opens text (as "ansi art") and playlists.
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mpegvideo"
-# MPEG program streams stamp few packets: after a seek FFmpeg guesses the times, from the start it counts.
-COUNT_FROM_START = "mpeg"
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,ivf,mxf,dv,apng,h264,hevc,m4v,mpegvideo"
+)
+# MPEG program streams stamp few packets and FFmpeg guesses the times between; raw streams have none.
+_UNTIMED = frozenset({"mpeg", "h264", "hevc", "m4v", "mpegvideo"})
 _ASF = "asf"  # WMV: every stream says when the whole file ends
-USUAL_FPS = 25.0  # for files that do not say
+_USUAL_FPS = Fraction(25)  # for files that do not say
+_MAX_REORDERED = 16  # pictures that a picture shown later may precede in a file
+_UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
 _SLACK = 0.5  # seconds by which the duration of a whole file may exceed its last packet
+_PICTURE_CODECS = frozenset(
+    {"mjpeg", "png", "bmp", "gif", "webp"}
+)  # of covers, where the container has no mark for them
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -56,6 +65,7 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
     """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
 
     Of several video streams it is the largest, of equal ones the default one; cover pictures and thumbnails are none.
+    A stream of JPEG or other pictures comes last.
     """
     check_file(source)
     try:
@@ -77,13 +87,15 @@ def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputCo
             stream.codec_context.thread_count = threads
             yield container, stream
     except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: another stream begins in the middle
-        cause = "not a video" if isinstance(error, av.InvalidDataError) else "decoding error"
+        unknown = isinstance(error, (av.InvalidDataError, av.ArgumentError))
+        cause = "not a video" if unknown else "decoding error"
         raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
 
 
-def _worth(stream: VideoStream) -> tuple[int, bool]:
+def _worth(stream: VideoStream) -> tuple[bool, int, bool]:
     known = stream.codec_context is not None  # else a codec that this FFmpeg does not have
-    return stream.width * stream.height if known else -1, bool(stream.disposition & Disposition.default)
+    moving = known and stream.codec_context.name not in _PICTURE_CODECS
+    return moving, stream.width * stream.height if known else -1, bool(stream.disposition & Disposition.default)
 
 
 def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
@@ -96,7 +108,7 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
         VideoError: "truncated" at a packet of which a part is missing.
     """
     held: VideoFrame | None = None
-    times: deque[int | None] | None = deque() if _is_reordered_avi(container, stream) else None
+    times: deque[int | None] | None = deque() if is_reordered_avi(container, stream) else None
     for packet in _packets(container, stream):
         if _repeats(packet):
             if held is not None:
@@ -131,21 +143,42 @@ def origin(container: InputContainer, stream: VideoStream) -> float:
     return float(begin * stream.time_base) if stream.time_base else 0.0
 
 
-def counts_from_start(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether times are right only if the file is decoded from its start."""
-    return container.format.name == COUNT_FROM_START or _is_reordered_avi(container, stream)
+def rate_of(stream: VideoStream) -> Fraction:
+    """Frames per second on average, as the header has it, or a usual rate."""
+    return stream.average_rate or stream.guessed_rate or _USUAL_FPS
 
 
-def untimed(container: InputContainer, source: Path | bytes) -> int:
-    """The number of frames that Matroska stores below 0 seconds: they come without times. Reads the file anew."""
-    if not _is_matroska(container):
-        return 0
-    with open_video(source) as (fresh, stream):
-        packets = (packet for packet in fresh.demux(stream) if packet.size)
-        return sum(1 for _ in takewhile(lambda packet: packet.pts is None, packets))
+class Start(NamedTuple):
+    """How a video begins.
+
+    `untimed`: frames have to be counted because not all have times, as those that Matroska stores below 0 seconds.
+    `shown`: the first frame's time in the stream's ticks, if pictures before it cannot be decoded: they need some
+    from before a cut.
+    """
+
+    untimed: bool
+    shown: int | None
 
 
-def _is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
+def start_of(source: Path | bytes) -> Start:
+    """Look at the first packets of a file, which is opened anew."""
+    with open_video(source) as (container, stream):
+        untimed = container.format.name in _UNTIMED
+        packets = container.demux(stream)
+        head = list(islice((packet for packet in packets if packet.size), _MAX_REORDERED + 1))
+        key = head[0].pts if head else None
+        if key is None:
+            return Start(untimed or bool(head), None)
+        before = list(takewhile(lambda packet: packet.pts is not None and packet.pts < key, head[1:]))
+        if not before:
+            return Start(untimed, None)
+        shown = next((frame.pts for packet in chain(head, packets) for frame in packet.decode()), None)
+        lost = shown is not None and any(packet.pts < shown for packet in before)
+        return Start(untimed, shown if lost else None)
+
+
+def is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether an AVI file has B-frames: times are right only if it is decoded from its start."""
     return container.format.name == "avi" and stream.codec_context.has_b_frames
 
 
@@ -185,29 +218,33 @@ def measure(container: InputContainer, stream: VideoStream, source: Path | bytes
 
     Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.
     """
-    if untimed(container, source):
-        return _count_all(source)
+    start = start_of(source)
+    if start.untimed:
+        return _count_all(source, start.shown)
     step = _avi_step(container, stream)
     fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream)
-    frames = max(0, stream.frames - _gap(container, stream)) // step
-    counts = container.format.name == COUNT_FROM_START
+    if is_mov(container) and not stream.frames and fps > 1.5 * float(stream.guessed_rate or fps):
+        fps = 0.0  # from the first of many fragments
+    frames = 0 if _has_placeholder(stream) else max(0, stream.frames - _gap(container, stream)) // step
     if (
         duration
         and not _own_duration(container, stream)
-        and not counts
         and (len(container.streams) > 1 or not _is_matroska(container))
     ):
         duration = _end_of_pictures(container, stream) or duration
     hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
-    if not fps or not duration or counts or hides_some:
-        counted, span, last = _count(container, stream)
-        if fps and span and span + _SLACK < min(duration, frames / fps):  # truncated: readers will notice
-            return Length(frames, fps, duration)
+    if not fps or not duration or hides_some or start.shown is not None:
+        counted, span, last = _count(container, stream, start.shown)
+        told = min(duration, frames / fps) if frames and fps else duration
+        if fps and span and span + _SLACK < told:  # truncated: readers will notice
+            return Length(frames or round(told * fps), fps, duration)
         frames = counted
+        if is_reordered_avi(container, stream):
+            span = 0.0  # its times are those of decoding
         # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
         if span and (not fps or (container.format.name == "gif" and abs(frames - 1 - span * fps) > 0.4)):
             fps = (frames - 1) / span
-        fps = fps or float(stream.guessed_rate or 0) or USUAL_FPS
+        fps = fps or float(rate_of(stream))
         duration = span + (last or 1 / fps) if span else frames / fps
     frames = frames or max(1, round(duration * fps))
     if abs(frames / fps - duration) < 1 / fps:
@@ -219,6 +256,8 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
     """Seconds according to the header, of the video or of all streams together; 0 if it does not say."""
     if own := _own_duration(container, stream):
         return own
+    if _has_placeholder(stream):
+        return 0.0
     begin = origin(container, stream)
     if not _is_matroska(container):
         begin = max(0.0, begin)
@@ -226,8 +265,11 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _own_duration(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds of the video stream alone; 0 if the header has only those of the whole file."""
-    if container.format.name == _ASF or not stream.duration or not stream.time_base:
+    """Seconds of the video stream alone; 0 if the header has only those of the whole file, or of its last fragment."""
+    fragmented = is_mov(container) and not stream.frames
+    if container.format.name == _ASF or fragmented or not stream.duration or not stream.time_base:
+        return 0.0
+    if _has_placeholder(stream):
         return 0.0
     return float((stream.duration - _gap(container, stream)) * stream.time_base)
 
@@ -240,6 +282,15 @@ def _told_end(container: InputContainer) -> float:
         )
     begin = 0 if _is_matroska(container) else max(0, container.start_time or 0)
     return (begin + (container.duration or 0)) / av.time_base
+
+
+def is_mov(container: InputContainer) -> bool:
+    """Whether it is mp4, QuickTime or one of their relatives."""
+    return container.format.name.startswith("mov,")
+
+
+def _has_placeholder(stream: VideoStream) -> bool:
+    return stream.frames >= _UNKNOWN_FRAMES
 
 
 def _is_matroska(container: InputContainer) -> bool:
@@ -261,7 +312,7 @@ def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
     """Seconds from the first frame to the end of the last; 0 if the file breaks off before its end."""
     container.seek(container.duration or 0, any_frame=False)
     ends = _ends(container)
-    if stream.index not in ends:
+    if stream.index not in ends or max(ends.values()) < _told_end(container) - _SLACK:  # subtitles last long
         container.seek(0)
         ends = _ends(container)
     if stream.index not in ends or max(ends.values()) < _told_end(container) - _SLACK:
@@ -279,29 +330,32 @@ def _ends(container: InputContainer) -> dict[int, float]:
     return ends
 
 
-def _count_all(source: Path | bytes) -> Length:
+def _count_all(source: Path | bytes, shown: int | None) -> Length:
     """The length of a file with frames without times, at its average rate."""
     with open_video(source) as (container, stream):
-        frames = sum(1 for packet in container.demux(stream) if packet.size)
-        fps = float(stream.average_rate or stream.guessed_rate or USUAL_FPS)
-        return Length(frames, fps, frames / fps)
+        frames = sum(1 for packet in container.demux(stream) if packet.size and not _is_before(packet, shown))
+        return Length(frames, float(rate_of(stream)), float(frames / rate_of(stream)))
 
 
-def _count(container: InputContainer, stream: VideoStream) -> tuple[int, float, float]:
+def _is_before(packet: Packet, shown: int | None) -> bool:
+    return shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
+
+
+def _count(container: InputContainer, stream: VideoStream, shown: int | None) -> tuple[int, float, float]:
     """The number of frames shown, and the seconds from the first to the last and that the last is shown.
 
     The seconds are 0 if the packets do not say.
     """
     container.seek(0)
-    frames, first, last, shown = 0, math.inf, -math.inf, 0.0
+    frames, first, last, lasts = 0, math.inf, -math.inf, 0.0
     for packet in _packets(container, stream):
-        if packet.is_discard or not (packet.size or _repeats(packet)):  # outside of an edit list; the end
+        # Outside of an edit list; the end.
+        if packet.is_discard or not (packet.size or _repeats(packet)) or _is_before(packet, shown):
             continue
         frames += 1
         if packet.pts is not None and stream.time_base:
             time = float(packet.pts * stream.time_base)
             if time > last:
-                last, shown = time, float((packet.duration or 0) * stream.time_base)
+                last, lasts = time, float((packet.duration or 0) * stream.time_base)
             first = min(first, time)
-    told = last > first and container.format.name != COUNT_FROM_START
-    return frames, last - first if told else 0.0, shown if told else 0.0
+    return (frames, last - first, lasts) if last > first else (frames, 0.0, 0.0)

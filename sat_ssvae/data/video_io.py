@@ -30,14 +30,16 @@ from .colours import to_yuv420p
 from .containers import (
     MAX_FPS,
     MAX_SECONDS,
-    USUAL_FPS,
+    Start,
     breaks_off,
-    counts_from_start,
     decoded,
+    is_mov,
+    is_reordered_avi,
     measure,
     open_video,
     origin,
-    untimed,
+    rate_of,
+    start_of,
 )
 from .files import VideoError, name_of
 from .h264 import add_h264_stream, even_frame
@@ -166,14 +168,19 @@ def nearest_frames(
             "truncated" when the header promised that frame.
     """
     begin = origin(container, stream)
-    step = float(1 / (stream.average_rate or USUAL_FPS))
+    step = float(1 / rate_of(stream))
     wanted = iter(times)
     target = next(wanted, None)
     if target is None:
         return
-    frames = _frames_from(container, stream, target, begin, source)
-    if untimed(container, source):
+    # FFmpeg reads all of an mp4's index at once and knows what an edit list hides.
+    start = Start(False, None) if is_mov(container) else start_of(source)
+    if start.shown is not None and not is_reordered_avi(container, stream):
+        begin = float(start.shown * (stream.time_base or 1))
+    if start.untimed:
         begin, frames = 0.0, _numbered(container, stream, source)
+    else:
+        frames = _frames_from(container, stream, target, begin, source)
     before = after = next(frames, None)
     while target is not None:
         while after is not None and _time(after, begin, source) < target:
@@ -205,10 +212,11 @@ def read_frames(source: Path | bytes) -> Iterator["TimedFrame"]:
     """
     scaler = VideoReformatter()
     with open_video(source) as (container, stream):
-        step = 1 / (stream.average_rate or Fraction(USUAL_FPS))
+        step = 1 / rate_of(stream)
         first: Picture | None = None
         time, shown = Fraction(0), 0.0
-        for index, frame in enumerate(decoded(container, stream, source)):
+        every = _numbered if start_of(source).untimed else decoded
+        for index, frame in enumerate(every(container, stream, source)):
             picture = displayed(stream, frame, source)
             first = first or picture
             time = index * step
@@ -231,7 +239,7 @@ def _frames_from(
     container: InputContainer, stream: VideoStream, start: float, begin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
     """Decode from the key frame at or before `start`, or from further back if seeking overshoots."""
-    if start <= 0 or counts_from_start(container, stream):
+    if start <= 0 or is_reordered_avi(container, stream):
         yield from decoded(container, stream, source)
         return
     for back in _STEPS_BACK:
@@ -240,7 +248,7 @@ def _frames_from(
             container.seek(math.floor((place + begin + _ROUNDING) / (stream.time_base or 1)), stream=stream)
         except av.FFmpegError:
             if place >= 0:
-                raise
+                continue
             container.seek(stream.start_time or 0, stream=stream)  # AVI cannot seek to before its start
         frames = decoded(container, stream, source)
         first = next(frames, None)
@@ -253,7 +261,7 @@ def _frames_from(
 
 def _numbered(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
     """All frames from the start, with times by the average rate."""
-    ticks = 1 / ((stream.average_rate or Fraction(USUAL_FPS)) * (stream.time_base or 1))
+    ticks = 1 / (rate_of(stream) * (stream.time_base or 1))
     for index, frame in enumerate(decoded(container, stream, source)):
         frame.pts = round(index * ticks)
         yield frame
