@@ -10,89 +10,19 @@ import av
 import numpy as np
 import pytest
 
-from sat_ssvae.data.check import CheckConfig, check_data
 from sat_ssvae.data.clips import unsuitable
 from sat_ssvae.data.containers import VIDEO_SUFFIXES, decoded, open_video
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import Sample
-from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.pack import pack
 from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.video_io import probe, read_clip, read_frames
 from sat_ssvae.data.video_write import VideoWriter
 
+from .numbered_videos import CODECS, CUT, PACK, is_whole, number_of, numbered, record
 from .shard_files import small
 from .test_video_io import corner_pictures, corners, encode
-
-PACK = PackConfig(workers=1, captions="none")
-CUT = {"avoid_negative_ts": "disabled"}
-SOUND = {".mp4": "aac", ".flv": "aac", ".wmv": "wmav2"}
-CODECS = {".webm": "libvpx", ".wmv": "wmv2"}
-
-
-def numbered(count):
-    """Pictures that tell their number: tens in the left half, units in the right one."""
-    pictures = []
-    for index in range(count):
-        picture = np.full((32, 48, 3), 20 + 20 * (index // 10), np.uint8)
-        picture[:, 24:] = 20 + 20 * (index % 10)
-        pictures.append(picture)
-    return pictures
-
-
-def number_of(picture):
-    tens, units = (round((float(picture[8:24, side : side + 12].mean()) - 20) / 20) for side in (6, 30))
-    return 10 * tens + units
-
-
-def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseconds=False):
-    """`count` pictures that tell their number, with `sound` seconds of silence from the beginning on."""
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream(codec, rate=fps)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000
-        base = Fraction(1, 1000) if milliseconds else 1 / Fraction(fps)
-        stream.codec_context.time_base = base
-        audio = output.add_stream(SOUND.get(path.suffix, "libopus"), rate=48000) if sound else None
-        if audio:
-            audio.codec_context.bit_rate = 64_000
-        for index, picture in enumerate(numbered(count)):
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            frame.pts, frame.time_base = round((start + index / fps) / base), base
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-        if audio:
-            samples = {"libopus": 960, "aac": 1024, "wmav2": 2048}[audio.codec_context.name]
-            for block in range(int(sound * 48000 / samples)):
-                silence = av.AudioFrame.from_ndarray(np.zeros((2, samples), np.float32), "fltp", "stereo")
-                silence.sample_rate, silence.pts, silence.time_base = 48000, block * samples, Fraction(1, 48000)
-                resampled = av.AudioResampler(audio.format, audio.layout, 48000).resample(silence)
-                for piece in resampled:
-                    output.mux(audio.encode(piece))
-            output.mux(audio.encode(None))
-    return path
-
-
-def is_whole(path, count, fps, folder):
-    """Every reader finds `count` frames, none twice."""
-    info = probe(path)
-    assert (info.frames, round(info.fps, 2)) == (count, round(fps, 2))
-    assert info.duration == pytest.approx(count / fps, abs=0.3 / fps)
-    numbers = [number_of(picture) for picture in read_resampled(path, info.fps, (32, 48))]
-    assert (
-        numbers
-        == [number_of(frame.picture) for frame in read_frames(path)]
-        == list(range(numbers[0], numbers[0] + count))
-    )
-    num_frames = (count - 1) // 4 * 4 + 1
-    report = check_data(CheckConfig(data=small(path.parent, num_frames=num_frames, fps=fps)), path.parent)
-    assert (report.clips, report.skipped) == (1, {})
-    report = pack(path, folder, PACK)
-    assert report.skipped == {}
-    assert f'"frames": {count},' in (folder / "clips-000000.meta.jsonl").read_text()
-    (clip,) = fixed_clips(small(folder, num_frames=num_frames, fps=fps, resolution=(32, 48)), stride=100)
-    assert number_of(clip.video[:, -1].permute(1, 2, 0).add(1).mul(127.5)) == numbers[0] + num_frames - 1
-    return True
 
 
 @pytest.mark.parametrize("fps", [16, 24, 30, Fraction(30000, 1001)])
@@ -110,153 +40,6 @@ def test_a_duration_that_a_meta_file_rounds(tmp_path, milliseconds):
     assert unsuitable(sample, small(tmp_path, num_frames=81, fps=16)) is None
     cause, detail = unsuitable(sample, small(tmp_path, num_frames=85, fps=16))
     assert cause == "too short" and detail == "81 frames at 16 per second, wanted 85 at 16"
-
-
-@pytest.mark.parametrize("cut", [0.02, 0.1, 1.03, 2.4, 2.51])
-def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
-    """As `ffmpeg -ss -c copy` does it: samples before the cut stay in the file, an edit list hides them."""
-    source = record(tmp_path / "long.mp4", 100, 24)
-    (tmp_path / "in").mkdir()
-    path = tmp_path / "in" / "cut.mp4"
-    with av.open(str(source)) as given, av.open(str(path), "w", options=CUT) as output:
-        stream = output.add_stream_from_template(given.streams.video[0])
-        given.seek(int(cut * 1e6))
-        for packet in given.demux(given.streams.video[0]):
-            if packet.size:
-                shift = round(cut / packet.time_base)
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
-                output.mux(packet)
-    with av.open(str(path)) as container:
-        shown = sum(1 for _ in container.decode(video=0))
-        assert container.streams.video[0].frames > shown
-    assert is_whole(path, shown, 24, tmp_path / "out")
-
-
-def test_a_cut_that_lost_pictures_keeps_its_rate(tmp_path):
-    """`ffmpeg -t -c copy` ends between pictures that depend on later ones: a few before the last are missing."""
-    source = record(tmp_path / "a.mp4", 50, 24)
-    path = tmp_path / "cut.mp4"
-    with av.open(str(source)) as given, av.open(str(path), "w", options=CUT) as output:
-        stream = output.add_stream_from_template(given.streams.video[0])
-        packets = [packet for packet in given.demux(given.streams.video[0]) if packet.size]
-        times = [packet.pts for packet in packets]
-        end = max(index for index, time in enumerate(times[:-1]) if times[index + 1] < time == max(times[: index + 1]))
-        for packet in packets[: end + 1]:
-            shift = round(0.5 / packet.time_base)
-            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
-            output.mux(packet)
-    info = probe(path)
-    assert info.fps == pytest.approx(24, rel=1e-3)
-    sample = Sample(0, "a", "a", info.duration, info.fps, 48, 32, "")
-    assert unsuitable(sample, small(tmp_path, num_frames=33, fps=24)) is None
-
-
-@pytest.mark.parametrize("name", ["a.mpg", "a.ts", "a.avi", "a.mkv", "a.mp4"])
-def test_pictures_that_need_some_from_before_a_cut_are_not_there(tmp_path, name):
-    """As recordings begin, and what is cut without encoding it again: B-frames that are shown before the key frame."""
-    source = tmp_path / "long.ts"
-    with av.open(str(source), "w") as output:
-        stream = output.add_stream("mpeg2video", rate=24)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 12, 2
-        stream.codec_context.bit_rate = 2_000_000
-        for picture in numbered(60):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        output.mux(stream.encode(None))
-    (tmp_path / "in").mkdir()
-    path = tmp_path / "in" / name
-    with av.open(str(source)) as given, av.open(str(path), "w", options=CUT if name == "a.mp4" else {}) as output:
-        packets = [packet for packet in given.demux(given.streams.video[0]) if packet.size]
-        second = [index for index, packet in enumerate(packets) if packet.is_keyframe][1]
-        begin = min(packet.pts for packet in packets[second:])
-        assert packets[second].pts - begin == 2 * 3750
-        stream = output.add_stream_from_template(given.streams.video[0])
-        for packet in packets[second:]:
-            packet.pts, packet.dts, packet.stream = packet.pts - begin + 7500, packet.dts - begin + 7500, stream
-            output.mux(packet)
-    shown = [frame.picture for frame in read_frames(path)]
-    assert is_whole(path, len(shown), 24, tmp_path / "out")
-    assert number_of(shown[-1]) == 59
-
-
-def test_a_program_stream_of_small_pictures(tmp_path):
-    """Several pictures share a packet and its stamp, so that FFmpeg guesses their times."""
-    (tmp_path / "in").mkdir()
-    path = tmp_path / "in" / "a.mpg"
-    assert is_whole(record(path, 34, 25, "mpeg2video"), 34, 25, tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["a.h264", "a.264", "a.ivf", "a.mxf", "a.apng"])
-def test_less_usual_containers(tmp_path, name):
-    (tmp_path / "in").mkdir()
-    path = tmp_path / "in" / name
-    codec = {".ivf": "libvpx", ".mxf": "mpeg2video", ".apng": "apng"}.get(path.suffix, "libx264")
-    with av.open(str(path), "w", format="h264" if codec == "libx264" else None) as output:
-        stream = output.add_stream(codec, rate=25)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "rgb24" if codec == "apng" else "yuv420p"
-        stream.codec_context.bit_rate = 2_000_000
-        for picture in numbered(21):
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    assert is_whole(path, 21, 25, tmp_path / "out")
-
-
-@pytest.mark.parametrize("flags", ["frag_keyframe+empty_moov", "dash+frag_keyframe+empty_moov+global_sidx"])
-@pytest.mark.parametrize("sound", [0.0, 5.0])
-def test_fragments_that_begin_late(tmp_path, flags, sound):
-    """B-frames of a fragmented file begin after zero, which its index takes for a part of the video's length."""
-    (tmp_path / "in").mkdir()
-    source, path = record(tmp_path / "a.mp4", 49, 24, sound=sound), tmp_path / "in" / "b.mp4"
-    with av.open(str(source)) as given, av.open(str(path), "w", options={"movflags": flags}) as output:
-        streams = {stream.index: output.add_stream_from_template(stream) for stream in given.streams}
-        for packet in given.demux():
-            if packet.size:
-                packet.stream = streams[packet.stream_index]
-                output.mux(packet)
-    assert is_whole(path, 49, 24, tmp_path / "out")
-
-
-def test_subtitles_that_outlast_the_pictures(tmp_path):
-    (tmp_path / "in").mkdir()
-    source, path = record(tmp_path / "a.mkv", 49, 24), tmp_path / "in" / "b.mkv"
-    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:09,000\nhello\n")
-    with av.open(str(source)) as given, av.open(str(tmp_path / "a.srt")) as text, av.open(str(path), "w") as output:
-        streams = [output.add_stream_from_template(stream) for stream in (given.streams[0], text.streams[0])]
-        for packets, stream in ((text.demux(), streams[1]), (given.demux(), streams[0])):
-            for packet in packets:
-                if packet.size:
-                    packet.stream = stream
-                    output.mux(packet)
-    assert is_whole(path, 49, 24, tmp_path / "out")
-
-
-def test_an_avi_whose_writer_could_not_go_back_to_the_header(tmp_path):
-    """As ffmpeg writes it into a pipe."""
-    (tmp_path / "in").mkdir()
-    path = record(tmp_path / "in" / "a.avi", 49, 24, "mpeg4")
-    data = bytearray(path.read_bytes())
-    header, stream = data.index(b"avih") + 8, data.index(b"strh") + 8
-    data[header + 16 : header + 20] = data[stream + 32 : stream + 36] = struct.pack("<I", 1 << 30)
-    path.write_bytes(data[: data.index(b"idx1")])
-    assert is_whole(path, 49, 24, tmp_path / "out")
-
-
-def test_a_cover_picture_without_a_mark(tmp_path):
-    """Matroska has no mark for a cover picture that is a track."""
-    path = tmp_path / "v.mkv"
-    with av.open(str(path), "w") as output:
-        cover, video = output.add_stream("mjpeg", rate=1), output.add_stream("libx264", rate=8)
-        cover.height = cover.width = 128
-        video.height = video.width = 64
-        cover.pix_fmt, video.pix_fmt = "yuvj420p", "yuv420p"
-        for stream, count in ((cover, 1), (video, 9)):
-            for _ in range(count):
-                picture = np.full((stream.height, stream.width, 3), 128, np.uint8)
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-            output.mux(stream.encode(None))
-    info = probe(path)
-    assert (info.height, info.width, info.frames) == (64, 64, 9)
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv", "a.mp4", "a.wmv"])

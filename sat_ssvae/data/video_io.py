@@ -167,20 +167,12 @@ def nearest_frames(
         VideoError: "too short" when a time lies more than one frame after the last frame and after its end,
             "truncated" when the header promised that frame.
     """
-    begin = origin(container, stream)
     step = float(1 / rate_of(stream))
     wanted = iter(times)
     target = next(wanted, None)
     if target is None:
         return
-    # FFmpeg reads all of an mp4's index at once and knows what an edit list hides.
-    start = Start(False, None) if is_mov(container) else start_of(source)
-    if start.shown is not None and not is_reordered_avi(container, stream):
-        begin = float(start.shown * (stream.time_base or 1))
-    if start.untimed:
-        begin, frames = 0.0, _numbered(container, stream, source)
-    else:
-        frames = _frames_from(container, stream, target, begin, source)
+    begin, frames = _frames_from(container, stream, target, source)
     before = after = next(frames, None)
     while target is not None:
         while after is not None and _time(after, begin, source) < target:
@@ -236,6 +228,20 @@ class TimedFrame(NamedTuple):
 
 
 def _frames_from(
+    container: InputContainer, stream: VideoStream, target: float, source: Path | bytes
+) -> tuple[float, Iterator[VideoFrame]]:
+    """Seconds at which the first frame is shown, and the frames from `target` seconds after that or earlier on."""
+    # FFmpeg reads all of an mp4's index at once and knows what an edit list hides.
+    start = Start(False, None) if is_mov(container) else start_of(source)
+    if start.untimed:
+        return 0.0, _numbered(container, stream, source)
+    begin = origin(container, stream)
+    if start.shown is not None and not is_reordered_avi(container, stream):
+        begin = float(start.shown * (stream.time_base or 1))
+    return begin, _sought(container, stream, target, begin, source)
+
+
+def _sought(
     container: InputContainer, stream: VideoStream, start: float, begin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
     """Decode from the key frame at or before `start`, or from further back if seeking overshoots."""
