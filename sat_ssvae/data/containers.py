@@ -169,12 +169,12 @@ def start_of(source: Path | bytes) -> Start:
         key = head[0].pts if head else None
         if key is None:
             return Start(untimed or bool(head), None)
-        before = list(takewhile(lambda packet: packet.pts is not None and packet.pts < key, head[1:]))
+        times = (packet.pts for packet in head[1:])
+        before = [time for time in takewhile(lambda time: time is not None and time < key, times) if time is not None]
         if not before:
             return Start(untimed, None)
         shown = next((frame.pts for packet in chain(head, packets) for frame in packet.decode()), None)
-        lost = shown is not None and any(packet.pts < shown for packet in before)
-        return Start(untimed, shown if lost else None)
+        return Start(untimed, shown if shown is not None and min(before) < shown else None)
 
 
 def is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
