@@ -148,6 +148,44 @@ def test_ratings_in_tables_json_and_fractions(answer):
     assert parse_answer(f"Here they are.\n{answer}\nThat is all.", V2) == {"alignment": 3.5, "physics": 2.5, "style": 4}
 
 
+DRESSES = (
+    "- {} Score (1-5) - {}",
+    "{} Score (1-5) – {}",
+    "{} Score [1-5]: [{}]",
+    "The {} score is {}.",
+    "<b>{} Score (1-5):</b> {}<br>",
+    "{} Score → {}",
+    "### {} Score (1-5)\n{}\n",
+    "<{0}_score>{1}</{0}_score>",
+    "{} Score: $\\boxed{{{}}}$",
+    "{} Score: ★★★ {}",
+    "{} Score (1-5): ~{}",
+    "{} | {}",
+    "{}\t{}",
+)
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+def test_ratings_in_less_usual_dress(dress):
+    lines = [dress.format(name, value) for name, value in (("Alignment", "3.5"), ("Physics", "2.5"), ("Style", "4"))]
+    assert parse_answer("\n".join(lines), V2) == {"alignment": 3.5, "physics": 2.5, "style": 4}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Alignment Score：３．５\nPhysics Score：２．５\nStyle Score：４",
+        '{"alignment_score_1_5": 3.5, "physics_score_1_5": 2.5, "style_score_1_5": 4}',
+        '{"ratings": [{"name": "Alignment Score", "rating": 3.5}, {"name": "Physics", "rating": 2.5}, '
+        '{"axis": "Style", "score": 4}]}',
+        "Alignment: 3.5 | Physics: 2.5 | Style: 4",
+        "Alignment - 1 to 5: 3.5\nAlignment Score: 3.5\nPhysics: 2.5\nStyle: 1-5\nStyle: 4",
+    ],
+)
+def test_ratings_in_full_width_lists_and_ranges(answer):
+    assert parse_answer(answer, V2) == {"alignment": 3.5, "physics": 2.5, "style": 4}
+
+
 def test_json_keys_of_version_1():
     scores = {"visual_quality": 3, "temporal_consistency": 2, "dynamic_degree": 1, "text_to_video_alignment": 4}
     answer = json.dumps(scores | {"factual_consistency": 3.5, "final_score": 7})

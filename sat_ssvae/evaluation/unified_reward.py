@@ -12,6 +12,7 @@ How the SSVAE paper rescaled its UnifiedReward of 26 to 48 is not known: no scor
 import base64
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,30 +178,38 @@ def read_instruction(path: Path) -> str:
 
 
 _NUMBER = r"(-?\d+(?:[.,]\d+)?)"
+_SCALE = r"(?:[(\[][^()\[\]\n]*[)\]]|\d+[ -]\d+)"  # (1-5), [1-5] or what is left of alignment_score_1_5
+_MARKS = r"(?:\\\w+|[\s*_`\"'~≈★☆⭐$(\[{])*"  # Markdown, LaTeX and other decoration before a number
+_RATINGS = ("score", "rating")
+_FORMATTING = re.compile(r"</?(?:b|strong|i|em|u|br|p|li|span|code|h\d|td|th|tr|div)\b[^>]*>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(\w+)[^<>]*>")
 
 
 def _last_rating(words: str, high: int, text: str) -> float | None:
     """The last number after `words: `, None if there is none or it is one of another scale (`3/10`)."""
     name = re.sub(r"[ -]", r"[\\s_-]", words)
-    label = rf"{name}(?:[\s_]+(?:Score|Rating))?[\s*_`\"']*(?:[(（][^()（）\n]*[)）])?[\s*_`\"']*[:：=]"
-    found = re.findall(rf"{label}[\s*_`\"']*{_NUMBER}(?:\s*(?:/|out of)\s*(\d+))?", text, re.IGNORECASE)
+    label = rf"{name}(?P<score>[\s_]+(?:Score|Rating))?[\s*_`\"']*{_SCALE}?[\s*_`\"']*"
+    stop = r"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?(score)\n|(?!)))"
+    one_number = rf"{_NUMBER}(?![\d.,]*\s*(?:[-–]|to\b)\s*\d)"  # not a range
+    found = list(re.finditer(rf"{label}{stop}{_MARKS}{one_number}(?:\s*(?:/|out of)\s*(\d+))?", text, re.IGNORECASE))
     if not found:
         return None
-    number, scale = found[-1]
-    return float(number.replace(",", ".")) if scale in ("", str(high)) else None
+    number, scale = found[-1].groups()[-2:]
+    return float(number.replace(",", ".")) if scale in (None, str(high)) else None
 
 
 def _as_lines(answer: str) -> str:
-    """The answer with its Markdown tables and JSON objects as lines `name: value`."""
+    """The answer with its Markdown tables, JSON objects and tags as lines `name: value`."""
+    answer = unicodedata.normalize("NFKC", answer)  # digits and colons of full width
     lines: list[str] = []
     rows: list[list[str]] = []
     for line in [*answer.splitlines(), ""]:
-        if line.count("|") > 1:
+        lines.append(_TAG.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2]}: ", _FORMATTING.sub(" ", line)))
+        if "|" in line:
             rows.append([cell.strip(" *_`") for cell in line.strip().strip("|").split("|")])
             continue
         lines += _table_lines(rows)
         rows = []
-        lines.append(line)
     return "\n".join([*lines, *_json_lines(answer)])
 
 
@@ -231,10 +240,15 @@ def _json_lines(answer: str) -> list[str]:
 
 def _named_values(found: Mapping[str, Any]) -> list[str]:
     lines = []
+    title = next((found[key] for key in found if key.lower() in ("name", "axis", "dimension", "criterion")), None)
     for name, value in found.items():
         if isinstance(value, dict):
-            rating = next((value[key] for key in value if key.lower() in ("score", "rating")), None)
+            rating = next((value[key] for key in value if key.lower() in _RATINGS), None)
             lines += [f"{name}: {rating}"] if rating is not None else _named_values(value)
+        elif isinstance(value, list):
+            lines += [line for part in value if isinstance(part, dict) for line in _named_values(part)]
+        elif title is not None and name.lower() in _RATINGS:
+            lines.append(f"{title}: {value}")
         else:
             lines.append(f"{name.replace('_', ' ')}: {value}")
     return lines
