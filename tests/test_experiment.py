@@ -106,7 +106,7 @@ def test_finished_stages_are_not_redone(finished, caplog):
     caplog.set_level("INFO")
     again = compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)
     (plan,) = (message for message in caplog.messages if message.startswith("plan: 9 stages, about 1 min left in all"))
-    assert plan.count(" (done)") == 8 and plan.endswith("\n  9. report")
+    assert plan.count(" (done)") == 8 and plan.endswith("\n  9. report (about 1 min)")
     assert "stage 9 of 9: report; about 1 min left in all" in caplog.messages
     assert modified(output) == before
     assert again.curves == results.curves
