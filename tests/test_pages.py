@@ -30,7 +30,7 @@ from sat_ssvae.pages.blocks import (
     subheading,
     table,
 )
-from sat_ssvae.pages.charts import chart, charts, line
+from sat_ssvae.pages.charts import Axis, chart, charts, line
 from sat_ssvae.pages.clips import ClipCell, ClipRow, before_after, film, player
 from sat_ssvae.pages.document import document
 
@@ -66,7 +66,7 @@ def everything(legend):
         box(badge(HOSTILE, "bad"), paragraph(HOSTILE), command(f"run '{HOSTILE}'"), tone="warn"),
         section("Clips", player(rows, fps=8, steps=["1", "2"], legend=legend)),
         section("Numbers", matrix(legend, names, groups), facts({HOSTILE: HOSTILE})),
-        section("Curves", subheading("x"), charts([chart(HOSTILE, curves, x_label=HOSTILE, y_label="y")])),
+        section("Curves", subheading("x"), charts([chart(HOSTILE, curves, Axis(HOSTILE), Axis("y"))])),
         section("Table", table(["a", "b"], [["x", Cell("1.5", sort=2.0)]], sortable=True)),
         section("Wipe", before_after(film(moving(0)), film(moving(1)), (HOSTILE, "after"))),
         details(HOSTILE, code(HOSTILE), bullets([HOSTILE])),
@@ -162,8 +162,8 @@ class TestPlayer:
 
 
 class TestChart:
-    def data(self, *args, **settings):
-        made = chart("t", list(args), x_label="x", y_label="y", **settings)
+    def data(self, *lines):
+        made = chart("t", lines, Axis("x"), Axis("y"))
         (text,) = Parsed(made).data
         return json.loads(text)
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..pages.blocks import Legend, box, command, facts, paragraph, section
 from ..pages.blocks import table as html_table
-from ..pages.charts import chart, charts, line
+from ..pages.charts import Axis, chart, charts, line
 from ..pages.document import document
 from ..storage import write_text
 from .spectra import AmplitudeCurve, LatentSpectra
@@ -127,12 +127,10 @@ def _amplitude(
     return chart(
         title,
         [line(legend, name, curve.frequency, curve.amplitude) for name, curve in curves.items() if curve.frequency],
-        x_label=f"cycles per {unit}",
-        y_label="amplitude",
+        Axis(f"cycles per {unit}", log=True),
+        Axis("amplitude", log=True),
         note="relative to white noise of the same variance (dotted); steeper is easier to diffuse",
         targets=[1.0],
-        log_x=True,
-        log_y=True,
     )
 
 
@@ -144,12 +142,10 @@ def _variance(results: SpectraResults, legend: Legend) -> Markup:
     return chart(
         "Channel modes",
         lines,
-        x_label="largest modes",
-        y_label="share of the variance",
+        Axis("largest modes", log=False),
+        Axis("share of the variance", ends=(0, 1.02)),
         note="fewer for 90 % (dotted) are easier to diffuse",
         targets=[0.9],
-        log_x=False,
-        y_range=(0, 1.02),
     )
 
 
@@ -161,4 +157,4 @@ def _robustness(
     psnr: Callable[[LatentSpectra], Mapping[float, float]],
 ) -> Markup:
     lines = [line(legend, arm.name, list(psnr(arm)), list(psnr(arm).values())) for arm in results.arms]
-    return chart(title, lines, x_label=label, y_label="PSNR, dB", log_x=False, log_y=False)
+    return chart(title, lines, Axis(label, log=False), Axis("PSNR, dB", log=False))

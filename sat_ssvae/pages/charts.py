@@ -1,6 +1,6 @@
 """Curves as inline SVG, drawn by the page's script: hover tells the values, dragging zooms, the legend's toggles apply.
 
-chart("Loss", [line(legend, "stock", steps, losses)], x_label="steps", y_label="loss")
+chart("Loss", [line(legend, "stock", steps, losses)], Axis("steps"), Axis("loss"))
 """
 
 import json
@@ -22,6 +22,17 @@ _CHART = Markup(
 
 Style = Literal["main", "thin", "dashed", "floor"]
 """main: with markers, in the tooltip. thin: a single seed's. dashed: a second reading. floor: one value, all across."""
+
+
+class Axis(NamedTuple):
+    """What an axis shows."""
+
+    label: str
+    """With its unit."""
+    log: bool | None = None
+    """Whether it is logarithmic; None: where its values span a factor of 8 or more."""
+    ends: tuple[float, float] | None = None
+    """Of the axis up; None fits it to what is shown."""
 
 
 class Line(NamedTuple):
@@ -59,36 +70,21 @@ def line(
 
 
 def chart(
-    title: Text,
-    lines: Sequence[Line],
-    *,
-    x_label: str,
-    y_label: str,
-    note: Text = "",
-    targets: Sequence[float] = (),
-    log_x: bool | None = None,
-    log_y: bool | None = None,
-    y_range: tuple[float, float] | None = None,
+    title: Text, lines: Sequence[Line], x: Axis, y: Axis, *, note: Text = "", targets: Sequence[float] = ()
 ) -> Markup:
     """One drawing; put several into `charts`.
 
     Args:
         title: above it.
         lines: drawn in this order; NaN and infinity are gaps.
-        x_label: what is across, with its unit.
-        y_label: what is up, with its unit.
+        x: what is across; a logarithmic axis may begin at 0.
+        y: what is up; a logarithmic axis leaves out what is not above 0.
         note: small print under the title.
         targets: heights of dotted lines.
-        log_x: whether the axis is logarithmic; None: when its values span a factor of 8 (0 may be among them).
-        log_y: the same for values, which must then be above 0.
-        y_range: ends of the axis; None fits them to what is shown.
     """
-    xs = [x for one in lines for x in one.x]
-    ys = [y for one in lines for y in one.y if y is not None and math.isfinite(y) and one.style != "floor"]
-    if log_x is None:
-        log_x = min(xs, default=-1) >= 0 and _spread(xs) >= _LOG_FROM
-    if log_y is None:
-        log_y = y_range is None and min(ys, default=-1) > 0 and _spread(ys) >= _LOG_FROM
+    xs = [value for one in lines for value in one.x]
+    ys = [v for one in lines for v in one.y if v is not None and math.isfinite(v) and one.style != "floor"]
+    above = min(ys, default=-1) > 0 and y.ends is None
     drawn: dict[str, Any] = {
         "lines": [
             one._asdict()
@@ -96,12 +92,12 @@ def chart(
             | {"shape": one.series}
             for one in lines
         ],
-        "x_label": x_label,
-        "y_label": y_label,
+        "x_label": x.label,
+        "y_label": y.label,
         "targets": _finite(targets),
-        "log_x": log_x,
-        "log_y": log_y,
-        "y_range": y_range,
+        "log_x": x.log if x.log is not None else min(xs, default=-1) >= 0 and _spread(xs) >= _LOG_FROM,
+        "log_y": y.log if y.log is not None else above and _spread(ys) >= _LOG_FROM,
+        "y_range": y.ends,
     }
     small = Markup("<small>{}</small>").format(note) if note else ""
     # In a script element only `<` could end the data, and JSON may write it as an escape.

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ...pages.blocks import Legend, details, subheading
-from ...pages.charts import Line, chart, charts, line
+from ...pages.charts import Axis, Line, chart, charts, line
 from ..analysis import SpeedUp
 from ..curves import MAX_POINTS
 from ..results import ComparisonResults, CurvePoint
@@ -49,7 +49,7 @@ def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp]
     targets = {one.target for one in read if one.metric == metric and one.target is not None}
     scores = _SCORES.get(info.group, "")
     target = sorted(targets)[:1]
-    return chart(info.title, lines, x_label="transformer steps", y_label=scores, note=info.detail, targets=target)
+    return chart(info.title, lines, Axis("transformer steps"), Axis(scores), note=info.detail, targets=target)
 
 
 def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
@@ -63,21 +63,17 @@ def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
     amplitude = chart(
         "Spatio-temporal spectrum",
         lines(amplitudes),
-        x_label="zigzag index of 3-D DCT coefficient",
-        y_label="amplitude / DC",
+        Axis("zigzag index of 3-D DCT coefficient", log=False),
+        Axis("amplitude / DC", log=True),
         note="faster decay: smoother latents, biased to low frequencies",
-        log_x=False,
-        log_y=True,
     )
     variance = chart(
         "Channel spectrum",
         lines(variances),
-        x_label="components",
-        y_label="explained variance",
+        Axis("components", log=False),
+        Axis("explained variance", ends=(0, 1.02)),
         note="higher: few modes carry the signal; dotted: 90 %",
         targets=[0.9],
-        log_x=False,
-        y_range=(0, 1.02),
     )
     return charts([amplitude] * bool(amplitudes) + [variance] * bool(variances))
 
