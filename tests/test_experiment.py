@@ -65,6 +65,8 @@ def test_everything_is_measured_for_every_arm_and_seed(finished):
         for metric in names:
             for seed in (0, 1):
                 assert [point.step for point in results.curve(arm.name, seed, metric)] == [1, 3]
+        assert [f for f, _ in arm.spatial_spectrum] == sorted({f for f, _ in arm.spatial_spectrum})
+        assert arm.spatial_spectrum and all(0 < f < 0.5 and a > 0 for f, a in arm.spatial_spectrum)
         assert arm.dct_amplitude[0] == 1 and arm.explained_variance[-1] == pytest.approx(1)
         assert arm.floors["loss"].value > 0
     assert set(results.arm("ssvae").reconstruction_difference) == {"psnr", "ssim", "stlpips"}

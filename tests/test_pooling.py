@@ -30,7 +30,9 @@ def test_several_autoencoders_become_their_mean():
         arm_result("ssvae", psnr=22.0, baseline_psnr=21.0),
     )
     second = dataclasses.replace(second, dct_amplitude=tuple(2 * np.asarray(first.dct_amplitude)))
+    second = dataclasses.replace(second, spatial_spectrum=tuple((f, 3 * a) for f, a in first.spatial_spectrum))
     both = pooled([first, second])
+    assert np.asarray(both.spatial_spectrum) == pytest.approx(np.asarray(first.spatial_spectrum) * [1, 2])
     assert both.reconstruction["psnr"].value == 21 and both.dct_amplitude == pytest.approx(
         1.5 * np.asarray(first.dct_amplitude)
     )

@@ -195,6 +195,7 @@ class TestCases:
                 reconstruction_difference={},
                 floors={},
                 dct_amplitude=(),
+                spatial_spectrum=(),
                 explained_variance=(),
             )
             for arm in full.arms

@@ -22,6 +22,13 @@ def pooled(results: Sequence[ArmResult]) -> ArmResult:
         reconstruction=_pooled_estimates([result.reconstruction for result in results]),
         floors=_pooled_estimates([result.floors for result in results]),
         dct_amplitude=_mean([result.dct_amplitude for result in results]),
+        spatial_spectrum=tuple(
+            zip(
+                [frequency for frequency, _ in first.spatial_spectrum],
+                _mean([[amplitude for _, amplitude in result.spatial_spectrum] for result in results]),
+                strict=True,
+            )
+        ),
         explained_variance=_mean([result.explained_variance for result in results]),
         reconstruction_difference=_pooled_estimates([result.reconstruction_difference for result in results]),
     )

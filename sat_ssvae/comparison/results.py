@@ -68,7 +68,8 @@ class ArmResult:
     clips, by metric (`psnr` in dB, `ssim`, `stlpips`; any other name is shown as it is).
     reconstruction_difference: this arm less the baseline, clip by clip (see `paired_difference`); empty for
     the baseline. floors: by curve metric, the score that a perfect generator would have (reconstructions to
-    real clips; the Gaussian floor for `loss`). dct_amplitude: zigzag-ordered, divided by the DC's.
+    real clips; the Gaussian floor for `loss`). dct_amplitude: zigzag-ordered, divided by the DC's. spatial_spectrum:
+    (cycles per pixel, amplitude relative to white noise of the same variance), see `spectral.spectrum`.
     explained_variance: cumulative, by number of components, 0..1.
     """
 
@@ -80,6 +81,7 @@ class ArmResult:
     dct_amplitude: tuple[float, ...]
     explained_variance: tuple[float, ...]
     reconstruction_difference: dict[str, Estimate]
+    spatial_spectrum: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -25,7 +25,13 @@ from ..metrics.kernel_distance import bootstrap_distances, bootstrap_interval, k
 from ..metrics.perceptual import Perceptual
 from ..progress import progress_bar
 from ..spectral.correlation import local_correlation
-from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude, latent_eigenvalues
+from ..spectral.spectrum import (
+    channel_eigenvalues,
+    cumulative_explained_variance,
+    dct_amplitude,
+    latent_eigenvalues,
+    spatial_spectrum,
+)
 from .analysis import paired_difference
 from .results import ABOVE_MEAN_COLOUR, ArmResult, Estimate
 
@@ -210,6 +216,7 @@ def arm_result(
     reconstruction = {metric: mean_estimate(values) for metric, values in quality.items()}
     if correlation is not None:
         reconstruction["local correlation"] = Estimate(correlation.item())
+    spectrum = spatial_spectrum(train.latents, (arm.clips.shape[-2], arm.clips.shape[-1]))
     loss_floors = {"loss": Estimate(loss_floor), "loss_above_floor": Estimate(0.0)}
     return ArmResult(
         name=name,
@@ -220,6 +227,7 @@ def arm_result(
         dct_amplitude=tuple(dct_amplitude(train.latents).tolist()),
         explained_variance=tuple(cumulative_explained_variance(channel_eigenvalues(train.latents)).tolist()),
         reconstruction_difference={},
+        spatial_spectrum=tuple(zip(spectrum.frequency.tolist(), spectrum.mean.tolist(), strict=True)),
     )
 
 

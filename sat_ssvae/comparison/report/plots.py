@@ -60,6 +60,18 @@ def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
     def lines(values: Sequence[tuple[str, Sequence[float], int]]) -> list[Line]:
         return [line(legend, name, list(range(first, first + len(y))), y) for name, y, first in values]
 
+    spatial = chart(
+        "Detail in space",
+        [
+            line(legend, arm.name, *map(list, zip(*arm.spatial_spectrum, strict=True)))
+            for arm in results.arms
+            if arm.spatial_spectrum
+        ],
+        Axis("cycles per pixel", log=True),
+        Axis("amplitude", log=True),
+        note="relative to white noise of the same variance (dotted), for any compression; steeper: easier to diffuse",
+        targets=[1.0],
+    )
     amplitude = chart(
         "Spatio-temporal spectrum",
         lines(amplitudes),
@@ -75,7 +87,8 @@ def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
         note="higher: few modes carry the signal; dotted: 90 %",
         targets=[0.9],
     )
-    return charts([amplitude] * bool(amplitudes) + [variance] * bool(variances))
+    known = any(arm.spatial_spectrum for arm in results.arms)
+    return charts([spatial] * known + [amplitude] * bool(amplitudes) + [variance] * bool(variances))
 
 
 def _arm_lines(results: ComparisonResults, metric: str, arm: str, legend: Legend) -> list[Line]:
