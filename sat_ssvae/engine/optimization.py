@@ -87,6 +87,8 @@ def build_engine(
         lr_scheduler=lambda wrapped: LambdaLR(wrapped, lr_multiplier(config, max_steps)),
         config=settings,
     )
+    if distributed.world_size() == 1:
+        engine.enable_backward_allreduce = False  # a sum over one rank is two copies of every gradient
     return engine
 
 
