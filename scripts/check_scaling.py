@@ -73,7 +73,7 @@ def run_rank(case: dict[str, Any]) -> None:
             lambda: train(config, folder, device), device, folder.with_suffix(f".trace{distributed.rank()}")
         )
     else:
-        result["rate"] = measured_rate(settings(shards, stage, 1, side=32), device)
+        result["rate"] = measured_rate(settings(shards, stage, 1, side=32), PLANS[0], device)
         result["bandwidth"] = bandwidth(device)
         train(config, folder, device)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[WARM_UP:]]
@@ -163,7 +163,7 @@ def row(work: Path, stage: int, ranks: int, steps: int) -> str:
     memory_run = launch({**case, "folder": str(work / f"memory{stage}-{ranks}"), "memory": True, "steps": 3}, ranks)
     config = settings(work / "shards", stage, steps, side=48)
     sending = sent_bytes(config, stage, ranks) / time_run["bandwidth"]
-    seconds = step_seconds(operations(config) / time_run["rate"], sending)
+    seconds = step_seconds(operations(config, PLANS[0]) / time_run["rate"], sending)
     peak = predicted_peak(config, ranks)
     cells = [f"{seconds:.3f}", f"{time_run['seconds']:.3f}", f"{seconds / time_run['seconds'] - 1:+.0%}"]
     cells += [f"{peak / MIB:.0f}", f"{memory_run['peak'] / MIB:.0f}", f"{peak / memory_run['peak'] - 1:+.0%}"]

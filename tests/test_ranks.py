@@ -100,6 +100,43 @@ if rank == 1:
     threading.Timer(3, late.symlink_to, [first]).start()
 train(parse_config(TrainConfig, json.loads(runs)["bad0"]), late if rank else first, CPU)
 """
+SAMPLES = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from sat_ssvae import distributed
+from sat_ssvae.config import parse_config
+from sat_ssvae.engine.optimization import build_engine
+from sat_ssvae.engine.run import Run
+from sat_ssvae.training.losses import Objective
+from sat_ssvae.training.memory import PLANS
+from sat_ssvae.training.settings import TrainConfig
+from sat_ssvae.vae.autoencoder import SSVAE
+
+given, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+config = parse_config(TrainConfig, given)
+device, ranks = torch.device("cpu"), 2
+distributed.initialize(device)
+shares = [distributed.rank()] if distributed.world_size() == ranks else range(ranks)
+torch.manual_seed(0)
+objective = Objective(SSVAE(config.model), config)
+PLANS[1 if len(shares) == 1 else 0].apply(objective)
+sizes = {"max_steps": config.max_steps, "micro_batch_size": config.batch_size}
+engine = build_engine(objective, config.optimizer, device=device, **sizes)
+run = Run(folder / "checkpoints", {"autoencoder": engine}, config.max_steps, clip_norm=config.optimizer.clip_norm)
+norms = []
+for step in range(config.max_steps):
+    losses = []
+    for share in shares:
+        seeded = torch.Generator().manual_seed(ranks * step + share)
+        video = torch.rand(config.batch_size, 3, 5, 32, 32, generator=seeded) * 2 - 1
+        losses.append(engine(video, seeded).total)
+        run.backward("autoencoder", losses[-1], last=share == shares[-1])
+    norms += run.take_step([loss.detach() for loss in losses], {}).norms
+if distributed.rank() == 0:
+    save_file(objective.vae.state_dict(), folder / f"{distributed.world_size()}.safetensors")
+    (folder / f"{distributed.world_size()}.json").write_text(json.dumps(norms))
+"""
 PDSH = """#!/usr/bin/env bash
 # pdsh -S -f FANOUT -w HOSTS COMMAND...: what pdsh and ssh make of the command, all on this machine
 IFS=, read -ra hosts <<<"$5"
@@ -154,6 +191,20 @@ def test_ranks_agree_and_skip_together(tiny_shards, tmp_path, caplog):
     train(parse_config(TrainConfig, runs["bad0"]), tmp_path / "bad0", CPU)
     assert "1 processes instead of 2: batches differ from before" in caplog.text
     assert (tmp_path / "bad0" / "done").exists()
+
+
+@pytest.mark.slow
+def test_sample_by_sample_zero_2_on_two_ranks_steps_like_one_rank(tmp_path):
+    """One rank takes both ranks' batches whole, one after the other, without ZeRO."""
+    optimizer = {"warmup_steps": 0, "schedule": "constant", "clip_norm": 1.0}
+    given = {"batch_size": 3, "max_steps": 3, "lcr": {"weighting": "fixed"}}
+    for ranks, own in ((2, {"zero_stage": 2}), (1, {"accumulation_steps": 2})):
+        config = settings("none", **given, optimizer=optimizer | own)
+        run_ranks(SAMPLES, [json.dumps(config), str(tmp_path)], tmp_path / "log", world_size=ranks)
+    one, two = (json.loads((tmp_path / f"{ranks}.json").read_text()) for ranks in (1, 2))
+    assert two == pytest.approx(one, rel=1e-4)
+    expected, actual = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
+    assert all((expected[name] - actual[name]).norm() <= 1e-3 * expected[name].norm() for name in expected)
 
 
 def test_the_process_group_is_gone_before_python_ends():

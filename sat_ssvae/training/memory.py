@@ -87,14 +87,10 @@ def step_memory(config: TrainConfig, plan: Plan, batch_size: int | None = None, 
         ranks: processes that ZeRO divides the optimiser's state over.
     """
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as memory:
-        objective, critic = _build(config, plan)
+        objective, critic = build_step(config, plan)
         modules: list[nn.Module] = [objective] if critic is None else [objective, critic]
         weights = memory.live
-        video = torch.empty(largest_batch(config, batch_size))
-        total = objective(video, torch.Generator(), critic, config.adversarial.weight).total
-        total.backward()
-        if critic is not None and objective.reconstruction is not None:
-            critic_step(critic, video, objective.reconstruction).backward()
+        take_step(config, objective, critic, torch.empty(largest_batch(config, batch_size)))
     trained = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in modules]
     gradients = sum(p.grad.nbytes for module in modules for p in module.parameters() if p.grad is not None)
     optimizer = sum(_optimizer_bytes(count, config.optimizer.zero_stage, ranks) for count in trained)
@@ -104,21 +100,29 @@ def step_memory(config: TrainConfig, plan: Plan, batch_size: int | None = None, 
     return StepMemory(weights + average, gradients, optimizer, working)
 
 
-def largest_batch(config: TrainConfig, batch_size: int | None = None) -> tuple[int, ...]:
-    """`B C T H W` of the run's batch with the most pixels."""
-    streams = [stream.config for stream in config.data.streams()]
-    shapes = [(stream.num_frames, *size) for stream in streams for size in stream.sizes]
-    frames, height, width = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
-    return batch_size or config.batch_size, config.model.in_channels, frames, height, width
-
-
-def _build(config: TrainConfig, plan: Plan) -> tuple[Objective, Discriminator | None]:
+def build_step(config: TrainConfig, plan: Plan) -> tuple[Objective, Discriminator | None]:
+    """New networks of a run, the discriminators with them, that take their steps by a plan."""
     vae = SSVAE(config.model)
     vae.encoder.requires_grad_(not config.freeze_encoder)
     objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
     plan.apply(objective)
     critic = Discriminator(config.adversarial, config.precision) if config.adversarial.weight else None
     return objective, critic
+
+
+def take_step(config: TrainConfig, objective: Objective, critic: Discriminator | None, video: Tensor) -> None:
+    """The forward and backward passes of a step with one batch, `B C T H W`, all networks at once."""
+    objective(video, torch.Generator().manual_seed(0), critic, config.adversarial.weight).total.backward()
+    if critic is not None and objective.reconstruction is not None:
+        critic_step(critic, video, objective.reconstruction).backward()
+
+
+def largest_batch(config: TrainConfig, batch_size: int | None = None) -> tuple[int, ...]:
+    """`B C T H W` of the run's batch with the most pixels."""
+    streams = [stream.config for stream in config.data.streams()]
+    shapes = [(stream.num_frames, *size) for stream in streams for size in stream.sizes]
+    frames, height, width = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
+    return batch_size or config.batch_size, config.model.in_channels, frames, height, width
 
 
 def _optimizer_bytes(trained: int, stage: int, ranks: int) -> int:
