@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config import Config, settings_of, suggest_key
 from ..errors import did_you_mean, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 _SETTING = re.compile(r"\w+(\.\w+)*=")
 
@@ -130,3 +133,14 @@ def _exists(word: str) -> bool:
         return Path(word).exists()
     except OSError:  # too long for a name
         return False
+
+
+def working_device() -> "torch.device":
+    """What the command computes on: the GPU of this rank, or the CPU, where freed memory then serves again."""
+    from ..allocator import keep_freed_memory
+    from ..distributed import default_device
+
+    device = default_device()
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import load_config, packaged, read_yaml
 from ..errors import UserError, did_you_mean
-from ._options import add_command
+from ._options import add_command, working_device
 
 WEIGHT_SUFFIXES = frozenset({".ckpt", ".pth", ".pt", ".safetensors"})
 DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
@@ -53,13 +53,12 @@ def run(options: argparse.Namespace) -> None:
     from ..comparison.experiment import compare
     from ..comparison.settings import ClipSource, CompareConfig
     from ..comparison.verdict import summary_table
-    from ..distributed import default_device
 
     path = options.config or packaged(f"compare_{options.preset}.yaml")
     arms = options.vae or ([] if options.config else DEFAULT_ARMS)
     config = load_config(CompareConfig, path, options.overrides, replace={"arms": parse_arms(arms)} if arms else {})
     clips = ClipSource.of_user(options.data) if options.data else None
-    results = compare(config, options.output, default_device(), options.command_line, clips)
+    results = compare(config, options.output, working_device(), options.command_line, clips)
     sys.stdout.write(f"{summary_table(results)}\n\nreport: {options.output / 'report' / 'report.html'}\n")
 
 

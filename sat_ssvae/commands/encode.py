@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge
+from ._options import add_command, add_merge, working_device
 
 
 def add(commands: Any) -> None:
@@ -28,12 +28,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Encode, on every rank of the launcher; print how many clips there are."""
     from ..autoencoders.specification import open_autoencoder
-    from ..distributed import default_device, initialize, rank
+    from ..distributed import initialize, rank
     from ..latents.shards import EncodeConfig, encode_shards
 
     config = load_config(EncodeConfig, None, options.overrides, replace={"data": {"path": options.videos}})
     vae = open_autoencoder(options.vae)
-    device = default_device()
+    device = working_device()
     initialize(device)
     encoded = encode_shards(vae, config, options.output, device, merged=options.merge)
     if rank() == 0:

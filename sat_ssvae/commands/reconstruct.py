@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import find_config, load_config, parse_config, read_yaml
 from ..errors import UserError
 from ..storage import write_text
-from ._options import add_command
+from ._options import add_command, working_device
 from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
@@ -47,14 +47,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Reconstruct; write scores.csv and scores.json; print them as a table."""
-    from ..allocator import keep_freed_memory
     from ..autoencoders.specification import open_autoencoder
-    from ..distributed import default_device
     from ..evaluation.reconstruct import ReconstructConfig, reconstruct
 
-    device = default_device()
-    if device.type == "cpu":
-        keep_freed_memory()
+    device = working_device()
     config = load_config(ReconstructConfig, None, options.overrides)
     vae = open_autoencoder(options.checkpoint)
     if options.config:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import load_config
 from ..errors import UserError
 from ..storage import atomic, write_text
-from ._options import add_command
+from ._options import add_command, working_device
 from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Restore; write scores.csv and scores.json; print them as tables."""
-    from ..distributed import default_device
     from ..evaluation.degradations import Degradation
     from ..evaluation.restore import RestoreConfig, Restorer, restore
 
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if config.degrade and options.original:
         raise UserError("degrade= is for clean input, --original for input that is degraded already; give one of them")
     degradation = Degradation.parse(config.degrade) if config.degrade else None
-    restorer = Restorer.open(options.comparison, options.arm, config.transformer_seed, default_device())
+    restorer = Restorer.open(options.comparison, options.arm, config.transformer_seed, working_device())
     report = restore(restorer, options.input, options.output, config, degradation, options.original)
     how = _degraded_how(config, options.original)
     measured = (

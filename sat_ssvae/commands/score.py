@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import load_config
 from ..errors import UserError
 from ..storage import write_text
-from ._options import add_command
+from ._options import add_command, working_device
 from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score; write score.csv and score.json; print them as a table with what each measure means."""
-    from ..distributed import default_device
     from ..evaluation.score import JOURNAL, MEASURES, ScoreConfig, score
 
     if len({path.resolve() for path in options.generated}) < len(options.generated):
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     first = options.generated[0]
     output = options.output or (first if first.is_dir() else first.parent)
     journal = output / JOURNAL
-    report = score(options.generated, options.real, config, default_device(), options.prompts, journal)
+    report = score(options.generated, options.real, config, working_device(), options.prompts, journal)
     write_text(output / "score.json", json.dumps(_document(report, config), indent=1, ensure_ascii=False) + "\n")
     write_csv(output / "score.csv", _csv_rows(report))
     measured = [name for name in MEASURES if any(name in folder.scores for folder in report.folders)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import load_config
 from ..errors import UserError
-from ._options import add_command
+from ._options import add_command, working_device
 from ._table import aligned
 
 
@@ -38,7 +38,6 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure all autoencoders on the same clips; write the page and print the table."""
     from ..autoencoders.specification import open_autoencoder
-    from ..distributed import default_device
     from ..evaluation.spectra import SpectraConfig, load_clips, measure_latents, measure_pixels
     from ..evaluation.spectra_page import SpectraResults, table, write_spectra
 
@@ -46,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(SpectraConfig, None, options.overrides, replace={"data": {"path": options.data}})
     autoencoders = {name: open_autoencoder(place) for name, place in places.items()}  # all, before one is measured
     clips = load_clips(config)
-    device = default_device()
+    device = working_device()
     arms = tuple(measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items())
     size = "×".join(map(str, clips.shape[2:]))
     measurement = {

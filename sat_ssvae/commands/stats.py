@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge
+from ._options import add_command, add_merge, working_device
 
 
 def add(commands: Any) -> None:
@@ -28,7 +28,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, write latent_stats.json, print the range."""
-    from ..distributed import default_device
     from ..errors import UserError
     from ..latents.statistics import StatsConfig, measure_stats
     from ..vae.autoencoder import SSVAE
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
     config = load_config(StatsConfig, None, options.overrides, replace={"data": {"path": options.data}})
     vae = SSVAE.from_pretrained(options.checkpoint).for_inference()
-    stats = measure_stats(vae, config, default_device(), options.checkpoint, merged=options.merge)
+    stats = measure_stats(vae, config, working_device(), options.checkpoint, merged=options.merge)
     if stats is None:
         sys.stdout.write(f"{options.checkpoint}: part {config.part} is done; after all parts: the same with --merge\n")
         return

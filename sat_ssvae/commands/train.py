@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import find_config, load_config
-from ._options import add_command
+from ._options import add_command, working_device
 
 
 def add(commands: Any) -> None:
@@ -31,13 +31,13 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, or continue training; print where the autoencoder is."""
-    from ..distributed import default_device, initialize, rank
+    from ..distributed import initialize, rank
     from ..training.trainer import TrainConfig, train
 
     flags = {name: getattr(options, name) for name in ("resume_from", "freeze_encoder")}
     overrides = [*options.overrides, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
     config = load_config(TrainConfig, find_config(options.config), overrides)
-    device = default_device()
+    device = working_device()
     initialize(device)
     folder = train(config, options.output / options.name, device)
     if rank() == 0:

@@ -95,8 +95,8 @@ def step_memory(config: TrainConfig, plan: Plan, batch_size: int | None = None, 
     gradients = sum(p.grad.nbytes for module in modules for p in module.parameters() if p.grad is not None)
     optimizer = sum(_optimizer_bytes(count, config.optimizer.zero_stage, ranks) for count in trained)
     average = sum(p.nbytes for p in objective.vae.parameters()) if config.ema_decay else 0
-    # Between the backward pass and the optimiser's step, ZeRO has the gradients twice.
-    working = max(memory.peak - weights, 2 * gradients) - gradients
+    # Between the backward pass and the optimiser's step, several ranks have the gradients twice.
+    working = max(memory.peak - weights, min(ranks, 2) * gradients) - gradients
     return StepMemory(weights + average, gradients, optimizer, working)
 
 
