@@ -188,6 +188,9 @@ def test_stages_autoencoder_seeds_and_shifts(tiny_shards, tmp_path):
     before = modified(tmp_path)
     assert compare(config, tmp_path, CPU, "sat-ssvae compare", source).curves == results.curves
     assert modified(tmp_path) == before
+    fewer = compare(config.model_copy(update={"vae_seeds": (0,)}), tmp_path, CPU, "sat-ssvae compare", source)
+    assert fewer.curves == tuple(point for point in results.curves if point.vae_seed == 0)
+    assert modified(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,14 @@ def test_an_output_folder_belongs_to_one_pack(tiny_videos, tiny_shards, tmp_path
         pack(tiny_videos, tmp_path / "file", PackConfig())
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"fingerprint": "0"}'])
+def test_a_plan_of_another_version_is_one_line(tiny_videos, tmp_path, text):
+    pack(tiny_videos, tmp_path, PackConfig())
+    (tmp_path / "pack.json").write_text(text)
+    with pytest.raises(UserError, match="is damaged or of another version: choose an empty folder or delete"):
+        pack(tiny_videos, tmp_path, PackConfig())
+
+
 def test_configuration_errors():
     with pytest.raises(UserError, match="did you mean `samples_per_shard`"):
         parse_config(PackConfig, {"sample_per_shard": 5})

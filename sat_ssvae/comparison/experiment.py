@@ -141,7 +141,6 @@ class _Comparison:
 
     def run(self) -> ComparisonResults:
         clips = self.clips.heldout()  # first: too few are noticed before anything is trained
-        vaes = {member: self._autoencoder(member) for member in self.members}
         features: Features = {"frame": FrameFeatures().to(self.device), "clip": ClipFeatures().to(self.device)}
         perceptual = build_perceptual("st-lpips-alex").to(self.device)
         arms: dict[str, list[ArmResult]] = {name: [] for name in self.config.arms}
@@ -151,8 +150,8 @@ class _Comparison:
         samples: dict[str, Mapping[int, Sequence[Tensor]]] = {}
         quality: dict[Member, dict[str, Tensor]] = {}
         psnr: dict[str, Sequence[float]] = {}
-        for member, vae in vaes.items():
-            prepared = self._prepare(member, vae, clips, features)
+        for member in self.members:
+            prepared = self._prepare(member, self._autoencoder(member), clips, features)
             quality[member] = reconstruction_quality(prepared.reference, perceptual)
             if self.config.shifts and member.arm not in self.shifts:
                 self.shifts[member.arm] = self._search_shift(prepared)

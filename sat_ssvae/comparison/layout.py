@@ -1,7 +1,7 @@
 """Where the stages of a comparison are: folders whose names carry a fingerprint of everything that a stage depends on.
 
 layout = Layout(config, output, source, trainings, given)
-layout.folder("latents", layout.label(member), layout.latent_identity(member))     # OUTPUT/latents/ssvae-3f2a...
+layout.folder("latents", layout.label(member), layout.latent_identity(member))     # OUTPUT/latents/ssvae-vae0-3f2a...
 """
 
 import json
@@ -51,8 +51,8 @@ class Layout:
         return self.output / stage / f"{name}-{fingerprint(*parts)}"
 
     def label(self, member: Member) -> str:
-        """The name of an autoencoder: its arm, and its seed where there are several."""
-        return member.arm if len(self.config.vae_seeds) == 1 else f"{member.arm}-vae{member.vae_seed}"
+        """The name of an autoencoder: its arm, and its seed if it is trained here."""
+        return member.arm if member.arm in self.given else f"{member.arm}-vae{member.vae_seed}"
 
     def training_label(self, member: Member, number: int) -> str:
         """The name of an autoencoder's training stage, counted from 1."""

@@ -115,14 +115,13 @@ def planned(layout: Layout, given: Collection[str], training_of: Callable[[str],
         training_of: an arm's training of transformers, as far as it is known before shifts were tried.
     """
     config, stages = layout.config, []
+    searched: set[str] = set()
+    steps = config.transformer.max_steps
     for member, trainings in layout.trainings.items():
         for number, training in enumerate(trainings if member.arm not in given else (), 1):
             name = f"autoencoder {layout.training_label(member, number)}"
             done = layout.trained(member, number).exists()
             stages.append(Stage("autoencoder", name, training.max_steps, done))
-    searched: set[str] = set()
-    steps = config.transformer.max_steps
-    for member in layout.trainings:
         label = layout.label(member)
         stages.append(Stage("latents", f"latents {label}", done=layout.encoded(member).exists()))
         for shift in () if member.arm in searched else config.shifts:

@@ -195,7 +195,11 @@ def _continued(plan: _Plan, ours: str, output: Path, part: Part) -> _Plan:
 
 
 def _read_plan(output: Path) -> _Plan:
-    return _Plan(**json.loads((output / _PLAN_FILE).read_text(encoding="utf-8")))
+    file = output / _PLAN_FILE
+    try:
+        return _Plan(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise UserError(f"{file} is damaged or of another version: choose an empty folder or delete {output}") from None
 
 
 def _size(path: Path) -> int | None:
