@@ -265,8 +265,8 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize("busy", [0, 20])
 def test_a_killed_worker_ends_the_command_with_one_line(tiny_shards, tmp_path, busy):
     """As the system does it when memory is short; also while the command does something else."""
-    settings = [f"data.path={tiny_shards}", "data.num_frames=5", "data.resolution=32", "data.num_workers=2"]
-    arguments = ["train", "--config", "tiny_48p", "--name", "killed", *settings, "max_steps=50"]
+    settings = [f"data.path={tiny_shards}", "data.num_frames=5", "data.num_workers=2"]
+    arguments = ["train", "--config", "tiny_48p", "--name", "killed", *settings, "resolution=32", "monitor.every=0"]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(busy), *arguments],
         env=unmeasured(),

@@ -59,11 +59,15 @@ def run_job(
     """
     if not items:
         return
-    lock = threading.Lock()
+    lock, waiting = threading.Lock(), config.engine == "ray"
     with progress_bar(done + sum(item.units for item in items), title, unit, initial=done) as bar:
 
         def advance(units: int) -> None:
+            nonlocal waiting
             with lock:
+                if waiting:  # a cluster's workers took their time to start, which is no part of the rate
+                    bar.unpause()
+                    waiting = False
                 bar.update(units)
 
         yield from _engine(config).run(job, items, advance)

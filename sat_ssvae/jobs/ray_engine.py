@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         if error.name != "ray":
             raise
         raise UserError("engine=ray needs Ray: pip install 'sat-ssvae[ray]'") from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield ray
         return
@@ -73,8 +75,10 @@ def _connected(address: str | None) -> Iterator[Any]:
     else:
         _check_reachable(address)
     try:
-        ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what went wrong is said below, in one line
+            ray.init(address=address or "local", **options)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(_why_not(address, error)) from None
     try:
         yield ray
@@ -104,6 +108,8 @@ def _why_not(address: str | None, error: Exception) -> str:
         return f"ray_address={address}: the cluster runs other versions than this machine, install the same: {reason}"
     if address == "auto":
         return "ray_address=auto: this machine belongs to no Ray cluster; `ray start --address=HEAD:6379` joins one"
+    if "timeout" in reason:
+        reason += "; where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
     return f"Ray could not be {'started here' if address is None else f'reached at {address}'}: {reason}"
 
 
