@@ -47,16 +47,25 @@ class RayEngine:
         """Items with their results, in the order in which they are finished.
 
         Raises:
-            UserError: no Ray, no cluster at the address, another version on the workers, items that ended every worker.
+            UserError: no Ray, no cluster at the address, another version on the workers, items that ended every worker,
+                a connection that was lost.
         """
         with _connected(self.address) as ray:
-            yield from _Driver(ray, job, deque(items), advance).results()
+            try:
+                yield from _Driver(ray, job, deque(items), advance).results()
+            except (ConnectionError, ray.exceptions.RaySystemError) as error:
+                raise UserError(
+                    f"the connection to the Ray cluster was lost ({_one_line(error)}); "
+                    "what is finished is kept, the same command continues"
+                ) from None
 
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """The module `ray`, connected; a connection that was there before is used and kept."""
-    # Read when Ray is imported. Nothing is reported to its makers; workers without a GPU do not see one by accident.
+    # Read when Ray is imported. Nothing is reported to its makers; workers without a GPU do not see one by accident;
+    # where a connection is lost, no Ray is started on this machine instead.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -103,7 +112,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _why_not(address: str | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())
+    reason = _one_line(error)
     if "ersion mismatch" in reason:
         return f"ray_address={address}: the cluster runs other versions than this machine, install the same: {reason}"
     if address == "auto":
@@ -111,6 +120,10 @@ def _why_not(address: str | None, error: Exception) -> str:
     if "timeout" in reason:
         reason += "; where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
     return f"Ray could not be {'started here' if address is None else f'reached at {address}'}: {reason}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def versions() -> dict[str, str]:
