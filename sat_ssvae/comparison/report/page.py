@@ -141,7 +141,8 @@ def _top(
     advice = next_command(results, verdicts, best)
     lines = [_arm_line(results, one, legend) for one in standings]
     header = ["arm", "verdict", "mean speed-up (95 % intervals)", "reconstruction", "time spent here"]
-    verdict_table = table(header, lines, numbers=False)
+    shown = len(header) if any(minutes_of(results, one.arm) for one in standings) else len(header) - 1
+    verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False)
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
