@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and on the disk when they have to be.
+"""Files that are whole or absent, here or in an object store, and on the disk when they have to be.
 
 with atomic(path) as partial:
     save_file(tensors, partial)
@@ -9,10 +9,13 @@ import glob
 import hashlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .addresses import is_address, upload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +27,7 @@ _ABANDONED = 24 * 3600.0  # seconds without a change after which a partial file 
 
 @contextlib.contextmanager
 def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write to: renamed to it at the end, removed when the block fails.
+    """A local file to write to: renamed to `path`, or uploaded to it, at the end; removed when the block fails.
 
     A block that removes it leaves `path` as it was.
 
@@ -33,9 +36,13 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     `.partial`, so a writer that goes by the suffix has to be told the format.
 
     Args:
-        path: the final name; its folder must exist.
+        path: the final name; its folder must exist. Or a place in an object store (`addresses.path_of`).
         durable: wait until the file and its name are on the disk.
     """
+    if is_address(path):
+        with _uploaded(path) as partial:
+            yield partial
+        return
     prefix = f"{path.name[:_NAME_PART]}."
     _remove_leftovers(path.parent, prefix)
     partial = path.with_name(f"{prefix}{secrets.token_hex(4)}.partial")
@@ -56,6 +63,16 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _uploaded(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sat-ssvae-") as folder:
+        partial = Path(folder, f"{path.name[-_NAME_PART:]}.partial")
+        partial.touch()
+        yield partial
+        if partial.exists():
+            upload(partial, path)
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:

@@ -1,5 +1,6 @@
 """Every test starts from the same random state; property tests get the time that a busy machine needs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.vae.statistics import LatentStats
+
+from .object_store import CREDENTIALS, fresh_clients, moto_server, new_bucket
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
@@ -58,3 +61,20 @@ def narrow_vae(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("narrow_vae")
     vae.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory) -> Iterator[str]:
+    """The address of a server that speaks S3's API."""
+    with moto_server(tmp_path_factory.mktemp("moto") / "log") as address:
+        yield address
+
+
+@pytest.fixture
+def store(moto, monkeypatch) -> Iterator[str]:
+    """The address of an empty bucket in S3, which the environment's credentials open."""
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": moto}.items():
+        monkeypatch.setenv(name, value)
+    fresh_clients()
+    yield new_bucket()
+    fresh_clients()

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import pytest
 
+from sat_ssvae.addresses import without_secrets
 from sat_ssvae.config import parse_config
 from sat_ssvae.data import remote
-from sat_ssvae.data.files import VideoError, without_secrets
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.remote import ShardCache
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import fixed_clips

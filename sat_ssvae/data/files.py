@@ -1,6 +1,5 @@
 """What is read is a path or a file's bytes; what is wrong with it is a `VideoError`, with a category to count by."""
 
-import re
 from pathlib import Path
 
 from ..errors import UserError
@@ -49,12 +48,3 @@ def name_of(source: Path | bytes) -> str:
 def reason_of(error: Exception) -> str:
     """An error's reason on one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-
-
-def without_secrets(text: object) -> str:
-    """A text whose addresses have lost their query strings (signatures) and user names (passwords)."""
-
-    def public(address: re.Match[str]) -> str:
-        return f"{address[1]}{address[2]}{'?...' if address[3] else ''}"
-
-    return re.sub(r"(https?://)(?:[^/\s@]*@)?([^\s?'\"]*)(\?(?:[^\s'\"]*[^\s'\",:)])?)?", public, str(text))

@@ -14,13 +14,14 @@ from typing import Any
 
 from webdataset.shardlists import expand_urls
 
+from ..addresses import check_address, files_at, is_address, without_secrets
 from ..errors import UserError
 from .captions import Fields, caption_in
 from .containers import MAX_FPS, MAX_SECONDS
-from .files import VideoError, without_secrets
+from .files import VideoError
 from .folders import FolderStore, files_below, media_files
 from .images import IMAGE_SUFFIXES, open_image
-from .remote import Remote, ShardCache, find_remote, is_remote
+from .remote import Remote, ShardCache, fetch_listings, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
 from .tars import TarStore
@@ -86,27 +87,50 @@ def find_stores(paths: str | Sequence[str], on_skip: OnSkip, cache: ShardCache |
         UserError: nothing there, or nothing of these kinds; an address, but no `cache` to fetch its shard into.
     """
     patterns = [paths] if isinstance(paths, str) else list(paths)
-    stores: list[Store] = []
-    for place in [url for pattern in patterns for url in _expanded(pattern)]:
-        if is_remote(place):
-            if cache is None:
-                raise UserError(f"{without_secrets(place)}: give a local file or folder here, fetch the shard first")
-            local = find_remote(place, cache)
-            stores.append(TarStore(local, Remote(place, cache, local)))
-            continue
-        path = Path(place).expanduser()
-        if path.is_dir():
-            stores += _stores_in(path, on_skip)
-        elif path.name.endswith((".tar.gz", ".tgz")):
-            raise UserError(f"{path}: compressed shards cannot be read at random, `gunzip` it first")
-        elif path.is_file() and path.suffix == ".tar":
-            stores.append(TarStore(path))
-        else:
-            problem = "is not a .tar file" if path.exists() else "does not exist"
-            raise UserError(
-                f"{path} {problem}: give a folder of shards or videos, a .tar, or a pattern (a-{{0..9}}.tar)"
-            )
+    places = [url for pattern in patterns for url in _expanded(pattern)]
+    stores = [store for place in places for store in _stores_of(place, on_skip, cache)]
+    fetch_listings([store.remote for store in stores if isinstance(store, TarStore) and store.remote])
     return stores
+
+
+def _stores_of(place: str, on_skip: OnSkip, cache: ShardCache | None) -> list[Store]:
+    """What one path, address or command stands for; nothing is fetched yet."""
+    if is_remote(place):
+        if cache is None:
+            raise UserError(f"{without_secrets(place)}: give a local file or folder here, fetch the shard first")
+        shards = _shards_at(place, on_skip) if is_address(place) else {"": place}
+        remotes = {label: Remote(url, cache, cache.place(url)) for label, url in shards.items()}
+        return [TarStore(remote.place, remote, label) for label, remote in remotes.items()]
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return _stores_in(path, on_skip)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        raise UserError(f"{path}: compressed shards cannot be read at random, `gunzip` it first")
+    if path.is_file() and path.suffix == ".tar":
+        return [TarStore(path)]
+    problem = "is not a .tar file" if path.exists() else "does not exist"
+    raise UserError(f"{path} {problem}: give a folder of shards or videos, a .tar, or a pattern (a-{{0..9}}.tar)")
+
+
+def _shards_at(address: str, on_skip: OnSkip) -> dict[str, str]:
+    """Addresses of the shards at or below an address, by the names that their samples' begin with."""
+    check_address(address)
+    if address.endswith(".tar"):
+        return {address.rpartition("/")[2].removesuffix(".tar"): address}
+    try:
+        names = [name for name, _ in files_at(address)]
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; check the address and the environment") from None
+    tars = {name.removesuffix(".tar") for name in names if name.endswith(".tar")}
+    for name in names:
+        if name.endswith(META_SUFFIX) and name.removesuffix(META_SUFFIX) not in tars:
+            on_skip(Skip(f"{address}/{name}", "meta without tar", "its .tar is missing"))
+            logger.warning("%s/%s: its shard is missing", address, name)
+    if not tars:
+        raise UserError(
+            f"{address}: no .tar shards there; `sat-ssvae pack {address} --output SHARDS` makes them of videos"
+        )
+    return {label: f"{address.rstrip('/')}/{label}.tar" for label in sorted(tars)}
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Shards that are elsewhere: fetched whole into a cache when first read, by one process for all.
 
-An address is `https://host/a-000000.tar`, or `pipe:` and a command that prints the shard, such as
-`pipe:aws s3 cp s3://bucket/a-000000.tar -`.
+An address is `https://host/a-000000.tar`, one that fsspec opens, such as `s3://bucket/a-000000.tar`, or `pipe:` and a
+command that prints the shard, such as `pipe:ssh host cat a-000000.tar`.
 """
 
 import contextlib
@@ -17,26 +17,30 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock
 
+from ..addresses import download, is_address, without_secrets
 from ..errors import UserError
 from ..storage import atomic
-from .files import VideoError, reason_of, without_secrets
+from .files import VideoError, reason_of
 
 logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
-SCHEMES = ("http://", "https://", "pipe:")
+_HTTP = ("http://", "https://")
 TRIES = 3
 TIMEOUT = 60.0
 """Seconds that a server may stay silent."""
 PIPE_TIMEOUT = 600.0
 """Seconds that a command may print nothing."""
 _PAUSE = 1.0
+_FETCHED_AT_ONCE = 8
 _REST = 300.0  # seconds for which a failed fetch is not retried: a shard has a thousand samples
 
 
@@ -62,6 +66,8 @@ class ShardCache:
         since, reason = self._failed.get(url, (-_REST, ""))
         if time.monotonic() - since < _REST:
             raise VideoError("unreachable", reason)
+        if target.exists():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(f"{target.suffix}.lock")):
             if target.exists():
@@ -75,7 +81,7 @@ class ShardCache:
                     break
                 # ValueError: an address or a header that cannot be understood.
                 except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
-                    gone = False
+                    gone = isinstance(error, (FileNotFoundError, PermissionError))
                     if isinstance(error, urllib.error.HTTPError):
                         gone = error.code in (403, 404, 410)
                         error.close()  # it holds the connection
@@ -107,6 +113,8 @@ def _copy(url: str, file: IO[bytes]) -> bool:
     if url.startswith("pipe:"):
         _run(url.removeprefix("pipe:"), file)
         return False
+    if not url.startswith(_HTTP):
+        return download(url, Path(file.name))
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
             raise OSError(f"it comes compressed ({encoding})")
@@ -157,30 +165,6 @@ def _is_whole(file: IO[bytes], suffix: str, length_known: bool) -> bool:
     return size % _TAR_BLOCK == 0 and file.read() == bytes(2 * _TAR_BLOCK)
 
 
-def find_remote(url: str, cache: ShardCache) -> Path:
-    """Where a shard's tar will be cached; its meta file is fetched now, the tar when it is first read.
-
-    Raises:
-        UserError: no .tar address, or neither can be had.
-    """
-    if ".tar" not in url:
-        raise UserError(f"{without_secrets(url)}: expected the address of a .tar shard")
-    place = cache.place(url)
-    head, _, tail = url.rpartition(".tar")
-    # A command that fails does not say whether there is no such file, which is nothing to wait for.
-    tries = 1 if url.startswith("pipe:") else TRIES
-    try:
-        cache.fetch(f"{head}.meta.jsonl{tail}", place.with_name(f"{place.stem}.meta.jsonl"), tries)
-    except VideoError as error:
-        public = without_secrets(url)
-        logger.warning("%s: no .meta.jsonl beside it, so it is fetched whole now (%s)", public, error)
-        try:
-            cache.fetch(url, place)
-        except VideoError as again:
-            raise UserError(f"{again}: check the address and the network") from None
-    return place
-
-
 @dataclass(frozen=True)
 class Remote:
     """A shard's tar in the cache, fetched again if it was evicted in the meantime."""
@@ -205,6 +189,41 @@ class Remote:
         raise VideoError("unreachable", f"{without_secrets(self.url)}: the cache is too small, raise data.cache_gib")
 
 
+def fetch_listings(shards: Sequence[Remote]) -> None:
+    """Fetch the meta files of shards, several at once; a shard that has none is fetched itself.
+
+    Raises:
+        UserError: no .tar address, or neither can be had.
+    """
+    for shard in shards:
+        if ".tar" not in shard.url:
+            raise UserError(f"{without_secrets(shard.url)}: expected the address of a .tar shard")
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        fetched = [pool.submit(_fetch_listing, shard) for shard in shards]
+        try:
+            for future in fetched:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fetch_listing(shard: Remote) -> None:
+    head, _, tail = shard.url.rpartition(".tar")
+    place = shard.place.with_name(f"{shard.place.stem}.meta.jsonl")
+    # A command that fails does not say whether there is no such file, which is nothing to wait for.
+    tries = 1 if shard.url.startswith("pipe:") else TRIES
+    try:
+        shard.cache.fetch(f"{head}.meta.jsonl{tail}", place, tries)
+    except VideoError as error:
+        public = without_secrets(shard.url)
+        logger.warning("%s: no .meta.jsonl beside it, so it is fetched whole now (%s)", public, error)
+        try:
+            shard.cache.fetch(shard.url, shard.place)
+        except VideoError as again:
+            raise UserError(f"{again}: check the address and the network") from None
+
+
 def is_remote(place: str) -> bool:
-    """Whether a path is an address."""
-    return place.startswith(SCHEMES)
+    """Whether a path is an address, or a command that prints a shard."""
+    return place.startswith((*_HTTP, "pipe:")) or is_address(place)

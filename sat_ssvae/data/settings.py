@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from ..addresses import without_secrets
 from ..config import Config
-from .files import without_secrets
 
 Place = str | tuple[str, ...]
 Size = tuple[int, int]

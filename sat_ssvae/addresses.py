@@ -1,0 +1,285 @@
+"""Files of object stores by their address: `s3://bucket/folder`, `gs://...`, `hf://...`, whatever fsspec opens.
+
+    folder = path_of("s3://bucket/shards")      # a `Path` where the text is no address
+    upload(Path("a.tar"), folder / "a.tar")     # whole or not at all
+    download("s3://bucket/shards/a.tar", Path("copy.tar"))
+
+Credentials come from the environment, where each store's own client looks (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a
+profile or the machine's role for S3), never from an address. Failures are an `OSError` of one line.
+"""
+
+import contextlib
+import errno
+import logging
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+from fsspec.callbacks import Callback
+from fsspec.registry import known_implementations
+from upath import UPath
+from upath.extensions import ProxyUPath
+
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+_PAUSE = 1.0
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_WHOLE_PUTS = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
+"""Stores besides S3 in which an upload becomes an object at its end; in others a file gets its name by a move."""
+_PART = 16 * 2**20  # bytes; s3fs uploads files of two or more parts part by part, ten at once
+_NO_FILE = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
+_NO_RIGHTS = frozenset({"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "GoogleAuthError"})
+_upath: Any = UPath  # its overloads for each protocol do not take options by name
+_OPTIONS: dict[str, Any] = {"use_listings_cache": False}  # other machines write there, too
+
+
+def is_address(text: object) -> bool:
+    """Whether a path is an address that fsspec opens; https:// and file:// are none."""
+    match = _ADDRESS.match(str(text))
+    return match is not None and match[1].lower() not in ("file", "local", "http", "https")
+
+
+def path_of(text: str | Path) -> Path:
+    """A local path, or for an address what has the same methods: reading, listing, deleting, names, `/`.
+
+    Folders of a store need not be made. Write whole files with `storage.atomic` or `storage.write_text`.
+
+    Raises:
+        UserError: no such kind of address, its package is not installed, it names no bucket or contains a password.
+    """
+    if not isinstance(text, str):
+        return text
+    if not is_address(text):
+        return Path(re.sub(r"^(file|local)://", "", text))
+    check_address(text)
+    return cast(Path, Address(text))
+
+
+def check_address(address: str) -> None:
+    """Refuse what cannot be an address of a file or folder.
+
+    Raises:
+        UserError: as `path_of`.
+    """
+    scheme, rest = address.split("://", 1)
+    scheme = scheme.lower()
+    shown = without_secrets(address)
+    if scheme not in known_implementations:
+        raise UserError(f"{shown}: no such kind of address; there are s3://, gs://, hf:// and others of fsspec")
+    if "@" in rest.split("/")[0]:
+        raise UserError(f"{shown}: an address holds no credentials, the environment does (docs/data.md)")
+    if "::" in rest:
+        raise UserError(f"{shown}: give one address, without `::`")
+    if not rest.strip("/") or (rest.startswith("/") and scheme != "memory"):
+        raise UserError(f"{shown}: which bucket? {scheme}://BUCKET/FOLDER")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        package = known_implementations[scheme]["class"].partition(".")[0].replace("_", "-")
+        raise UserError(f"{shown}: {scheme}:// needs a package: pip install {package}") from None
+
+
+class Address(ProxyUPath):
+    """A file or folder of a store, with the methods of `Path`."""
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder is there as soon as something is in it, and no bucket is made by accident."""
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether there is a file or folder; an error if the store cannot say."""
+        return self._mode() is not None
+
+    def is_file(self) -> bool:
+        """Whether there is a file; an error if the store cannot say."""
+        mode = self._mode()
+        return mode is not None and stat.S_ISREG(mode)
+
+    def is_dir(self) -> bool:
+        """Whether files are below it; an error if the store cannot say."""
+        mode = self._mode()
+        return mode is not None and stat.S_ISDIR(mode)
+
+    def _mode(self) -> int | None:
+        try:
+            return int(self.stat().st_mode)
+        except FileNotFoundError:
+            return None
+
+    def __fspath__(self) -> str:
+        raise UserError(f"{self}: only a local path works here; copy it to this machine first")
+
+
+def _guarded(name: str) -> Callable[..., Any]:
+    """The method `name` of a path made now: after a fork the connections of an older one are the parent's."""
+
+    def call(self: Address, *args: Any, **options: Any) -> Any:
+        with failures(self):
+            result = getattr(_upath(str(self), **_OPTIONS), name)(*args, **options)
+            if name in ("glob", "rglob", "iterdir"):
+                return iter([Address(str(found)) for found in result])
+            return result
+
+    call.__name__, call.__doc__ = name, getattr(Path, name).__doc__
+    return call
+
+
+for _name in ("stat", "open", "read_bytes", "read_text", "unlink", "glob", "rglob", "iterdir"):
+    setattr(Address, _name, _guarded(_name))
+
+
+@contextlib.contextmanager
+def failures(address: object) -> Iterator[None]:
+    """Turn whatever a store's client raises into an OSError with a reason of one line, and the address as its file.
+
+    Raises:
+        FileNotFoundError: there is no such file or bucket.
+        PermissionError: no rights, or no credentials.
+        OSError: anything else, such as no connection.
+    """
+    try:
+        yield
+    except (UserError, UnicodeError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # a local file's, or known already
+            raise
+        raise OSError(_number(error), _reason(error), without_secrets(address)) from None
+
+
+def _number(error: Exception) -> int:
+    response = getattr(error, "response", None)  # botocore's
+    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    if isinstance(error, FileNotFoundError) or code in _NO_FILE:
+        return errno.ENOENT
+    if isinstance(error, PermissionError) or type(error).__name__ in _NO_RIGHTS:
+        return errno.EACCES
+    return errno.EIO
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    if type(error).__name__ in _NO_RIGHTS:
+        return "no credentials in the environment"
+    return without_secrets(words)
+
+
+def upload(local: Path, target: Path) -> None:
+    """Copy a file to an address, which has the whole file in the end or what it had before.
+
+    Tried again if the connection fails. A process that is killed leaves no object; what S3 keeps of an unfinished
+    upload in parts goes with the next upload to that address.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    for attempt in range(TRIES):
+        try:
+            with failures(target):
+                _put(local, str(target))
+            return
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            if error.filename == str(local) or attempt + 1 == TRIES:
+                raise
+            logger.debug("%s: uploading again (%s)", target, error.strerror)
+            time.sleep(_PAUSE * 2**attempt)
+
+
+def _put(local: Path, address: str) -> None:
+    system, path = fsspec.url_to_fs(address, **_OPTIONS)
+    scheme = address.partition("://")[0].lower()
+    if scheme in ("s3", "s3a"):
+        if local.stat().st_size >= 2 * _PART:
+            _abort_uploads(system, path)
+        system.put_file(str(local), path, chunksize=_PART)
+        return
+    if scheme in _WHOLE_PUTS:
+        system.put_file(str(local), path)
+        return
+    if scheme == "hf":
+        _commit(system, local, path)
+        return
+    partial = f"{path}.{secrets.token_hex(4)}.partial"
+    try:
+        system.put_file(str(local), partial)
+        if system.size(partial) != local.stat().st_size:
+            raise OSError(errno.EIO, "less arrived than was sent")
+        system.mv(partial, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            system.rm_file(partial)
+        raise
+
+
+def _commit(system: Any, local: Path, path: str) -> None:
+    """One commit, which a file of the Hugging Face hub makes when it is closed, even by an error."""
+    with local.open("rb") as source, system.open(path, "wb") as target:
+        try:
+            shutil.copyfileobj(source, target, 1 << 20)
+        except BaseException:
+            target.closed = True
+            raise
+
+
+def _abort_uploads(system: Any, path: str) -> None:
+    """End what killed processes began to upload to this S3 address in parts: it is invisible and costs money."""
+    bucket, key, _ = system.split_path(path)
+    with contextlib.suppress(Exception):  # not every key may list them, not every server knows them
+        found = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", [])
+        for begun in (begun for begun in found if begun["Key"] == key):
+            system.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=begun["UploadId"])
+
+
+def download(address: str, file: Path) -> bool:
+    """Copy what is at an address to a file; returns whether its length is known to be right.
+
+    Raises:
+        OSError: it is not there, may not be read, or came incomplete.
+    """
+    sizes = Callback()
+    with failures(address):
+        system, path = fsspec.url_to_fs(address, **_OPTIONS)
+        system.get_file(path, str(file), callback=sizes)
+    came = file.stat().st_size
+    if sizes.size is not None and sizes.size != came:
+        raise OSError(errno.EIO, f"{came} of {sizes.size} bytes came", without_secrets(address))
+    return sizes.size is not None
+
+
+def files_at(address: str) -> list[tuple[str, int]]:
+    """Names, relative to a folder of a store, and sizes in bytes of all files below it, sorted; hidden ones left out.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    with failures(address):
+        system, path = fsspec.url_to_fs(address, **_OPTIONS)
+        found = system.find(path, detail=True)
+    prefix = f"{path.rstrip('/')}/"
+    names = ((name.removeprefix(prefix), info) for name, info in found.items() if name.startswith(prefix))
+    return sorted(
+        (name, int(info.get("size") or 0))
+        for name, info in names
+        if info.get("type") == "file" and not any(part.startswith(".") for part in name.split("/"))
+    )
+
+
+def without_secrets(text: object) -> str:
+    """A text whose addresses have lost their query strings (signatures) and user names (passwords)."""
+
+    def public(address: re.Match[str]) -> str:
+        return f"{address[1]}{address[2]}{'?...' if address[3] else ''}"
+
+    return re.sub(
+        r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'\"]*)(\?(?:[^\s'\"]*[^\s'\",:)])?)?", public, str(text)
+    )
