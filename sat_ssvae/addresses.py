@@ -16,7 +16,8 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 TRIES = 3
+_AT_ONCE = 16
 _PAUSE = 1.0
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _WHOLE_PUTS = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
@@ -181,17 +183,22 @@ def upload(local: Path, target: Path) -> None:
     Raises:
         OSError: it cannot be written there.
     """
-    for attempt in range(TRIES):
+    _tried(lambda: _put(local, str(target)), target, TRIES)
+
+
+def _tried(work: Callable[[], None], address: object, tries: int) -> None:
+    """Do what needs a connection, several times if it fails for a reason that may pass."""
+    for attempt in range(tries):
         try:
-            with failures(target):
-                _put(local, str(target))
+            with failures(address):
+                work()
             return
         except (FileNotFoundError, PermissionError):
             raise
         except OSError as error:
-            if error.filename == str(local) or attempt + 1 == TRIES:
+            if attempt + 1 == tries:
                 raise
-            logger.debug("%s: uploading again (%s)", target, error.strerror)
+            logger.debug("%s: once more (%s)", address, error.strerror)
             time.sleep(_PAUSE * 2**attempt)
 
 
@@ -240,20 +247,36 @@ def _abort_uploads(system: Any, path: str) -> None:
             system.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=begun["UploadId"])
 
 
-def download(address: str, file: Path) -> bool:
+def download(address: str, file: Path, tries: int = 1) -> bool:
     """Copy what is at an address to a file; returns whether its length is known to be right.
 
     Raises:
         OSError: it is not there, may not be read, or came incomplete.
     """
     sizes = Callback()
-    with failures(address):
+
+    def get() -> None:
         system, path = fsspec.url_to_fs(address, **_OPTIONS)
         system.get_file(path, str(file), callback=sizes)
-    came = file.stat().st_size
-    if sizes.size is not None and sizes.size != came:
-        raise OSError(errno.EIO, f"{came} of {sizes.size} bytes came", without_secrets(address))
+        came = file.stat().st_size
+        if sizes.size is not None and sizes.size != came:
+            raise OSError(f"{came} of {sizes.size} bytes came")
+
+    _tried(get, address, tries)
     return sizes.size is not None
+
+
+def copy_files(address: str, names: Sequence[str], folder: Path) -> None:
+    """Copy files below an address to a local folder, under the same names, many at once.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(lambda name: download(f"{address.rstrip('/')}/{name}", folder / name, TRIES), names):
+            pass
 
 
 def files_at(address: str) -> list[tuple[str, int]]:

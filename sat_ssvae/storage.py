@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _NAME_PART = 48  # characters of the final name in the partial one, which has to stay below 255 bytes
+_REWRITTEN = 60.0  # seconds
 _ABANDONED = 24 * 3600.0  # seconds without a change after which a partial file counts as abandoned
 
 
@@ -107,6 +108,36 @@ def save_tensors(
 
     with atomic(path, durable=durable) as partial:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+
+
+class GrowingText:
+    """Lines that are appended to a file; what has been added is there when the process is killed.
+
+    At an address no file can grow: the whole of it is written again, once a minute and by `flush`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._remote = path, is_address(path)
+        self._lines: list[str] | None = None
+        self._written = time.monotonic()
+
+    def add(self, line: str) -> None:
+        """Append a line, given with its line break."""
+        if not self._remote:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+            return
+        if self._lines is None:
+            self._lines = [self._path.read_text(encoding="utf-8")] if self._path.is_file() else []
+        self._lines.append(line)
+        if time.monotonic() - self._written > _REWRITTEN:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not there yet."""
+        if self._lines is not None:
+            write_text(self._path, "".join(self._lines))
+            self._written = time.monotonic()
 
 
 def sync(*paths: Path) -> None:

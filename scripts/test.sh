@@ -11,3 +11,17 @@ for argument in "$@"; do
     if [[ $argument == --slow ]]; then slow=true; else arguments+=("$argument"); fi
 done
 
+ensure_env compare,cogvideo,reward,diffusers,hub,ray,s3,wandb,test,dev
+cd "$root"
+"$bin/ruff" check --quiet
+"$bin/ruff" format --check --quiet || die "the files above are not formatted: run $bin/ruff format"
+"$bin/mypy"
+"$bin/lint-imports" --no-logo
+
+# One thread a process: two processes of torch on two cores would otherwise fight for them.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+options=(-n "${TEST_PROCESSES:-2}" --dist worksteal --durations=10)
+[[ $slow == true ]] || options+=(-m "not slow")
+# Coverage only means something for the whole suite.
+((${#arguments[@]})) || options+=(--cov --cov-report=term)
+exec "$bin/python" -m pytest "${options[@]}" "${arguments[@]+"${arguments[@]}"}"

@@ -103,6 +103,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if kind.refuse and (refused := kind.refuse(self.path, self.command)):
             status, code, message = refused
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+            text = b"" if self.command == "HEAD" else text
             self.reply(status, {"Content-Type": "application/xml", "Content-Length": str(len(text))}, text)
             return
         host = urllib.parse.urlsplit(kind.target).netloc

@@ -85,6 +85,7 @@ upload(Path(sys.argv[1]), path_of(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_an_upload_killed_in_the_middle_leaves_nothing(store, tmp_path, monkeypatch):
     """40 MiB go in three parts; the second one does not come through."""
     big = tmp_path / "big.tar"

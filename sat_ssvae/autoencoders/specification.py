@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..addresses import is_address
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
 from .classes import adapt
@@ -62,6 +63,8 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     Raises:
         UserError: an unknown kind, nothing there, another autoencoder than the kind says, or one that cannot be used.
     """
+    if is_address(specification):
+        return SSVAE.from_pretrained(specification).for_inference()
     kind, colon, place = specification.partition(":")
     if Path(specification).exists() or (not colon and kind not in KINDS):
         weights = "diffusion_pytorch_model*"

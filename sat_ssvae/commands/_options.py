@@ -12,8 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..addresses import path_of
 from ..config import Config, settings_of, suggest_key
-from ..errors import did_you_mean, nearest
+from ..errors import UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +109,14 @@ def add_command(
     )
     parser.set_defaults(run=run, settings=settings and partial(_imported, *settings.split(":")))
     return parser
+
+
+def path(text: str) -> Path:
+    """The type of an argument that is a local path or an address."""
+    try:
+        return path_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_merge(command: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge
+from ._options import add_command, add_merge, path
 
 EXAMPLES = 5
 
@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         settings="data.check:CheckConfig",
     )
     command.add_argument("path", metavar="DATA", help="shards or videos, as in data.path")
-    command.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="for skipped.jsonl (default: here)")
+    command.add_argument("--output", type=path, default=Path(), metavar="DIR", help="for skipped.jsonl (default: here)")
     add_merge(command)
 
 

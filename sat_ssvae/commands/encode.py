@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge, working_device
+from ._options import add_command, add_merge, path, working_device
 
 
 def add(commands: Any) -> None:
@@ -21,7 +20,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("vae", metavar="VAE", help="an SSVAE's folder with latent_stats.json, or KIND:PATH_OR_ID")
     command.add_argument("videos", metavar="DATA", help="shards, or a folder of videos")
-    command.add_argument("output", type=Path, metavar="DIR", help="for the latents; an interrupted run continues there")
+    command.add_argument("output", type=path, metavar="DIR", help="for the latents; an interrupted run continues there")
     add_merge(command)
 
 

@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge
+from ._options import add_command, add_merge, path
 
 
 def add(commands: Any) -> None:
@@ -24,13 +23,13 @@ def add(commands: Any) -> None:
     )
     command.add_argument(
         "inputs",
-        type=Path,
+        type=path,
         nargs="*",
         metavar="VIDEOS",
         help="videos, folders of them, CSV files (path,caption,...)",
     )
     add_merge(command)
-    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the shards")
+    command.add_argument("--output", type=path, required=True, metavar="DIR", help="for the shards")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge, working_device
+from ._options import add_command, add_merge, path, working_device
 
 
 def add(commands: Any) -> None:
@@ -20,7 +19,7 @@ def add(commands: Any) -> None:
         settings="latents.statistics:StatsConfig",
     )
     command.add_argument(
-        "checkpoint", type=Path, metavar="VAE", help="a folder written by training or by `sat-ssvae convert`"
+        "checkpoint", type=path, metavar="VAE", help="a folder written by training or by `sat-ssvae convert`"
     )
     command.add_argument("--data", required=True, metavar="DIR", help="videos or shards")
     add_merge(command)

@@ -85,6 +85,7 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
             return None
         for skip in (skip for result in results for skip in result["skipped"]):
             skips.failed(Skip(*skip))
+        skips.flush()
         ledger.remove()
     clips, samples, captions = (sum(result[name] for result in results) for name in ("clips", "samples", "captions"))
     return DataReport(samples, clips, captions, dict(Counter(skips.counts).most_common()))

@@ -102,6 +102,27 @@ def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
     )
 
 
+def is_yuv420p(frame: VideoFrame, height: int, width: int) -> bool:
+    """Whether a frame has the format and the colours of `to_yuv420p`'s for this size."""
+    untagged = frame.colorspace in (0, UNSPECIFIED)
+    matrix = default_matrix(frame.height, frame.width) if untagged else int(frame.colorspace)
+    same = _MATRICES.get(matrix) == _MATRICES[default_matrix(height, width)]
+    return same and frame.format.name == "yuv420p" and frame.color_range != _FULL_RANGE
+
+
+def scaled_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame:
+    """A frame for which `is_yuv420p` holds, scaled."""
+    flags = BICUBIC | ACCURATE_ROUNDING
+    return scaler.reformat(frame, width, height, "yuv420p", interpolation=flags, threads=1)
+
+
+def even_frame(picture: np.ndarray) -> VideoFrame:
+    """uint8 RGB `H W C` as a frame of even size: an odd last row or column is repeated."""
+    height, width, _ = picture.shape
+    padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return VideoFrame.from_ndarray(padded.astype(np.uint8, copy=False), "rgb24")
+
+
 def _from_yuv(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, of_red: float, of_blue: float) -> np.ndarray:
     red = y + np.float32(2 * (1 - of_red)) * cr
     blue = y + np.float32(2 * (1 - of_blue)) * cb

@@ -308,6 +308,25 @@ def breaks_off(container: InputContainer, stream: VideoStream, source: Path | by
         return max(_ends(fresh).values(), default=0.0) < _told_end(fresh) - _SLACK
 
 
+def check_end(source: Path | bytes) -> None:
+    """Read the last pictures, undecoded, which shows that the file is complete.
+
+    Raises:
+        VideoError: "truncated", or it cannot be read.
+    """
+    with open_video(source) as (container, stream):
+        container.seek(container.duration or 0, any_frame=False)
+        end = -math.inf
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame")
+            if packet.size and packet.pts is not None and packet.time_base is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        reached = max(0.0, end - origin(container, stream))
+        if breaks_off(container, stream, source, reached):
+            raise VideoError("truncated", f"{name_of(source)}: it ends after {reached:.2f} s")
+
+
 def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
     """Seconds from the first frame to the end of the last; 0 if the file breaks off before its end."""
     container.seek(container.duration or 0, any_frame=False)

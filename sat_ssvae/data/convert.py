@@ -1,25 +1,29 @@
 """From a video or image file to a sample of a shard: cut, scaled, slowed down, or as it is."""
 
+import contextlib
 import itertools
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
+from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from pydantic import Field
 
+from ..addresses import TRIES, download, is_address
+from ..errors import UserError
 from ..jobs.settings import JobConfig
-from .containers import open_video
+from .containers import check_end, open_video
 from .files import VideoError
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem
-from .pictures import upright_rgb
+from .pictures import upright_yuv420p
 from .skips import Skip
-from .video_io import VideoInfo, encode_h264, nearest_frames, probe, read_clip
+from .video_io import VideoInfo, encode_frames, nearest_frames, probe
 
 _HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
 
@@ -47,6 +51,45 @@ class PackConfig(JobConfig):
     """`find` looks where captions usually lie and refuses inputs without any; `none` packs without captions."""
 
 
+class InputFiles:
+    """Local files with what is at addresses; the last one stays for the next part of the same video."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Path, TemporaryDirectory[str]] | None = None
+
+    @contextlib.contextmanager
+    def local(self, path: Path) -> Iterator[Path]:
+        """A local file for the time of the block; a local path is that itself.
+
+        Raises:
+            VideoError: "missing file".
+            UserError: it cannot be fetched for another reason, which a later run may not meet.
+        """
+        if not is_address(path):
+            yield path
+            return
+        if self._last is None or self._last[0] != path:
+            if self._last is not None:
+                self._last[1].cleanup()
+                self._last = None
+            scratch = TemporaryDirectory(prefix="sat-ssvae-")
+            try:
+                download(str(path), Path(scratch.name, path.name), tries=TRIES)
+            except FileNotFoundError as error:
+                raise VideoError("missing file", f"{path} ({error.strerror})") from None
+            except OSError as error:
+                raise UserError(
+                    f"{path}: {error.strerror or error}; finished shards are kept, run the same command again to go on"
+                ) from None
+            self._last = path, scratch
+        local = Path(self._last[1].name, path.name)
+        try:
+            yield local
+        except VideoError as error:
+            detail = str(error).removeprefix(f"{error.cause}: ")
+            raise VideoError(error.cause, detail.replace(str(local), str(path))) from None
+
+
 @dataclass(frozen=True)
 class Sample:
     """A sample of a shard."""
@@ -58,12 +101,13 @@ class Sample:
     """Its line of the meta file, but for the key."""
 
 
-def cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] | Skip:
+def cut(item: PackItem, config: PackConfig, inputs: InputFiles) -> list[tuple[float, float | None]] | Skip:
     """(start, end) of equal parts of about `segment_seconds`, so that no short remainder is lost."""
     if item.path.suffix.lower() in IMAGE_SUFFIXES:
         return [(0.0, None)]
     try:
-        info = probe(item.path)
+        with inputs.local(item.path) as path:
+            info = probe(path)
     except VideoError as error:
         return Skip(item.id, error.cause, str(error))
     end = min(item.end, info.duration) if item.end is not None else info.duration
@@ -76,14 +120,17 @@ def cut(item: PackItem, config: PackConfig) -> list[tuple[float, float | None]] 
     return list(itertools.pairwise(edges))
 
 
-def convert(segment: PackItem, config: PackConfig) -> Sample | Skip:
+def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Sample | Skip:
     """The sample that a file or a part of it becomes, or why it becomes none."""
     source = segment.source
     try:
-        if segment.path.suffix.lower() in IMAGE_SUFFIXES:
-            suffix, data, info = _convert_image(segment.path, config)
-        else:
-            suffix, (data, info) = "mp4", _convert_video(segment, config)
+        with inputs.local(segment.path) as path:
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                suffix, data, info = _convert_image(path, config)
+            else:
+                suffix, (data, info) = "mp4", _convert_video(replace(segment, path=path), config)
+            if path != segment.path and isinstance(data, Path):
+                data = data.read_bytes()
     except VideoError as error:
         return Skip(source, error.cause, str(error))
     except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
@@ -111,8 +158,7 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
     slower = max(1, math.ceil(info.fps / (config.max_fps or info.fps) - 1e-3))
     whole = segment.start == 0 and segment.end is None
     if whole and scale == 1.0 and slower == 1 and segment.path.suffix.lower() == ".mp4":
-        # Reading the last frame shows that the file is complete.
-        read_clip(segment.path, start=info.duration - 1 / info.fps, num_frames=1, fps=info.fps, size=(16, 16))
+        check_end(segment.path)
         return segment.path, info
     fps = info.fps / slower
     end = info.duration if segment.end is None else min(segment.end, info.duration)
@@ -121,13 +167,13 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
         raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
     size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
     frames = _scaled_frames(segment, count, fps, size)
-    data = encode_h264(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
+    data = encode_frames(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
     return data, probe(data)
 
 
-def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Upright pictures of (height, width) `size`, `count` of them, or up to `_HEADER_SLACK` seconds fewer."""
-    scaler = VideoReformatter()
+def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[VideoFrame]:
+    """Frames to encode, of (height, width) `size`, `count` of them, or up to `_HEADER_SLACK` seconds fewer."""
+    scalers = VideoReformatter(), VideoReformatter()
     with open_video(segment.path) as (container, stream):
         times = (segment.start + step / fps for step in range(count))
         pictures = nearest_frames(container, stream, times, segment.path)
@@ -139,4 +185,4 @@ def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, i
                 if step and missing < _HEADER_SLACK and error.cause in ("truncated", "too short"):
                     return
                 raise
-            yield upright_rgb(picture, size, scaler)
+            yield upright_yuv420p(picture, size, *scalers)

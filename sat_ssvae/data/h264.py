@@ -2,19 +2,10 @@
 
 from fractions import Fraction
 
-import numpy as np
 from av.container import OutputContainer
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .colours import default_matrix
-
-
-def even_frame(picture: np.ndarray) -> VideoFrame:
-    """uint8 RGB `H W C` as a frame of even size: an odd last row or column is repeated."""
-    height, width, _ = picture.shape
-    padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return VideoFrame.from_ndarray(padded.astype(np.uint8, copy=False), "rgb24")
 
 
 def add_h264_stream(

@@ -3,10 +3,12 @@
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import cast
 
+from ..addresses import copy_files, files_at, is_address, path_of
 from ..errors import UserError
 from .captions import PATH_KEYS, TABLE_SUFFIXES, TEXT_SUFFIXES, CaptionFinder, Fields, csv_fields, fields_in, table_rows
 from .folders import files_below
@@ -28,6 +30,8 @@ class PackItem:
     start: float = 0.0
     end: float | None = None
     fields: Fields = field(default_factory=dict)
+    size: int | None = None
+    """Bytes, where they are known from a listing."""
 
     @property
     def source(self) -> str:
@@ -42,17 +46,50 @@ def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
         UserError: no such file or folder, a malformed CSV, a folder that is the output's, too, videos.txt and
             prompts.txt of different lengths.
     """
-    if isinstance(inputs, Path):
+    if not isinstance(inputs, Sequence):
+        if is_address(inputs):
+            return list(_items_at(inputs, output))
         if inputs.is_dir():
             return list(_folder_items(inputs, output))
         if not inputs.exists():
             raise UserError(f"{inputs}: no such file or folder")
         if inputs.suffix.lower() in TABLE_SUFFIXES:
-            return list(_csv_items(inputs))
+            return list(_csv_items(inputs, inputs.parent))
         return [_item(inputs, inputs.name, CaptionFinder(inputs.parent).fields(inputs))]
     return [
         item for given in inputs for item in ([given] if isinstance(given, PackItem) else pack_items(given, output))
     ]
+
+
+def _items_at(place: Path, output: Path) -> Iterator[PackItem]:
+    """The files of an object store: captions are found in a copy of the small files that lie beside the videos."""
+    try:
+        if place.suffix.lower() in TABLE_SUFFIXES:
+            with TemporaryDirectory(prefix="sat-ssvae-") as scratch:
+                table = Path(scratch, place.name)
+                table.write_bytes(place.read_bytes())
+                yield from _csv_items(table, place.parent)
+            return
+        folder, files = place, files_at(str(place))
+        if not files and place.is_file():
+            folder, files = place.parent, [(place.name, place.stat().st_size)]
+        if not files:
+            raise UserError(f"{place}: no such file or folder")
+        if str(place).rstrip("/") == str(output).rstrip("/"):
+            raise UserError(f"{output}: shards need a folder of their own, which may lie in that of the videos")
+        with TemporaryDirectory(prefix="sat-ssvae-") as scratch:
+            copy_files(str(folder), [name for name, _ in files if _suffix(name) in SIDECAR_SUFFIXES], Path(scratch))
+            finder = CaptionFinder(Path(scratch))
+            for name, size in files:
+                path = folder / name
+                if _suffix(name) not in SIDECAR_SUFFIXES and not f"{path}/".startswith(f"{output}/"):
+                    yield replace(_item(path, name, finder.fields(Path(scratch, name))), size=size)
+    except OSError as error:
+        raise UserError(f"{error.filename or place}: {error.strerror or error}") from None
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _item(path: Path, name: str, fields: Fields, start: float = 0.0, end: float | None = None) -> PackItem:
@@ -61,16 +98,19 @@ def _item(path: Path, name: str, fields: Fields, start: float = 0.0, end: float 
 
 
 def _folder_items(folder: Path, output: Path) -> Iterator[PackItem]:
-    inside = Path(os.path.relpath(output.resolve(), folder.resolve()))
+    inside = None if is_address(output) else Path(os.path.relpath(output.resolve(), folder.resolve()))
     if inside == Path():
         raise UserError(f"{output}: shards need a folder of their own, which may lie in that of the videos")
     finder = CaptionFinder(folder)
     for path in sorted(files_below(folder)):
-        if path.suffix.lower() not in SIDECAR_SUFFIXES and not path.relative_to(folder).is_relative_to(inside):
+        if path.suffix.lower() not in SIDECAR_SUFFIXES and not (
+            inside is not None and path.relative_to(folder).is_relative_to(inside)
+        ):
             yield _item(path, str(path.relative_to(folder)), finder.fields(path))
 
 
-def _csv_items(table: Path) -> Iterator[PackItem]:
+def _csv_items(table: Path, folder: Path) -> Iterator[PackItem]:
+    """The rows of a table, whose paths are relative to a folder, or addresses."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = table_rows(file)
@@ -80,12 +120,12 @@ def _csv_items(table: Path) -> Iterator[PackItem]:
                 )
             finder = CaptionFinder(table.parent, leave_out=table)
             for row in rows:
-                yield _csv_item(table, row, f"{table}, line {rows.line_num}", finder)
+                yield _csv_item(folder, row, f"{folder / table.name}, line {rows.line_num}", finder)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: not a CSV file in UTF-8 ({error})") from None
 
 
-def _csv_item(table: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder) -> PackItem:
+def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder) -> PackItem:
     if None in row:
         raise UserError(f"{place}: expected at most one value per column (quote captions with commas)")
     cells = csv_fields(cast(Mapping[str, str], row))
@@ -99,5 +139,6 @@ def _csv_item(table: Path, row: Mapping[str | None, str], place: str, finder: Ca
     start = start or 0.0
     if not 0 <= start < (end if end is not None else float("inf")):
         raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")
-    path = table.parent / written
-    return _item(path, written, finder.fields(path) | fields_in(cells), start, end)
+    path = path_of(written) if is_address(written) else folder / written
+    beside = {} if is_address(path) else finder.fields(path)
+    return _item(path, written, beside | fields_in(cells), start, end)

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..addresses import is_address
 from ..config import fingerprint
 from ..errors import UserError
 from ..jobs.engines import run_job
@@ -31,7 +32,7 @@ from ..jobs.settings import JOB_SETTINGS, Part
 from ..storage import atomic, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
-from .convert import PackConfig, Sample, convert, cut
+from .convert import InputFiles, PackConfig, Sample, convert, cut
 from .images import IMAGE_SUFFIXES
 from .inputs import PackItem, pack_items
 from .skips import SKIPPED_FILE, Skip, read_skips
@@ -163,7 +164,9 @@ def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> lis
 
 def _plan(items: list[PackItem], output: Path, config: PackConfig) -> _Plan:
     """The samples to make, in order. Kept on disk, so that a resumed run does not probe again."""
-    contents = [[item.id, item.caption, item.fields, item.start, item.end, _size(item.path)] for item in items]
+    contents = [
+        [item.id, item.caption, item.fields, item.start, item.end, item.size or _size(item.path)] for item in items
+    ]
     ours = fingerprint(config.model_dump(exclude={"workers", *JOB_SETTINGS}), contents)
     if (output / _PLAN_FILE).is_file():
         return _continued(_read_plan(output), ours, output, config.chosen_part)
@@ -203,6 +206,8 @@ def _read_plan(output: Path) -> _Plan:
 
 
 def _size(path: Path) -> int | None:
+    if is_address(path):  # each would be a request
+        return None
     with contextlib.suppress(OSError):
         return path.stat().st_size if path.is_file() else None
     return None
@@ -235,7 +240,7 @@ class _ProbeJob:
     def open(self, cpus: int | None) -> Iterator[Callable[[list[PackItem], Advance], list[Any]]]:
         """See `Job`."""
         workers = cpus or self.config.workers
-        with IsolatedCalls(partial(cut, config=self.config), workers) as calls:
+        with IsolatedCalls(partial(cut, config=self.config, inputs=InputFiles()), workers) as calls:
 
             def probe_all(items: list[PackItem], advance: Advance) -> list[Any]:
                 outcomes: list[Any] = []
@@ -280,7 +285,7 @@ class _PackJob:
     def open(self, cpus: int | None) -> Iterator[Callable[[_Shard, Advance], None]]:
         """See `Job`."""
         workers = cpus or self.config.workers
-        with IsolatedCalls(partial(convert, config=self.config), workers) as calls:
+        with IsolatedCalls(partial(convert, config=self.config, inputs=InputFiles()), workers) as calls:
 
             def write(shard: _Shard, advance: Advance) -> None:
                 with _one_line(self.output):

@@ -9,7 +9,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from .colours import check_colours, to_rgb
+from .colours import check_colours, even_frame, is_yuv420p, scaled_yuv420p, to_rgb, to_yuv420p
 from .containers import MAX_PIXELS
 from .files import VideoError, name_of
 
@@ -53,6 +53,20 @@ def upright_rgb(picture: Picture, size: tuple[int, int], scaler: VideoReformatte
     rgb = to_rgb(picture.frame, width, height, scaler)
     rgb = rgb.swapaxes(0, 1) if shape.transposed else rgb
     return rgb[:: -1 if shape.upside_down else 1, :: -1 if shape.mirrored else 1]
+
+
+def upright_yuv420p(
+    picture: Picture, size: tuple[int, int], scaler: VideoReformatter, second: VideoReformatter
+) -> VideoFrame:
+    """Scale a frame to the displayed (height, width) `size`, turned upright, as `to_yuv420p` has it.
+
+    A size that is odd becomes even: the last row or column is repeated. A frame whose colours are already what they
+    will be is only scaled.
+    """
+    turned = picture.shape.transposed or picture.shape.upside_down or picture.shape.mirrored
+    if turned or size[0] % 2 or size[1] % 2 or not is_yuv420p(picture.frame, *size):
+        return to_yuv420p(even_frame(upright_rgb(picture, size, scaler)), second)
+    return scaled_yuv420p(picture.frame, *size, scaler)
 
 
 def displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> Picture:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..addresses import is_address
 from ..errors import UserError
+from ..storage import GrowingText
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class SkipLog:
         self.failures: Counter[str] = Counter()
         self._known = _known_skips(path)
         self._file: io.FileIO | None = None
+        self._remote: GrowingText | None = None
 
     def filtered(self, skip: Skip, *, listed: bool = True) -> None:
         """Note a sample that is left out unread (too short, out of a filter's range, broken meta line).
@@ -91,12 +94,28 @@ class SkipLog:
                 "repair or remove them"
             )
 
+    def flush(self) -> None:
+        """Write skips that an object store does not have yet.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            if self._remote is not None:
+                self._remote.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
     def _list(self, skip: Skip) -> None:
         if (skip.source, skip.cause) in self._known:
             return
         self._known.add((skip.source, skip.cause))
         logger.debug("skipped %s: %s (%s)", skip.source, skip.cause, skip.detail)
         if self.path is None:
+            return
+        if is_address(self.path):
+            self._remote = self._remote or GrowingText(self.path)
+            self._remote.add(skip.to_json())
             return
         line = skip.to_json().encode()
         try:
@@ -139,7 +158,7 @@ def read_skips(path: Path) -> list[dict[str, Any]]:
 def _known_skips(path: Path | None) -> set[tuple[str, str]]:
     if path is None:
         return set()
-    if path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n"):
+    if not is_address(path) and path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")  # ends the line that a killed process left half-written
     return {(skip["source"], skip["cause"]) for skip in read_skips(path)}

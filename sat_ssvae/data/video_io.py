@@ -19,14 +19,14 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
 from ..errors import UserError
 from ..storage import atomic
-from .colours import to_yuv420p
+from .colours import even_frame, to_yuv420p
 from .containers import (
     MAX_FPS,
     MAX_SECONDS,
@@ -42,7 +42,7 @@ from .containers import (
     start_of,
 )
 from .files import VideoError, name_of
-from .h264 import add_h264_stream, even_frame
+from .h264 import add_h264_stream
 from .pictures import Picture, cover, displayed, upright_rgb
 
 # Seconds by which to seek earlier if a seek lands after the wanted frame (open GOPs, formats without an index).
@@ -137,21 +137,31 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
 def encode_h264(pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyframe_interval: float = 1.0) -> bytes:
     """Encode uint8 RGB pictures `H W C` of one size as an mp4 file.
 
+    See `encode_frames`.
+    """
+    scaler = VideoReformatter()
+    frames = (to_yuv420p(even_frame(picture), scaler) for picture in pictures)
+    return encode_frames(frames, fps, crf=crf, keyframe_interval=keyframe_interval)
+
+
+def encode_frames(frames: Iterable[VideoFrame], fps: float, *, crf: int, keyframe_interval: float = 1.0) -> bytes:
+    """Encode frames as `to_yuv420p` makes them, of one size, as an mp4 file.
+
     A key frame every `keyframe_interval` seconds and no B-frames: a reader that seeks decodes little.
     One thread, because the packer runs several encoders.
     """
     rate = Fraction(fps).limit_denominator(60000)
     file = io.BytesIO()
-    scaler = VideoReformatter()
     with av.open(file, "w", format="mp4") as container:
         stream: VideoStream | None = None
-        for index, frame in enumerate(map(even_frame, pictures)):
+        for index, frame in enumerate(frames):
             stream = stream or add_h264_stream(
                 container, rate, frame.height, frame.width, crf=crf, keyframe_interval=keyframe_interval
             )
-            yuv = to_yuv420p(frame, scaler)
-            yuv.pts, yuv.time_base = index, 1 / rate
-            container.mux(stream.encode(yuv))
+            own = frame.pts, frame.time_base, frame.pict_type  # which whoever decoded it still needs
+            frame.pts, frame.time_base, frame.pict_type = index, 1 / rate, PictureType.NONE
+            container.mux(stream.encode(frame))
+            frame.pts, frame.time_base, frame.pict_type = own
         if stream is None:
             raise VideoError("too short", "no frame to write")
         container.mux(stream.encode(None))

@@ -21,10 +21,10 @@ from av.video.stream import VideoStream
 
 from ..errors import UserError
 from ..storage import atomic
-from .colours import to_yuv420p
+from .colours import even_frame, to_yuv420p
 from .containers import open_video
 from .files import VideoError
-from .h264 import add_h264_stream, even_frame
+from .h264 import add_h264_stream
 
 CRF = 12
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})

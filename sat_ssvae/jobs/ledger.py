@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
+from ..addresses import is_address
 from ..errors import UserError
-from ..storage import write_text
+from ..storage import GrowingText, write_text
 from .engines import run_job
 from .job import Item, Job
 from .settings import JobConfig, Part, part_of
@@ -32,6 +33,7 @@ class Ledger:
 
     def __init__(self, stem: Path, identity: str) -> None:
         self._stem, self._identity = stem, identity
+        self._files: dict[Part, GrowingText] = {}
 
     def path(self, part: Part) -> Path:
         """The file of a part."""
@@ -55,8 +57,12 @@ class Ledger:
 
     def add(self, part: Part, name: str, result: Any) -> None:
         """Append a result."""
-        with self.path(part).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([name, result]) + "\n")
+        self._files.setdefault(part, GrowingText(self.path(part))).add(json.dumps([name, result]) + "\n")
+
+    def flush(self) -> None:
+        """Write results that an object store does not have yet."""
+        for file in self._files.values():
+            file.flush()
 
     def is_of(self, part: Part) -> bool:
         """Whether a part's file belongs to this input and these settings."""
@@ -89,9 +95,12 @@ def collect(
     known = ledger.read(part)
     todo = [item for item in items if item.name not in known and part.takes(item.name)]
     done = sum(item.units for item in items if item.name in known)
-    for item, result in run_job(job, todo, config, *progress, done=done):
-        known[item.name] = result
-        ledger.add(part, item.name, result)
+    try:
+        for item, result in run_job(job, todo, config, *progress, done=done):
+            known[item.name] = result
+            ledger.add(part, item.name, result)
+    finally:
+        ledger.flush()
     return [known[item.name] for item in items] if part.count == 1 else None
 
 
@@ -144,6 +153,11 @@ def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        if is_address(folder):
+            if part.count > 1:  # for `parts_of`
+                write_text(folder / f".{name}{part.suffix}.lock", "")
+            yield
+            return
         alone = part.count == 1
         locks = [(f".{name}.lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)]
         locks += [] if alone else [(f".{name}{part.suffix}.lock", fcntl.LOCK_EX)]

@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from webdataset.shardlists import expand_urls
 
+from ..addresses import is_address, path_of
+from ..assets import cache_dir
 from ..config import Config, parse_config
 from ..data.files import VideoError
+from ..data.remote import Remote, ShardCache
 from ..data.tars import TarStore
 from ..errors import UserError
 
@@ -64,7 +67,7 @@ class LatentInfo(Config):
 
 def latent_folders(place: str | Path) -> list[Path]:
     """The folders that a place names: one, or several by a brace pattern."""
-    return [Path(folder) for folder in expand_urls(str(place))]
+    return [path_of(folder) for folder in expand_urls(str(place))]
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -92,7 +95,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._buckets: dict[Shape, list[int]] = {}
         for number, folder in enumerate(folders):
             for path in sorted(folder.glob("*.tar")):
-                self._add(number, TarStore(path))
+                self._add(number, _store(path))
         if not self._places:
             raise UserError(f"{place}: no finished shard with a clip; run `sat-ssvae encode` again")
 
@@ -163,6 +166,15 @@ def _check_one_size(paths: list[str], batch_size: int) -> None:
 
 def _shapes(place: str) -> set[Shape]:
     return {shape for folder in latent_folders(place) for shape in LatentInfo.read(folder).shapes}
+
+
+def _store(tar: Path) -> TarStore:
+    """A tar, which is fetched first if it is in an object store."""
+    if not is_address(tar):
+        return TarStore(tar)
+    cache = ShardCache(cache_dir() / "shards")
+    remote = Remote(str(tar), cache, cache.place(str(tar)))
+    return TarStore(remote.place, remote, tar.stem)
 
 
 def _read(store: TarStore, key: str) -> Tensor:

@@ -11,6 +11,7 @@ final name when it is complete: an interrupted run continues with the first unfi
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .. import distributed
+from ..addresses import is_address
 from ..autoencoders.protocol import VideoAutoencoder
 from ..config import fingerprint
 from ..data.captions import WHERE
@@ -42,6 +44,9 @@ from .dataset import INFO_NAME, LatentDataset, LatentInfo
 from .encoding import EncoderSettings, encode_clips
 
 logger = logging.getLogger(__name__)
+
+_COUNTS = ".counts.json"
+"""Beside a tar in an object store: what is in it, which else could only be counted by fetching it."""
 
 
 class EncodeConfig(EncoderSettings, JobConfig):
@@ -148,11 +153,15 @@ def _list_skips(shards: Sequence[Shard], output: Path, skips: SkipLog) -> None:
         own.unlink(missing_ok=True)
     for leftover in output.glob("latents-*.partial"):  # of workers that were killed
         leftover.unlink(missing_ok=True)
+    skips.flush()
 
 
 def _count(output: Path, config: EncodeConfig) -> Encoded:
     if config.chosen_part.count > 1 and not any(output.glob("*.tar")):  # a part may have no shard
         return Encoded(0, 0)
+    if is_address(output):
+        counts = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob(f"*{_COUNTS}")]
+        return Encoded(*(sum(count[name] for count in counts) for name in Encoded._fields))
     dataset = LatentDataset(output)
     return Encoded(len(dataset), dataset.count_captions() if config.captions == "find" else 0)
 
@@ -261,6 +270,7 @@ def _write_shard(
 ) -> None:
     """Write one tar, whose final name marks it as finished, and before that what `failed` while it was made."""
     tar = _tar(output, shard.name)
+    clips = captioned = 0
     try:
         with atomic(tar) as unfinished:
             with plain_tar(unfinished) as writer:
@@ -268,7 +278,10 @@ def _write_shard(
                     data = save({"latent": latent.contiguous()}, {"source": f"{clip.key}@{clip.start:g}"})
                     caption = clip.caption if captions else ""
                     writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": caption.encode()})
+                    clips, captioned = clips + 1, captioned + bool(caption)
                     advance(1)
+            if is_address(output):
+                write_text(output / f"{shard.name}{_COUNTS}", json.dumps({"clips": clips, "captions": captioned}))
             if failed:
                 write_text(_skips_of(output, shard.name), "".join(skip.to_json() for skip in failed))
     except OSError as error:

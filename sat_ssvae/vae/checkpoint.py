@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..addresses import TRIES, copy_files, files_at, is_address
+from ..addresses import download as download_file
 from ..config import parse_config
 from ..errors import UserError
 from ..storage import atomic, write_text
@@ -60,12 +63,16 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     A folder of `sat-ssvae train` stands for its finished autoencoder or, while it trains, for its latest weights.
 
     Args:
-        path: what to read; `organisation/name`, where nothing on this machine has that path, is one of the hub.
+        path: what to read, also at an address (s3://...); `organisation/name`, where nothing on this machine has that
+            path, is one of the hub.
         revision: branch, tag or commit on the hub; None for its main branch.
 
     Raises:
         UserError: the path is missing, the file damaged, or its tensors are not those of an SSVAE.
     """
+    if is_address(path):
+        with TemporaryDirectory(prefix="sat-ssvae-") as scratch:
+            return read_checkpoint(_fetched(str(path), Path(scratch)))
     name, path = str(path), Path(path)
     if not path.exists() and is_hub_name(name):
         path = _from_hub(name, revision)
@@ -77,6 +84,19 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     config = _read_config(path / CONFIG_NAME)
     known = (path / STATISTICS_NAME).exists()
     return Checkpoint(config, weights, read_stats(path / STATISTICS_NAME, config.latent_channels) if known else None)
+
+
+def _fetched(address: str, scratch: Path) -> Path:
+    """A local copy of a file, or of the files of a checkpoint's folder, in an object store."""
+    try:
+        there = {name for name, _ in files_at(address)}
+        if WEIGHTS_NAME not in there:
+            download_file(address, scratch / address.rpartition("/")[2], TRIES)
+            return scratch / address.rpartition("/")[2]
+        copy_files(address, sorted(there & {WEIGHTS_NAME, CONFIG_NAME, STATISTICS_NAME}), scratch)
+    except OSError as error:
+        raise UserError(f"{address}: no checkpoint of an SSVAE there ({error.strerror or error})") from None
+    return scratch
 
 
 def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,156 @@
+"""How close `pack` comes to bare ffmpeg where it encodes again, and to tar where it copies.
+
+    python scripts/bench_pack.py VIDEOS [--ffmpeg PATH] [--workers 1] [--rounds 5] [--short-side 256] [--copies 20]
+
+VIDEOS is a folder of mp4 files. Both sides of a line take turns on the same files, with the same number of processes:
+encoding with the same codec settings, size and key frames, one thread a process; copying once the files are in memory.
+Rates are medians over the rounds, the ratio is the median of the rounds' ratios.
+"""
+
+import argparse
+import itertools
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sat_ssvae.data.convert import PackConfig
+from sat_ssvae.data.pack import pack
+from sat_ssvae.data.video_io import probe
+
+
+def find_ffmpeg(given: str | None) -> str:
+    """The binary: what was given, the system's, or that of the package imageio-ffmpeg."""
+    found = given or shutil.which("ffmpeg")
+    if found is None:
+        try:
+            import imageio_ffmpeg
+        except ModuleNotFoundError:
+            sys.exit("no ffmpeg: apt install ffmpeg, or pip install imageio-ffmpeg, or give --ffmpeg PATH")
+        found = imageio_ffmpeg.get_ffmpeg_exe()
+    return str(found)
+
+
+def bare_ffmpeg(binary: str, videos: list[Path], output: Path, options: argparse.Namespace) -> None:
+    """Encode all videos as `pack` does, each in a process of its own."""
+    config = PackConfig()
+
+    def encode(video: Path) -> None:
+        info = probe(video)
+        scale = min(1.0, options.short_side / min(info.height, info.width))
+        height, width = (2 * -(-max(1, round(side * scale)) // 2) for side in (info.height, info.width))
+        command = [binary, "-v", "error", "-y", "-threads", "1", "-i", str(video), "-an", "-filter_threads", "1"]
+        command += ["-vf", f"scale={width}:{height}", "-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "fast"]
+        command += ["-crf", str(config.crf), "-bf", "0", "-x264-params", "mbtree=0", "-threads", "1"]
+        command += ["-g", str(round(info.fps * config.keyframe_seconds)), str(output / video.name)]
+        subprocess.run(command, check=True)
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(encode, videos))
+
+
+def tar(videos: list[Path], output: Path, parts: int) -> None:
+    """As many processes of tar as `pack` has."""
+    output.mkdir(exist_ok=True)
+    shares = [videos[number::parts] for number in range(parts)]
+    started = [
+        subprocess.Popen(
+            ["tar", "-cf", str(output / f"{number}.tar"), "-C", str(share[0].parent), *[v.name for v in share]]
+        )
+        for number, share in enumerate(shares)
+        if share
+    ]
+    if sum(process.wait() for process in started):
+        sys.exit("tar failed")
+
+
+def in_turn(variants: dict[str, Callable[[Path], None]], rounds: int, scratch: Path) -> dict[str, list[float]]:
+    """Seconds of each variant in each round; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            folder = scratch / "out"
+            folder.mkdir()
+            began = time.perf_counter()
+            run(folder)
+            if number:
+                times[name].append(time.perf_counter() - began)
+            shutil.rmtree(folder)
+    return times
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("--ffmpeg", help="the binary to compare with")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of either side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--copies", type=int, default=20, help="how often each video is there where files are copied")
+    options = parser.parse_args()
+    videos = sorted(options.videos.glob("*.mp4"))
+    if not videos:
+        sys.exit(f"{options.videos}: no mp4 file there")
+    binary = find_ffmpeg(options.ffmpeg)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        many = scratch / "many"
+        many.mkdir()
+        copies = [
+            many / f"{number:04d}{video.name}" for number, video in itertools.product(range(options.copies), videos)
+        ]
+        for copy, video in zip(copies, itertools.cycle(videos), strict=False):
+            shutil.copy(video, copy)
+        settings = {
+            "workers": options.workers,
+            "captions": "none",
+            "samples_per_shard": max(1, len(copies) // options.workers),
+        }
+        smaller = PackConfig(**{**settings, "samples_per_shard": 1000}, max_short_side=options.short_side)
+        encoding = in_turn(
+            {
+                "pack": lambda output: run_pack(videos, output, smaller),
+                "ffmpeg": lambda output: bare_ffmpeg(binary, videos, output, options),
+            },
+            options.rounds,
+            scratch,
+        )
+        copying = in_turn(
+            {
+                "pack": lambda output: run_pack(copies, output, PackConfig(**settings)),
+                "tar": lambda output: tar(copies, output, options.workers),
+            },
+            options.rounds,
+            scratch,
+        )
+        seconds = sum(probe(video).duration for video in videos)
+        size = sum(copy.stat().st_size for copy in copies) / 1e6
+        version = subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    print(f"{len(videos)} videos, {seconds:.1f} s; {len(copies)} copies, {size:.0f} MB")
+    print(f"{options.workers} processes; ffmpeg {version}")
+    print(f"{'':24s}{'pack':>12s}{'other':>12s}{'ratio':>8s}")
+    show(f"encoding, {options.short_side} px", "s/s", seconds, encoding["pack"], encoding["ffmpeg"])
+    show("copying", "MB/s", size, copying["pack"], copying["tar"])
+
+
+def run_pack(videos: list[Path], output: Path, config: PackConfig) -> None:
+    """`pack`, without its start-up."""
+    pack(videos, output / "shards", config)
+
+
+def show(name: str, unit: str, amount: float, ours: list[float], others: list[float]) -> None:
+    """A line of the table."""
+    ratio = statistics.median(other / own for own, other in zip(ours, others, strict=True))
+    rates = [amount / statistics.median(times) for times in (ours, others)]
+    print(f"{f'{name} ({unit})':24s}{rates[0]:12.1f}{rates[1]:12.1f}{ratio:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
