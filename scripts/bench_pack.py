@@ -4,7 +4,8 @@
 
 VIDEOS is a folder of mp4 files. Both sides of a line take turns on the same files, with the same number of processes:
 encoding with the same codec settings, size and key frames, one thread a process; copying once the files are in memory.
-Rates are medians over the rounds, the ratio is the median of the rounds' ratios.
+Rates are medians over the rounds, ratios the medians of the rounds' ratios: of the time that passed, and of the CPU
+time, which other work on the machine changes less.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from sat_ssvae.data.convert import PackConfig
 from sat_ssvae.data.pack import pack
@@ -70,19 +72,30 @@ def tar(videos: list[Path], output: Path, parts: int) -> None:
         sys.exit("tar failed")
 
 
-def in_turn(variants: dict[str, Callable[[Path], None]], rounds: int, scratch: Path) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+class Cost(NamedTuple):
+    """What a round took."""
+
+    seconds: float
+    cpu: float
+    """Seconds of all processes together."""
+
+
+Costs = dict[str, list[Cost]]
+
+
+def in_turn(variants: dict[str, Callable[[Path], None]], rounds: int, scratch: Path) -> Costs:
+    """The cost of each variant in each round; the first round warms up."""
+    costs: Costs = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
             folder = scratch / "out"
             folder.mkdir()
-            began = time.perf_counter()
+            began, used = time.perf_counter(), sum(os.times()[:4])
             run(folder)
             if number:
-                times[name].append(time.perf_counter() - began)
+                costs[name].append(Cost(time.perf_counter() - began, sum(os.times()[:4]) - used))
             shutil.rmtree(folder)
-    return times
+    return costs
 
 
 def main() -> None:
@@ -99,45 +112,47 @@ def main() -> None:
     if not videos:
         sys.exit(f"{options.videos}: no mp4 file there")
     binary = find_ffmpeg(options.ffmpeg)
+    version = subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    print(f"{options.workers} processes of either side, {options.rounds} rounds; ffmpeg {version}")
+    print(f"{'':32s}{'pack':>12s}{'other':>12s}{'ratio':>8s}{'CPU':>8s}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        many = scratch / "many"
-        many.mkdir()
-        copies = [
-            many / f"{number:04d}{video.name}" for number, video in itertools.product(range(options.copies), videos)
-        ]
-        for copy, video in zip(copies, itertools.cycle(videos), strict=False):
-            shutil.copy(video, copy)
-        settings = {
-            "workers": options.workers,
-            "captions": "none",
-            "samples_per_shard": max(1, len(copies) // options.workers),
-        }
-        smaller = PackConfig(**{**settings, "samples_per_shard": 1000}, max_short_side=options.short_side)
-        encoding = in_turn(
-            {
-                "pack": lambda output: run_pack(videos, output, smaller),
-                "ffmpeg": lambda output: bare_ffmpeg(binary, videos, output, options),
-            },
-            options.rounds,
-            scratch,
-        )
-        copying = in_turn(
-            {
-                "pack": lambda output: run_pack(copies, output, PackConfig(**settings)),
-                "tar": lambda output: tar(copies, output, options.workers),
-            },
-            options.rounds,
-            scratch,
-        )
-        seconds = sum(probe(video).duration for video in videos)
-        size = sum(copy.stat().st_size for copy in copies) / 1e6
-        version = subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
-    print(f"{len(videos)} videos, {seconds:.1f} s; {len(copies)} copies, {size:.0f} MB")
-    print(f"{options.workers} processes; ffmpeg {version}")
-    print(f"{'':24s}{'pack':>12s}{'other':>12s}{'ratio':>8s}")
-    show(f"encoding, {options.short_side} px", "s/s", seconds, encoding["pack"], encoding["ffmpeg"])
-    show("copying", "MB/s", size, copying["pack"], copying["tar"])
+        measure_encoding(binary, videos, Path(folder), options)
+        measure_copying(videos, Path(folder), options)
+
+
+def measure_encoding(binary: str, videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
+    """Scaled down, against ffmpeg."""
+    smaller = PackConfig(workers=options.workers, captions="none", max_short_side=options.short_side)
+    times = in_turn(
+        {
+            "pack": lambda output: run_pack(videos, output, smaller),
+            "ffmpeg": lambda output: bare_ffmpeg(binary, videos, output, options),
+        },
+        options.rounds,
+        scratch,
+    )
+    seconds = sum(probe(video).duration for video in videos)
+    show(f"encoding, {options.short_side} px", "s/s", seconds, times["pack"], times["ffmpeg"])
+
+
+def measure_copying(videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
+    """As they are, against tar."""
+    (scratch / "many").mkdir()
+    copies = [scratch / "many" / f"{number:04d}{video.name}" for number in range(options.copies) for video in videos]
+    for copy, video in zip(copies, itertools.cycle(videos), strict=False):
+        shutil.copy(video, copy)
+    each = max(1, len(copies) // options.workers)
+    plain = PackConfig(workers=options.workers, captions="none", samples_per_shard=each)
+    times = in_turn(
+        {
+            "pack": lambda output: run_pack(copies, output, plain),
+            "tar": lambda output: tar(copies, output, options.workers),
+        },
+        options.rounds,
+        scratch,
+    )
+    size = sum(copy.stat().st_size for copy in copies) / 1e6
+    show(f"copying, {size / len(copies):.1f} MB each", "MB/s", size, times["pack"], times["tar"])
 
 
 def run_pack(videos: list[Path], output: Path, config: PackConfig) -> None:
@@ -145,11 +160,14 @@ def run_pack(videos: list[Path], output: Path, config: PackConfig) -> None:
     pack(videos, output / "shards", config)
 
 
-def show(name: str, unit: str, amount: float, ours: list[float], others: list[float]) -> None:
+def show(name: str, unit: str, amount: float, ours: list[Cost], others: list[Cost]) -> None:
     """A line of the table."""
-    ratio = statistics.median(other / own for own, other in zip(ours, others, strict=True))
-    rates = [amount / statistics.median(times) for times in (ours, others)]
-    print(f"{f'{name} ({unit})':24s}{rates[0]:12.1f}{rates[1]:12.1f}{ratio:8.2f}")
+    ratios = [
+        statistics.median(other[field] / own[field] for own, other in zip(ours, others, strict=True))
+        for field in range(2)
+    ]
+    rates = [amount / statistics.median(cost.seconds for cost in costs) for costs in (ours, others)]
+    print(f"{f'{name} ({unit})':32s}{rates[0]:12.1f}{rates[1]:12.1f}{ratios[0]:8.2f}{ratios[1]:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class DataConfig(Config):
     """Which clips to read, and how."""
 
     path: Place = ()
-    """A folder of .tar shards or of videos, a .tar, an http(s):// or pipe: address of one, a pattern
-    (a-{000..099}.tar), or a list of these."""
+    """A folder of .tar shards or of videos, a .tar, an address of shards (s3://), an http(s):// or pipe: one of a .tar,
+    a pattern (a-{000..099}.tar), or a list of these."""
     num_frames: int = Field(default=17, ge=1)
     """Frames in a clip, 4k + 1; 1 reads images and single frames."""
     fps: float = Field(default=8.0, gt=0, le=240)

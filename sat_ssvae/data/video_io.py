@@ -158,14 +158,22 @@ def encode_frames(frames: Iterable[VideoFrame], fps: float, *, crf: int, keyfram
             stream = stream or add_h264_stream(
                 container, rate, frame.height, frame.width, crf=crf, keyframe_interval=keyframe_interval
             )
-            own = frame.pts, frame.time_base, frame.pict_type  # which whoever decoded it still needs
+            own = _Timing(frame.pts, frame.time_base, frame.pict_type)  # whoever decoded it still needs that
             frame.pts, frame.time_base, frame.pict_type = index, 1 / rate, PictureType.NONE
             container.mux(stream.encode(frame))
-            frame.pts, frame.time_base, frame.pict_type = own
+            frame.pts, frame.pict_type = own.pts, own.pict_type
+            if own.time_base is not None:
+                frame.time_base = own.time_base
         if stream is None:
             raise VideoError("too short", "no frame to write")
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+class _Timing(NamedTuple):
+    pts: int | None
+    time_base: Fraction | None
+    pict_type: int
 
 
 def nearest_frames(
