@@ -423,10 +423,10 @@ def test_a_video_that_crashes_the_decoder_is_a_skip(tiny_videos, tmp_path, monke
     for name, seconds, samples in (("convert", None, 4), ("cut", 0.5, 20)):
         original = getattr(packing, name)
 
-        def crash(item, config, original=original):
+        def crash(item, config, inputs, original=original):
             if item.path.name == "bars2.mp4":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(item, config)
+            return original(item, config, inputs)
 
         monkeypatch.setattr(packing, name, crash)
         report = pack(tiny_videos, tmp_path / name, PackConfig(workers=2, segment_seconds=seconds))
