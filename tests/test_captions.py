@@ -46,6 +46,19 @@ LAYOUTS = {
     "a CSV file with tabs": {"list.csv": "path\tcaption\na.mp4\ta cat\n"},
     "keys in capitals": {"a.json": '{"Caption": "a cat", "URL": "x"}'},
     "a table of OpenVid": {"OpenVid.csv": "\ufeffvideo,caption,motion score\nclips/a.mp4,a cat,3.5\n"},
+    "beside, in capitals": {"a.TXT": "a cat"},
+    "captions.jsonl": {"captions.jsonl": '{"video": "a.mp4", "caption": "a cat"}'},
+    "a list of another name": {"video_cap.json": '[{"path": "a.mp4", "cap": ["a cat"], "fps": 24}]'},
+    "captions by path": {"all.json": '{"a.mp4": "a cat"}'},
+    "a label in JSON": {"captions/a.json": '{"caption": "a cat"}'},
+    "a folder of prompts": {"prompts/a.txt": "a cat"},
+    "a CSV file of UTF-16": {"list.csv": "path,caption\na.mp4,a cat\n".encode("utf-16")},
+    "a CSV file of Latin-1": {"list.csv": "path,caption\na.mp4,a cat\nb.mp4,caf\xe9\n".encode("latin-1")},
+    "a CSV file with bars": {"list.csv": "path|caption\na.mp4|a cat\n"},
+    "a CSV file in capitals": {"LIST.CSV": "filename,description\na.mp4,a cat\n"},
+    "names and captions": {"list.csv": "name,caption\na.mp4,a cat\n"},
+    "clips and sentences": {"list.csv": 'clip_path,sentence\na.mp4,"a cat"\n'},
+    "two lists of finetrainers": {"videos.txt": "a.mp4\n", "captions.txt": "a cat\n"},
     "two lists": {"videos.txt": "b.mp4\na.mp4\n", "prompts.txt": "a dog\na cat\n"},
     "two lists, of Windows": {"videos.txt": "a.mp4\r\nb.mp4", "prompts.txt": "\ufeffa cat\r\na dog\r\n"},
 }
@@ -83,6 +96,8 @@ def test_every_layout_is_found_by_all(tmp_path, tiny_video, layout):
     [
         {"labels/deep/a.txt": "a cat"},
         {"captions/deep/a.txt": "a cat"},
+        {"texts/deep/a.txt": "a cat"},
+        {"labels/deep/a.json": '{"caption": "a cat"}'},
         {"videos.txt": "videos/deep/a.mp4", "prompts.txt": "a cat"},
         {"metadata.jsonl": '{"file_name": "videos/deep/a.mp4", "caption": "a cat"}'},
         {"list.csv": "path,prompt\nvideos\\deep\\a.mp4,a cat"},
@@ -125,6 +140,11 @@ def test_a_name_that_two_files_have_is_no_guess(tmp_path):
     assert [finder.caption(tmp_path / name) for name in ("c.mp4", "d.mp4")] == ["", "three"]
 
 
+def test_a_file_of_older_windows_programs(tmp_path):
+    write(tmp_path, {"a.mp4": b"", "a.txt": "caf\xe9".encode("cp1252")})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == "caf\xe9"
+
+
 def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):
     write(tmp_path / "in", {"a.mp4": tiny_video, "videos.txt": "a.mp4\nb.mp4\n", "prompts.txt": "a cat\n"})
     with pytest.raises(UserError, match=r"videos.txt has 2 lines and prompts.txt 1"):
@@ -133,7 +153,7 @@ def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):
 
 @pytest.mark.parametrize("content", ["[1, 2", "[" * 100_000, "7", '"a"', '{"a.mp4": 3}'])
 def test_a_table_that_cannot_be_read_gives_nothing(tmp_path, content):
-    write(tmp_path, {"a.mp4": b"", "metadata.json": content, "b.csv": b"path,caption\na.mp4,\xff\n"})
+    write(tmp_path, {"a.mp4": b"", "metadata.json": content, "b.csv": f"path,caption\na.mp4,{'x' * 200_000}\n"})
     assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
 
 

@@ -3,22 +3,24 @@
     finder = CaptionFinder(Path("data"))
     finder.fields(Path("data/videos/a.mp4"))        # {"caption": "a cat", "motion": 3.5}
 
-In this order: NAME.txt (or .caption, .text, .prompt) and NAME.json beside NAME.mp4; labels/NAME.txt or
-captions/NAME.txt beside the video or its folder videos/, as CogVideoX has it; a table in the video's folder or one
-above it: metadata.jsonl, metadata.json, a CSV or TSV file with a column of paths or WebVid's videoid and name, or
-videos.txt with prompts.txt line by line. Whatever else a table or JSON file says becomes fields for `data.filters`.
+In this order: NAME.txt (or .caption, .text, .prompt) and NAME.json beside NAME.mp4; the same in labels/, captions/ or
+the like beside the video or its folder videos/, as CogVideoX has it; a table in the video's folder or one above it: a
+JSON, JSON lines, CSV or TSV file with paths (or WebVid's videoid and name), or videos.txt with prompts.txt line by
+line. Whatever else a table or JSON file says becomes fields for `data.filters`.
 """
 
 import codecs
 import contextlib
 import csv
+import io
 import itertools
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,17 +30,20 @@ logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 CAPTION_KEYS = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption", "short_caption")
-PATH_KEYS = ("path", "file_name", "filename", "file", "video", "video_path", "video_name")
+CAPTION_KEYS += ("description", "sentence")
+PATH_KEYS = ("path", "file_name", "filename", "file", "video", "video_path", "video_name", "video_file")
+PATH_KEYS += ("file_path", "filepath", "clip", "clip_path")
 ID_KEYS = ("videoid", "video_id")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
-LABEL_FOLDERS = ("labels", "captions")
+LABEL_FOLDERS = ("labels", "captions", "label", "caption", "prompts", "texts", "txt")
+VIDEO_FOLDERS = ("videos", "video")
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})
 """Fields that are not taken from a table, because a video's own values go under these names."""
 WHERE = (
-    "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, metadata.jsonl, videos.txt with "
-    "prompts.txt, a CSV or TSV file)"
+    "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, videos.txt with prompts.txt, a "
+    "JSON, JSON lines, CSV or TSV file of paths and captions)"
 )
 """For messages."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -51,8 +56,12 @@ def text_of(data: bytes) -> str:
 
 
 def _decoded(data: bytes) -> str:
+    """UTF-8, UTF-16 with its mark, or the usual encoding of older Windows programs."""
     encoding = next((name for mark, name in _TEXT_MARKS if data.startswith(mark)), "utf-8")
-    return data.decode(encoding, errors="replace")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("cp1252" if encoding == "utf-8" else encoding, errors="replace")
 
 
 def caption_in(content: object, depth: int = 3) -> str:
@@ -116,10 +125,10 @@ def csv_fields(row: Mapping[str, str | None]) -> Fields:
 
 
 def table_rows(file: TextIO) -> "csv.DictReader[str]":
-    """The rows of an opened CSV or TSV file, whose cells commas, semicolons or tabs separate."""
+    """The rows of an opened CSV or TSV file, whose cells commas, semicolons, tabs or bars separate."""
     head = file.readline()
     file.seek(0)
-    return csv.DictReader(file, delimiter=max(",;\t", key=head.count))
+    return csv.DictReader(file, delimiter=max(",;\t|", key=head.count))
 
 
 class CaptionFinder:
@@ -134,6 +143,7 @@ class CaptionFinder:
         self._leave_out = leave_out
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - unlike `absolute` it resolves `..`, unlike `resolve` no links
         self._tables: dict[Path, list[_Table]] = {}
+        self._labels: dict[Path, list[Path]] = {}
 
     def fields(self, video: Path) -> Fields:
         """The caption, if there is one, and further fields of a video.
@@ -146,9 +156,9 @@ class CaptionFinder:
         for folder in self._folders(video):
             for table in self._tables_in(folder):
                 known = {**table.fields(video, by_name=folder.is_relative_to(self._root)), **known}
-        for data in _contents([video.with_suffix(".json")]):
-            known |= json_fields(data)
-        texts = (text_of(data) for data in _contents(self._texts(video)))
+        for data in _contents(self._beside(video, ("json",))):
+            known = {**known, **json_fields(data)}
+        texts = (text_of(data) for data in _contents(self._beside(video, TEXT_SUFFIXES)))
         return with_caption(known, next(filter(None, texts), ""))
 
     def caption(self, video: Path) -> str:
@@ -162,15 +172,23 @@ class CaptionFinder:
         end = above.index(self._root) + 2 if self._root in above else 1
         return above[:end]
 
-    def _texts(self, video: Path) -> Iterator[Path]:
-        for suffix in TEXT_SUFFIXES:
+    def _beside(self, video: Path, suffixes: Iterable[str]) -> Iterator[Path]:
+        """Where files of these suffixes may belong to a video, the nearest first."""
+        for suffix in suffixes:
             yield video.with_suffix(f".{suffix}")
+            yield video.with_suffix(f".{suffix.upper()}")
             yield video.with_name(f"{video.name}.{suffix}")
-        for folder, labels in itertools.product(self._folders(video), LABEL_FOLDERS):
+        for folder in self._folders(video):
             inside = video.relative_to(folder)
-            yield (folder / labels / inside).with_suffix(".txt")
-            if inside.parts[0] == "videos":
-                yield (folder / labels / Path(*inside.parts[1:])).with_suffix(".txt")
+            for labels, suffix in itertools.product(self._labels_in(folder), suffixes):
+                yield (labels / inside).with_suffix(f".{suffix}")
+                if inside.parts[0] in VIDEO_FOLDERS:
+                    yield (labels / Path(*inside.parts[1:])).with_suffix(f".{suffix}")
+
+    def _labels_in(self, folder: Path) -> list[Path]:
+        if folder not in self._labels:
+            self._labels[folder] = [place for name in LABEL_FOLDERS if (place := folder / name).is_dir()]
+        return self._labels[folder]
 
     def _tables_in(self, folder: Path) -> "list[_Table]":
         if folder not in self._tables:
@@ -207,14 +225,18 @@ class _Table:
 def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
     """The tables in a folder, in order of precedence."""
     videos = folder / "videos.txt"
-    prompts = next((path for name in ("prompts.txt", "prompt.txt") if (path := folder / name).is_file()), None)
-    readers = [(folder / "metadata.jsonl", _json_lines), (folder / "metadata.json", _json_rows)]
-    tables = [path for path in sorted(folder.glob("*.?sv")) if path.suffix in TABLE_SUFFIXES]
-    readers += [(path, _csv_rows) for path in tables if not path.name.startswith(".")]
-    for path, rows in readers:
-        if path.is_file() and not (leave_out and leave_out.samefile(path)):
+    names = ("prompts.txt", "prompt.txt", "captions.txt")
+    prompts = next((path for name in names if (path := folder / name).is_file()), None)
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
+    alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
+    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = {".jsonl": _json_lines, ".json": _json_rows}
+    kinds |= dict.fromkeys(TABLE_SUFFIXES, _csv_rows)
+    tables = [path for path in files if path.suffix.lower() in kinds]
+    for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
+        sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
+        if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
             try:
-                yield _Table(folder, rows(path))
+                yield _Table(folder, kinds[path.suffix.lower()](path))
             except (OSError, ValueError, RecursionError, csv.Error) as error:
                 logger.warning("%s: no captions from it, it cannot be read (%s)", path, error)
     if prompts is not None and videos.is_file():
@@ -246,12 +268,11 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     broken = 0
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in table_rows(file):
-            if None in row:  # a caption with a comma and no quotes
-                broken += 1
-            else:
-                yield from _row(csv_fields(row))
+    for row in table_rows(io.StringIO(_decoded(path.read_bytes()), newline="")):
+        if None in row:  # a caption with a comma and no quotes
+            broken += 1
+        else:
+            yield from _row(csv_fields(row))
     if broken:
         logger.warning("%s: %d lines have more values than columns, they give no captions", path, broken)
 
@@ -274,6 +295,8 @@ def _lines(path: Path) -> list[str]:
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
         path = next((str(row[key]) for key in PATH_KEYS if row.get(key)), "")
+        if not path and caption_in(row):
+            path = str(row.get("name") or "")
         name = next((str(row[key]) for key in ID_KEYS if row.get(key)), "")
         if path:
             yield path.replace("\\", "/"), fields_in(row)

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from webdataset.writer import TarWriter
 
-from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, Fields, json_fields, text_of, with_caption
+from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, VIDEO_FOLDERS, Fields, json_fields, text_of, with_caption
 from .containers import VIDEO_SUFFIXES
 from .files import VideoError
 from .images import IMAGE_SUFFIXES
@@ -170,7 +170,8 @@ def _with_labels(samples: dict[str, dict[str, tuple[int, int]]]) -> dict[str, di
     for key in [key for key, members in samples.items() if _media(members)]:
         folders, places = key.split("/"), []
         for depth in range(len(folders)):
-            rest = folders[depth + 1 :] if folders[depth] == "videos" and depth + 1 < len(folders) else folders[depth:]
+            skipped = folders[depth] in VIDEO_FOLDERS and depth + 1 < len(folders)
+            rest = folders[depth + 1 :] if skipped else folders[depth:]
             places += ["/".join([*folders[:depth], labels, *rest]) for labels in LABEL_FOLDERS]
         for place in places:
             if place in samples and _media(samples[place]) is None:
