@@ -203,12 +203,13 @@ def image_of(array, kind, mode=None):
     ("values", "kind"),
     [
         (np.linspace(0, 1, 4096).reshape(64, 64).astype(np.float32), "TIFF"),
+        (np.linspace(-1, 1, 4096).reshape(64, 64).astype(np.float32), "TIFF"),
         ((np.linspace(0, 1, 4096).reshape(64, 64) * 255).astype(np.float32), "TIFF"),
         ((np.linspace(0, 1, 4096).reshape(64, 64) * 65535).astype(np.float32), "TIFF"),
         ((np.linspace(0, 1, 4096).reshape(64, 64) * 65535).astype(np.uint16), "TIFF"),
         ((np.linspace(0, 1, 4096).reshape(64, 64) * 65535).astype(np.uint16), "PNG"),
     ],
-    ids=["float up to 1", "float up to 255", "float up to 65535", "16-bit tiff", "16-bit png"],
+    ids=["float up to 1", "float from -1 to 1", "float up to 255", "float up to 65535", "16-bit tiff", "16-bit png"],
 )
 def test_images_are_exact(values, kind):
     levels = read_image(image_of(values, kind), size=(64, 64))[0, 0].numpy().astype(float)

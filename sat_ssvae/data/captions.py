@@ -29,9 +29,18 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
-CAPTION_KEYS = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption", "short_caption")
-CAPTION_KEYS += ("description", "sentence")
-PATH_KEYS = ("path", "file_name", "filename", "file", "video", "video_path", "video_name", "video_file")
+CAPTION_KEYS: tuple[str, ...] = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption")
+CAPTION_KEYS += ("short_caption", "description", "sentence")
+PATH_KEYS: tuple[str, ...] = (
+    "path",
+    "file_name",
+    "filename",
+    "file",
+    "video",
+    "video_path",
+    "video_name",
+    "video_file",
+)
 PATH_KEYS += ("file_path", "filepath", "clip", "clip_path")
 ID_KEYS = ("videoid", "video_id")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""

@@ -67,8 +67,10 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def _gray_of_8_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit integers, or floats whose white is 1, 255 or 65535 (by their maximum), as gray 0..255."""
+    """16-bit integers, or floats from -1 to 1, or whose white is 1, 255 or 65535 (by their maximum), as gray 0..255."""
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0)
+    if -1.01 <= finite.min() < -0.5 and finite.max() <= 1.01:
+        finite = (finite + 1) / 2
     whole = np.issubdtype(values.dtype, np.integer)
     white = 65535.0 if whole else next((top for top in (1.0, 255.0) if finite.max() <= top * 1.01), 65535.0)
     return (finite * (255 / white)).round().clip(0, 255).astype(np.uint8)
