@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sat_ssvae.data.demo import GAP, MIN_HELDOUT_SECONDS, prepare_demo, split_by_time
+from sat_ssvae.data.demo import HELDOUT_GAP, MIN_HELDOUT_SECONDS, prepare_demo, split_by_time
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
 from sat_ssvae.data.video_io import to_uint8, to_unit_range
 from sat_ssvae.errors import UserError
@@ -23,7 +23,7 @@ def test_the_split_keeps_its_distance(first, length):
     assert parts == sorted(parts)
     assert all(start < end and first <= start and end <= last + 1e-9 for start, end, _ in parts)
     for (_, end, held), (start, _, next_held) in itertools.pairwise(parts):
-        assert start - end >= (GAP - 1e-9 if held != next_held else -1e-9)
+        assert start - end >= (HELDOUT_GAP - 1e-9 if held != next_held else -1e-9)
     held_out = [end - start for start, end, held in parts if held]
     assert all(part >= MIN_HELDOUT_SECONDS - 1e-9 for part in held_out)
     if length >= 60:

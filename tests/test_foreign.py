@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.autoencoders.classes import REFUSED, adapt
+from sat_ssvae.autoencoders.classes import REFUSED, as_autoencoder
 from sat_ssvae.errors import UserError
 
 from . import foreign_models
@@ -59,7 +59,7 @@ def sized_video(vae, clips=1, frames=2):
 @pytest.mark.parametrize("build", WORKING, ids=by_name)
 @torch.no_grad()
 def test_sizes_and_shapes(build):
-    vae = adapt(build())
+    vae = as_autoencoder(build())
     time, space, step, smallest = WORKING[build]
     assert (vae.temporal_factor, vae.spatial_factor, vae.frame_step, vae.min_size) == (time, space, step, smallest)
     video = sized_video(vae, clips=2)
@@ -151,7 +151,7 @@ BY_CLASS = {
 @pytest.mark.parametrize("build", WORKING, ids=by_name)
 @torch.no_grad()
 def test_latents_and_pictures_are_those_of_the_class(build):
-    vae, model = adapt(build()), build()
+    vae, model = as_autoencoder(build()), build()
     video = sized_video(vae, frames=1)
     latents, pictures = BY_CLASS.get(build, plain)(model, video)
     torch.testing.assert_close(vae.encode(video).mode(), latents)
@@ -178,14 +178,14 @@ def test_normalisation_is_the_one_that_each_pipeline_applies():
         (foreign_models.kvae_video, z),
         (foreign_models.taesd, z),
     ):
-        stats = adapt(build()).latent_stats
+        stats = as_autoencoder(build()).latent_stats
         torch.testing.assert_close(stats.standardize(z), expected)
         torch.testing.assert_close(stats.unstandardize(stats.standardize(z)), z)
 
 
 def test_cosmos_has_statistics_of_each_latent_frame():
     model = foreign_models.cosmos()
-    vae, z = adapt(model), torch.randn(1, 16, 5, 2, 2)
+    vae, z = as_autoencoder(model), torch.randn(1, 16, 5, 2, 2)
     mean, std = (
         torch.tensor(values).view(1, 16, -1, 1, 1)[:, :, :5]
         for values in (model.config.latents_mean, model.config.latents_std)
@@ -195,21 +195,21 @@ def test_cosmos_has_statistics_of_each_latent_frame():
     with pytest.raises(UserError, match="129 frames: AutoencoderKLCosmos has statistics for 16 latent frames, 121 fr"):
         vae.latent_size(129, 8, 8)
     model.register_to_config(latents_mean=None, latents_std=None)
-    assert adapt(model).latent_stats.mean.shape == (16,)
+    assert as_autoencoder(model).latent_stats.mean.shape == (16,)
 
 
 def test_statistics_of_flux2_are_those_of_its_batch_normalisation():
     model = foreign_models.flux2()
     z = torch.randn(1, 16, 2, 3, 3)
     normal = torch.stack([model.bn(frame) for frame in z.unbind(2)], 2)
-    torch.testing.assert_close(adapt(model).latent_stats.standardize(z), normal)
+    torch.testing.assert_close(as_autoencoder(model).latent_stats.standardize(z), normal)
 
 
 def test_shift_and_scale_and_statistics_together():
     shifted = foreign_models.modelscope()
     shifted.register_to_config(shift_factor=0.5, scaling_factor=2.0)
     z = torch.randn(1, 4, 1, 2, 2)
-    torch.testing.assert_close(adapt(shifted).latent_stats.standardize(z), (z - 0.5) * 2)
+    torch.testing.assert_close(as_autoencoder(shifted).latent_stats.standardize(z), (z - 0.5) * 2)
     both = foreign_models.modelscope()
     for nested in (
         lambda values: values,
@@ -223,10 +223,10 @@ def test_shift_and_scale_and_statistics_together():
         mean, std = nested([1.0, 2.0, 3.0, 4.0]), nested([4.0] * 4)
         both.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=2.0)
         expected = (z - torch.arange(1.0, 5).view(4, 1, 1, 1)) * 2 / 4
-        torch.testing.assert_close(adapt(both).latent_stats.standardize(z), expected)
+        torch.testing.assert_close(as_autoencoder(both).latent_stats.standardize(z), expected)
     both.register_to_config(latents_mean=[1.0] * 3, latents_std=[4.0] * 3)
     with pytest.raises(UserError, match="statistics of 3 channels for latents of 4"):
-        adapt(both)
+        as_autoencoder(both)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_statistics_that_make_no_sense_are_one_line(values):
     model = foreign_models.wan21()
     model.register_to_config(**values)
     with pytest.raises(UserError, match="statistics") as caught:
-        adapt(model)
+        as_autoencoder(model)
     assert "\n" not in str(caught.value)
 
 
@@ -253,7 +253,7 @@ def test_statistics_that_are_buffers_count_too():
     model.latents_mean.fill_(2.0)
     model.latents_std.fill_(4.0)
     z = torch.randn(1, 8, 2, 2, 2)
-    torch.testing.assert_close(adapt(model).latent_stats.standardize(z), (z - 2) / 4)
+    torch.testing.assert_close(as_autoencoder(model).latent_stats.standardize(z), (z - 2) / 4)
 
 
 @torch.no_grad()
@@ -263,7 +263,7 @@ def test_clips_of_hunyuan_are_one_pass_whatever_their_length():
     tiled = model.encode(video).latent_dist.mode()
     whole = model.quant_conv(model.encoder(video)).chunk(2, 1)[0]
     assert not torch.allclose(tiled, whole, atol=1e-4)
-    vae = adapt(model)
+    vae = as_autoencoder(model)
     torch.testing.assert_close(vae.encode(video).mode(), whole)
     torch.testing.assert_close(vae.decode(whole), model.decoder(model.post_quant_conv(whole)))
     assert vae.describe()["used"] == ["whole passes, by default the class tiles time"]
@@ -271,7 +271,7 @@ def test_clips_of_hunyuan_are_one_pass_whatever_their_length():
 
 @torch.no_grad()
 def test_noise_of_a_decoder_is_fixed_and_leaves_the_generator_alone():
-    vae = adapt(foreign_models.ltx091())
+    vae = as_autoencoder(foreign_models.ltx091())
     z = vae.encode(sized_video(vae)).mode()
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -287,13 +287,13 @@ def test_classes_that_take_one_clip_at_a_time():
     model = foreign_models.hunyuan15()
     with pytest.raises(RuntimeError):
         model.encode(random_video(5, 32, 32).expand(2, -1, -1, -1, -1))
-    assert adapt(model).describe()["used"] == ["takes one clip at a time"]
+    assert as_autoencoder(model).describe()["used"] == ["takes one clip at a time"]
 
 
 @torch.no_grad()
 def test_pictures_of_four_channels_get_an_opaque_one():
     model = foreign_models.qwenimage(input_channels=4)
-    vae, video = adapt(model), random_video(5, 16, 24)
+    vae, video = as_autoencoder(model), random_video(5, 16, 24)
     expected = model.encode(torch.cat([video, torch.ones(1, 1, 5, 16, 24)], 1)).latent_dist.mode()
     torch.testing.assert_close(vae.encode(video).mode(), expected)
     assert vae.decode(expected).shape == video.shape
@@ -313,21 +313,21 @@ def test_pictures_of_four_channels_get_an_opaque_one():
 def test_classes_that_cannot_be_used(build, message):
     model = build()
     with pytest.raises(UserError, match=message) as caught:
-        adapt(model)
+        as_autoencoder(model)
     assert str(caught.value).startswith(type(model).__name__) and "\n" not in str(caught.value)
 
 
 def test_what_a_class_tells_wrongly_is_measured_or_refused():
     wrong = foreign_models.wan21()
     wrong.spatial_compression_ratio = 16
-    assert adapt(wrong).spatial_factor == 8
+    assert as_autoencoder(wrong).spatial_factor == 8
     wrong.decoder.forward = lambda x, *_, **__: x
     with pytest.raises(UserError, match="does not fit the interface of causal video autoencoders"):
-        adapt(wrong)
+        as_autoencoder(wrong)
     broken = foreign_models.modelscope()
     torch.nn.init.constant_(broken.decoder.conv_out.weight, math.nan)
     with pytest.raises(UserError, match="decodes to values that are not finite"):
-        adapt(broken)
+        as_autoencoder(broken)
 
 
 @pytest.mark.parametrize(
@@ -340,13 +340,13 @@ def test_what_a_class_tells_wrongly_is_measured_or_refused():
 )
 def test_sizes_that_do_not_fit(build, size, message):
     with pytest.raises(UserError, match=message):
-        adapt(build()).encode(random_video(*size))
+        as_autoencoder(build()).encode(random_video(*size))
 
 
 @pytest.mark.parametrize("build", WORKING, ids=by_name)
 @torch.no_grad()
 def test_clips_of_other_lengths_come_back_or_are_refused(build):
-    vae = adapt(build())
+    vae = as_autoencoder(build())
     for steps in (0, 3, 5):
         video = sized_video(vae, frames=steps)
         if build is foreign_models.kvae_video and steps == 5:
@@ -361,7 +361,7 @@ def test_clips_of_other_lengths_come_back_or_are_refused(build):
 
 @torch.no_grad()
 def test_large_frames_in_tiles():
-    vae, video = adapt(foreign_models.wan21()), random_video(5, 64, 64)
+    vae, video = as_autoencoder(foreign_models.wan21()), random_video(5, 64, 64)
     z = vae.encode(video, tile_size=32).mode()
     assert z.shape == (1, 4, 2, 8, 8)
     torch.testing.assert_close(z[..., :1, :1], vae.encode(video[..., :32, :32]).mode()[..., :1, :1])
@@ -377,7 +377,7 @@ def test_large_frames_in_tiles():
 @given(frames=st.integers(1, 9), height=st.integers(1, 20), width=st.integers(8, 20))
 @torch.no_grad()
 def test_streams_take_chunks_of_any_length(frames, height, width):
-    vae = adapt(foreign_models.wan21())
+    vae = as_autoencoder(foreign_models.wan21())
     z = vae.encode_stream()(random_video(frames, height, width)).mode()
     assert z.shape[2:] == (-(-(frames - 1) // 4) + 1, -(-height // 8), -(-width // 8))
     assert vae.decode_stream()(z).shape[2] == -(-(frames - 1) // 4) * 4 + 1

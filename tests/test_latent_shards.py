@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sat_ssvae import UserError
-from sat_ssvae.autoencoders.classes import adapt
+from sat_ssvae.autoencoders.classes import as_autoencoder
 from sat_ssvae.autoencoders.specification import open_autoencoder
 from sat_ssvae.cli import main
 from sat_ssvae.cogvideo import LatentDataset, SSVAEFirstStage
@@ -160,7 +160,7 @@ def test_what_only_ssvae_can(tiny_shards, tmp_path, capsys):
 def test_latents_of_an_autoencoder_that_defines_no_normalisation(tiny_shards, tmp_path):
     model = foreign_models.modelscope()
     model.register_to_config(scaling_factor=1.0)
-    encode_shards(adapt(model), settings(tiny_shards), tmp_path, CPU)
+    encode_shards(as_autoencoder(model), settings(tiny_shards), tmp_path, CPU)
     (info,) = LatentDataset(tmp_path).infos
     assert info.latent_mean == (0,) * 4 and info.latent_std == (1,) * 4
 

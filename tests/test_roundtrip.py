@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.autoencoders.classes import adapt
+from sat_ssvae.autoencoders.classes import as_autoencoder
 from sat_ssvae.autoencoders.padding import crop_to, pad_to_valid
 from sat_ssvae.autoencoders.roundtrip import round_trip
 from sat_ssvae.errors import UserError
@@ -34,14 +34,14 @@ def test_ssvae_in_chunks_is_ssvae_in_one_piece(frames, height, width, chunk, tem
 
 @torch.no_grad()
 def test_frame_by_frame_chunks_do_not_matter():
-    vae, video = adapt(foreign_models.modelscope()), random_video(5, 20, 30)
+    vae, video = as_autoencoder(foreign_models.modelscope()), random_video(5, 20, 30)
     torch.testing.assert_close(torch.cat(list(round_trip(vae, video.split(2, dim=2))), 2), whole(vae, video))
 
 
 @pytest.mark.parametrize("build", [foreign_models.cogvideox, foreign_models.wan22, foreign_models.ltx2])
 @torch.no_grad()
 def test_others_start_anew_with_each_chunk(build):
-    vae, video = adapt(build()), random_video(8, 20, 30)
+    vae, video = as_autoencoder(build()), random_video(8, 20, 30)
     parts = list(round_trip(vae, video.split(5, dim=2)))
     assert [part.shape for part in parts] == [(1, 3, 5, 20, 30), (1, 3, 3, 20, 30)]
     for part, chunk in zip(parts, video.split(5, dim=2), strict=True):
@@ -64,7 +64,7 @@ def test_tiles_have_streams_of_their_own(chunk):
 
 @torch.no_grad()
 def test_tiles_of_other_autoencoders():
-    vae, video = adapt(foreign_models.wan21()), random_video(8, 60, 40)
+    vae, video = as_autoencoder(foreign_models.wan21()), random_video(8, 60, 40)
     parts = list(round_trip(vae, video.split(5, dim=2), tile_size=32))
     assert [part.shape for part in parts] == [(1, 3, 5, 60, 40), (1, 3, 3, 60, 40)]
     padded = pad_to_valid(video[:, :, :5], vae)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.autoencoders.classes import adapt
+from sat_ssvae.autoencoders.classes import as_autoencoder
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
@@ -75,7 +75,7 @@ def test_measures_of_ssvae_and_of_an_image_autoencoder():
     plain = float(psnr(vae.decode(vae.encode(chosen).mode()), chosen).mean())
     assert measured.psnr_by_noise[0.0] == pytest.approx(plain, rel=1e-4)
     assert measured.psnr_by_dropped[0.0] == pytest.approx(plain, rel=1e-4)
-    image_vae = adapt(foreign_models.modelscope())
+    image_vae = as_autoencoder(foreign_models.modelscope())
     frame_by_frame = measure_latents("sd", image_vae, videos[:, :, :1], config(), CPU)
     assert frame_by_frame.latent_shape == (4, 1, 4, 4) and -1 <= frame_by_frame.local_correlation <= 1
     assert measure_latents("ssvae", vae, videos, config(), CPU) == measured

@@ -1,6 +1,6 @@
 """The classes of diffusers that need more than `DiffusersAutoencoder` does, and those that cannot be used.
 
-vae = adapt(AutoencoderKLQwenImage.from_pretrained(...))
+vae = as_autoencoder(AutoencoderKLQwenImage.from_pretrained(...))
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +119,7 @@ _ADAPTERS: Mapping[str, type[DiffusersAutoencoder]] = MappingProxyType(
 )
 
 
-def adapt(vae: "ModelMixin") -> DiffusersAutoencoder:
+def as_autoencoder(vae: "ModelMixin") -> DiffusersAutoencoder:
     """A model of diffusers as a `VideoAutoencoder`; one without convolutions over time works frame by frame.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from ..addresses import is_address
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
-from .classes import adapt
+from .classes import as_autoencoder
 from .foreign import one_line
 from .protocol import VideoAutoencoder
 
@@ -91,7 +91,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
         raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")
     vae = _load(cls, place, subfolder)
     try:
-        return adapt(vae)
+        return as_autoencoder(vae)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 

@@ -49,14 +49,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score; write score.csv and score.json; print them as a table with what each measure means."""
-    from ..evaluation.score import JOURNAL, MEASURES, ScoreConfig, score
+    from ..evaluation.score import MEASURES, SCORE_JOURNAL, ScoreConfig, score
 
     if len({path.resolve() for path in options.generated}) < len(options.generated):
         raise UserError("a folder is given twice")
     config = load_config(ScoreConfig, None, options.overrides)
     first = options.generated[0]
     output = options.output or (first if first.is_dir() else first.parent)
-    journal = output / JOURNAL
+    journal = output / SCORE_JOURNAL
     report = score(options.generated, options.real, config, working_device(), options.prompts, journal)
     write_text(output / "score.json", json.dumps(_document(report, config), indent=1, ensure_ascii=False) + "\n")
     write_csv(output / "score.csv", _csv_rows(report))

@@ -26,7 +26,7 @@ LIVE_CLIPS = ("bikes", "carphone", "faces", "single_face", "skyline")
 PERIOD_SECONDS = 60.0
 """Seconds, about; a film is cut into equal periods."""
 HELDOUT_SHARE = 0.2
-GAP = 1.0
+HELDOUT_GAP = 1.0
 MIN_HELDOUT_SECONDS = 1.5
 """Seconds; a part shorter than this holds no clip worth scoring, so a short clip is for training only."""
 
@@ -89,15 +89,15 @@ def _parts(name: str, resolution: int, film_seconds: float) -> Iterator[tuple[Pa
 
 
 def split_by_time(first: float, last: float) -> Iterator[tuple[float, float, bool]]:
-    """Cut [first, last) seconds into (start, end, held out) parts, `GAP` seconds between the two kinds."""
+    """Cut [first, last) seconds into (start, end, held out) parts, `HELDOUT_GAP` seconds between the two kinds."""
     count = max(1, round((last - first) / PERIOD_SECONDS))
     period = (last - first) / count
     for number in range(count):
         start = first + number * period
-        train_start = start + GAP if number else start
+        train_start = start + HELDOUT_GAP if number else start
         held_start = start + (1 - HELDOUT_SHARE) * period
         if start + period - held_start < MIN_HELDOUT_SECONDS:
             yield train_start, start + period, False
         else:
-            yield train_start, held_start - GAP, False
+            yield train_start, held_start - HELDOUT_GAP, False
             yield held_start, start + period, True

@@ -38,7 +38,7 @@ from .side_by_side import side_by_side
 
 ERROR_GAIN = 4
 """Gain of the absolute difference of each channel in an error map."""
-JOURNAL = "reconstruction.jsonl"
+RECONSTRUCTION_JOURNAL = "reconstruction.jsonl"
 _FEATURES = "i3d"
 _COMPARED = ("original", "own")
 """Names of the features of a video and of its reconstruction, in the file that keeps them."""
@@ -144,7 +144,7 @@ def reconstruct(
         frames=lambda info: info.frames,
         work=run.video,
     )
-    clips = work_through(source, output / JOURNAL, job, skipped)
+    clips = work_through(source, output / RECONSTRUCTION_JOURNAL, job, skipped)
     return ReconstructionReport(clips, skipped, None if i3d is None else _rfvd(clips, output, config, i3d))
 
 

@@ -49,7 +49,7 @@ from .windows import Window, join, windows
 if TYPE_CHECKING:
     from ..diffusion.text import TextEncoder
 
-JOURNAL = "restoration.jsonl"
+RESTORATION_JOURNAL = "restoration.jsonl"
 ORIGINAL, INPUT, ROUND_TRIP = "original", "degraded", "autoencoder alone"
 """Names of the views that are no restoration: the clean video, what is restored, and that through the autoencoder."""
 _BESIDE = "side_by_side"
@@ -214,7 +214,7 @@ def restore(
         frames=lambda info: round(info.duration * restorer.clips.fps),
         work=lambda item, key, advance: _Video(run, item).restore(key, advance),
     )
-    videos = work_through(source, output / JOURNAL, job, skipped)
+    videos = work_through(source, output / RESTORATION_JOURNAL, job, skipped)
     return RestorationReport(videos, skipped)
 
 

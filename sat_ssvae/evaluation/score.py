@@ -28,7 +28,7 @@ from .generated import list_videos
 from .items import list_items
 from .score_videos import TEMPORAL, ClipSettings, MeasuredFolder, Measuring, Networks
 
-JOURNAL = "score.jsonl"
+SCORE_JOURNAL = "score.jsonl"
 CLIP = "openai/clip-vit-base-patch32"
 """Used if it happens to be in the cache of transformers."""
 
