@@ -53,9 +53,13 @@ class RayEngine:
         with _connected(self.address) as ray:
             try:
                 yield from _Driver(ray, job, deque(items), advance).results()
-            except (ConnectionError, ray.exceptions.RaySystemError) as error:
+            except Exception as error:
+                # A client of a cluster (ray://) gets gRPC's own exceptions.
+                if not isinstance(error, (ConnectionError, ray.exceptions.RaySystemError, *_grpc_errors())):
+                    raise
+                reason = error.details() if hasattr(error, "details") else str(error)
                 raise UserError(
-                    f"the connection to the Ray cluster was lost ({_one_line(error)}); "
+                    f"the connection to the Ray cluster was lost ({' '.join(str(reason).split())}); "
                     "what is finished is kept, the same command continues"
                 ) from None
 
@@ -95,6 +99,14 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _grpc_errors() -> tuple[type[Exception], ...]:
+    with contextlib.suppress(ModuleNotFoundError):  # Ray without its client
+        import grpc
+
+        return (grpc.RpcError,)
+    return ()
+
+
 def _check_reachable(address: str) -> None:
     """Ask before Ray does, which tries for minutes, and for some addresses ends the process."""
     place = address.removeprefix("ray://")
@@ -112,7 +124,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _why_not(address: str | None, error: Exception) -> str:
-    reason = _one_line(error)
+    reason = " ".join(str(error).split())
     if "ersion mismatch" in reason:
         return f"ray_address={address}: the cluster runs other versions than this machine, install the same: {reason}"
     if address == "auto":
@@ -120,10 +132,6 @@ def _why_not(address: str | None, error: Exception) -> str:
     if "timeout" in reason:
         reason += "; where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
     return f"Ray could not be {'started here' if address is None else f'reached at {address}'}: {reason}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def versions() -> dict[str, str]:
