@@ -5,6 +5,7 @@ with atomic(path) as partial:
 """
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import os
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from .addresses import is_address, upload
 
@@ -47,7 +48,8 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     prefix = f"{path.name[:_NAME_PART]}."
     _remove_leftovers(path.parent, prefix)
     partial = path.with_name(f"{prefix}{secrets.token_hex(4)}.partial")
-    partial.touch()
+    held = partial.open("ab")
+    _hold(held)
     mode = partial.stat().st_mode & 0o777  # by the umask or the folder's default access list
     try:
         yield partial
@@ -64,6 +66,19 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+    finally:
+        held.close()
+
+
+def _hold(file: IO[bytes]) -> bool:
+    """Mark a file as one that a process writes, until it is closed; returns whether another process has done so."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
 
 
 @contextlib.contextmanager
@@ -77,11 +92,13 @@ def _uploaded(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Delete what killed processes left behind long ago."""
+    """Delete what killed processes left behind long ago; where a clock jumps, not what is being written."""
     for leftover in folder.glob(f"{glob.escape(prefix)}????????.partial"):
         with contextlib.suppress(OSError):  # another process is deleting it, or it belongs to another user
             if time.time() - leftover.stat().st_mtime > _ABANDONED:
-                leftover.unlink()
+                with leftover.open("ab") as file:
+                    if not _hold(file):
+                        leftover.unlink()
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:

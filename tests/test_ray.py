@@ -32,7 +32,7 @@ from .processes import unmeasured
 from .shard_files import small
 from .small_models import tiny_vae
 
-ray = pytest.importorskip("ray")
+grpc, ray = pytest.importorskip("grpc"), pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray"),
@@ -247,6 +247,21 @@ def test_versions_that_differ(cluster, tmp_path, monkeypatch):
 def test_unreachable(address, message, tmp_path):
     with pytest.raises(UserError, match=message):
         list(RayEngine(address).run(Squares(tmp_path), numbers(2), lambda _: None))
+
+
+def test_a_lost_connection_is_one_line(cluster, tmp_path, monkeypatch):
+    """What a client of a cluster gets when the cluster's head goes away."""
+
+    class Unavailable(grpc.RpcError):
+        def details(self):
+            return "Stream removed\n (104)"
+
+    def nodes():
+        raise Unavailable
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    with pytest.raises(UserError, match=r"connection to the Ray cluster was lost \(Stream removed \(104\)\); what is"):
+        list(RayEngine(cluster.address).run(Squares(tmp_path), numbers(2), lambda _: None))
 
 
 def test_no_cluster_and_other_versions_of_ray(tmp_path, monkeypatch):

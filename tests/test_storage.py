@@ -119,6 +119,15 @@ def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([path, leftovers[1], other])
 
 
+def test_a_clock_that_jumps_costs_no_file_that_is_being_written(tmp_path):
+    with atomic(tmp_path / "shard.tar") as partial:
+        partial.write_bytes(b"half")
+        os.utime(partial, (0, time.time() - 25 * 3600))  # by the clock, nobody has written to it for a day
+        write_bytes(tmp_path / "shard.tar", b"another writer's")
+        assert partial.exists()
+    assert (tmp_path / "shard.tar").read_bytes() == b"half"
+
+
 def test_files_get_the_users_umask(tmp_path, umask):
     write_text(tmp_path / "new" / "text", "text", durable=True)
     write_bytes(tmp_path / "bytes", b"bytes")
