@@ -248,16 +248,16 @@ def test_nothing_readable_ends_in_one_line(tmp_path, workers):
 
 KILLED = """
 import multiprocessing, os, signal, sys, time
+from torch.utils.data import DataLoader
 from sat_ssvae.cli import main
-from sat_ssvae.data import shards
-original = shards._loader
-def loader(*arguments):
-    for number, loaded in enumerate(original(*arguments)):
+original = DataLoader.__iter__
+def iterate(self):
+    for number, loaded in enumerate(original(self)):
         if number == 1:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             time.sleep(float(sys.argv[1]))
         yield loaded
-shards._loader = loader
+DataLoader.__iter__ = iterate
 sys.exit(main(sys.argv[2:]))
 """
 
