@@ -91,10 +91,16 @@ def to_rgb(frame: VideoFrame, width: int, height: int, scaler: VideoReformatter)
 
 def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
     """An RGB frame in 8 bits of limited range and the colours of `default_matrix`."""
-    is_bt709 = default_matrix(frame.height, frame.width) == BT709
+    return _to_yuv420p(frame, frame.height, frame.width, scaler)
+
+
+def _to_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame:
+    is_bt709 = default_matrix(height, width) == BT709
     return scaler.reformat(
         frame,
-        format="yuv420p",
+        width,
+        height,
+        "yuv420p",
         dst_colorspace=Colorspace.ITU709 if is_bt709 else Colorspace.ITU601,
         dst_color_range=1,
         interpolation=BICUBIC | ACCURATE_ROUNDING,
@@ -102,18 +108,13 @@ def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
     )
 
 
-def is_yuv420p(frame: VideoFrame, height: int, width: int) -> bool:
-    """Whether a frame has the format and the colours of `to_yuv420p`'s for this size."""
-    untagged = frame.colorspace in (0, UNSPECIFIED)
-    matrix = default_matrix(frame.height, frame.width) if untagged else int(frame.colorspace)
-    same = _MATRICES.get(matrix) == _MATRICES[default_matrix(height, width)]
-    return same and frame.format.name == "yuv420p" and frame.color_range != _FULL_RANGE
-
-
-def scaled_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame:
-    """A frame for which `is_yuv420p` holds, scaled."""
-    flags = BICUBIC | ACCURATE_ROUNDING
-    return scaler.reformat(frame, width, height, "yuv420p", interpolation=flags, threads=1)
+def scaled_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame | None:
+    """A frame as it is stored (not turned), scaled, as `to_yuv420p` has it; None if that takes RGB in between."""
+    if frame.format.name != "yuv420p" or frame.color_range == _FULL_RANGE:
+        return None
+    if frame.colorspace in (0, UNSPECIFIED):
+        frame.colorspace = default_matrix(frame.height, frame.width)
+    return _to_yuv420p(frame, height, width, scaler)
 
 
 def even_frame(picture: np.ndarray) -> VideoFrame:

@@ -165,7 +165,9 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
     count = round((end - segment.start) * fps)
     if count < 1:
         raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
-    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
+    size = info.height, info.width
+    if scale < 1:  # to even sizes, which H.264 needs, upwards
+        size = 2 * math.ceil(round(info.height * scale) / 2) or 2, 2 * math.ceil(round(info.width * scale) / 2) or 2
     frames = _scaled_frames(segment, count, fps, size)
     data = encode_frames(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
     return data, probe(data)

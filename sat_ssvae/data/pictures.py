@@ -9,7 +9,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from .colours import check_colours, even_frame, is_yuv420p, scaled_yuv420p, to_rgb, to_yuv420p
+from .colours import check_colours, even_frame, scaled_yuv420p, to_rgb, to_yuv420p
 from .containers import MAX_PIXELS
 from .files import VideoError, name_of
 
@@ -60,13 +60,12 @@ def upright_yuv420p(
 ) -> VideoFrame:
     """Scale a frame to the displayed (height, width) `size`, turned upright, as `to_yuv420p` has it.
 
-    A size that is odd becomes even: the last row or column is repeated. A frame whose colours are already what they
-    will be is only scaled.
+    A size that is odd becomes even: the last row or column is repeated. Most frames need no detour over RGB.
     """
     turned = picture.shape.transposed or picture.shape.upside_down or picture.shape.mirrored
-    if turned or size[0] % 2 or size[1] % 2 or not is_yuv420p(picture.frame, *size):
-        return to_yuv420p(even_frame(upright_rgb(picture, size, scaler)), second)
-    return scaled_yuv420p(picture.frame, *size, scaler)
+    if not (turned or size[0] % 2 or size[1] % 2) and (scaled := scaled_yuv420p(picture.frame, *size, scaler)):
+        return scaled
+    return to_yuv420p(even_frame(upright_rgb(picture, size, scaler)), second)
 
 
 def displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> Picture:
