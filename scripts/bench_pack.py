@@ -114,7 +114,6 @@ def main() -> None:
     binary = find_ffmpeg(options.ffmpeg)
     version = subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
     print(f"{options.workers} processes of either side, {options.rounds} rounds; ffmpeg {version}")
-    print(f"{'':32s}{'pack':>12s}{'other':>12s}{'ratio':>8s}{'CPU':>8s}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         measure_encoding(binary, videos, Path(folder), options)
         measure_copying(videos, Path(folder), options)
@@ -132,7 +131,7 @@ def measure_encoding(binary: str, videos: list[Path], scratch: Path, options: ar
         scratch,
     )
     seconds = sum(probe(video).duration for video in videos)
-    show(f"encoding, {options.short_side} px", "s/s", seconds, times["pack"], times["ffmpeg"])
+    show(f"encoding, {options.short_side} px", "s", seconds, times["pack"], times["ffmpeg"])
 
 
 def measure_copying(videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
@@ -152,7 +151,7 @@ def measure_copying(videos: list[Path], scratch: Path, options: argparse.Namespa
         scratch,
     )
     size = sum(copy.stat().st_size for copy in copies) / 1e6
-    show(f"copying, {size / len(copies):.1f} MB each", "MB/s", size, times["pack"], times["tar"])
+    show(f"copying, {size / len(copies):.1f} MB each", "MB", size, times["pack"], times["tar"])
 
 
 def run_pack(videos: list[Path], output: Path, config: PackConfig) -> None:
@@ -161,13 +160,16 @@ def run_pack(videos: list[Path], output: Path, config: PackConfig) -> None:
 
 
 def show(name: str, unit: str, amount: float, ours: list[Cost], others: list[Cost]) -> None:
-    """A line of the table."""
+    """Three lines: rate and CPU time of both sides, and the ratios."""
     ratios = [
         statistics.median(other[field] / own[field] for own, other in zip(ours, others, strict=True))
         for field in range(2)
     ]
-    rates = [amount / statistics.median(cost.seconds for cost in costs) for costs in (ours, others)]
-    print(f"{f'{name} ({unit})':32s}{rates[0]:12.1f}{rates[1]:12.1f}{ratios[0]:8.2f}{ratios[1]:8.2f}", flush=True)
+    for side, costs in (("pack", ours), ("other", others)):
+        rate = amount / statistics.median(cost.seconds for cost in costs)
+        cpu = statistics.median(cost.cpu for cost in costs) / amount
+        print(f"{f'{name}, {side}':32s}{rate:10.2f} {unit}/s{cpu:10.4f} CPU s/{unit}", flush=True)
+    print(f"{f'{name}, ratio':32s}{ratios[0]:10.2f}{ratios[1]:14.2f}", flush=True)
 
 
 if __name__ == "__main__":
