@@ -1,5 +1,9 @@
 """The estimate of a step's memory: storages on fake tensors, plans, and the packaged settings on a card of 24 GiB."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +63,59 @@ def test_the_packaged_settings_fit_on_a_card_of_24_gib(name, weight):
     config = load_config(TrainConfig, find_config(Path(f"{name}.yaml")), given)
     choice = choose_plan(config, 24 * GIB - RESERVE)
     assert step_memory(config, choice.plan).peak <= 22 * GIB
+
+
+RESIDENT = """
+import json, sys, torch
+from pathlib import Path
+from sat_ssvae import distributed
+from sat_ssvae.config import parse_config
+from sat_ssvae.training.memory import PLANS, step_memory
+from sat_ssvae.training.settings import TrainConfig
+from sat_ssvae.training.trainer import train
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+torch.set_num_threads(1)
+given, folder, device = json.loads(sys.argv[1]), Path(sys.argv[2]), torch.device("cpu")
+distributed.initialize(device)
+config = parse_config(TrainConfig, given)
+estimate = step_memory(config, PLANS[-1 if config.memory == "small" else 0]).peak
+narrow = {"model": {**given["model"], "base_channels": 2}, "batch_size": 1, "max_steps": 1}
+train(parse_config(TrainConfig, {**given, **narrow}), folder / "warm", device)  # loads libraries
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew, see proc(5)
+train(config, folder / "run", device)
+print(json.dumps([estimate, resident("VmHWM") - before]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read as Linux has it")
+@pytest.mark.parametrize(
+    ("channels", "changes"),
+    [(16, {"batch_size": 4}), (32, {"batch_size": 2, "memory": "small", "precision": "bfloat16"})],
+)
+def test_the_estimate_is_the_resident_memory_of_the_trainer(channels, changes, tiny_shards, tmp_path):
+    model = {"base_channels": channels, "channel_multipliers": [1, 2, 4], "temporal_downsample": [True, True]}
+    given = {
+        **SMALL,
+        **changes,
+        "max_steps": 2,
+        "model": {**model, "num_res_blocks": 1, "num_mid_blocks": 1},
+        "data": {"path": str(tiny_shards), "num_frames": 9, "fps": 8, "num_workers": 0},
+    }
+    # Without these thresholds glibc keeps some of what is freed.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT, json.dumps(given), str(tmp_path)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    estimate, measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured == pytest.approx(estimate, rel=0.1)
