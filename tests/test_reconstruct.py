@@ -23,6 +23,7 @@ from sat_ssvae.metrics.fidelity import reconstruction_scores
 from sat_ssvae.metrics.frechet import I3D, ClipCollector, frechet_distance
 
 from . import foreign_models
+from .parsed_page import Parsed
 from .small_models import tiny_vae
 from .test_roundtrip import whole
 from .test_video_write import video_with_sound
@@ -218,6 +219,15 @@ def test_the_command(two_videos, tmp_path, capsys):
     document = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [row[0] for row in rows] == ["video", "bars0", "deeper/bars1", "total"]
     assert float(rows[-1][5]) == pytest.approx(document["total"]["psnr"], abs=1e-3)
+    page = Parsed((tmp_path / "out" / "gallery.html").read_text())
+    worst, best = sorted(document["videos"], key=lambda one: one["scores"]["psnr"])
+    titles = [words for words in page.words if words in ("bars0", "deeper/bars1")]
+    assert titles[:2] == [worst["name"], best["name"]]
+    assert f"PSNR {worst['scores']['psnr']:.2f} dB, SSIM" in page.text and "all 2." in page.text
+    assert f"mean PSNR of {document['total']['psnr']:.2f} dB: 2 videos, from" in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 2 * 3 and page.text.count("32 grey levels or more") == 2
+    assert [source for source in page.sources if not source.startswith("data:")] == ["scores.csv"]
+    assert f"page: {tmp_path / 'out' / 'gallery.html'}" in output
     sizes = tmp_path / "sizes.yaml"
     sizes.write_text("channels: 8\n")
     with pytest.raises(SystemExit):

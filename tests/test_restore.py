@@ -25,6 +25,7 @@ from sat_ssvae.evaluation.side_by_side import GAP, STRIP, apart
 from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.vae.checkpoint import weights_digest
 
+from .parsed_page import Parsed
 from .small_models import tiny_vae
 from .test_reconstruct import waves
 
@@ -235,11 +236,21 @@ def test_the_command(run, videos, tmp_path, capsys, suffix):
     document = json.loads((output / "scores.json").read_text())
     assert len(rows) == 3 * 4 and rows[0]["view"] == INPUT and document["configuration"]["strengths"] == [0.1, 0.5]
     assert float(rows[4]["psnr"]) == pytest.approx(document["videos"][1]["scores"][INPUT]["psnr"], abs=1e-3)
-    assert "16x16 at 8 frames per second, in windows of 5 frames that share 2; degraded by noise:40" in lines[-2]
+    assert "16x16 at 8 frames per second, in windows of 5 frames that share 2; degraded by noise:40" in lines[-3]
+    page = Parsed((output / "gallery.html").read_text())
+    best = {one["name"]: max(one["scores"][f"strength {s}"]["psnr"] for s in (0.1, 0.5)) for one in document["videos"]}
+    titles = [words for words in page.words if words in best]
+    assert titles[:3] == sorted(best, key=best.get) and lines[-2] == f"page: {output / 'gallery.html'}"
+    assert sum(tag == "img" for tag, _ in page.tags) == 3 * (2 * 3 + 2)  # two wipes with error maps, and two alone
+    assert "stock lowers the mean PSNR from" in page.text or "stock raises the mean PSNR from" in page.text
+    assert sum(words == "error of strength 0.5" for words in page.words) == 3
     with Image.open(picture) as image:
         assert image.width > 5 * 160 and image.height > 3 * 160
     alone = [*arguments[:-1], str(tmp_path / "plain")]
     assert main(alone) == 0 and "no originals, so no scores" in capsys.readouterr().out
+    plain = Parsed((tmp_path / "plain" / "gallery.html").read_text())
+    assert "without originals there is nothing to score" in plain.text and "in no order, all 3." in plain.text
+    assert "error of" not in plain.text and sum(tag == "img" for tag, _ in plain.tags) == 3 * 3
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sat_ssvae.evaluation.reward import RewardConfig, Scored, compare_pairs, pai
 from sat_ssvae.evaluation.unified_reward import VERSIONS
 
 from .chat_server import serve
+from .parsed_page import Parsed
 
 ROOT = Path(__file__).parents[1]
 DOWN = "http://127.0.0.1:9"  # the discard port, on which nothing listens
@@ -361,6 +362,15 @@ def test_the_command_prints_scores_and_difference(server, videos, tmp_path, caps
     assert "win rate               1.000 (1.000 to 1.000)" in output
     rows = list(csv.reader((videos / "unified_reward_v2.csv").read_text().splitlines()))
     assert rows[0] == ["name", "prompt", "overall", "alignment", "physics", "style"]
+    page = Parsed((brighter / "unified_reward_v2_pairs.html").read_text())
+    assert f"{brighter} wins 100% of 5 pairs against {videos}, ties counted half" in page.text and "better" in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 2 * 5
+    assert [source for source in page.sources if not source.startswith("data:")] == ["unified_reward_v2_pairs.csv"]
+    shown = [words for words in page.words if words.startswith("gray number") and "(overall" in words]
+    differences = [float(words.split(": ")[-1].rstrip(")")) for words in shown]
+    assert len(differences) == 5 and differences == sorted(differences)
+    alone = Parsed((videos / "unified_reward_v2.html").read_text())
+    assert "mean overall rating" in alone.text and "5 videos" in alone.text and "alignment 2" in alone.text
     assert rows[5][:2] == ["clip4", "gray number 4"] and [float(rows[5][2])] == expected([0.6])
     pairs = list(csv.DictReader((brighter / "unified_reward_v2_pairs.csv").read_text().splitlines()))
     assert len(pairs) == 5 and all(0.1 < float(pair["difference"]) < 0.3 for pair in pairs)

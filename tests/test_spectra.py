@@ -24,8 +24,8 @@ from sat_ssvae.spectral.spectrum import dct_amplitude
 from sat_ssvae.vae.statistics import LatentStats
 
 from . import foreign_models
+from .parsed_page import Parsed
 from .small_models import random_video, tiny_vae
-from .test_pages import Parsed
 
 CPU = torch.device("cpu")
 

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reconstruct; write scores.csv and scores.json; print them as a table."""
+    """Reconstruct; write scores.csv, scores.json and gallery.html; print the scores as a table."""
     from ..autoencoders.specification import open_autoencoder
     from ..evaluation.reconstruct import ReconstructConfig, reconstruct
 
@@ -68,11 +68,51 @@ def run(options: argparse.Namespace) -> None:
         "skipped": [asdict(skip) for skip in report.skipped],
     }
     write_text(options.output / "scores.json", json.dumps(document, indent=1) + "\n")
-    sys.stdout.write(f"{aligned(rows)}{measured}\n")
+    page = _gallery(report, rows, options, measured)
+    sys.stdout.write(f"{aligned(rows)}{measured}\npage: {page}\n")
     if report.rfvd is not None and report.rfvd.warning:
         sys.stdout.write(f"warning: {report.rfvd.warning}\n")
     for skip in report.skipped:
         sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
+
+
+def _gallery(report: "ReconstructionReport", rows: list[list[str]], options: argparse.Namespace, measured: str) -> Path:
+    """Write the page of the worst videos."""
+    from ..evaluation.gallery import TITLES, Gallery, clips_shown, errors, in_words, where, wipe, write_gallery
+    from ..evaluation.moments import ORIGINAL
+    from ..evaluation.reconstruct import OWN
+    from ..pages.clips import ClipRow
+
+    clips = {clip.name: clip for clip in sorted(report.clips, key=lambda clip: clip.scores["psnr"])}
+    worst, last = next(iter(clips.values())), list(clips.values())[-1]
+    videos = "1 video"
+    if len(clips) > 1:
+        low, high = (f"{clip.scores['psnr']:.2f} dB ({clip.name})" for clip in (worst, last))
+        videos = f"{len(clips):,} videos, from {low} to {high}"
+    shown = [
+        ClipRow(
+            exhibit.name,
+            [wipe(exhibit, ORIGINAL, OWN, where(exhibit)), errors(exhibit, OWN)],
+            in_words(clips[exhibit.name].scores),
+        )
+        for exhibit in report.exhibits
+    ]
+    numbers = {row[0]: row for row in rows[1 : 1 + len(clips)]}
+    return write_gallery(
+        options.output / "gallery.html",
+        Gallery(
+            "Reconstructions, the worst first",
+            f"{options.checkpoint} reconstructs with a mean PSNR of {report.totals()['psnr']:.2f} dB: {videos}.",
+            shown,
+            clips_shown(report.exhibits, len(clips)),
+            [TITLES.get(name, name) for name in rows[0]],
+            [numbers[name] for name in clips],
+            options.output / "scores.csv",
+            options.command_line,
+            {"autoencoder": options.checkpoint, "measured": measured},
+            report.skipped,
+        ),
+    )
 
 
 def _measured(config: "ReconstructConfig", report: "ReconstructionReport", vae: "VideoAutoencoder") -> str:

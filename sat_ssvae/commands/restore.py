@@ -14,7 +14,9 @@ from ._options import add_command, working_device
 from ._table import aligned, write_csv
 
 if TYPE_CHECKING:
-    from ..evaluation.restore import RestorationReport, RestoreConfig
+    from ..evaluation.moments import Exhibit
+    from ..evaluation.restore import RestorationReport, RestoreConfig, RestoredVideo
+    from ..pages.clips import ClipRow
 
 PICTURE_SUFFIXES = (".png", ".webp")
 
@@ -42,7 +44,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Restore; write scores.csv and scores.json; print them as tables."""
+    """Restore; write scores.csv, scores.json and gallery.html; print the scores as tables."""
     from ..evaluation.degradations import Degradation
     from ..evaluation.restore import RestoreConfig, Restorer, restore
 
@@ -73,12 +75,84 @@ def run(options: argparse.Namespace) -> None:
     write_text(options.output / "scores.json", json.dumps(document, indent=1) + "\n")
     write_csv(options.output / "scores.csv", _rows(report))
     sys.stdout.write(_tables(report, config))
-    sys.stdout.write(f"{measured}\n")
+    page = _gallery(report, config, options, measured)
+    sys.stdout.write(f"{measured}\npage: {page}\n")
     if options.picture:
         _write_picture(report, config, options.output, options.picture)
         sys.stdout.write(f"picture: {options.picture}\n")
     for skip in report.skipped:
         sys.stdout.write(f"skipped {skip.source}: {skip.detail}\n")
+
+
+def _gallery(report: "RestorationReport", config: "RestoreConfig", options: argparse.Namespace, measured: str) -> Path:
+    """Write the page of the worst videos."""
+    from ..evaluation.gallery import TITLES, Gallery, clips_shown, write_gallery
+    from ..evaluation.restore import quality
+
+    ordered = sorted(report.videos, key=lambda video: quality(video, config))
+    videos = {video.name: video for video in ordered}
+    rows = _rows(report)
+    by_video: dict[str, list[list[str]]] = {name: [row for row in rows[1:] if row[0] == name] for name in videos}
+    numbers = [row for name in videos for row in by_video[name] or [_unscored(videos[name], len(rows[0]))]]
+    shown = [_clips(exhibit, videos[exhibit.name], config) for exhibit in report.exhibits]
+    order = clips_shown(report.exhibits, len(videos), scored=bool(rows[1:]))
+    return write_gallery(
+        options.output / "gallery.html",
+        Gallery(
+            "Restorations, the worst first",
+            _meaning(ordered, config, options.arm),
+            shown,
+            order,
+            [TITLES.get(name, name) for name in rows[0]],
+            numbers,
+            options.output / "scores.csv",
+            options.command_line,
+            {"comparison": str(options.comparison), "arm": options.arm, "measured": measured},
+            report.skipped,
+        ),
+    )
+
+
+def _unscored(video: "RestoredVideo", columns: int) -> list[str]:
+    return [video.name, str(video.frames), "not scored", *[""] * (columns - 3)]
+
+
+def _clips(exhibit: "Exhibit", video: "RestoredVideo", config: "RestoreConfig") -> "ClipRow":
+    """A video's views: what was given and each restoration over each other, the others beside them."""
+    from ..evaluation.gallery import errors, in_words, still, where, wipe
+    from ..evaluation.moments import ORIGINAL
+    from ..evaluation.restore import INPUT, ROUND_TRIP, strength_name
+    from ..pages.clips import ClipRow
+
+    def caption(view: str) -> str:
+        return in_words(video.scores[view]) if view in video.scores else ""
+
+    cells = []
+    for view in map(strength_name, config.strengths):
+        cells.append(wipe(exhibit, INPUT, view, caption(view)))
+        if view in exhibit.errors:
+            cells.append(errors(exhibit, view))
+    others = [view for view in (ORIGINAL, ROUND_TRIP) if view in exhibit.films]
+    cells += [still(exhibit, view, caption(view)) for view in others]
+    note = f", {INPUT} {caption(INPUT)}" if caption(INPUT) else ""
+    return ClipRow(exhibit.name, cells, where(exhibit) + note)
+
+
+def _meaning(videos: list["RestoredVideo"], config: "RestoreConfig", arm: str) -> str:
+    """How much better the best strength makes the videos."""
+    from ..evaluation.restore import INPUT, strength_name
+
+    scored = [video for video in videos if video.scores]
+    if not scored:
+        return f"{len(videos):,} videos restored by {arm}; without originals there is nothing to score."
+    means = {
+        view: sum(video.scores[view]["psnr"] for video in scored) / len(scored)
+        for view in (INPUT, *map(strength_name, config.strengths))
+    }
+    before = means.pop(INPUT)
+    best = max(means, key=lambda view: means[view])
+    verb = "raises" if means[best] > before else "lowers"
+    return f"{arm} {verb} the mean PSNR from {before:.2f} dB to {means[best]:.2f} dB ({best}, {len(scored):,} videos)."
 
 
 def _degraded_how(config: "RestoreConfig", original: Path | None) -> str:
@@ -101,7 +175,8 @@ def _rows(report: "RestorationReport") -> list[list[str]]:
 
 def _tables(report: "RestorationReport", config: "RestoreConfig") -> str:
     """PSNR of each video before and after, and the means of all metrics with their change."""
-    from ..evaluation.restore import INPUT, ORIGINAL, view_names
+    from ..evaluation.moments import ORIGINAL
+    from ..evaluation.restore import INPUT, view_names
 
     views = [name for name in view_names(config, scored=True) if name != ORIGINAL]
     scored = [video for video in report.videos if video.scores]

@@ -62,6 +62,8 @@ class Job(Generic[R]):
     """How many frames are made of a video, as far as its header tells."""
     work: Callable[[Item, str, Callable[[int], object]], R]
     """Processes an item with its key; the last argument is called with the number of frames done since."""
+    known: Callable[[R], object]
+    """Is told the result of an item that an earlier run has done."""
 
 
 def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
@@ -112,6 +114,7 @@ def work_through(source: Path, journal: Path, job: Job[R], skipped: list[Skip]) 
                 key, record = job.key(item), known.get(item.name)
                 if record is not None and record.key == key and all(path.is_file() for path in paths):
                     already_done(bar, record.frames)
+                    job.known(record)
                 else:
                     record = job.work(item, key, bar.update)
                     append(journal, record)

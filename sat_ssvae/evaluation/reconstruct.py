@@ -11,7 +11,7 @@ the frames as they were read.
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -34,11 +34,14 @@ from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..storage import digest_of, save_tensors
 from ..vae.checkpoint import weights_digest
 from .items import Item, Job, work_through
+from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import side_by_side
 
 ERROR_GAIN = 4
 """Gain of the absolute difference of each channel in an error map."""
 RECONSTRUCTION_JOURNAL = "reconstruction.jsonl"
+OWN = "reconstruction"
+"""The view that a video's original is compared with."""
 _FEATURES = "i3d"
 _COMPARED = ("original", "own")
 """Names of the features of a video and of its reconstruction, in the file that keeps them."""
@@ -113,6 +116,8 @@ class ReconstructionReport:
     clips: list[ClipScores]
     skipped: list[Skip]
     rfvd: VideoDistance | None = None
+    exhibits: list[Exhibit] = field(default_factory=list)
+    """The worst moments of the videos with the lowest PSNR."""
 
     def totals(self) -> dict[str, float]:
         """Means over videos, each counted once, whatever its length."""
@@ -133,7 +138,8 @@ def reconstruct(
     """
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(device)
     i3d = None if config.i3d is None else I3D(config.i3d, device)
-    run = _Run(vae.to(device).eval(), output, config, device, perceptual, i3d)
+    moments = Moments(output / MOMENTS)
+    run = _Run(vae.to(device).eval(), output, config, device, perceptual, i3d, moments)
     weights = [weights_digest(vae.state_dict()), *([i3d.sha256] if i3d else [])]
     skipped: list[Skip] = []
     job = Job(
@@ -143,9 +149,11 @@ def reconstruct(
         paths=lambda item: _paths(item.name, output, config).values(),
         frames=lambda info: info.frames,
         work=run.video,
+        known=lambda clip: moments.add(clip.name, clip.scores["psnr"]),
     )
     clips = work_through(source, output / RECONSTRUCTION_JOURNAL, job, skipped)
-    return ReconstructionReport(clips, skipped, None if i3d is None else _rfvd(clips, output, config, i3d))
+    rfvd = None if i3d is None else _rfvd(clips, output, config, i3d)
+    return ReconstructionReport(clips, skipped, rfvd, moments.exhibits())
 
 
 @dataclass(frozen=True)
@@ -158,12 +166,14 @@ class _Run:
     device: torch.device
     perceptual: Perceptual | None
     i3d: I3D | None
+    moments: Moments
 
     def video(self, item: Item, key: str, advance: Callable[[int], object]) -> ClipScores:
         """Reconstruct, write and score a video."""
         info, paths = probe(item.source), _paths(item.name, self.output, self.config)
         sums: defaultdict[str, float] = defaultdict(float)
         count = 0
+        moment = WorstMoment(ORIGINAL, [OWN])
         collectors = [] if self.i3d is None else [ClipCollector(self.i3d, self.config.fvd_frames) for _ in _COMPARED]
         with ExitStack() as files:
             for path in paths.values():
@@ -180,6 +190,7 @@ class _Run:
                 for collector, compared in zip(collectors, (original, video), strict=False):
                     collector.add(compared)
                 pictures = to_uint8(video[0]).permute(1, 2, 3, 0).cpu().numpy()
+                moment.add({ORIGINAL: np.stack([frame.picture for frame in frames]), OWN: pictures})
                 for frame, picture in zip(frames, pictures, strict=True):
                     for view, writer in writers.items():
                         writer.write(_VIEWS[view](frame.picture, picture), frame.time)
@@ -188,6 +199,7 @@ class _Run:
                 features = zip(_COMPARED, collectors, strict=True)
                 save_tensors(paths[_FEATURES], {name: collector.features() for name, collector in features})
         scores = {name: total / count for name, total in sums.items()}
+        self.moments.add(item.name, scores["psnr"], moment)
         return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
 
     def _pairs(self, source: Path | bytes) -> Iterator[tuple[list[TimedFrame], Tensor, Tensor]]:
@@ -216,15 +228,15 @@ def _error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 
 _VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "reconstruction": lambda original, reconstruction: reconstruction,
-    "side_by_side": lambda original, own: side_by_side([original, own], ["original", "reconstruction"]),
+    OWN: lambda original, reconstruction: reconstruction,
+    "side_by_side": lambda original, own: side_by_side([original, own], [ORIGINAL, OWN]),
     "error_map": _error_map,
 }
 
 
 def _paths(name: str, output: Path, config: ReconstructConfig) -> dict[str, Path]:
     """The files to write, by view; those that are no view keep I3D's features."""
-    paths = {"reconstruction": output / f"{name}.mp4"}
+    paths = {OWN: output / f"{name}.mp4"}
     for view, wanted in (("side_by_side", config.side_by_side), ("error_map", config.error_map)):
         if wanted:
             paths[view] = output / f"{name}.{view}.mp4"

@@ -11,7 +11,7 @@ decoded; windows overlap and are cross-faded. The autoencoder's plain reconstruc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -43,6 +43,7 @@ from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .degradations import Degradation
 from .items import Item, Job, check_output, list_items, work_through
+from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import apart, side_by_side
 from .windows import Window, join, windows
 
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from ..diffusion.text import TextEncoder
 
 RESTORATION_JOURNAL = "restoration.jsonl"
-ORIGINAL, INPUT, ROUND_TRIP = "original", "degraded", "autoencoder alone"
-"""Names of the views that are no restoration: the clean video, what is restored, and that through the autoencoder."""
+INPUT, ROUND_TRIP = "degraded", "autoencoder alone"
+"""Names of views that are no restoration: what is restored, and that through the autoencoder."""
 _BESIDE = "side_by_side"
 _DEGRADED_AT_ONCE = 48  # frames
 
@@ -96,6 +97,8 @@ class RestorationReport:
 
     videos: list[RestoredVideo]
     skipped: list[Skip]
+    exhibits: list[Exhibit] = field(default_factory=list)
+    """The worst moments of the videos that were restored worst; without originals, of the first ones."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,8 @@ def restore(
     skipped: list[Skip] = []
     clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
-    run = _Run(restorer, output, config, degradation, clean, perceptual)
+    moments = Moments(output / MOMENTS)
+    run = _Run(restorer, output, config, degradation, clean, perceptual, moments)
     job = Job(
         "restoring",
         RestoredVideo,
@@ -213,9 +217,10 @@ def restore(
         paths=lambda item: _paths(item.name, output, config).values(),
         frames=lambda info: round(info.duration * restorer.clips.fps),
         work=lambda item, key, advance: _Video(run, item).restore(key, advance),
+        known=lambda video: moments.add(video.name, quality(video, config)),
     )
     videos = work_through(source, output / RESTORATION_JOURNAL, job, skipped)
-    return RestorationReport(videos, skipped)
+    return RestorationReport(videos, skipped, moments.exhibits())
 
 
 @dataclass(frozen=True)
@@ -229,6 +234,7 @@ class _Run:
     clean: Mapping[str, Path]
     """The original videos by name, where the input is degraded already."""
     perceptual: Perceptual | None
+    moments: Moments
 
     def key(self) -> Callable[[Item], str]:
         """What gives the fingerprint of everything that a restored video depends on."""
@@ -274,6 +280,8 @@ class _Video:
         sums: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in names if name != ORIGINAL}
         count, fps = 0, restorer.clips.fps
         paths = _paths(self.item.name, self.shared.output, config)
+        restored = [strength_name(strength) for strength in config.strengths]
+        moment = WorstMoment(names[0], restored, scored=names[0] == ORIGINAL)
         with ExitStack() as files:
             for path in paths.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,6 +294,7 @@ class _Video:
                         for metric, value in scores.items():
                             total[metric] += float(value) * videos.shape[2]
                 pictures = to_uint8(videos).permute(0, 2, 3, 4, 1)
+                moment.add(dict(zip(names, pictures.numpy(), strict=True)))
                 for number in range(videos.shape[2]):
                     time = Fraction(count + number) / Fraction(fps)
                     for view, writer in writers.items():
@@ -296,7 +305,9 @@ class _Video:
                 count += videos.shape[2]
                 advance(videos.shape[2])
         means = {name: {metric: value / count for metric, value in total.items()} for name, total in sums.items()}
-        return RestoredVideo(self.item.name, count, {name: scores for name, scores in means.items() if scores}, key)
+        video = RestoredVideo(self.item.name, count, {name: scores for name, scores in means.items() if scores}, key)
+        self.shared.moments.add(video.name, quality(video, config), moment)
+        return video
 
     def _windows(self) -> Iterator[Window]:
         """All views of each window, n C T H W, in the order of `view_names`."""
@@ -339,6 +350,12 @@ class _Video:
 def view_names(config: RestoreConfig, scored: bool) -> list[str]:
     """Names of the views of a video, in side-by-side order."""
     return [*([ORIGINAL] if scored else []), INPUT, ROUND_TRIP, *map(strength_name, config.strengths)]
+
+
+def quality(video: RestoredVideo, config: RestoreConfig) -> float:
+    """PSNR in dB of the best restoration; 0 of a video without an original."""
+    scores = [video.scores[name] for name in map(strength_name, config.strengths) if name in video.scores]
+    return max((one["psnr"] for one in scores), default=0.0)
 
 
 def strength_name(strength: float) -> str:

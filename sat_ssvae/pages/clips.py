@@ -103,7 +103,13 @@ class ClipRow(NamedTuple):
 
 
 def player(
-    rows: Sequence[ClipRow], *, fps: float, steps: Sequence[str] = (), legend: Legend | None = None, label: str = "step"
+    rows: Sequence[ClipRow],
+    *,
+    fps: float,
+    steps: Sequence[str] = (),
+    legend: Legend | None = None,
+    label: str = "step",
+    width: int | None = None,
 ) -> Markup:
     """Rows of clips with one play button, one frame slider and, where there are steps, one slider over these.
 
@@ -113,6 +119,7 @@ def player(
         steps: names of the steps, in order; the last one is shown first.
         legend: of the page, where cells have a series.
         label: what a step is, in front of its slider.
+        width: smallest width of a cell, in pixels; None: as many fit as the longest row has, within limits.
 
     Raises:
         ValueError: a cell has another number of films than there are steps.
@@ -127,7 +134,8 @@ def player(
         controls.append(_STEPS.format(label=label, last=len(steps) - 1, names=names, name=steps[-1]))
     bar = Markup('<div class="transport">{}</div>').format(joined(controls)) if controls else Markup()
     body = [_row(row, steps, legend, poster) for row in rows]
-    return _PLAYER.format(f"{fps:g}", _cell_width(max(map(len, lines), default=1)), bar, joined(body))
+    cell = width or _cell_width(max(map(len, lines), default=1))
+    return _PLAYER.format(" large" if width else "", f"{fps:g}", cell, bar, joined(body))
 
 
 def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before", "after"), *, fps: float = 8) -> Markup:
@@ -140,10 +148,10 @@ def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before",
     poster = before.frames // 2
     wipe = _WIPE.format(_film(before, poster), _film(after, poster), *labels)
     bar = Markup('<div class="transport">{}</div>').format(_PLAY.format(last=before.frames - 1, at=poster))
-    return _PLAYER.format(f"{fps:g}", _CELL[0], bar if before.frames > 1 else "", wipe)
+    return _PLAYER.format("", f"{fps:g}", _CELL[0], bar if before.frames > 1 else "", wipe)
 
 
-_PLAYER = Markup('<div class="player" data-fps="{}" style="--cell:{}px">{}{}</div>')
+_PLAYER = Markup('<div class="player{}" data-fps="{}" style="--cell:{}px">{}{}</div>')
 _PLAY = Markup(
     '<button class="play" aria-pressed="false">▶ play</button>'
     '<input class="frame" type="range" min="0" max="{last}" value="{at}" aria-label="frame">'

@@ -113,7 +113,7 @@ class Monitor:
             "dct_amplitude": dct_amplitude(latents).tolist(),
             "explained_variance": cumulative_explained_variance(channel_eigenvalues(latents)).tolist(),
         }
-        self._log.write(step, {**scores, **spectra})
+        self._log.write(step, {**scores, "psnr_by_clip": _metrics()["psnr"](rebuilt, self.video).tolist(), **spectra})
         self._send(step, "heldout", scores)
         for name, curve in spectra.items():
             self._send(step, name, _points(curve))

@@ -6,10 +6,10 @@ A step: encode a batch of videos to posteriors, sample latents, hide a part of t
 decode, and lower the reconstruction error, the KL divergence and the lack of local correlation of the posteriors' means
 (LCR, `spectral/correlation.py`); `losses.py` adds these up. Later discriminators may join (`discriminator.py`).
 
-A run is a folder: config.json, train.csv (one row per logged step), metrics.jsonl (the same and timings), checkpoints/
-while it runs, latest.pth (the weights alone, for a next stage), vae/ (see `vae/checkpoint.py`) when it is done. Started
-again, it continues where it was and takes the same steps as without the interruption: batches, posterior samples and
-masks are functions of seed, rank and step.
+A run is a folder: config.json, run.html (a page to look at), train.csv (one row per logged step), metrics.jsonl (the
+same and timings), checkpoints/ while it runs, latest.pth (the weights alone, for a next stage), vae/ (see
+`vae/checkpoint.py`) when it is done. Started again, it continues where it was and takes the same steps as without the
+interruption: batches, posterior samples and masks are functions of seed, rank and step.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ from .memory import PLANS, RESERVE, choose_plan, device_memory, in_one_line, is_
 from .monitor import Monitor
 from .objective_config import without_encoder_terms
 from .run_folder import claimed_folder
+from .run_page import RunPage
 from .settings import TrainConfig
 from .timer import Timer
 
@@ -111,6 +112,7 @@ class AutoencoderTrainer:
             milestone_every=config.milestone_every,
         )
         self.critic: Discriminator | None = None
+        self.page = RunPage(output) if distributed.rank() == 0 else None
         self.skipped = self.skipped_in_a_row = 0
         self._resume()
 
@@ -143,6 +145,8 @@ class AutoencoderTrainer:
             self.log = opened.enter_context(MetricsLog(self.output / "train.csv", ["step", *self.columns], start))
             self.details = opened.enter_context(JsonLog(self.output / "metrics.jsonl", start))
             self.monitor = self._monitor(opened)
+            if self.page is not None:
+                opened.enter_context(self.page.told(self.run))
             description = f"training {self.output.name}"
             self.run.loop(description, self._take_step, save=self._save, due=self._checkpoint_due)
             self._finish()  # before a logger waits for its server
@@ -188,6 +192,7 @@ class AutoencoderTrainer:
         self._log(step, outcome._replace(measured=measured))
         if self.monitor is not None and self.config.monitor.every and step % self.config.monitor.every == 0:
             self.monitor.evaluate(step, self.vae)
+            self._show(step)
         return {"loss": measured["total"], "PSNR": _psnr(measured["squared_error"])}
 
     def _turn(self, networks: Sequence[str]) -> Outcome:
@@ -312,6 +317,11 @@ class AutoencoderTrainer:
         self.run.save(skipped=[self.skipped, self.skipped_in_a_row])
         if distributed.rank() == 0:
             save_weights(self.vae, self.output / LATEST)
+        self._show(self.run.step)
+
+    def _show(self, step: int) -> None:
+        if self.page is not None:
+            self.page.write("running", step, self.run.max_steps)
 
     def _resume(self) -> None:
         """Restore the newest checkpoint, if there is one."""

@@ -1,0 +1,165 @@
+"""The worst moment of each video, kept for the page that shows the worst videos; of bounded size on disk and page.
+
+    kept = Moments(output / "gallery")
+    moment = WorstMoment("original", ["reconstruction"])
+    moment.add({"original": frames, "reconstruction": others})      # uint8 T H W 3, any number of frames at a time
+    kept.add("a_red_car", psnr, moment)
+    kept.exhibits()                                                 # worst first
+
+A moment is as many consecutive frames as a page shows, before any compression. Only the worst videos' moments stay.
+"""
+
+import base64
+import bisect
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..pages.clips import Film, film
+from ..storage import write_text
+
+MOMENTS = "gallery"
+"""Folder beside a command's other output."""
+ORIGINAL = "original"
+"""Name of the view that others should be like."""
+SHOWN = 24
+"""Videos whose moments are kept, at most."""
+PAGE_BYTES = 24 << 20
+"""A page shows fewer of them where it would become larger; noise compresses badly."""
+FRAMES = 8
+WIDTH = 480
+"""Wider frames are made smaller, in pixels."""
+ERROR_RANGE = 32
+"""Grey levels at the bright end of an error map."""
+RAMP = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))
+"""Colours of an error map from 0 to `ERROR_RANGE`, at equal distances."""
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_EVERY = 4
+"""Of the pixels in height and width, one in so many is looked at to find the worst moment."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A video's moment: its first frame's number, and films by view; `errors` are maps of views that were judged."""
+
+    name: str
+    frame: int
+    films: dict[str, Film]
+    errors: dict[str, Film]
+
+
+class WorstMoment:
+    """Finds the consecutive frames of a video in which one view differs most from another.
+
+    Args:
+        reference: the view to differ from.
+        judged: views that get an error map; the first one decides which moment it is.
+        scored: whether the reference is what the views should be; without, there are no error maps.
+    """
+
+    def __init__(self, reference: str, judged: Sequence[str], *, scored: bool = True) -> None:
+        self.reference, self.judged, self.scored = reference, list(judged), scored
+        self.first, self.views = 0, dict[str, np.ndarray]()
+        self._error, self._seen = -1.0, 0
+        self._waiting: list[Mapping[str, np.ndarray]] = []
+
+    def add(self, views: Mapping[str, np.ndarray]) -> None:
+        """The next frames of each view, uint8 `T H W 3`."""
+        for number in range(len(views[self.reference])):
+            self._waiting.append({name: clip[number] for name, clip in views.items()})
+            if len(self._waiting) == FRAMES:
+                self._judge()
+
+    def exhibit(self, name: str) -> Exhibit:
+        """The films of the worst frames; a video that is shorter is shown whole."""
+        if self._waiting and not self.views:
+            self._judge()
+        films = {view: film(clip, max_width=WIDTH) for view, clip in self.views.items()}
+        reference = self.views[self.reference]
+        judged = self.judged if self.scored else []
+        errors = {view: film(error_map(reference, self.views[view]), max_width=WIDTH) for view in judged}
+        return Exhibit(name, self.first, films, errors)
+
+    def _judge(self) -> None:
+        names = (self.reference, self.judged[0])
+        sparse = [
+            np.stack([one[name][::_EVERY, ::_EVERY] for one in self._waiting]).astype(np.float32) for name in names
+        ]
+        error = float(np.square(sparse[0] - sparse[1]).mean())
+        if error > self._error:
+            self._error, self.first = error, self._seen
+            self.views = {name: np.stack([one[name] for one in self._waiting]) for name in self._waiting[0]}
+        self._seen += len(self._waiting)
+        self._waiting = []
+
+
+def error_map(original: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Absolute difference of luma (BT.601) in the colours of `RAMP`, uint8 like the clips `T H W 3`."""
+    luma = np.abs(original.astype(np.float32) @ _LUMA - other.astype(np.float32) @ _LUMA)
+    places = np.linspace(0, ERROR_RANGE, len(RAMP))
+    colours = [np.interp(luma, places, channel) for channel in zip(*RAMP, strict=True)]
+    return np.stack(colours, -1).round().astype(np.uint8)
+
+
+class Moments:
+    """The moments of the videos with the lowest scores, one file each in `folder`.
+
+    Args:
+        folder: need not be there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kept: list[tuple[float, int, str]] = []  # the lowest score first
+        self._count = 0
+
+    def add(self, name: str, score: float, moment: WorstMoment | None = None) -> None:
+        """Rank a video; its moment, where it was worked on now, is written if it is among the worst.
+
+        Args:
+            name: of the video.
+            score: higher is better.
+            moment: None for a video that an earlier run has done.
+        """
+        bisect.insort(self._kept, (score, self._count, name))
+        self._count += 1
+        dropped = self._kept.pop()[2] if len(self._kept) > SHOWN else None
+        if dropped is not None:
+            self._path(dropped).unlink(missing_ok=True)
+        if moment is not None and dropped != name:
+            write_text(self._path(name), json.dumps(_plain(moment.exhibit(name))))
+
+    def exhibits(self) -> list[Exhibit]:
+        """What is kept, the lowest score first; videos of an earlier run that kept none are missing."""
+        paths = [path for _, _, name in self._kept if (path := self._path(name)).is_file()]
+        ends = itertools.accumulate(path.stat().st_size for path in paths)
+        shown = [
+            path for number, (path, end) in enumerate(zip(paths, ends, strict=True)) if not number or end < PAGE_BYTES
+        ]
+        return [_exhibit(json.loads(path.read_text(encoding="utf-8"))) for path in shown]
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+
+def _plain(exhibit: Exhibit) -> dict[str, Any]:
+    groups = {"films": exhibit.films, "errors": exhibit.errors}
+    kept = {
+        group: {
+            view: {**one._asdict(), "webp": base64.b64encode(one.webp).decode("ascii")} for view, one in films.items()
+        }
+        for group, films in groups.items()
+    }
+    return {"name": exhibit.name, "frame": exhibit.frame, **kept}
+
+
+def _exhibit(values: dict[str, Any]) -> Exhibit:
+    def films(group: str) -> dict[str, Film]:
+        return {view: Film(**{**one, "webp": base64.b64decode(one["webp"])}) for view, one in values[group].items()}
+
+    return Exhibit(values["name"], values["frame"], films("films"), films("errors"))

@@ -1,0 +1,123 @@
+"""The page of rated videos: clips with their ratings, the worst first, beside a baseline's where there is one.
+
+write_reward_page(page, Rated(folder, videos, scored), config, command_line, csv)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.skips import Skip
+from ..data.video_io import probe, read_clip
+from ..metrics.intervals import MeanInterval
+from ..pages.clips import ClipCell, ClipRow, Film, film
+from .gallery import Gallery, write_gallery
+from .generated import GeneratedVideo
+from .moments import SHOWN
+from .reward import RatedVideo, RewardConfig, Scored, compare_pairs, pair_table, rating_table, summarize
+
+_FRAMES = 16
+_WIDTH = 320
+_RATE = 4.0
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A folder, its videos, and their ratings."""
+
+    folder: Path
+    videos: Sequence[GeneratedVideo]
+    scored: Scored
+
+    def cell(self, record: RatedVideo) -> ClipCell:
+        """A video with its ratings."""
+        path = next(video.path for video in self.videos if video.name == record.video)
+        ratings = ", ".join(f"{axis.replace('_', ' ')} {value:g}" for axis, value in record.scores.items())
+        return ClipCell(str(self.folder), _overview(path), ratings)
+
+
+def write_reward_page(page: Path, rated: Rated, config: RewardConfig, command_line: str) -> Path:
+    """The page of one folder, the lowest overall rating first; returns its path."""
+    rows = rating_table(rated.scored.rated, config)
+    ordered = sorted(range(1, len(rows)), key=lambda number: float(rows[number][2]))
+    records = [rated.scored.rated[number - 1] for number in ordered]
+    means = summarize(rated.scored, config)
+    meaning = f"{rated.folder}: mean overall rating {means['overall']} over {len(records):,} videos."
+    shown = [ClipRow(one.video, [rated.cell(one)], one.prompt) for one in records[:SHOWN]]
+    return _write(page, meaning, shown, rows, ordered, (rated, means, config, command_line))
+
+
+def write_pairs_page(
+    page: Path,
+    baseline: Rated,
+    candidate: Rated,
+    pairs: Sequence[tuple[RatedVideo, RatedVideo]],
+    config: RewardConfig,
+    command_line: str,
+) -> Path:
+    """The page of pairs, those first whose candidate lost by most; returns its path."""
+    rows = pair_table(pairs, config)
+    ordered = sorted(range(1, len(rows)), key=lambda number: float(rows[number][-1]))
+    comparison = compare_pairs(pairs, config)
+    shown = [
+        ClipRow(
+            candidate_one.video,
+            [baseline.cell(baseline_one), candidate.cell(candidate_one)],
+            f"{candidate_one.prompt} (overall {rows[number][2]} and {rows[number][3]}: {rows[number][4]})",
+        )
+        for number, (baseline_one, candidate_one) in ((number, pairs[number - 1]) for number in ordered[:SHOWN])
+    ]
+    meaning = _outcome(comparison.win_rate, candidate.folder, baseline.folder)
+    return _write(page, meaning, shown, rows, ordered, (candidate, comparison.differences, config, command_line))
+
+
+def _outcome(win_rate: MeanInterval, candidate: Path, baseline: Path) -> str:
+    """Who wins, as far as the interval tells."""
+    low, high = win_rate.low, win_rate.high
+    conclusion = "too few pairs to say more"
+    if low is not None and high is not None:
+        conclusion = "better" if low > 0.5 else "worse" if high < 0.5 else "no difference that is beyond chance"
+        conclusion = f"95 % interval {low:.0%} to {high:.0%}: {conclusion}"
+    return (
+        f"{candidate} wins {win_rate.mean:.0%} of {win_rate.count:,} pairs against {baseline}, ties counted half "
+        f"({conclusion})."
+    )
+
+
+def _write(
+    page: Path,
+    meaning: str,
+    shown: Sequence[ClipRow],
+    rows: Sequence[Sequence[str]],
+    ordered: Sequence[int],
+    about: tuple[Rated, Mapping[str, MeanInterval], RewardConfig, str],
+) -> Path:
+    rated, means, config, command_line = about
+    count = "all" if len(shown) == len(ordered) else f"the lowest {len(shown)} of {len(ordered):,}"
+    of_pairs = rows[0][-1] == "difference"
+    facts = {axis.replace("_", " ") + " difference" * of_pairs: str(mean) for axis, mean in means.items()}
+    gallery = Gallery(
+        "Pairs of generated videos" if of_pairs else "Rated videos",
+        meaning,
+        shown,
+        f"{_FRAMES} frames evenly over each video; the lowest {rows[0][-1] if of_pairs else 'overall rating'} first, "
+        f"{count}, so that the page stays small.",
+        rows[0],
+        [rows[number] for number in ordered],
+        page.with_suffix(".csv"),
+        command_line,
+        {"judge": f"{config.model}, UnifiedReward {config.version}", **facts},
+        [Skip(name, "not rated", reason) for name, reason in rated.scored.failures.items()],
+        _RATE,
+    )
+    return write_gallery(page, gallery)
+
+
+def _overview(path: Path) -> Film:
+    """Some frames, evenly over a video."""
+    info = probe(path)
+    count = max(1, min(_FRAMES, info.frames))
+    scale = min(1.0, _WIDTH / info.width)
+    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
+    clip = read_clip(path, start=0, num_frames=count, fps=count / info.duration, size=size)
+    return film(clip.permute(1, 2, 3, 0).numpy(), max_width=_WIDTH)
