@@ -1,5 +1,6 @@
 """Every test starts from the same random state; property tests get the time that a busy machine needs."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,37 @@ def store(moto, monkeypatch) -> Iterator[str]:
     fresh_clients()
     yield new_bucket()
     fresh_clients()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, Debian's package of that name, without a window."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium here; apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'sat-ssvae[test]'")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file in a window of the browser; any error on the page, or a request that leaves it, fails the test."""
+    errors, requests, pages = [], [], []
+
+    def open_(path, *, width=1300, scheme="light", motion="reduce"):
+        window = {"width": width, "height": 900}
+        page = browser.new_page(viewport=window, color_scheme=scheme, reduced_motion=motion)
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert errors == [] and all(url.startswith(("file:", "data:")) for url in requests)

@@ -5,7 +5,6 @@ Needs Chromium, Debian's package `chromium`. Screenshots go to $SAT_SSVAE_SCREEN
 
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,9 @@ from sat_ssvae.comparison.verdict import judge
 
 from .comparisons import SAMPLES, comparison, pictures
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EIGHT = ("stock", "ssvae", "lcr", "lmr", "lcr05", "channels", "stock-kl", "long")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'sat-ssvae[test]'")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+pytestmark = pytest.mark.slow
 
 
 def report(names, folder):
@@ -53,24 +39,9 @@ def reports(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, reports):
+def opened(open_page, reports):
     """Opens the report of so many arms in a window; any error on the page fails the test."""
-    errors, requests, pages = [], [], []
-
-    def open_(arms, *, width=1300, scheme="light", motion="reduce"):
-        window = {"width": width, "height": 900}
-        page = browser.new_page(viewport=window, color_scheme=scheme, reduced_motion=motion)
-        page.on("console", lambda message: errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(reports[arms].as_uri())
-        pages.append(page)
-        return page
-
-    yield open_
-    for page in pages:
-        page.close()
-    assert errors == [] and all(url.startswith(("file:", "data:")) for url in requests)
+    return lambda arms, **window: open_page(reports[arms], **window)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
