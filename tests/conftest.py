@@ -81,7 +81,7 @@ def store(moto, monkeypatch) -> Iterator[str]:
     fresh_clients()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, its thread has an event loop that tests of asyncio cannot have
 def browser():
     """Chromium, Debian's package of that name, without a window."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -4,6 +4,7 @@ Screenshots go to $SAT_SSVAE_SCREENSHOTS where that is set.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def written(run, videos, tiny_videos, tiny_shards, tmp_path_factory):  # noqa: F
     folders = [gray_videos(home / name, levels) for name, levels in (("base", [-0.6, 0.0]), ("brighter", [-0.4, 0.1]))]
     with serve() as server:
         words = ["reward", "--video_dir", str(folders[1]), "--against", str(folders[0]), f"url={server.url}"]
-        assert main(words) == 0
+        with ThreadPoolExecutor(1) as thread:  # this one may have the browser's event loop
+            assert thread.submit(main, words).result() == 0
     monitor = {"every": 2, "path": str(tiny_shards), "clips": 2}
     train(configured(tiny_shards, monitor=monitor), home / "run", CPU)
     return {name: home / path for name, path in PAGES.items()}

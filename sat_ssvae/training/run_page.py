@@ -166,11 +166,11 @@ class RunPage:
         seconds = float(frames[-1].time - frames[0].time)
         top, bottom = np.split(pictures[:, : pictures.shape[1] // 2 * 2], 2, axis=1)
         width = pictures.shape[2] // clips
-        films = [
+        originals, reconstructions = (
             [film(half[:, :, at * width : (at + 1) * width], max_width=WIDTH) for at in range(min(clips, CLIPS))]
             for half in (top, bottom)
-        ]
-        return _Evaluation(*films, (len(spread) - 1) / seconds if seconds else 8.0)
+        )
+        return _Evaluation(originals, reconstructions, (len(spread) - 1) / seconds if seconds else 8.0)
 
 
 def _summary(
