@@ -370,7 +370,7 @@ def test_the_command_prints_scores_and_difference(server, videos, tmp_path, caps
     differences = [float(words.split(": ")[-1].rstrip(")")) for words in shown]
     assert len(differences) == 5 and differences == sorted(differences)
     alone = Parsed((videos / "unified_reward_v2.html").read_text())
-    assert "mean overall rating" in alone.text and "5 videos" in alone.text and "alignment 2" in alone.text
+    assert "mean overall rating" in alone.text and "5 videos" in alone.text and "alignment 1.80" in alone.text
     assert rows[5][:2] == ["clip4", "gray number 4"] and [float(rows[5][2])] == expected([0.6])
     pairs = list(csv.DictReader((brighter / "unified_reward_v2_pairs.csv").read_text().splitlines()))
     assert len(pairs) == 5 and all(0.1 < float(pair["difference"]) < 0.3 for pair in pairs)

@@ -20,8 +20,8 @@ TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "stlpips": "ST-LPIPS", "lpips": "L
 """Of scores."""
 ROWS = 1000
 """Rows of the table on a page; the CSV file has all of them."""
-_CELL = 480
-"""Smallest width of a clip on a page, in pixels."""
+_CELL, _NARROW_CELL = 480, 300
+"""Width of a clip on a page, in pixels, where a row has two, and where it has more."""
 _RATE = 4.0
 """Frames a second: moments are slowed down, so that one sees where they differ."""
 
@@ -52,13 +52,18 @@ def write_gallery(path: Path, gallery: Gallery) -> Path:
     """Write the page, everything inside; returns its path."""
     shown = gallery.numbers[:ROWS]
     more = f" The first {len(shown):,} of {len(gallery.numbers):,} videos." if len(shown) < len(gallery.numbers) else ""
+    most = max((len(row.cells) for row in gallery.rows), default=1)
     skipped = [[skip.source, skip.cause, skip.detail] for skip in gallery.skipped[:ROWS]]
     left_out = details(
         f"{len(gallery.skipped):,} left out", table(["video", "cause", "detail"], skipped, numbers=False)
     )
     blocks = [
         paragraph(Markup("<b>{}</b>").format(gallery.meaning)),
-        section("Clips", player(gallery.rows, fps=gallery.rate, width=_CELL), note=gallery.order)
+        section(
+            "Clips",
+            player(gallery.rows, fps=gallery.rate, width=_CELL if most <= 2 else _NARROW_CELL),
+            note=gallery.order,
+        )
         if gallery.rows
         else "",
         section(

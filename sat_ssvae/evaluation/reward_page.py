@@ -29,11 +29,11 @@ class Rated:
     videos: Sequence[GeneratedVideo]
     scored: Scored
 
-    def cell(self, record: RatedVideo) -> ClipCell:
+    def cell(self, record: RatedVideo, title: str = "") -> ClipCell:
         """A video with its ratings."""
         path = next(video.path for video in self.videos if video.name == record.video)
-        ratings = ", ".join(f"{axis.replace('_', ' ')} {value:g}" for axis, value in record.scores.items())
-        return ClipCell(str(self.folder), _overview(path), ratings)
+        ratings = ", ".join(f"{axis.replace('_', ' ')} {value:.2f}" for axis, value in record.scores.items())
+        return ClipCell(title, _overview(path), ratings)
 
 
 def write_reward_page(page: Path, rated: Rated, config: RewardConfig, command_line: str) -> Path:
@@ -62,7 +62,10 @@ def write_pairs_page(
     shown = [
         ClipRow(
             candidate_one.video,
-            [baseline.cell(baseline_one), candidate.cell(candidate_one)],
+            [
+                baseline.cell(baseline_one, f"baseline: {baseline.folder.name}"),
+                candidate.cell(candidate_one, f"candidate: {candidate.folder.name}"),
+            ],
             f"{candidate_one.prompt} (overall {rows[number][2]} and {rows[number][3]}: {rows[number][4]})",
         )
         for number, (baseline_one, candidate_one) in ((number, pairs[number - 1]) for number in ordered[:SHOWN])
@@ -93,7 +96,9 @@ def _write(
     about: tuple[Rated, Mapping[str, MeanInterval], RewardConfig, str],
 ) -> Path:
     rated, means, config, command_line = about
-    count = "all" if len(shown) == len(ordered) else f"the lowest {len(shown)} of {len(ordered):,}"
+    count = f"all {len(ordered)}"
+    if len(shown) < len(ordered):
+        count = f"the lowest {len(shown)} of {len(ordered):,}, so that the page stays small"
     of_pairs = rows[0][-1] == "difference"
     facts = {axis.replace("_", " ") + " difference" * of_pairs: str(mean) for axis, mean in means.items()}
     gallery = Gallery(
@@ -101,9 +106,9 @@ def _write(
         meaning,
         shown,
         f"{_FRAMES} frames evenly over each video; the lowest {rows[0][-1] if of_pairs else 'overall rating'} first, "
-        f"{count}, so that the page stays small.",
-        rows[0],
-        [rows[number] for number in ordered],
+        f"{count}.",
+        _without_prompt(rows[0]),
+        [_without_prompt(rows[number]) for number in ordered],
         page.with_suffix(".csv"),
         command_line,
         {"judge": f"{config.model}, UnifiedReward {config.version}", **facts},
@@ -111,6 +116,11 @@ def _write(
         _RATE,
     )
     return write_gallery(page, gallery)
+
+
+def _without_prompt(row: Sequence[str]) -> list[str]:
+    """A row of numbers: the prompts stand beside the clips and in the CSV file."""
+    return [row[0], *row[2:]]
 
 
 def _overview(path: Path) -> Film:
