@@ -208,8 +208,7 @@ def restore(
     skipped: list[Skip] = []
     clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
-    moments = Moments(output / MOMENTS)
-    run = _Run(restorer, output, config, degradation, clean, perceptual, moments)
+    run = _Run(restorer, output, config, degradation, clean, perceptual, Moments(output / MOMENTS))
     job = Job(
         "restoring",
         RestoredVideo,
@@ -217,10 +216,10 @@ def restore(
         paths=lambda item: _paths(item.name, output, config).values(),
         frames=lambda info: round(info.duration * restorer.clips.fps),
         work=lambda item, key, advance: _Video(run, item).restore(key, advance),
-        known=lambda video: moments.add(video.name, quality(video, config)),
+        known=lambda video: run.moments.add(video.name, quality(video, config)),
     )
     videos = work_through(source, output / RESTORATION_JOURNAL, job, skipped)
-    return RestorationReport(videos, skipped, moments.exhibits())
+    return RestorationReport(videos, skipped, run.moments.exhibits())
 
 
 @dataclass(frozen=True)
