@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from ..data.video_io import read_frames
 from ..pages.blocks import Legend, Tone, badge, box, code, command, details, facts, paragraph, section
-from ..pages.charts import chart, charts, line
+from ..pages.charts import Axis, chart, charts, line
 from ..pages.clips import ClipCell, ClipRow, Film, film, player
 from ..pages.document import document
 from ..storage import write_text
@@ -35,6 +35,8 @@ POINTS = 400
 EVALUATIONS, CLIPS, FRAMES, WIDTH = 12, 4, 17, 192
 """At most so many evaluations, clips of each, frames of a clip and pixels in width are shown."""
 TRAINING, HELDOUT = "training", "held-out"
+
+_STEPS = Axis("step", log=False)
 
 State = Literal["running", "done", "stopped"]
 _TONES: Mapping[State, Tone] = {"running": "neutral", "done": "good", "stopped": "warn"}
@@ -227,16 +229,14 @@ def _quality(
             if any(one.get(name) is not None for one in values)
         ]
         if lines:
-            drawn.append(chart(title, lines, x_label="step", y_label=label, note=note, log_x=False, log_y=False))
+            drawn.append(chart(title, lines, _STEPS, Axis(label, log=False), note=note))
     return drawn
 
 
 def _curves(legend: Legend, logged: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str, str]]) -> list[Markup]:
     """A chart for each value that is logged and not 0 all the time."""
     return [
-        chart(
-            title, [line(legend, TRAINING, *_points(logged, name))], x_label="step", y_label="", note=note, log_x=False
-        )
+        chart(title, [line(legend, TRAINING, *_points(logged, name))], _STEPS, Axis(""), note=note)
         for name, (title, note) in names.items()
         if any(one.get(name) for one in logged)
     ]
