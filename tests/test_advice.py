@@ -1,13 +1,15 @@
 """The top of a report: arms in their order, what to take, what it costs, and what to run next."""
 
 import dataclasses
-import math
+import re
 
 import pytest
 
+from sat_ssvae.comparison.answer import PRIMARY
 from sat_ssvae.comparison.report.advice import (
     headline,
-    mean_speed_up,
+    leading,
+    leading_value,
     minutes_of,
     next_command,
     psnr_cost,
@@ -17,7 +19,7 @@ from sat_ssvae.comparison.report.advice import (
 )
 from sat_ssvae.comparison.report.page import render
 from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR, Estimate
-from sat_ssvae.comparison.verdict import judge
+from sat_ssvae.comparison.verdict import judge, speed_up_text
 
 from .comparisons import SAMPLES, comparison
 
@@ -58,16 +60,20 @@ class TestRanking:
         standings = ranking(results, judged(results))
         assert [(one.arm, one.place) for one in standings] == [("lcr only", 1), ("stock", 2), ("ssvae", None)]
 
-    def test_the_mean_is_geometric_over_what_counts(self):
-        results = comparison([2.0], metrics=FEW, noise=0.0)
-        (verdict,) = judged(results)
-        values = [read.value for read in verdict.counted]
-        assert mean_speed_up(verdict) == pytest.approx(math.prod(values) ** (1 / len(values)))
-        assert speed_up_words(verdict).startswith("2.0× (")
+    def test_the_primary_measure_stands_for_an_arm(self):
+        (verdict,) = judged(comparison([2.0], metrics=SAMPLES, noise=0.0))
+        read = leading(verdict)
+        assert read.metric == PRIMARY
+        assert leading_value(verdict) == read.value == pytest.approx(2.0, rel=0.1)
+        assert speed_up_words(verdict) == speed_up_text(read)
+
+    def test_without_it_the_first_that_counts_does(self):
+        (verdict,) = judged(comparison([2.0], metrics=[name for name in SAMPLES if name != PRIMARY]))
+        assert leading(verdict) == verdict.counted[0]
 
     def test_a_score_that_is_never_reached_counts_by_its_interval(self):
         (verdict,) = judged(comparison([0.4], metrics=FEW))
-        assert 0 < mean_speed_up(verdict) < 0.7
+        assert 0 < leading_value(verdict) < 0.7
 
 
 class TestHeadline:
@@ -77,8 +83,8 @@ class TestHeadline:
     def test_a_faster_arm_is_taken_with_its_cost(self):
         text = self.headline(comparison([2.6, 1.9], metrics=FEW))
         assert (
-            text.startswith("Take ssvae: ")
-            and "fewer steps. Reconstruction: −0.1" in text
+            re.match(r"Take ssvae: 2\.\d× \(\d.*× to \d.*×\) fewer steps to stock's final score by ", text)
+            and "faster on 2 of 2 measures. Reconstruction: −0.1" in text
             and text.endswith(", worse.")
         )
 

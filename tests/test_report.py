@@ -158,7 +158,7 @@ class TestCases:
 
     def test_one_seed(self, tmp_path):
         page = self.page(comparison([2.6], seeds=(7,), metrics=FEW), tmp_path)
-        assert "fewer steps in this one run" in page.text
+        assert "measures in this one run" in page.text
         assert "One seed: the intervals hold the evaluation's noise only." in page.text
 
     def test_not_reached(self, tmp_path):

@@ -1,7 +1,7 @@
 """The top of a report: which arm to take, what it costs, and which command to run next.
 
 Arms are ranked by verdict first (faster; then the baseline with those that are not shown to differ; then mixed and
-slower; then those that cannot be judged) and, among equal verdicts, by the geometric mean of the speed-ups that count.
+slower; then those that cannot be judged) and, among equal verdicts, by the speed-up of the primary measure.
 """
 
 import math
@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ...pages.blocks import Tone
+from ..analysis import SpeedUp
+from ..answer import PRIMARY
 from ..provenance import FEW_CLIPS
 from ..results import ComparisonResults, Estimate
-from ..verdict import Conclusion, Verdict, ratio, reconstruction_verdict, span_text
+from ..verdict import Conclusion, Verdict, describe, reconstruction_verdict, speed_up_text
 
 BADGES: dict[Conclusion, tuple[str, Tone]] = {
     "faster": ("faster", "good"),
@@ -32,8 +34,8 @@ class Standing(NamedTuple):
 
     arm: str
     verdict: Verdict | None
-    mean: float
-    """Geometric mean of the speed-ups that count; 1 for the baseline, NaN where none counts."""
+    speed_up: float
+    """See `leading_value`; 1 for the baseline."""
     place: int | None
 
 
@@ -48,36 +50,38 @@ def ranking(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[Sta
     """All arms, the best first; those not shown to differ from the baseline share its place."""
     entries: list[tuple[int, str, Verdict | None]] = [(1, results.baseline.name, None)]
     entries += [(_CLASSES.get(one.conclusion, 5), one.candidate, one) for one in verdicts]
-    means = {one.candidate: mean_speed_up(one) for one in verdicts} | {results.baseline.name: 1.0}
+    values = {one.candidate: leading_value(one) for one in verdicts} | {results.baseline.name: 1.0}
     # The baseline leads its class: the others in it are not shown to be better.
-    entries.sort(key=lambda one: (one[0], one[2] is not None, -means[one[1]] if means[one[1]] > 0 else math.inf))
+    entries.sort(key=lambda one: (one[0], one[2] is not None, -values[one[1]] if values[one[1]] > 0 else math.inf))
     standings: list[Standing] = []
     for position, (rank, arm, judged) in enumerate(entries, 1):
         shared = rank == 1 and position > 1 and entries[position - 2][0] == 1
         place = standings[-1].place if shared else position
-        standings.append(Standing(arm, judged, means[arm], place if rank < 4 else None))
+        standings.append(Standing(arm, judged, values[arm], place if rank < 4 else None))
     return standings
 
 
-def mean_speed_up(verdict: Verdict) -> float:
-    """Geometric mean of the speed-ups that count; one without a value counts by its interval. NaN: none counts."""
-    logs = []
-    for read in verdict.counted:
-        if read.value is not None and read.value > 0:
-            logs.append(math.log(read.value))
-        elif read.low is not None and read.high is not None and 0 < read.high < math.inf:
-            logs.append(math.log(math.sqrt(read.low * read.high) if read.low > 0 else read.high))
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+def leading(verdict: Verdict) -> SpeedUp | None:
+    """The measure that stands for an arm: the primary one, or the first that counts where it does not."""
+    return next((read for read in verdict.counted if read.metric == PRIMARY), next(iter(verdict.counted), None))
+
+
+def leading_value(verdict: Verdict) -> float:
+    """That measure's speed-up, or the middle of its interval where it has none. NaN: none counts."""
+    read = leading(verdict)
+    if read is None:
+        return math.nan
+    if read.value is not None and read.value > 0:
+        return read.value
+    if read.low is None or read.high is None or not 0 < read.high < math.inf:
+        return math.nan
+    return math.sqrt(read.low * read.high) if read.low > 0 else read.high
 
 
 def speed_up_words(verdict: Verdict) -> str:
-    """The mean speed-up over the measures that count and the span of their intervals: `2.6× (2.1× to 3.0×)`, `–`."""
-    mean = mean_speed_up(verdict)
-    lows = [s.low for s in verdict.counted if s.low is not None]
-    highs = [s.high for s in verdict.counted if s.high is not None]
-    if math.isnan(mean) or not lows or not highs:
-        return "–"
-    return f"{ratio(mean)} ({span_text(min(lows), max(highs))})"
+    """That measure's speed-up with its interval, `2.6× (2.1× to 3.0×)`; `–` where none counts."""
+    read = leading(verdict)
+    return "–" if read is None else speed_up_text(read)
 
 
 def psnr_cost(results: ComparisonResults, arm: str) -> str:
@@ -116,8 +120,10 @@ def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     once = " in this one run" if len(results.runs) == 1 else ""
     if best.verdict is not None and best.verdict.conclusion == "faster":
         cost = psnr_cost(results, best.arm)
-        text = f"Take {best.arm}: diffusion on its latents gets as good as {base}'s final samples in"
-        text += f" {ratio(best.mean)} fewer steps{once}"
+        counted = best.verdict.counted
+        faster = sum(read.outcome == "faster" for read in counted)
+        text = f"Take {best.arm}: {speed_up_words(best.verdict)} fewer steps to {base}'s final score by"
+        text += f" {_measure_words(leading(best.verdict))}, faster on {faster} of {len(counted)} measures{once}"
         return text + (f". Reconstruction: {cost}." if cost else ".")
     if not judged:
         return "Take none yet: no arm can be judged."
@@ -126,6 +132,12 @@ def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
         return f"Stay with {base}: every other arm is slower{once}."
     text = f"Stay with {base} for now: no other arm is shown to be faster{once}"
     return text + (f", and slower: {', '.join(slower)}." if slower else ".")
+
+
+def _measure_words(read: SpeedUp | None) -> str:
+    if read is None or read.metric == PRIMARY:
+        return "the primary measure"
+    return describe(read.metric).label[0].lower() + describe(read.metric).label[1:]
 
 
 def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:

@@ -140,7 +140,7 @@ def _top(
     best = standings[0]
     advice = next_command(results, verdicts, best)
     lines = [_arm_line(results, one, legend) for one in standings]
-    header = ["arm", "verdict", "mean speed-up (95 % intervals)", "reconstruction", "time spent here"]
+    header = ["arm", "verdict", "speed-up, primary measure (95 %)", "reconstruction", "time spent here"]
     shown = len(header) if any(minutes_of(results, one.arm) for one in standings) else len(header) - 1
     verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False)
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]

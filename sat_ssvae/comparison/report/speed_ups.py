@@ -18,7 +18,7 @@ from ..verdict import (
     ratio,
     reconstruction_verdict,
 )
-from .advice import BADGES, Standing, minutes_of
+from .advice import BADGES, Standing, minutes_of, speed_up_words
 
 _TITLES = {
     "samples": ("Sample distances", ""),
@@ -66,8 +66,8 @@ def _summary(results: ComparisonResults, standings: Sequence[Standing]) -> list[
     for one in standings:
         words, tone = BADGES[one.verdict.conclusion] if one.verdict else ("baseline", "neutral")
         verdicts.append(Cell(badge(words, tone), "" if one.verdict else "1× by definition"))
-        mean = f"{ratio(one.mean)} on average" if one.verdict and math.isfinite(one.mean) else ""
-        places.append(Cell(str(one.place or "–"), mean))
+        words = speed_up_words(one.verdict) if one.verdict and math.isfinite(one.speed_up) else ""
+        places.append(Cell(str(one.place or "–"), words))
     rows = [MatrixRow("Verdict", verdicts), MatrixRow("Rank", places, "equal ranks are not shown to differ")]
     for metric in dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction):
         if metric in ("psnr", "ssim", "stlpips"):
