@@ -83,8 +83,8 @@ class TestHeadline:
     def test_a_faster_arm_is_taken_with_its_cost(self):
         text = self.headline(comparison([2.6, 1.9], metrics=FEW))
         assert (
-            re.match(r"Take ssvae: 2\.\d× \(\d.*× to \d.*×\) fewer steps to stock's final score by ", text)
-            and "faster on 2 of 2 measures. Reconstruction: −0.1" in text
+            re.match(r"Take ssvae: 2\.\d× \(\d.*× to \d.*×\) fewer steps to stock's final score, by samples ", text)
+            and "; faster on 2 of 2 measures. Reconstruction: −0.1" in text
             and text.endswith(", worse.")
         )
 
@@ -94,7 +94,8 @@ class TestHeadline:
         assert text == "Stay with stock for now: no other arm is shown to be faster, and slower: lcr only."
 
     def test_one_run_is_called_one(self):
-        assert "in this one run" in self.headline(comparison([2.6], metrics=FEW, seeds=(0,)))
+        text = self.headline(comparison([2.6], metrics=FEW, seeds=(0,)))
+        assert text.startswith("ssvae leads so far: ") and "measures in this one run" in text
 
     def test_nothing_is_taken_where_nothing_can_be_judged(self):
         results = without_gain(comparison([2.6], metrics=FEW), "stock")

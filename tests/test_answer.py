@@ -24,6 +24,13 @@ def test_a_faster_arm_is_given_with_interval_and_cost():
     json.loads(json.dumps(found, allow_nan=False))
 
 
+def test_every_arm_has_its_answer():
+    found = answer(comparison([3.0, 0.3], names=["stock", "fast", "slow"]), None)
+    assert list(found["arms"]) == ["fast", "slow"]
+    assert found["primary"] == found["arms"]["fast"]["primary"]
+    assert found["arms"]["slow"]["primary"]["speed_up"] is None
+
+
 def test_a_score_that_is_not_reached_has_no_speed_up():
     primary = answer(comparison([0.3]), None)["primary"]
     assert primary["speed_up"] is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .analysis import speed_up
-from .results import ComparisonResults
+from .results import ArmResult, ComparisonResults
 from .verdict import judge
 
 PRIMARY = "kernel_distance_reconstruction/frame"
@@ -21,7 +21,7 @@ blur at their size, and motion features separate little."""
 
 
 def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
-    """The first candidate against the baseline.
+    """The first candidate against the baseline, and under `arms` every one.
 
     Args:
         results: of the comparison.
@@ -32,12 +32,22 @@ def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
         interval (at the best score that both reached, where it was not reached; None where it is open); and the
         difference in PSNR.
     """
-    candidate = results.candidates[0]
+    arms = {candidate.name: _of_arm(results, candidate) for candidate in results.candidates}
+    first = results.candidates[0].name
+    return {
+        "baseline": results.baseline.name,
+        "candidate": first,
+        **arms[first],
+        "arms": arms,
+        "command": results.command,
+        "commit": commit,
+    }
+
+
+def _of_arm(results: ComparisonResults, candidate: ArmResult) -> dict[str, Any]:
     read = speed_up(results, candidate.name, PRIMARY)
     difference = candidate.reconstruction_difference.get("psnr")
     return {
-        "baseline": results.baseline.name,
-        "candidate": candidate.name,
         "conclusion": judge(results, candidate.name).conclusion,
         "primary": {
             "measure": PRIMARY,
@@ -49,8 +59,6 @@ def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
             "transformer_seeds": len(results.seeds),
         },
         "psnr_difference_db": None if difference is None else difference.value,
-        "command": results.command,
-        "commit": commit,
     }
 
 

@@ -122,8 +122,8 @@ def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
         cost = psnr_cost(results, best.arm)
         counted = best.verdict.counted
         faster = sum(read.outcome == "faster" for read in counted)
-        text = f"Take {best.arm}: {speed_up_words(best.verdict)} fewer steps to {base}'s final score by"
-        text += f" {_measure_words(leading(best.verdict))}, faster on {faster} of {len(counted)} measures{once}"
+        text = f"{best.arm} leads so far" if once else f"Take {best.arm}"
+        text += f": {_lead_words(best.verdict)}; faster on {faster} of {len(counted)} measures{once}"
         return text + (f". Reconstruction: {cost}." if cost else ".")
     if not judged:
         return "Take none yet: no arm can be judged."
@@ -134,10 +134,13 @@ def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     return text + (f", and slower: {', '.join(slower)}." if slower else ".")
 
 
-def _measure_words(read: SpeedUp | None) -> str:
-    if read is None or read.metric == PRIMARY:
-        return "the primary measure"
-    return describe(read.metric).label[0].lower() + describe(read.metric).label[1:]
+def _lead_words(verdict: Verdict) -> str:
+    read = leading(verdict)
+    if read is None:
+        return "no measure counts"
+    words = f"{speed_up_text(read)} fewer steps" if read.status == "measured" else speed_up_text(read)
+    label = describe(read.metric).label
+    return f"{words} to {verdict.baseline}'s final score, by {label[0].lower()}{label[1:]}"
 
 
 def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
