@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sat_ssvae"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-EXTRAS = ("compare", "diffusers", "reward", "hub")  # of users; a module of the package needs at most one of them
+EXTRAS = ("compare", "diffusers", "reward", "hub", "ray")  # of users; a module of the package needs at most one of them
 # Used where the user has them: lpips' own requirements would bring another torch, and wandb is a matter of taste.
 OPTIONAL_IMPORTS = {"lpips", "wandb"}
 
