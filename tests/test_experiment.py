@@ -229,7 +229,10 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
     for kind, place in places.items():
         arm = results.arm(kind)
         assert set(arm.reconstruction) >= {"psnr", "ssim", "stlpips"} and arm.dct_amplitude and arm.explained_variance
-        assert arm.vae["class"].startswith("Autoencoder") and arm.training == {"checkpoint": place}
+        assert arm.vae["class"].startswith("Autoencoder") and arm.training == {
+            "checkpoint": place,
+            "autoencoder": place,
+        }
         for metric in results.metrics:
             assert [point.step for point in results.curve(kind, 0, metric)] == [3]
     assert results.budget["autoencoder steps"] == {"stock": 2}

@@ -46,6 +46,7 @@ def test_a_later_run_knows_the_speed_and_leaves_out_what_is_done(tmp_path, clock
         with first.stage(stage.name):
             clock[0] += 3 * stage.units
     caplog.set_level("INFO")
+    caplog.clear()
     again = Plan(tmp_path / "stages.json", [STAGES[0]._replace(done=True), *STAGES[1:]])
     assert caplog.messages == [
         "plan: 4 stages, about 12 min left in all\n  1. autoencoder stock (done)\n"

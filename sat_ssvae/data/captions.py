@@ -231,6 +231,10 @@ class _Table:
         return {}
 
 
+_OF_OURS = re.compile(r"(unified_reward_v\d|reconstruction\.|restoration\.|score\.|skipped)")
+"""Beginnings of the names of tables that `sat-ssvae reward`, `reconstruct`, `restore` and others write beside videos."""
+
+
 def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
     """The tables in a folder, in order of precedence."""
     videos = folder / "videos.txt"
@@ -240,7 +244,7 @@ def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
     alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
     kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = {".jsonl": _json_lines, ".json": _json_rows}
     kinds |= dict.fromkeys(TABLE_SUFFIXES, _csv_rows)
-    tables = [path for path in files if path.suffix.lower() in kinds]
+    tables = [path for path in files if path.suffix.lower() in kinds and not _OF_OURS.match(path.name)]
     for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
         sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
         if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
