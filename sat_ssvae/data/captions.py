@@ -232,7 +232,7 @@ class _Table:
 
 
 _OF_OURS = re.compile(r"(unified_reward_v\d|reconstruction\.|restoration\.|score\.|skipped)")
-"""Beginnings of the names of tables that `sat-ssvae reward`, `reconstruct`, `restore` and others write beside videos."""
+"""Beginnings of the names of tables that our own commands write beside videos."""
 
 
 def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**25
 """Elements that the backward pass of norm and SiLU works on at a time, but one frame at least."""
-_FEW_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
+_FEW_CHANNELS = {torch.bfloat16: 64}
 """On a CPU, with fewer channels than this, sums over the channels of each position, and products with a number for
 each position, take up to six times as long as the same by products of matrices."""
 _ROWS_AT_ONCE = 2**22
