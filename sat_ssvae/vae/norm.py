@@ -15,7 +15,8 @@ _AT_ONCE = 2**25
 """Elements that the backward pass of norm and SiLU works on at a time, but one frame at least."""
 _FEW_CHANNELS = {torch.bfloat16: 64}
 """On a CPU, with fewer channels than this, sums over the channels of each position, and products with a number for
-each position, take up to six times as long as the same by products of matrices."""
+each position, take up to six times as long as the same by products of matrices. Not in float32: other roundings flip
+signs of an L1 error, and gradients would leave those that were recorded (tests/test_reference.py)."""
 _ROWS_AT_ONCE = 2**22
 """Elements up to which that is done: it needs some copies in float32."""
 
