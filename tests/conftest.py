@@ -47,6 +47,30 @@ def tiny_shards(tiny_videos, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def thousand_videos(tmp_path_factory) -> Path:
+    """A thousand small files, of which 25 are different videos and one is none; one has a caption."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(25):
+        generator = torch.Generator().manual_seed(number)
+        coarse = torch.rand(1, 3, 4, 4, 4, generator=generator) * 2 - 1
+        write_video(folder / f"{number:04d}.mp4", torch.nn.functional.interpolate(coarse, (8, 32, 32))[0], fps=8)
+    for number in range(25, 1000):
+        shutil.copy(folder / f"{number % 25:04d}.mp4", folder / f"{number:04d}.mp4")
+    (folder / "0001.txt").write_text("noise\n")
+    (folder / "0777.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def thousand_packed(thousand_videos, tmp_path_factory) -> Path:
+    """What the local engine makes of them: 20 shards."""
+    output = tmp_path_factory.mktemp("local") / "shards"
+    report = pack(thousand_videos, output, PackConfig(samples_per_shard=50))
+    assert report.samples == 999 and report.skipped == {"not a video": 1} and len(report.shards) == 20
+    return output
+
+
 @pytest.fixture
 def tiny_video(tiny_videos) -> bytes:
     """The bytes of a video of `tiny_videos`, 1.5 s long."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import torch
 from sat_ssvae.cli import main
 from sat_ssvae.data.check import CheckConfig, check_data
 from sat_ssvae.data.pack import PackConfig, merge, pack
-from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
 from sat_ssvae.jobs import ray_engine
 from sat_ssvae.jobs.engines import LocalEngine
@@ -71,37 +69,15 @@ def contents(folder):
     }
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """A thousand small videos, 25 different ones, and one file that is none."""
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(25):
-        generator = torch.Generator().manual_seed(number)
-        coarse = torch.rand(1, 3, 4, 4, 4, generator=generator) * 2 - 1
-        write_video(folder / f"{number:04d}.mp4", torch.nn.functional.interpolate(coarse, (8, 32, 32))[0], fps=8)
-    for number in range(25, 1000):
-        shutil.copy(folder / f"{number % 25:04d}.mp4", folder / f"{number:04d}.mp4")
-    (folder / "0001.txt").write_text("noise\n")
-    (folder / "0777.mp4").write_bytes(b"no video")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packed(videos, tmp_path_factory):
-    """What the local engine makes of them."""
-    output = tmp_path_factory.mktemp("local") / "shards"
-    report = pack(videos, output, PackConfig(samples_per_shard=50))
-    assert report.samples == 999 and report.skipped == {"not a video": 1} and len(report.shards) == 20
-    return output
-
-
 def wait_for(condition, process=None):
     while not condition():
         assert process is None or process.poll() is None
         time.sleep(0.01)
 
 
-def test_a_thousand_videos_on_two_nodes_one_of_which_dies(cluster, second_node, videos, packed, tmp_path):
+def test_a_thousand_videos_on_two_nodes_one_of_which_dies(
+    cluster, second_node, thousand_videos, thousand_packed, tmp_path
+):
     output = tmp_path / "shards"
 
     def kill():
@@ -111,30 +87,30 @@ def test_a_thousand_videos_on_two_nodes_one_of_which_dies(cluster, second_node, 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     config = PackConfig(samples_per_shard=50, engine="ray", ray_address=cluster.address)
-    report = pack(videos, output, config)
+    report = pack(thousand_videos, output, config)
     killer.join()
     assert report.samples == 999 and report.skipped == {"not a video": 1}
-    assert contents(output) == contents(packed)
+    assert contents(output) == contents(thousand_packed)
 
 
-def test_a_thousand_videos_in_four_parts(videos, packed, tmp_path):
+def test_a_thousand_videos_in_four_parts(thousand_videos, thousand_packed, tmp_path):
     for part in (4, 2, 1, 3):
-        pack(videos, tmp_path / "shards", PackConfig(samples_per_shard=50, part=f"{part}/4"))
+        pack(thousand_videos, tmp_path / "shards", PackConfig(samples_per_shard=50, part=f"{part}/4"))
     assert merge(tmp_path / "shards").samples == 999
-    assert contents(tmp_path / "shards") == contents(packed)
+    assert contents(tmp_path / "shards") == contents(thousand_packed)
 
 
-def test_a_killed_driver_continues(cluster, videos, packed, tmp_path):
+def test_a_killed_driver_continues(cluster, thousand_videos, thousand_packed, tmp_path):
     output = tmp_path / "shards"
     settings = ["samples_per_shard=50", "engine=ray", f"ray_address={cluster.address}"]
-    command = ["pack", str(videos), "--output", str(output), *settings]
+    command = ["pack", str(thousand_videos), "--output", str(output), *settings]
     with subprocess.Popen([sys.executable, "-m", "sat_ssvae.cli", *command], env=unmeasured()) as driver:
         wait_for(lambda: len(list(output.glob("*.meta.jsonl"))) >= 3, driver)
         driver.kill()
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*.meta.jsonl")}
     assert 3 <= len(finished) < 20
     assert main(command) == 0
-    assert contents(output) == contents(packed)
+    assert contents(output) == contents(thousand_packed)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing twice
 
 

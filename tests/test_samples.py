@@ -1,7 +1,8 @@
-"""Columns give back what was put into them; the cache gives what a new listing would, until something changes."""
+"""Columns give back what was put into them; the cache and the index beside shards give what a new listing would."""
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -141,6 +142,55 @@ def test_small_and_folders_are_not_cached(tiny_shards, tiny_videos, tmp_path, mo
     monkeypatch.setattr(samples, "CACHED_FROM", 1)
     assert len(listing(tiny_videos)[0]) == 5
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAT_SSVAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_shards_are_listed_from_the_index_beside_them(tiny_shards, tmp_path, own_cache, monkeypatch):
+    """As `pack` leaves it; also where the folder was copied to, whatever times its files have there."""
+    copy = tmp_path / "copy"
+    for number, path in enumerate(sorted(tiny_shards.iterdir())):
+        copy.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+        os.utime(copy / path.name, ns=(number, number))
+    listed = [list_samples(find_stores(str(folder), print), {}, print) for folder in (tiny_shards, copy)]
+    new = [(list(found), []) for found in listed]
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "list_samples", None)
+        assert [listing(tiny_shards), listing(copy)] == new and len(new[0][0]) == 5
+    assert len(listing(copy / "clips-000000.tar")[0]) == 2  # not all that the index has
+    assert not own_cache.exists()
+
+
+@pytest.mark.parametrize("change", ["meta", "no meta", "new shard", "fewer shards", "damage", "filter"])
+def test_an_index_that_does_not_fit_is_not_used(tiny_shards, tmp_path, own_cache, change):
+    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
+    meta_file, filters, expected = folder / "clips-000000.meta.jsonl", {}, 5
+    status = meta_file.stat()
+    if change == "meta":  # of the same length, and with the old time
+        meta_file.write_text(meta_file.read_text().replace("coloured", "grey old"))
+        os.utime(meta_file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif change == "no meta":
+        meta_file.unlink()
+    elif change == "new shard":
+        expected = 6
+        write_tar(folder / "new.tar", [], [meta("a")])
+    elif change == "fewer shards":
+        expected = 4
+        for path in folder.glob("clips-000002.*"):
+            path.unlink()
+    elif change == "damage":
+        (folder / "index.npz").write_bytes(b"no archive")
+    else:
+        filters, expected = {"duration": (2, None)}, 4
+    found, _ = listing(folder, filters)
+    assert len(found) == expected
+    caption = [sample.caption for sample in found if sample.caption]
+    assert caption == {"meta": ["grey old bars"], "no meta": []}.get(change, ["coloured bars"])
 
 
 def test_clips_come_out_of_a_cached_listing(shard, cache):

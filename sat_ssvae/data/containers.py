@@ -45,7 +45,8 @@ _ASF = "asf"  # WMV: every stream says when the whole file ends
 _USUAL_FPS = Fraction(25)  # for files that do not say
 _MAX_REORDERED = 16  # pictures that a picture shown later may precede in a file
 _UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
-_SLACK = 0.5  # seconds by which the duration of a whole file may exceed its last packet
+SLACK = 0.5
+"""Seconds by which the duration of a whole file may exceed its last packet."""
 _PICTURE_CODECS = frozenset(
     {"mjpeg", "png", "bmp", "gif", "webp"}
 )  # of covers, where the container has no mark for them
@@ -61,18 +62,24 @@ class Length(NamedTuple):
 
 
 @contextmanager
-def open_video(source: Path | bytes, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    source: Path | bytes, threads: int = 1, *, header_only: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
 
     Of several video streams it is the largest, of equal ones the default one; cover pictures and thumbnails are none.
-    A stream of JPEG or other pictures comes last.
+    A stream of JPEG or other pictures comes last. With `header_only`, FFmpeg does not look into the streams: what only
+    they tell (the pixel format, the order of decoding) is not known before a picture is decoded.
     """
     check_file(source)
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    if header_only:
+        options["codec_whitelist"] = "none"
     try:
         with av.open(
             # With the protocol in front, a name may contain colons.
             io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}",
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            options=options,
             metadata_errors="replace",
         ) as container:
             assert isinstance(container, InputContainer)
@@ -213,12 +220,13 @@ def _repeats(packet: Packet) -> bool:
     return not packet.size and packet.pts is not None
 
 
-def measure(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Length:
+def measure(container: InputContainer, stream: VideoStream, source: Path | bytes, start: Start | None = None) -> Length:
     """How long a video is: by its header if that can be right, else by its packets. Moves the current position.
 
     Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.
+    Without `start`, it is found in the first packets.
     """
-    start = start_of(source)
+    start = start or start_of(source)
     if start.untimed:
         return _count_all(source, start.shown)
     step = _avi_step(container, stream)
@@ -236,7 +244,7 @@ def measure(container: InputContainer, stream: VideoStream, source: Path | bytes
     if not fps or not duration or hides_some or start.shown is not None:
         counted, span, last = _count(container, stream, start.shown)
         told = min(duration, frames / fps) if frames and fps else duration
-        if fps and span and span + _SLACK < told:  # truncated: readers will notice
+        if fps and span and span + SLACK < told:  # truncated: readers will notice
             return Length(frames or round(told * fps), fps, duration)
         frames = counted
         if is_reordered_avi(container, stream):
@@ -300,12 +308,12 @@ def _is_matroska(container: InputContainer) -> bool:
 def breaks_off(container: InputContainer, stream: VideoStream, source: Path | bytes, reached: float) -> bool:
     """Whether the header promises more than the pictures up to `reached` seconds, which no other stream explains."""
     promised = told_duration(container, stream)
-    if promised <= reached + _SLACK:
+    if promised <= reached + SLACK:
         return False
     if _own_duration(container, stream) or len(container.streams) == 1:
         return True
     with open_video(source) as (fresh, _):  # where no key frame has a time, there is no way back to the start
-        return max(_ends(fresh).values(), default=0.0) < _told_end(fresh) - _SLACK
+        return max(_ends(fresh).values(), default=0.0) < _told_end(fresh) - SLACK
 
 
 def check_end(source: Path | bytes) -> None:
@@ -331,10 +339,10 @@ def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
     """Seconds from the first frame to the end of the last; 0 if the file breaks off before its end."""
     container.seek(container.duration or 0, any_frame=False)
     ends = _ends(container)
-    if stream.index not in ends or max(ends.values()) < _told_end(container) - _SLACK:  # subtitles last long
+    if stream.index not in ends or max(ends.values()) < _told_end(container) - SLACK:  # subtitles last long
         container.seek(0)
         ends = _ends(container)
-    if stream.index not in ends or max(ends.values()) < _told_end(container) - _SLACK:
+    if stream.index not in ends or max(ends.values()) < _told_end(container) - SLACK:
         return 0.0
     return ends[stream.index] - origin(container, stream)
 

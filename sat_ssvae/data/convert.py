@@ -19,11 +19,12 @@ from ..errors import UserError
 from ..jobs.settings import JobConfig
 from .containers import check_end, open_video
 from .files import VideoError
+from .headers import VideoInfo, info_by_header
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem
 from .pictures import upright_yuv420p
 from .skips import Skip
-from .video_io import VideoInfo, encode_frames, nearest_frames, probe
+from .video_io import encode_frames, nearest_frames, probe
 
 _HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
 
@@ -153,12 +154,14 @@ def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes | Path, V
 
 def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path, VideoInfo]:
     """The file as it is if it is an mp4 that needs no change, else re-encoded."""
-    info = probe(segment.path)
+    known = info_by_header(segment.path)
+    info = known or probe(segment.path)
     scale = min(1.0, (config.max_short_side or min(info.height, info.width)) / min(info.height, info.width))
     slower = max(1, math.ceil(info.fps / (config.max_fps or info.fps) - 1e-3))
     whole = segment.start == 0 and segment.end is None
     if whole and scale == 1.0 and slower == 1 and segment.path.suffix.lower() == ".mp4":
-        check_end(segment.path)
+        if known is None:
+            check_end(segment.path)
         return segment.path, info
     fps = info.fps / slower
     end = info.duration if segment.end is None else min(segment.end, info.duration)

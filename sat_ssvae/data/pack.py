@@ -2,12 +2,12 @@
 
     report = pack(Path("videos"), Path("shards"), PackConfig(max_short_side=256, segment_seconds=10))
 
-writes NAME-000000.tar, NAME-000001.tar, ... each with KEY.mp4 (or .jpg, .png) and KEY.id per sample, and
-beside each tar a NAME-000000.meta.jsonl with one JSON per sample: key, duration (s), fps, frames, width,
-height, source, caption. What could not be used is listed in skipped.jsonl.
+writes NAME-000000.tar, NAME-000001.tar, ... each with KEY.mp4 (or .jpg, .png) and KEY.id per sample, and beside each
+tar a NAME-000000.meta.jsonl with one JSON per sample: key, duration (s), fps, frames, width, height, source, caption.
+index.npz lists all of them, so that training need not parse these; skipped.jsonl lists what could not be used.
 
-Which sample is in which shard is planned before any is made (pack.json), and a shard is what one worker makes as a
-whole. So the bytes do not depend on who made them, and an interrupted run continues with the unfinished shards.
+Which sample is in which shard is planned before any is made (pack.json), and one worker makes a shard as a whole. So
+the bytes do not depend on who made them, and an interrupted run continues with the unfinished shards.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +32,12 @@ from ..storage import atomic, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
 from .convert import InputFiles, PackConfig, Sample, convert, cut
+from .files import VideoError
 from .images import IMAGE_SUFFIXES
 from .inputs import PackItem, pack_items
+from .samples import write_index
 from .skips import SKIPPED_FILE, Skip, read_skips
-from .tars import plain_tar
+from .tars import PlainTar, plain_tar
 
 logger = logging.getLogger(__name__)
 
@@ -217,8 +218,8 @@ def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str) 
     """For each item the (start, end) of its samples, or a dict that says why it gives none."""
     if config.segment_seconds is None:
         return [[(item.start, item.end)] for item in items]
-    edges = [*range(0, len(items), _PROBED), len(items)]
-    blocks = [Item(f"files {start}", end - start, items[start:end]) for start, end in pairwise(edges)]
+    starts = range(0, len(items), _PROBED)
+    blocks = [Item(f"files {start}", len(some := items[start : start + _PROBED]), some) for start in starts]
     part = config.chosen_part
     ledger = Ledger(output / f".probed{part.suffix}", ours)
     # Every part needs the whole plan.
@@ -301,15 +302,12 @@ def _write_shard(shard: _Shard, outcomes: Iterator[Sample | Skip | Crashed], out
     with atomic(output / f"{shard.name}.tar") as unfinished:
         with plain_tar(unfinished) as writer:
             for index, (segment, outcome) in enumerate(zip(shard.segments, outcomes, strict=True), shard.first):
-                sample = _loaded(segment, outcome)
+                written = _written(writer, f"{index:08d}", segment.source, outcome)
                 advance(1)
-                if isinstance(sample, Skip):
-                    skips.append(sample)
-                    continue
-                key = f"{index:08d}"
-                identity = sample.meta["source"].encode("utf-8")
-                writer.write({"__key__": key, sample.suffix: sample.data, "id": identity})
-                records.append({"key": key, **sample.meta})
+                if isinstance(written, Skip):
+                    skips.append(written)
+                else:
+                    records.append(written)
         if not records:
             unfinished.unlink()
     if skips:
@@ -319,16 +317,17 @@ def _write_shard(shard: _Shard, outcomes: Iterator[Sample | Skip | Crashed], out
         write_text(output / f"{shard.name}.meta.jsonl", "".join(lines))
 
 
-def _loaded(segment: PackItem, outcome: Sample | Skip | Crashed) -> Sample | Skip:
-    """A sample with the bytes of the file that it is."""
-    if isinstance(outcome, Crashed):
-        return Skip(segment.source, "crashed", outcome.reason)
-    if isinstance(outcome, Skip) or isinstance(outcome.data, bytes):
+def _written(writer: PlainTar, key: str, source: str, outcome: Sample | Skip | Crashed) -> dict[str, Any] | Skip:
+    """Append a sample to the tar; returns its line of the meta file, or why it is not there."""
+    if isinstance(outcome, Skip):
         return outcome
+    if isinstance(outcome, Crashed):
+        return Skip(source, "crashed", outcome.reason)
     try:
-        return replace(outcome, data=outcome.data.read_bytes())
-    except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
-        return Skip(segment.source, "unreadable file", f"{outcome.data} ({error.strerror})")
+        writer.write(key, {outcome.suffix: outcome.data, "id": source.encode("utf-8")})
+    except VideoError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
+        return Skip(source, error.cause, str(error).removeprefix(f"{error.cause}: "))
+    return {"key": key, **outcome.meta}
 
 
 def _skips_of(output: Path, shard: str) -> Path:
@@ -367,7 +366,7 @@ def _finished(plan: _Plan, output: Path) -> set[int]:
 
 
 def _finish(plan: _Plan, output: Path, inputs: str) -> PackReport:
-    """Put the shards' skips into one list, and count.
+    """Put the shards' skips into one list, write the index of all samples, and count.
 
     Raises:
         UserError: shards are missing, or nothing was usable.
@@ -384,6 +383,8 @@ def _finish(plan: _Plan, output: Path, inputs: str) -> PackReport:
     causes = ", ".join(f"{count} {cause}" for cause, count in skips.most_common())
     if not report.samples:
         raise UserError(f"{inputs}: no usable video or image ({causes}), see {listing}")
+    if not is_address(output):  # whose meta files a reader has to fetch in any case
+        write_index(report.shards)
     if skips:
         total = report.samples + skips.total()
         logger.warning("left out %d of %d clips (%s), see %s", skips.total(), total, causes, listing)

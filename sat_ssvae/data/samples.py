@@ -1,7 +1,9 @@
-"""Many samples in little memory: columns of numbers and of text, kept in a cache so that meta files are read once.
+"""Many samples in little memory: columns of numbers and of text, kept so that meta files are parsed once.
 
 samples = cached_samples(stores, filters, on_skip)
 samples[0].key, samples.select(np.arange(10))
+
+They are kept in the cache of this machine, and, by `pack`, beside the shards.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ import numpy as np
 
 from ..assets import cache_dir
 from ..config import fingerprint
-from ..storage import atomic
+from ..storage import atomic, digest_of
 from .index import OnSkip, Sample, Store, list_samples, meta_file
 from .settings import Filters
 from .skips import Skip, printable
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000
 """Listings of at least this many samples are cached; smaller ones are quick to make."""
+INDEX_FILE = "index.npz"
+"""A listing beside the shards that it lists."""
 _NUMBERS = {"store": "i", "width": "i", "height": "i", "duration": "d", "fps": "d"}
 _TEXTS = ("key", "caption")
 
@@ -95,7 +99,9 @@ class Samples:
 def cached_samples(
     stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *, write: bool = True, folder: Path | None = None
 ) -> Samples:
-    """What `list_samples` gives, from the cache as long as no meta file changes.
+    """What `list_samples` gives, from the cache or the index beside the shards as long as no meta file changes.
+
+    The index has all samples, so it does not serve filters.
 
     Args:
         stores: where they lie; folders of videos are always listed anew.
@@ -112,6 +118,8 @@ def cached_samples(
     file = (folder or cache_dir() / "listings") / f"{fingerprint(places, names, shown)}.npz"
     marks = fingerprint([_mark(store) for store in stores])
     known = _read(file, names, marks, on_skip)
+    if known is None and not filters:
+        known = _read_index(stores, on_skip)
     if known is not None:
         return known
     skips: list[Skip] = []
@@ -122,6 +130,38 @@ def cached_samples(
             file.parent.mkdir(parents=True, exist_ok=True)
             samples.save(file, marks=marks, skips=listed)
     return samples
+
+
+def write_index(tars: Sequence[Path]) -> None:
+    """Write INDEX_FILE beside shards of one local folder, which then need not be listed, there or in a copy of it.
+
+    Shards of which a meta line cannot be used get none, and are listed by those who read them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    skips: list[Skip] = []
+    stores = [TarStore(tar) for tar in tars]
+    samples = Samples.collect([store.name for store in stores], list_samples(stores, {}, skips.append))
+    if samples and not skips:
+        samples.save(tars[0].with_name(INDEX_FILE), marks=_contents(stores), skips="[]")
+
+
+def _read_index(stores: Sequence[Store], on_skip: OnSkip) -> Samples | None:
+    """The listing that lies beside the shards; None if it is not of exactly these, or of other meta files."""
+    folders = {store.path.parent for store in stores}
+    if len(folders) != 1 or not (file := folders.pop() / INDEX_FILE).is_file():
+        return None
+    try:
+        marks = _contents(stores)
+    except OSError:  # a shard without a meta file
+        return None
+    return _read(file, [store.name for store in stores], marks, on_skip)
+
+
+def _contents(stores: Sequence[Store]) -> str:
+    """Changes with the meta files' contents, wherever they lie and whenever they were copied there."""
+    return fingerprint([[store.name, digest_of(meta_file(store.path))] for store in stores])
 
 
 def _read(file: Path, names: Sequence[str], marks: str, on_skip: OnSkip) -> Samples | None:

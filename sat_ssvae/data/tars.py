@@ -4,6 +4,7 @@ suffix, data = TarStore(Path("a-000000.tar")).media("00000001")
 """
 
 import contextlib
+import io
 import logging
 import os
 import tarfile
@@ -13,11 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from webdataset.writer import TarWriter
-
 from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, VIDEO_FOLDERS, Fields, json_fields, text_of, with_caption
 from .containers import VIDEO_SUFFIXES
-from .files import VideoError
+from .files import VideoError, name_of, reason_of
 from .images import IMAGE_SUFFIXES
 from .remote import Remote
 from .skips import printable
@@ -25,6 +24,7 @@ from .skips import printable
 logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
+_COPIED = 1 << 20  # bytes at a time
 _KINDS = (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
 
 
@@ -180,10 +180,67 @@ def _with_labels(samples: dict[str, dict[str, tuple[int, int]]]) -> dict[str, di
 
 
 @contextlib.contextmanager
-def plain_tar(path: Path) -> Iterator[TarWriter]:
+def plain_tar(path: Path) -> Iterator["PlainTar"]:
     """A tar to write whose members have neither times nor owners: the same samples give the same bytes."""
-    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
-        yield writer
+    with path.open("wb") as file:
+        yield PlainTar(file)
+        end = file.tell() + 2 * _TAR_BLOCK
+        file.write(bytes(2 * _TAR_BLOCK + -end % tarfile.RECORDSIZE))
+
+
+class PlainTar:
+    """Samples appended to a file, as WebDataset reads them.
+
+    Neither `tarfile` nor WebDataset's writer can take a sample back whose video turns out to be unreadable half-way.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, key: str, files: Mapping[str, bytes | Path]) -> None:
+        """Append KEY.suffix for each suffix: these bytes, or a copy of that file.
+
+        Raises:
+            VideoError: "unreadable file"; nothing of the sample is in the tar.
+            OSError: the tar cannot be written.
+        """
+        start = self._file.tell()
+        try:
+            for suffix, content in sorted(files.items()):
+                with _opened(content) as source:
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size, member.mode = source.seek(0, os.SEEK_END), 0o444
+                    source.seek(0)
+                    self._file.write(member.tobuf())
+                    for block in _blocks(source, member.size, content):
+                        self._file.write(block)
+                    self._file.write(bytes(-member.size % _TAR_BLOCK))
+        except VideoError:
+            self._file.seek(start)
+            self._file.truncate()
+            raise
+
+
+def _opened(content: bytes | Path) -> IO[bytes]:
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    try:
+        return content.open("rb", buffering=0)
+    except OSError as error:
+        raise VideoError("unreadable file", f"{content} ({reason_of(error)})") from None
+
+
+def _blocks(source: IO[bytes], size: int, content: bytes | Path) -> Iterator[bytes]:
+    """The next `size` bytes, in blocks that fit into a processor's cache."""
+    while size:
+        try:
+            block = source.read(min(size, _COPIED))
+        except OSError as error:
+            raise VideoError("unreadable file", f"{name_of(content)} ({reason_of(error)})") from None
+        if not block:
+            raise VideoError("unreadable file", f"{name_of(content)} became shorter while it was copied")
+        size -= len(block)
+        yield block
 
 
 class _Bounded:

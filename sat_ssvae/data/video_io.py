@@ -10,7 +10,6 @@ are applied. Everything wrong with a file is a `VideoError`, whose `cause` is a 
 import io
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +42,7 @@ from .containers import (
 )
 from .files import VideoError, name_of
 from .h264 import add_h264_stream
+from .headers import VideoInfo, info_by_header
 from .pictures import Picture, cover, displayed, upright_rgb
 
 # Seconds by which to seek earlier if a seek lands after the wanted frame (open GOPs, formats without an index).
@@ -51,23 +51,15 @@ _BEFORE = 60.0  # seconds before the start; a seek to the start itself misses it
 _ROUNDING = 1e-6  # seconds by which number / rate may differ from the frame's time in the file
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file's header says. `duration` in seconds, `fps` the average rate, size as displayed."""
-
-    duration: float
-    fps: float
-    frames: int
-    height: int
-    width: int
-
-
 def probe(source: Path | bytes) -> VideoInfo:
     """Read the header and the first frame.
 
     Raises:
         VideoError: the file is not a video with at least one frame that decodes.
     """
+    info = info_by_header(source)
+    if info is not None:
+        return info
     with open_video(source) as (container, stream):
         first = next(decoded(container, stream, source), None)
         if first is None:

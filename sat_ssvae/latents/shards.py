@@ -277,7 +277,7 @@ def _write_shard(
                 for number, (clip, latent) in enumerate(samples, shard.first):
                     data = save({"latent": latent.contiguous()}, {"source": f"{clip.key}@{clip.start:g}"})
                     caption = clip.caption if captions else ""
-                    writer.write({"__key__": f"{number:08d}", "safetensors": data, "txt": caption.encode()})
+                    writer.write(f"{number:08d}", {"safetensors": data, "txt": caption.encode()})
                     clips, captioned = clips + 1, captioned + bool(caption)
                     advance(1)
             if is_address(output):
