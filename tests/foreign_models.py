@@ -28,8 +28,19 @@ def cogvideox():
     )
 
 
-def wan21():
-    return _build("AutoencoderKLWan", base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **WAN_STATS)
+def wan21(**changes):
+    settings = {"base_dim": 3, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, **WAN_STATS}
+    return _build("AutoencoderKLWan", **(settings | changes))
+
+
+def wan_half_time():
+    """Halves time once, but encodes groups of four frames as ever, and states 4."""
+    return wan21(temperal_downsample=[False, False, True])
+
+
+def wan_whole_time():
+    """Does not compress time."""
+    return wan21(temperal_downsample=[False] * 3, scale_factor_temporal=1)
 
 
 def wan22():
@@ -237,22 +248,28 @@ def dc():
     )
 
 
-def taesd():
-    ones = (1,) * 4
+def taesd(levels=4):
+    ones, widths = (1,) * levels, (8,) * levels
     return _build(
         "AutoencoderTiny",
-        encoder_block_out_channels=WIDTHS,
-        decoder_block_out_channels=WIDTHS,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
         num_encoder_blocks=ones,
         num_decoder_blocks=ones,
     )
 
 
-def flux2():
+def taesd64():
+    """Of a compression that it does not state."""
+    return taesd(levels=7)
+
+
+def flux2(**changes):
     """With statistics in a batch normalisation of 2 x 2 patches."""
-    model = _build(
-        "AutoencoderKLFlux2", block_out_channels=WIDTHS, layers_per_block=1, latent_channels=4, norm_num_groups=4
-    )
+    settings = {"block_out_channels": WIDTHS, "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+    model = _build("AutoencoderKLFlux2", **(settings | changes))
+    if changes:
+        return model
     model.bn.running_mean.copy_(torch.linspace(-1, 1, 16))
     model.bn.running_var.copy_(torch.linspace(1, 3, 16))
     return model
@@ -283,8 +300,13 @@ def asymmetric():
     return _build("AsymmetricAutoencoderKL", **blocks)
 
 
-def vq():
-    return _build("VQModel", latent_channels=4, **_image_blocks())
+def vq(**changes):
+    return _build("VQModel", latent_channels=4, **_image_blocks(), **changes)
+
+
+def vq_wide():
+    """Its code vectors have other channels than its encoder's output."""
+    return vq(vq_embed_dim=8)
 
 
 def consistency():

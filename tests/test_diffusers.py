@@ -73,6 +73,8 @@ def test_where_pipelines_look_for_sizes_and_normalisation():
     assert model.temporal_compression_ratio == model.config.temporal_compression_ratio == 2
     assert 2 ** (len(model.config.block_out_channels) - 1) == 4
     assert model.config.scaling_factor == 1 and model.config.invert_scale_latents is False
+    assert model.config.shift_factor == 0, "a number: pipelines of images add it unasked"
+    assert model.config.force_upcast is False, "AnimateDiff's video to video asks"
     assert model.latents_mean.tolist() == model.config.latents_mean == [0, 0, 0, 0]
     assert model.latents_std.tolist() == model.config.latents_std == [1, 1, 1, 1]
     assert model.double().latents_std.dtype == torch.float64
@@ -86,8 +88,8 @@ def test_a_configuration_builds_the_same_again_and_takes_what_is_registered():
     video = random_video(5)
     torch.testing.assert_close(again.encode(video).latent_dist.mean, model.encode(video).latent_dist.mean)
     assert dict(again.config) == dict(model.config)
-    again.register_to_config(force_upcast=False, scaling_factor=3.0)
-    assert again.config.force_upcast is False
+    again.register_to_config(force_upcast=True, scaling_factor=3.0)
+    assert again.config.force_upcast is True
     assert again.config.scaling_factor == 1, "latents are standardised already"
     assert AutoencoderSSVAE.from_config(again.config).config.z_dim == 4
     other = AutoencoderSSVAE.from_config(model.config, latent_channels=2, channel_mean=None, channel_std=None)
@@ -169,6 +171,21 @@ def wan_video_to_video():
     return pipeline, {"video": frames(), "strength": 0.8, **EMBEDDINGS}
 
 
+def wan_image_to_video():
+    transformer = diffusers.WanTransformer3DModel(**{**WAN, "in_channels": 2 * 4 + 2})  # latents, condition, mask
+    others = {"image_encoder": None, "image_processor": None}
+    pipeline = pipeline_of(diffusers.WanImageToVideoPipeline, transformer, unipc(), **others)
+    return pipeline, {"image": diffusers.utils.numpy_to_pil(frames(1)[0])[0], "num_frames": 5, **EMBEDDINGS}
+
+
+def anyflow():
+    """Asks for the moments of the condition, not for a distribution."""
+    transformer, scheduler = diffusers.AnyFlowTransformer3DModel(**WAN), diffusers.FlowMatchEulerDiscreteScheduler()
+    pipeline = pipeline_of(diffusers.AnyFlowPipeline, transformer, scheduler)
+    condition = torch.as_tensor(frames(1)[0]).permute(2, 0, 1)[None, None]  # B T C H W
+    return pipeline, {"video": condition, "num_frames": 5, "prompt_embeds": EMBEDDINGS["prompt_embeds"]}
+
+
 def wan_vace():
     masks = 4 * 4  # one channel for each pixel of a latent position
     transformer = diffusers.WanVACETransformer3DModel(**WAN, vace_layers=[0], vace_in_channels=2 * 4 + masks)
@@ -233,7 +250,16 @@ def hunyuan_video15():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "build", [wan_video_to_video, wan_vace, skyreels_v2, cogvideox_image_to_video, hunyuan_video15]
+    "build",
+    [
+        wan_video_to_video,
+        wan_image_to_video,
+        wan_vace,
+        skyreels_v2,
+        anyflow,
+        cogvideox_image_to_video,
+        hunyuan_video15,
+    ],
 )
 def test_further_pipelines_run_to_a_video(build):
     """From the same noise, the pipeline's video is what SSVAE decodes from the pipeline's latents."""

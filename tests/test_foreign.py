@@ -18,6 +18,8 @@ WORKING = {
     foreign_models.cogvideox: (4, 8, 8, 8),
     foreign_models.wan21: (4, 8, 4, 8),
     foreign_models.wan22: (4, 16, 4, 16),
+    foreign_models.wan_half_time: (2, 8, 4, 8),
+    foreign_models.wan_whole_time: (1, 8, 4, 8),
     foreign_models.hunyuan: (4, 8, 4, 8),
     foreign_models.hunyuan15: (4, 16, 4, 16),
     foreign_models.ltx: (8, 8, 8, 8),
@@ -36,11 +38,13 @@ WORKING = {
     foreign_models.modelscope: (1, 8, 1, 8),
     foreign_models.dc: (1, 8, 1, 8),
     foreign_models.taesd: (1, 8, 1, 8),
+    foreign_models.taesd64: (1, 64, 1, 64),
     foreign_models.flux2: (1, 16, 1, 16),
     foreign_models.hunyuan_image: (1, 8, 1, 8),
     foreign_models.kvae: (1, 8, 1, 8),
     foreign_models.asymmetric: (1, 8, 1, 8),
     foreign_models.vq: (1, 8, 1, 8),
+    foreign_models.vq_wide: (1, 8, 1, 8),
     foreign_models.qwenimage21: (1, 16, 1, 16),
     foreign_models.hunyuan_refiner: (1, 16, 1, 16),
 }
@@ -137,7 +141,9 @@ BY_CLASS = {
     foreign_models.asymmetric: frame_by_frame,
     foreign_models.dc: latents_by_frame,
     foreign_models.taesd: latents_by_frame,
+    foreign_models.taesd64: latents_by_frame,
     foreign_models.vq: latents_by_frame,
+    foreign_models.vq_wide: latents_by_frame,
     foreign_models.ltx091: ltx_at_step_0,
     foreign_models.ltx095: ltx_at_step_0,
     foreign_models.vidtok: padded_in_front,
@@ -224,8 +230,13 @@ def test_shift_and_scale_and_statistics_together():
         both.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=2.0)
         expected = (z - torch.arange(1.0, 5).view(4, 1, 1, 1)) * 2 / 4
         torch.testing.assert_close(as_autoencoder(both).latent_stats.standardize(z), expected)
+    both.register_to_config(latents_mean=None)  # pipelines take both or none
+    torch.testing.assert_close(as_autoencoder(both).latent_stats.standardize(z), z * 2)
+    both.register_to_config(latents_std=None, shift_factor=[1.0, 2.0, 3.0, 4.0], scaling_factor=None)
+    expected = z - torch.arange(1.0, 5).view(4, 1, 1, 1)
+    torch.testing.assert_close(as_autoencoder(both).latent_stats.standardize(z), expected)
     both.register_to_config(latents_mean=[1.0] * 3, latents_std=[4.0] * 3)
-    with pytest.raises(UserError, match="statistics of 3 channels for latents of 4"):
+    with pytest.raises(UserError, match="AutoencoderKL: statistics of 3 channels for latents of 4"):
         as_autoencoder(both)
 
 
@@ -237,6 +248,9 @@ def test_shift_and_scale_and_statistics_together():
         {"scaling_factor": [1.0, 2.0]},
         {"latents_mean": [1.0] * 5, "latents_std": [1.0] * 4},
         {"latents_mean": [math.nan] * 4, "latents_std": [1.0] * 4},
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0, 0.0, 1.0, 1.0]},
+        {"scaling_factor": 0.0},
+        {"scaling_factor": "0.5"},
     ],
 )
 def test_statistics_that_make_no_sense_are_one_line(values):
@@ -306,7 +320,9 @@ def test_pictures_of_four_channels_get_an_opaque_one():
         (foreign_models.minimax, r"takes 17k \+ 5 frames"),
         (foreign_models.consistency, "decodes with a diffusion model"),
         (lambda: foreign_models.vidtok(is_causal=False), "is_causal is false"),
-        (foreign_models.unet, r"cannot encode a video \(1, 3, 2, 32, 64\) \(AttributeError: "),
+        (lambda: foreign_models.flux2(patch_size=(1, 2)), "statistics of 8 channels for latents of 4"),
+        (lambda: foreign_models.wan21(temperal_downsample=[True] * 3), r"cannot encode a video .*RuntimeError"),
+        (foreign_models.unet, r"cannot encode a video \(1, 3, 2, 64, 128\) \(AttributeError: "),
         (lambda: foreign_models.qwenimage(input_channels=5), r"cannot encode a video .*RuntimeError"),
     ],
 )

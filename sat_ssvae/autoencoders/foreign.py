@@ -9,6 +9,7 @@ is measured on a tiny video when it is adapted. So a class that does not work is
 """
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_UNTOLD = (8, 32)  # frames and pixels that every known compression divides, for classes that do not state theirs
+_UNTOLD = (8, 64)  # frames and pixels that every known compression divides, for classes that do not state theirs
 _MOST_STEPS = 4  # lengths of clips, the next after each other, that a class may not take
 _MOST_POSITIONS = 4  # latent rows and columns that a class may need
+_GROUPS = (1, 2, 4)  # latent frames after the first that a class may take at once: CogVideoX decodes them in pairs
 
 
 class DiffusersAutoencoder(nn.Module):
@@ -54,13 +56,9 @@ class DiffusersAutoencoder(nn.Module):
         """What is done otherwise than by the class's defaults."""
         with torch.no_grad():
             self.temporal_factor, self.spatial_factor, self.latent_channels = self._measure()
-            # CogVideoX decodes latent frames in pairs after the first: of an even number it makes too many frames.
-            self.frame_step = self.temporal_factor * (2 if self.name == "AutoencoderKLCogVideoX" else 1)
+            self.frame_step = self.temporal_factor
             self.min_size = self._smallest() * self.spatial_factor
-        try:
-            self.latent_stats: LatentStats | None = self._stats()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.name}: unreadable statistics in its configuration ({one_line(error)})") from None
+        self.latent_stats: LatentStats | None = self._checked_stats()
         self.eval()
         if self.remarks:
             logger.info("%s: %s", self.name, "; ".join(self.remarks))
@@ -160,19 +158,17 @@ class DiffusersAutoencoder(nn.Module):
     def _stats(self) -> LatentStats:
         """(z - mean) / std * scale or (z - shift) * scale, as the pipelines of the class normalise latents."""
         config, channels = self.vae.config, self.latent_channels
-        scale, shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
         known = {**dict(self.vae.named_buffers()), **config}
-        mean, std = (
-            default * torch.ones(channels) if value is None else torch.as_tensor(value, dtype=torch.float32).cpu()
-            for value, default in ((known.get("latents_mean"), shift), (known.get("latents_std"), 1.0))
-        )
-        if self.name == "AutoencoderKLCosmos" and mean.numel() == std.numel() != channels:
+        values = known.get("latents_mean"), known.get("latents_std")
+        if any(value is None for value in values):  # of one alone, pipelines make nothing
+            values = config.get("shift_factor") or 0.0, 1.0
+        mean, std = (torch.as_tensor(value, dtype=torch.float32).cpu() for value in values)
+        if self.name == "AutoencoderKLCosmos" and mean.numel() == std.numel() != channels and mean.ndim:
             mean, std = mean.reshape(channels, -1), std.reshape(channels, -1)  # of each latent frame, too
-        elif mean.numel() != channels or std.numel() != channels:
-            raise UserError(f"{self.name}: statistics of {mean.numel()} channels for latents of {channels}")
         else:
-            mean, std = mean.flatten(), std.flatten()
-        return LatentStats(mean, std / scale)
+            mean, std = (value.flatten() if value.ndim else value.expand(channels) for value in (mean, std))
+        scale = config.get("scaling_factor")
+        return LatentStats(mean, std if scale is None else std / torch.as_tensor(scale))
 
     # --- what is measured when a model is adapted ---------------------------------------------------------------------
 
@@ -185,42 +181,70 @@ class DiffusersAutoencoder(nn.Module):
                     setattr(self.vae, switch, False)
                 yield f"whole passes, by default the class tiles {what}"
 
+    def _checked_stats(self) -> LatentStats:
+        try:
+            stats = self._stats()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.name}: unreadable statistics in its configuration ({one_line(error)})") from None
+        if len(stats.mean) != self.latent_channels:
+            found = f"statistics of {len(stats.mean)} channels for latents of {self.latent_channels}"
+            raise UserError(f"{self.name}: {found}")
+        if not stats.std.all():
+            raise UserError(f"{self.name}: statistics with a standard deviation of 0 in its configuration")
+        return stats
+
     def _measure(self) -> tuple[int, int, int]:
         """Compression in time and in space, and the latents' channels."""
         time, space = self._hints()
-        video = _noise(1, 3, time + 1, space, 2 * space)
-        try:
-            mean = self._mean(video)
-        except Exception as error:
-            raise self._failure("encode", video, error) from None
-        if mean.ndim == 5 and mean.shape[2] > 1 and mean.shape[3]:
-            frames, height, width = mean.shape[2:]
-            factors = time // (frames - 1), space // height
-            wanted = self._setting("latent_channels", "z_dim", "z_channels")
-            fits = time % (frames - 1) == 0 and (height * factors[1], width) == (space, 2 * height)
-            if fits and (wanted is None or mean.shape[1] == self._channels(wanted)):
+        problems = []
+        for frames in (time, _UNTOLD[0]):  # Wan drops frames that do not fill a group of four, whatever it states
+            video = _noise(1, 3, frames + 1, space, 2 * space)
+            try:
+                mean = self._mean(video)
+            except Exception as error:
+                problems.append(self._failure("encode", video, error))
+                continue
+            if factors := self._factors(mean, frames, space):
                 return *factors, mean.shape[1]
-        raise self._misfit(f"latents {tuple(mean.shape)}", video)
+            problems.append(self._misfit(f"latents {tuple(mean.shape)}", video))
+        raise problems[0]
+
+    def _factors(self, mean: Tensor, time: int, space: int) -> tuple[int, int] | None:
+        """Compression, if `mean` has the shape of latents of `time` + 1 frames of `space` by twice that."""
+        wanted = self._setting("vq_embed_dim", "latent_channels", "z_dim", "z_channels")
+        if mean.ndim != 5 or mean.shape[2] < 2 or not mean.shape[3]:
+            return None
+        frames, height, width = mean.shape[2:]
+        factor = space // height
+        fits = time % (frames - 1) == 0 and (height * factor, width) == (space, 2 * height)
+        fits &= wanted is None or mean.shape[1] == self._channels(wanted)
+        return (time // (frames - 1), factor) if fits else None
 
     def _smallest(self) -> int:
-        """Fewest latent rows and columns that the class decodes; notes whether it takes several clips at once."""
-        for side in range(1, _MOST_POSITIONS + 1):
+        """Fewest latent rows and columns that the class decodes.
+
+        Sets `frame_step`, and notes whether the class takes several clips at once.
+        """
+        for side, group, by_clip in itertools.product(range(1, _MOST_POSITIONS + 1), _GROUPS, (False, True)):
+            self.frame_step, self._by_clip = group * self.temporal_factor, by_clip
             size = (side * self.spatial_factor, (side + 1) * self.spatial_factor)
             video = _noise(2, 3, self.frame_step + 1, *size)
-            for by_clip in (False, True):
-                self._by_clip = by_clip
-                try:
-                    decoded = self._clips(self._video, self._clips(self._mean, video))
-                    second = self._video(self._mean(video[1:]))
-                except Exception as error:
-                    problem = error
-                    continue
-                self._check(decoded, video)
-                self._by_clip = by_clip or not torch.allclose(decoded[1:], second, rtol=1e-3, atol=1e-3)
-                if self._by_clip:
-                    self.remarks.append("takes one clip at a time")
-                return side
-        raise self._failure("encode and decode", video, problem)
+            try:
+                decoded = self._clips(self._video, self._clips(self._mean, video))
+                second = self._video(self._mean(video[1:]))
+            except Exception as error:
+                problem = self._failure("encode and decode", video, error)
+                continue
+            if decoded.shape != video.shape:
+                problem = self._misfit(f"a video {tuple(decoded.shape)}", video)
+                continue
+            if not decoded.isfinite().all():
+                raise UserError(f"{self.name}: decodes to values that are not finite; are its weights whole?")
+            self._by_clip = by_clip or not torch.allclose(decoded[1:], second, rtol=1e-3, atol=1e-3)
+            if self._by_clip:
+                self.remarks.append("takes one clip at a time")
+            return side
+        raise problem
 
     @torch.no_grad()
     def _decodes(self, num_frames: int) -> bool:
@@ -243,12 +267,6 @@ class DiffusersAutoencoder(nn.Module):
         raise UserError(
             f"{num_frames} frames: {self.name} decodes neither that many nor the next {_MOST_STEPS} lengths"
         )
-
-    def _check(self, decoded: Tensor, video: Tensor) -> None:
-        if decoded.shape != video.shape:
-            raise self._misfit(f"a video {tuple(decoded.shape)}", video)
-        if not decoded.isfinite().all():
-            raise UserError(f"{self.name}: decodes to values that are not finite; are its weights whole?")
 
     def _mean(self, video: Tensor) -> Tensor:
         return self._moments(video).chunk(2, dim=1)[0]

@@ -120,13 +120,13 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             "temporal_compression_ratio": self.temporal_compression_ratio,
             "temperal_downsample": self.temperal_downsample,
             "scaling_factor": 1.0,
-            "shift_factor": None,
+            "shift_factor": 0.0,
             "invert_scale_latents": False,
             "timestep_conditioning": False,
             "latents_mean": [0.0] * channels,
             "latents_std": [1.0] * channels,
         }
-        return FrozenDict({**self._internal_dict, **derived})
+        return FrozenDict({"force_upcast": False, **self._internal_dict, **derived})
 
     @property
     def spatial_compression_ratio(self) -> int:
@@ -173,7 +173,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             return_dict: False for a tuple with the distribution alone.
         """
         parts = x.split(1) if self.use_slicing else [x]
-        moments = torch.cat([self._moments(part if part.ndim == 5 else part.unsqueeze(2)) for part in parts])
+        moments = torch.cat([self._encode(part if part.ndim == 5 else part.unsqueeze(2)) for part in parts])
         distribution = DiagonalGaussianDistribution(moments if x.ndim == 5 else moments.squeeze(2))
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
@@ -212,8 +212,8 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def _tile(self) -> int | None:
         return self.tile_size if self.use_tiling else None
 
-    def _moments(self, x: Tensor) -> Tensor:
-        """Mean and log-variance of standardised latents, stacked on channels."""
+    def _encode(self, x: Tensor) -> Tensor:
+        """Mean and log-variance of standardised latents, stacked on channels; AnyFlow's pipelines call it, too."""
         posterior, stats = self.ssvae.encode(x, self.chunk_frames, self._tile), self._stats
         log_std = stats.std.to(posterior.logvar).clamp_min(torch.finfo(torch.float32).tiny).log()
         return torch.cat([stats.standardize(posterior.mean), posterior.logvar - 2 * log_std.view(-1, 1, 1, 1)], 1)
