@@ -1,6 +1,7 @@
 """The overlays over configurations with the stock files' numbers, and every number put wrong once."""
 
 import functools
+import re
 import subprocess
 import sys
 
@@ -113,6 +114,29 @@ def test_a_wrong_number_is_named_with_the_right_one(configuration, name, key, wr
     mismatchs = check(configuration(name, {key: wrong}, sampling))
     assert [(mismatch.key, mismatch.found, mismatch.expected) for mismatch in mismatchs] == [(key, wrong, right)]
     assert "\n" not in str(mismatchs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "wrong", "message"),
+    [
+        ("cogvideox_2b_5b", f"{NETWORK}.num_frames", "49", "is '49': input should be a valid integer"),
+        ("cogvideox_2b_5b", f"{NETWORK}.num_frames", 49.5, "is 49.5: input should be a valid integer"),
+        ("cogvideox_2b_5b", f"{NETWORK}.time_compressed_rate", 0, "is 0: input should be greater than or equal to 1"),
+        ("cogvideox_2b_5b", f"{NETWORK}.patch_size", 1.5, "is 1.5: input should be a valid integer"),
+        ("cogvideox1.5_5b", f"{NETWORK}.patch_size", [1, 1], r"is \[1, 1\]: "),
+        ("cogvideox1.5_5b", f"{NETWORK}.latent_width", "wide", "is 'wide': input should be a valid integer"),
+        ("cogvideox_2b_5b", "data.params.video_size", 480, "is 480: input should be a valid array"),
+        ("cogvideox_2b_5b", "data.params.video_size", [480, "720"], r"\[1\] is '720': input should be a valid integer"),
+        ("cogvideox_2b_5b", "data.params.max_num_frames", True, "is True: input should be a valid integer"),
+        ("cogvideox_2b_5b", f"{POSITIONS}.height_interpolation", "x", "is 'x': input should be a valid number"),
+        ("cogvideox_2b_5b", "model.not_trainable_prefixes", "all", "is 'all': input should be a valid array"),
+        ("cogvideox_2b_5b", "args.load", [1], r"is \[1\]: input should be a valid string"),
+    ],
+)
+def test_values_of_a_wrong_form_are_one_line(configuration, name, key, wrong, message):
+    with pytest.raises(UserError, match=rf"^{re.escape(key)} ?{message}") as caught:
+        check(configuration(name, {key: wrong}))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_patch_that_does_not_divide_the_grid_is_named(configuration):

@@ -20,10 +20,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..storage import write_text
 from .first_stage import SSVAEFirstStage
-from .sat_config import SATConfig
+from .sat_config import DISCRETIZATION, SATConfig
 
 MODEL = "model.diffusion_model."
-DISCRETIZATION = "model.denoiser_config.params.discretization_config.params"
 RENAMED = (
     (r"time_embed\.0\.", "time_embedding.linear_1."),
     (r"time_embed\.2\.", "time_embedding.linear_2."),

@@ -5,13 +5,17 @@ config.get("model.scale_factor")
 config.transformer().shapes()
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import UserError
 from .sat_transformer import TransformerSizes
@@ -20,8 +24,45 @@ Era = Literal["v1.0", "main"]
 """Versions of CogVideoX's code: tag v1.0 runs CogVideoX-2B and 5B, main runs CogVideoX1.5."""
 
 NETWORK = "model.network_config.params"
+DISCRETIZATION = "model.denoiser_config.params.discretization_config.params"
+POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
 DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.scale_factor": 1.0}
 """CogVideoX's values where a configuration has none."""
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = tuple[Count, Count]
+FORMS: Mapping[str, Any] = MappingProxyType(
+    {
+        **{
+            f"{NETWORK}.{name}": Count
+            for name in ("num_frames", "time_compressed_rate", "latent_height", "latent_width")
+        },
+        **{f"{NETWORK}.{name}": Count for name in ("in_channels", "out_channels", "hidden_size", "time_embed_dim")},
+        **{f"{NETWORK}.{name}": Count for name in ("num_layers", "num_attention_heads", "ofs_embed_dim")},
+        f"{NETWORK}.patch_size": Count | tuple[Count, Count, Count],
+        f"{NETWORK}.modules.patch_embed_config.params.text_hidden_size": Count,
+        f"{NETWORK}.modules.lora_config.params.lora_alpha": Number,
+        POSITIONS: dict[str, Any],
+        f"{POSITIONS}.text_length": Annotated[int, Field(ge=0)],
+        f"{POSITIONS}.hidden_size_head": Count,
+        **{
+            f"{place}.{axis}_interpolation": Number
+            for place in (NETWORK, POSITIONS)
+            for axis in ("height", "width", "time")
+        },
+        DISCRETIZATION: dict[str, Number],
+        "model.not_trainable_prefixes": list[str],
+        "model.conditioner_config.params.emb_models": list[dict[str, Any]],
+        "args.load": str,
+        "args.sampling_image_size": Size,
+        "args.sampling_num_frames": Count,
+        "data.params.video_size": Size,
+        "data.params.max_num_frames": Count,
+        "data.params.skip_frms_num": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+        "data.params.fps": Number,
+    }
+)
+"""What the values that are computed with must be."""
 SLOW_START = 100
 """Iterations that SAT runs at 5 % of the learning rate when it finetunes."""
 SLOW_START_NOTE = (
@@ -66,11 +107,19 @@ class SATConfig:
         self._values = configuration
 
     def get(self, key: str) -> Any:
-        """The value at `model.network_config.params.in_channels`, say."""
+        """The value at `model.network_config.params.in_channels`, say.
+
+        Raises:
+            UserError: it is not of the key's form, such as a text instead of a number.
+        """
         value: Any = self._values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        return DEFAULTS.get(key) if value is None else value
+        if value is None:
+            return DEFAULTS.get(key)
+        if key in FORMS:
+            _check_form(key, value)
+        return value
 
     def required(self, key: str) -> Any:
         """The value of a key that CogVideoX's own files have.
@@ -125,7 +174,8 @@ class SATConfig:
     def text_encoder(self) -> str | None:
         """The folder of T5 and its tokenizer, if the configuration names one."""
         embedders = self.get("model.conditioner_config.params.emb_models") or [{}]
-        folder = (embedders[0].get("params") or {}).get("model_dir")
+        params = embedders[0].get("params")
+        folder = params.get("model_dir") if isinstance(params, dict) else None
         return None if folder is None else str(folder)
 
     @property
@@ -167,3 +217,18 @@ class SATConfig:
         frames, rate, height, width = map(self.required_network, names)
         _, rows, columns = self.patch
         return int(((frames - 1) // rate + 1) * (height // rows) * (width // columns))
+
+
+def _check_form(key: str, value: Any) -> None:
+    try:
+        _form(key).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        found = error.errors()[0]
+        inside = [part for part in found["loc"] if isinstance(part, int) or (isinstance(value, dict) and part in value)]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inside)
+        raise UserError(f"{key}{place} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}") from None
+
+
+@cache
+def _form(key: str) -> TypeAdapter[Any]:
+    return TypeAdapter(FORMS[key])

@@ -92,9 +92,10 @@ def _add_compare(tasks: Any) -> None:
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Print what does not fit, if anything, and what to know about the training videos."""
+    """Print what does not fit, if anything, and what to know about the training videos or the prompts."""
     from ..cogvideo.compatibility import find_mismatches
     from ..cogvideo.first_stage import build_first_stage
+    from ..cogvideo.prompts import inspect_prompts
     from ..cogvideo.sat_config import SATConfig, checkout_era, merge_configs
     from ..cogvideo.training_videos import inspect_videos
 
@@ -102,6 +103,7 @@ def run_check(options: argparse.Namespace) -> None:
     era = options.era or checkout_era(options.base)
     mismatches = find_mismatches(config, build_first_stage(config).latent_format, era)
     problems, notes = inspect_videos(config)
+    problems += inspect_prompts(config)
     for line in (*mismatches, *problems, *(f"note: {note}" for note in (*notes, *config.notes()))):
         sys.stdout.write(f"{line}\n")
     if found := len(mismatches) + len(problems):
