@@ -6,6 +6,7 @@ import torch
 from sat_ssvae.comparison.analysis import paired_difference
 from sat_ssvae.comparison.report.pictures import Pictures
 from sat_ssvae.comparison.results import ArmResult, ComparisonResults, CurvePoint, Estimate
+from sat_ssvae.comparison.verdict import judge
 
 STEPS = (100, 200, 400, 600, 800, 1000, 1200, 1400, 1600)
 SAMPLES = tuple(f"kernel_distance_{to}/{of}" for to in ("real", "reconstruction") for of in ("frame", "clip"))
@@ -116,3 +117,8 @@ def pictures(arms=("stock", "ssvae")):
         reconstructions={arm: clips(5, 1) for arm in arms},
         samples={arm: {200: clips(5, 2), 1600: clips(5, 3)} for arm in arms},
     )
+
+
+def judged(results, name="ssvae"):
+    """The verdict on one candidate."""
+    return {verdict.candidate: verdict for verdict in judge(results)}[name]

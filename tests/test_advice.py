@@ -26,12 +26,8 @@ from .comparisons import SAMPLES, comparison
 FEW = SAMPLES[:2]
 
 
-def judged(results):
-    return [judge(results, arm.name) for arm in results.candidates]
-
-
 def advised(results):
-    verdicts = judged(results)
+    verdicts = judge(results)
     return next_command(results, verdicts, ranking(results, verdicts)[0])
 
 
@@ -51,34 +47,34 @@ class TestRanking:
         results = comparison(
             [0.4, 2.6, 1.0, 1.9], metrics=FEW, names=["stock", "slow", "fast", "same", "quick"], width=0.01
         )
-        standings = ranking(results, judged(results))
+        standings = ranking(results, judge(results))
         assert [one.arm for one in standings] == ["fast", "quick", "stock", "same", "slow"]
         assert [one.place for one in standings] == [1, 2, 3, 3, 5]
 
     def test_an_arm_that_cannot_be_judged_has_no_place(self):
         results = without_gain(comparison([2.6, 2.0], metrics=FEW), "ssvae")
-        standings = ranking(results, judged(results))
+        standings = ranking(results, judge(results))
         assert [(one.arm, one.place) for one in standings] == [("lcr only", 1), ("stock", 2), ("ssvae", None)]
 
     def test_the_primary_measure_stands_for_an_arm(self):
-        (verdict,) = judged(comparison([2.0], metrics=SAMPLES, noise=0.0))
+        (verdict,) = judge(comparison([2.0], metrics=SAMPLES, noise=0.0))
         read = leading(verdict)
         assert read.metric == PRIMARY
         assert leading_value(verdict) == read.value == pytest.approx(2.0, rel=0.1)
         assert speed_up_words(verdict) == speed_up_text(read)
 
     def test_without_it_the_first_that_counts_does(self):
-        (verdict,) = judged(comparison([2.0], metrics=[name for name in SAMPLES if name != PRIMARY]))
+        (verdict,) = judge(comparison([2.0], metrics=[name for name in SAMPLES if name != PRIMARY]))
         assert leading(verdict) == verdict.counted[0]
 
     def test_a_score_that_is_never_reached_counts_by_its_interval(self):
-        (verdict,) = judged(comparison([0.4], metrics=FEW))
+        (verdict,) = judge(comparison([0.4], metrics=FEW))
         assert 0 < leading_value(verdict) < 0.7
 
 
 class TestHeadline:
     def headline(self, results):
-        return headline(results, ranking(results, judged(results)))
+        return headline(results, ranking(results, judge(results)))
 
     def test_a_faster_arm_is_taken_with_its_cost(self):
         text = self.headline(comparison([2.6, 1.9], metrics=FEW))
@@ -100,7 +96,7 @@ class TestHeadline:
     def test_nothing_is_taken_where_nothing_can_be_judged(self):
         results = without_gain(comparison([2.6], metrics=FEW), "stock")
         assert self.headline(results) == "Take none yet: no arm can be judged."
-        assert "train it longer, or compress less" in render(results, judged(results))
+        assert "train it longer, or compress less" in render(results, judge(results))
 
 
 class TestNextCommand:

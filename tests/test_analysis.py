@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sat_ssvae.comparison.analysis import paired_difference, speed_up
+from sat_ssvae.comparison.curves import NO_PROGRESS
 from sat_ssvae.comparison.results import CurvePoint, Estimate
 
 from .comparisons import STEPS, comparison, curve_points, decay
@@ -57,7 +58,7 @@ class TestValue:
         steps = range(100, 100 * len(scores) + 1, 100)
         score = dict(zip(steps, scores, strict=True))
         answer = read(lambda t, _: score[t], lambda t, _: score[t], steps=steps)
-        assert answer.value == 1.0 or answer.reason == "the baseline does not improve on its first evaluation"
+        assert answer.value == 1.0 or answer.reason == f"the baseline {NO_PROGRESS}"
 
     def test_is_the_geometric_mean_over_seeds(self):
         answer = read(lambda t, _: decay(t), lambda t, s: decay(t, speed=(2.0, 4.0)[s]), seeds=2)
@@ -89,7 +90,7 @@ class TestValue:
             (
                 lambda t, _: 2.0,
                 lambda t, _: decay(t),
-                "the baseline does not improve on its first evaluation",
+                f"the baseline {NO_PROGRESS}",
             ),
             (lambda t, _: math.nan, lambda t, _: decay(t), "the baseline diverged"),
         ],
@@ -107,10 +108,9 @@ class TestValue:
         def wanders(t, _):
             return 0.3 + 0.01 * math.cos(t)
 
-        reason = "does not improve on its first evaluation"
-        assert read(trains, wanders, width=0.1).reason == f"the candidate {reason}"
-        assert read(wanders, trains, width=0.1).reason == f"the baseline {reason}"
-        assert read(trains, lambda t, _: 0.3 + 1e-5 * t).reason == f"the candidate {reason}"
+        assert read(trains, wanders, width=0.1).reason == f"the candidate {NO_PROGRESS}"
+        assert read(wanders, trains, width=0.1).reason == f"the baseline {NO_PROGRESS}"
+        assert read(trains, lambda t, _: 0.3 + 1e-5 * t).reason == f"the candidate {NO_PROGRESS}"
 
     def test_is_undefined_when_the_candidate_has_it_before_training(self):
         answer = read(lambda t, _: decay(t), lambda t, _: 0.01, steps=(0, *STEPS))

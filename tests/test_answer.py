@@ -7,13 +7,14 @@ import sys
 import pytest
 
 from sat_ssvae.comparison.answer import PRIMARY, answer
+from sat_ssvae.comparison.verdict import judge
 
 from .comparisons import comparison
 
 
 def test_a_faster_arm_is_given_with_interval_and_cost():
     results = comparison([3.0], psnr=(23.0, 22.5))
-    found = answer(results, "abc")
+    found = answer(results, judge(results), "abc")
     primary = found["primary"]
     assert primary["measure"] == PRIMARY
     assert 1 < primary["low"] < primary["speed_up"] < primary["high"]
@@ -25,14 +26,16 @@ def test_a_faster_arm_is_given_with_interval_and_cost():
 
 
 def test_every_arm_has_its_answer():
-    found = answer(comparison([3.0, 0.3], names=["stock", "fast", "slow"]), None)
+    results = comparison([3.0, 0.3], names=["stock", "fast", "slow"])
+    found = answer(results, judge(results), None)
     assert list(found["arms"]) == ["fast", "slow"]
     assert found["primary"] == found["arms"]["fast"]["primary"]
     assert found["arms"]["slow"]["primary"]["speed_up"] is None
 
 
 def test_a_score_that_is_not_reached_has_no_speed_up():
-    primary = answer(comparison([0.3]), None)["primary"]
+    results = comparison([0.3])
+    primary = answer(results, judge(results), None)["primary"]
     assert primary["speed_up"] is None
     assert primary["status"] == "not reached"
     assert primary["high"] < 1

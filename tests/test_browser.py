@@ -28,7 +28,7 @@ def report(names, folder):
     results = dataclasses.replace(results, provenance=Provenance({"beach.mp4": 12}, {"city.mp4": 240}))
     path = folder / f"report-{len(names)}.html"
     shown = pictures(tuple(names))
-    path.write_text(render(results, [judge(results, name) for name in names[1:]], shown), encoding="utf-8")
+    path.write_text(render(results, judge(results), shown), encoding="utf-8")
     return path
 
 

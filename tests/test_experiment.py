@@ -45,7 +45,7 @@ def configured(**changes):
 def finished(tiny_shards, tmp_path_factory):
     output = tmp_path_factory.mktemp("comparison")
     source = ClipSource.separate(tiny_shards, tiny_shards, "bars: made by the tests")
-    return output, source, compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)
+    return output, source, compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)[0]
 
 
 def modified(folder):
@@ -94,19 +94,20 @@ def test_the_report_is_complete(finished):
 def test_arms_that_have_learned_nothing_are_not_judged(finished):
     """After two steps an autoencoder does not beat the clips' mean colour; the smoke preset says what it is worth."""
     output, _, results = finished
-    verdict = judge(results, "ssvae")
+    verdict = judge(results)[0]
     assert verdict.conclusion == "not judgeable" and "explains less than half of the clips' variance" in verdict.text
     page = (output / "report" / "report.html").read_text()
     assert "not judgeable" in page and "proves nothing" in page
-    assert summary_table(results).startswith("The smoke preset shows that every stage runs and proves nothing")
-    assert "speed-up" not in summary_table(results)
+    summary = summary_table(results, [verdict])
+    assert summary.startswith("The smoke preset shows that every stage runs and proves nothing")
+    assert "speed-up" not in summary
 
 
 def test_finished_stages_are_not_redone(finished, caplog):
     output, source, results = finished
     before = modified(output)
     caplog.set_level("INFO")
-    again = compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)
+    again, _ = compare(configured(seeds=[0, 1]), output, CPU, "sat-ssvae compare", source)
     (plan,) = (message for message in caplog.messages if message.startswith("plan: 9 stages, about 1 min left in all"))
     assert plan.count(" (done)") == 8 and plan.endswith("\n  9. report (about 1 min)")
     assert "stage 9 of 9: report; about 1 min left in all" in caplog.messages
@@ -129,7 +130,7 @@ def test_existing_weights_are_an_arm(finished, tmp_path):
     output, source, results = finished
     (weights,) = (output / "vae").glob("ssvae-*/vae")
     arms = {"stock": ARMS["stock"], "mine": {"checkpoint": str(weights)}}
-    again = compare(configured(arms=arms), tmp_path, CPU, "sat-ssvae compare", source)
+    again, _ = compare(configured(arms=arms), tmp_path, CPU, "sat-ssvae compare", source)
     assert again.arm("mine").reconstruction == results.arm("ssvae").reconstruction
     assert [path.name.split("-")[0] for path in (tmp_path / "vae").iterdir()] == ["stock"]
 
@@ -160,7 +161,7 @@ def test_stages_autoencoder_seeds_and_shifts(tiny_shards, tmp_path):
         "ssvae": {"stages": [{}, {"max_steps": 1, "freeze_encoder": True, "lr": 1e-2, "lmr_mask_ratio": 0.0}]},
     }
     config = parse_config(CompareConfig, small)
-    results = compare(config, tmp_path, CPU, "sat-ssvae compare", source)
+    results, _ = compare(config, tmp_path, CPU, "sat-ssvae compare", source)
     assert results.runs == ((0, 0), (7, 0)) and results.budget["autoencoder steps"] == {"stock": 3, "ssvae": 3}
     for arm in ("stock", "ssvae"):
         first, second = (results.curve(arm, 0, "loss", vae_seed) for vae_seed in (0, 7))
@@ -186,9 +187,10 @@ def test_stages_autoencoder_seeds_and_shifts(tiny_shards, tmp_path):
     searched = list((tmp_path / "transformer").glob("*-seed99-*"))
     assert len(searched) == 4  # two shifts of each arm's first autoencoder
     before = modified(tmp_path)
-    assert compare(config, tmp_path, CPU, "sat-ssvae compare", source).curves == results.curves
+    again, _ = compare(config, tmp_path, CPU, "sat-ssvae compare", source)
+    assert again.curves == results.curves
     assert modified(tmp_path) == before
-    fewer = compare(config.model_copy(update={"vae_seeds": (0,)}), tmp_path, CPU, "sat-ssvae compare", source)
+    fewer, _ = compare(config.model_copy(update={"vae_seeds": (0,)}), tmp_path, CPU, "sat-ssvae compare", source)
     assert fewer.curves == tuple(point for point in results.curves if point.vae_seed == 0)
     assert modified(tmp_path) == before
 
@@ -225,7 +227,7 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
     small["scoring"] |= {"samples": 4, "denoising_clips": 2, "noise_levels": [0.5]}
     arms = {"stock": ARMS["stock"]} | {kind: {"checkpoint": place} for kind, place in places.items()}
     config = parse_config(CompareConfig, small | {"arms": arms})
-    results = compare(config, output, CPU, "sat-ssvae compare", source)
+    results, _ = compare(config, output, CPU, "sat-ssvae compare", source)
     for kind, place in places.items():
         arm = results.arm(kind)
         assert set(arm.reconstruction) >= {"psnr", "ssim", "stlpips"} and arm.dct_amplitude and arm.explained_variance
@@ -237,7 +239,8 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
             assert [point.step for point in results.curve(kind, 0, metric)] == [3]
     assert results.budget["autoencoder steps"] == {"stock": 2}
     assert any("wan2.2 3x2x2 in patches of 1x1x1" in warning for warning in results.warnings)
-    assert judge(results, "wan2.2").conclusion == "not judgeable"  # random weights, whatever the distances say
+    by_arm = {verdict.candidate: verdict for verdict in judge(results)}
+    assert by_arm["wan2.2"].conclusion == "not judgeable"  # random weights, whatever the distances say
     page = (output / "report" / "report.html").read_text()
     assert "Not trained here: cogvideox, wan2.2, modelscope" in page and "latents differ in size" in page
     saved = [json.loads(path.read_text()) for path in (output / "transformer").glob("*/dit.yaml")]
@@ -251,7 +254,7 @@ def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
     model.save_pretrained(tmp_path / "models" / "modelscope")
     with pytest.raises(UserError, match="not the weights that the transformer of arm modelscope"):
         Restorer.open(output, "modelscope", None, CPU)
-    again = compare(config, output, CPU, "sat-ssvae compare", source)
+    again, _ = compare(config, output, CPU, "sat-ssvae compare", source)
     after = modified(output)
     assert {path: after[path] for path in before} == before
     assert {path.relative_to(output).parts[1].split("-")[0] for path in set(after) - set(before)} == {"modelscope"}

@@ -1,6 +1,6 @@
 """Where a comparison's clips come from, by name."""
 
-from sat_ssvae.comparison.provenance import FEW_CLIPS, LeftOut, Provenance, few_clips_warning
+from sat_ssvae.comparison.provenance import FEW_CLIPS, FEW_VIDEOS, LeftOut, Provenance, few_warnings
 from sat_ssvae.data.skips import Skip, SkipLog
 
 
@@ -14,7 +14,12 @@ def test_clips_are_counted_by_video_in_order(tmp_path):
     assert provenance.left_out == (LeftOut("train", "b/short.mp4", "too short", "1.0 s"),)
 
 
-def test_few_held_out_clips_are_a_warning():
-    assert few_clips_warning(FEW_CLIPS) == ()
-    (warning,) = few_clips_warning(FEW_CLIPS - 1)
+def test_few_held_out_clips_or_videos_are_a_warning():
+    assert few_warnings(FEW_CLIPS, FEW_VIDEOS) == few_warnings(FEW_CLIPS, FEW_CLIPS) == ()
+    (warning,) = few_warnings(FEW_CLIPS - 1, FEW_VIDEOS)
     assert warning.startswith("Only 29 clips are held out")
+    (warning,) = few_warnings(FEW_CLIPS, FEW_VIDEOS - 1)
+    assert warning.startswith("The held-out clips come from only 9 videos")
+    (warning,) = few_warnings(FEW_CLIPS, 1)
+    assert warning.startswith("All 30 held-out clips come from one video")
+    assert len(few_warnings(8, 2)) == 2

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from ..comparison.bookkeeping import Stopwatch, content
 from ..comparison.plan import Plan, Stage
-from ..comparison.provenance import Provenance, few_clips_warning
+from ..comparison.provenance import Provenance, few_warnings
 from ..comparison.report.page import write_report
 from ..comparison.report.pictures import Pictures, as_pictures, spread_places
 from ..comparison.results import ComparisonResults, CurvePoint
-from ..comparison.score_files import is_scored, read_curves, read_samples
+from ..comparison.score_files import curve_points, is_scored, read_samples, read_scores
 from ..comparison.scoring import EvaluationConfig, compared
+from ..comparison.verdict import Verdict, judge
 from ..config import Config, fingerprint
 from ..errors import UserError
 from ..storage import write_text
@@ -66,7 +67,7 @@ def compare(
     output: Path,
     launch: Launch,
     command: str,
-) -> ComparisonResults:
+) -> tuple[ComparisonResults, list[Verdict]]:
     """Run or continue the comparison in `output` and write its report to `output/report`.
 
     The working directory is CogVideoX's sat folder; relative paths in its files count from there.
@@ -122,7 +123,7 @@ class _Comparison:
             Stage("report", "report"),
         ]
 
-    def run(self) -> ComparisonResults:
+    def run(self) -> tuple[ComparisonResults, list[Verdict]]:
         self.plan = Plan(self.output / "stages.json", self._stages())
         measured = {arm.name: self._measure(arm) for arm in self.arms}
         starts = {seed: self._initial(seed) for seed in self.config.seeds}
@@ -235,7 +236,9 @@ class _Comparison:
 
     # --- results ------------------------------------------------------------------------------------------------------
 
-    def _report(self, runs: dict[str, dict[int, Path]], scores: dict[str, Path]) -> ComparisonResults:
+    def _report(
+        self, runs: dict[str, dict[int, Path]], scores: dict[str, Path]
+    ) -> tuple[ComparisonResults, list[Verdict]]:
         quality = {name: load_file(folder / "quality.safetensors") for name, folder in scores.items()}
         heldout = len(next(iter(quality[BASELINE].values())))
         results = ComparisonResults(
@@ -259,12 +262,13 @@ class _Comparison:
                 "scoring": self.config.scoring.model_dump(mode="json"),
             },
             command=self.command,
-            warnings=few_clips_warning(heldout),
+            warnings=few_warnings(heldout, heldout),
             provenance=Provenance(_videos(self.train), _videos(self.heldout)),
         )
+        verdicts = judge(results)
         with self.plan.stage("report"):
-            write_report(results, self.output / "report", self._pictures(runs, scores, quality))
-        return results
+            write_report(results, verdicts, self.output / "report", self._pictures(runs, scores, quality))
+        return results, verdicts
 
     def _origin(self) -> str:
         load = self.baseline.settings.get("args.load")
@@ -273,7 +277,7 @@ class _Comparison:
     def _curves(self, arm: str, runs: dict[str, dict[int, Path]], scores: dict[str, Path]) -> list[CurvePoint]:
         points = []
         for seed, run in runs[arm].items():
-            points += read_curves(scores[arm] / _name(run), arm, seed, self.steps)
+            points += curve_points(read_scores(scores[arm] / _name(run), self.steps), arm, seed)
             log = (run.parents[1] / "train.log").read_text(encoding="utf-8")
             losses = {int(step): float(loss) for step, loss in LOSS.findall(log)}
             points += [CurvePoint(arm, seed, "training_loss", step, loss) for step, loss in losses.items()]

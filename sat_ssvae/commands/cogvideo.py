@@ -158,8 +158,8 @@ def run_compare(options: argparse.Namespace) -> None:
     config = load_config(CogVideoComparison, None, options.overrides)
     os.chdir(sat)  # CogVideoX's scripts run there, and relative paths in its files count from there
     arms = read_arms(stock, overlay, heldout)
-    results = compare(config, arms, heldout, output, launch, options.command_line)
-    sys.stdout.write(f"{summary_table(results)}\n\nreport: {output / 'report' / 'report.html'}\n")
+    results, verdicts = compare(config, arms, heldout, output, launch, options.command_line)
+    sys.stdout.write(f"{summary_table(results, verdicts)}\n\nreport: {output / 'report' / 'report.html'}\n")
 
 
 def _sat_folder(checkout: Path) -> Path:

@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> None:
     arms = options.vae or ([] if options.config else DEFAULT_ARMS)
     config = load_config(CompareConfig, path, options.overrides, replace={"arms": parse_arms(arms)} if arms else {})
     clips = ClipSource.of_user(options.data) if options.data else None
-    results = compare(config, options.output, working_device(), options.command_line, clips)
-    sys.stdout.write(f"{summary_table(results)}\n\nreport: {options.output / 'report' / 'report.html'}\n")
+    results, verdicts = compare(config, options.output, working_device(), options.command_line, clips)
+    sys.stdout.write(f"{summary_table(results, verdicts)}\n\nreport: {options.output / 'report' / 'report.html'}\n")
 
 
 def parse_arms(specifications: Sequence[str]) -> dict[str, dict[str, Any]]:

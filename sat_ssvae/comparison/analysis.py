@@ -24,19 +24,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from .curves import PairReading, read_pair, smooth_curve, without_outliers
+from .clusters import CONFIDENCE, mean_interval
+from .curves import NO_PROGRESS, PairReading, read_pair, smooth_curve, without_outliers
 from .results import ComparisonResults, CurvePoint, Estimate
 
-CONFIDENCE = 0.95
 EQUAL_WITHIN = 1.25
 """Arms are called equally fast when the whole interval lies between 1 / 1.25 and 1.25."""
-NO_PROGRESS = "does not improve on its first evaluation"
-"""Why a speed-up is undefined where an arm's transformer has not trained."""
 FLOOR_DOMINATES = 0.5
-"""A distance measures blur when the VAE's reconstruction is more than this share of it at half training."""
+"""A distance measures blur when the VAE's reconstruction is more than this share of it at half training, in any arm."""
 
 _Z975 = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _REDRAWS = 500
@@ -91,7 +90,7 @@ class SpeedUp:
 
     @property
     def measures_blur(self) -> bool:
-        """The VAE's own reconstruction error is most of this distance, in one of the two arms."""
+        """A VAE's own reconstruction error is most of this distance, in any of the comparison's arms."""
         return self.floor_share is not None and self.floor_share > FLOOR_DOMINATES
 
 
@@ -104,7 +103,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: i
     }
     both = {run: pair for run, pair in both.items() if all(pair)}
     pairs, vae_seeds = list(both.values()), [vae_seed for vae_seed, _ in both]
-    share = _floor_share(results, candidate, metric, pairs)
+    share = _floor_share(results, metric)
     draws = _draws(pairs, seed) if pairs else []
     readings = _read(pairs, draws) if pairs else "no seed was measured in both arms"
     if isinstance(readings, str):
@@ -167,8 +166,12 @@ def _status(readings: Sequence[PairReading]) -> Literal["measured", "at least", 
     return "not reached" if "not reached" in statuses else "at least" if "at least" in statuses else "measured"
 
 
-def paired_difference(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
+def paired_difference(
+    candidate: Sequence[float], baseline: Sequence[float], videos: NDArray[np.int64] | None = None
+) -> Estimate:
     """Mean of candidate - baseline, clip by clip in the same order, with its 95 % interval (Student's t).
+
+    videos: of the clips, see `clusters.video_numbers`; None where clips are independent.
 
     Raises:
         ValueError: the two differ in length or are empty.
@@ -179,7 +182,7 @@ def paired_difference(candidate: Sequence[float], baseline: Sequence[float]) -> 
     mean = float(difference.mean())
     if len(difference) == 1:
         return Estimate(mean)
-    return Estimate(mean, *t_interval(difference.tolist()))
+    return Estimate(mean, *mean_interval(difference.tolist(), videos))
 
 
 def _interval(
@@ -189,7 +192,7 @@ def _interval(
     ends = []
     if len(readings) > 1:
         gaps = _by_autoencoder([reading.gap for reading in readings], vae_seeds, lambda some: float(np.mean(some)))
-        missed = all(math.isinf(gap) for gap in gaps) or t_interval(gaps)[0] > 0
+        missed = all(math.isinf(gap) for gap in gaps) or mean_interval(gaps)[0] > 0
         ranges = [reading.range(missed) for reading in readings]
         lows, highs = (_by_autoencoder([r[side] for r in ranges], vae_seeds, _geometric_mean) for side in (0, 1))
         ends.append((_t_of_logs(lows)[0], _t_of_logs(highs)[1]))
@@ -264,39 +267,27 @@ def _redrawn_value(point: CurvePoint, normal: float) -> float:
     return point.value + normal * max(side, 0.0) / _Z975
 
 
-def _floor_share(results: ComparisonResults, candidate: str, metric: str, pairs: Sequence[_Pair]) -> float | None:
-    """Share of the distance at half training that a perfect generator would keep, in the worse arm."""
+def _floor_share(results: ComparisonResults, metric: str) -> float | None:
+    """Share of the distance at half training that a perfect generator would keep, in the worst of all arms and runs."""
     if metric.startswith("loss"):
         return None
     shares = []
-    for side, name in enumerate((results.baseline.name, candidate)):
-        floor = results.arm(name).floors.get(metric)
-        for pair in pairs if floor else ():
-            steps, fit = smooth_curve(_steps(pair[side]), _values(pair[side]))
+    for arm in results.arms:
+        floor = arm.floors.get(metric)
+        curves = [results.curve(arm.name, seed, metric, vae_seed) for vae_seed, seed in results.runs] if floor else []
+        for curve in filter(None, curves):
+            steps, fit = smooth_curve(_steps(curve), _values(curve))
             half = float(np.interp(steps[-1] / 2, steps, fit))
             if floor is not None and math.isfinite(half) and half > 0:
                 shares.append(max(0.0, floor.value / half))
     return max(shares) if shares else None
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean; open at both ends when a value is not finite."""
-    if not np.isfinite(values).all():
-        return -math.inf, math.inf
-    mean = float(np.mean(values))
-    half = (
-        float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-        * float(np.std(values, ddof=1))
-        / math.sqrt(len(values))
-    )
-    return mean - half, mean + half
-
-
 def _t_of_logs(values: list[float]) -> tuple[float, float]:
     """Student's 95 % interval of the geometric mean; an end of 0 or infinity stays open."""
     if 0 in values or math.inf in values:
         return _geometric_mean(values), _geometric_mean(values)
-    low, high = t_interval(np.log(values).tolist())
+    low, high = mean_interval(np.log(values).tolist())
     return math.exp(low), math.exp(high)
 
 

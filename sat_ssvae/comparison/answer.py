@@ -1,18 +1,18 @@
 """A comparison's answer in one small JSON, for scripts: how much faster, and what it costs.
 
-answer(results, commit())
+answer(results, judge(results), commit())
 # {"primary": {"measure": ..., "speed_up": 2.5, "low": 1.1, "high": 5.6, "autoencoder_seeds": 3, ...},
 #  "psnr_difference_db": -0.9, "command": ..., "commit": ...}
 """
 
 import math
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .analysis import speed_up
-from .results import ArmResult, ComparisonResults
-from .verdict import judge
+from .results import ComparisonResults
+from .verdict import Verdict
 
 PRIMARY = "kernel_distance_reconstruction/frame"
 """The measure that a comparison is about: decoded samples, by features of their frames, against reconstructions of
@@ -20,11 +20,12 @@ held-out clips. It was chosen before the comparisons that docs/results.md report
 blur at their size, and motion features separate little."""
 
 
-def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
+def answer(results: ComparisonResults, verdicts: Sequence[Verdict], commit: str | None) -> dict[str, Any]:
     """The first candidate against the baseline, and under `arms` every one.
 
     Args:
         results: of the comparison.
+        verdicts: of its candidates.
         commit: of the code that made them, None if unknown.
 
     Returns:
@@ -32,7 +33,7 @@ def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
         interval (at the best score that both reached, where it was not reached; None where it is open); and the
         difference in PSNR.
     """
-    arms = {candidate.name: _of_arm(results, candidate) for candidate in results.candidates}
+    arms = {verdict.candidate: _of_arm(results, verdict) for verdict in verdicts}
     first = results.candidates[0].name
     return {
         "baseline": results.baseline.name,
@@ -44,17 +45,17 @@ def answer(results: ComparisonResults, commit: str | None) -> dict[str, Any]:
     }
 
 
-def _of_arm(results: ComparisonResults, candidate: ArmResult) -> dict[str, Any]:
-    read = speed_up(results, candidate.name, PRIMARY)
-    difference = candidate.reconstruction_difference.get("psnr")
+def _of_arm(results: ComparisonResults, verdict: Verdict) -> dict[str, Any]:
+    read = next((read for read in verdict.speed_ups if read.metric == PRIMARY), None)
+    difference = results.arm(verdict.candidate).reconstruction_difference.get("psnr")
     return {
-        "conclusion": judge(results, candidate.name).conclusion,
+        "conclusion": verdict.conclusion,
         "primary": {
             "measure": PRIMARY,
-            "speed_up": read.value if read.status == "measured" else None,
-            "low": _finite(read.low),
-            "high": _finite(read.high),
-            "status": read.status,
+            "speed_up": read.value if read and read.status == "measured" else None,
+            "low": _finite(read.low if read else None),
+            "high": _finite(read.high if read else None),
+            "status": read.status if read else "undefined",
             "autoencoder_seeds": len(results.vae_seeds),
             "transformer_seeds": len(results.seeds),
         },

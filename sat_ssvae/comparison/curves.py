@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+NO_PROGRESS = "does not improve beyond its noise from the first evaluation to the last"
+"""Why a speed-up is undefined where an arm's transformer has not trained."""
 MAX_POINTS = 64
 """A curve with more points is averaged within this many groups of consecutive ones."""
 
@@ -123,7 +125,7 @@ def read_pair(
         return "the baseline diverged"
     needed = _reached(base_steps, base_fit, target)
     if needed <= base_steps[0]:
-        return "the baseline does not improve on its first evaluation"
+        return f"the baseline {NO_PROGRESS}"
     gap, got = cand_fit[-1] - target, read_crossing(cand_steps, cand_fit, target)
     if got is not None and got <= cand_steps[0] == 0:
         return "the candidate has the baseline's final score before any training"

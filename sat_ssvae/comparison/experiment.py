@@ -42,12 +42,12 @@ from .layout import Layout, Member, stages_of
 from .matched_noise import kept_levels, linear_errors
 from .plan import Plan, planned, transformer_name
 from .pooling import pooled
-from .provenance import Provenance, few_clips_warning
+from .provenance import Provenance, few_warnings
 from .report.page import write_report
 from .report.pictures import Pictures, as_pictures, spread, spread_places
 from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
-from .score_files import is_scored, read_curves, read_samples, write_scores
+from .score_files import curve_points, is_scored, read_samples, read_scores, write_scores
 from .scoring import (
     ArmReference,
     DiTGenerator,
@@ -58,9 +58,11 @@ from .scoring import (
     measure_arm,
     reconstruction_quality,
     score_generator,
+    scores_over_videos,
 )
 from .settings import SPLITS, ClipSource, CompareConfig
 from .shifts import best_shift, shift_comparison
+from .verdict import Verdict, judge
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def compare(
     device: torch.device,
     command: str,
     clips: ClipSource | None = None,
-) -> ComparisonResults:
+) -> tuple[ComparisonResults, list[Verdict]]:
     """Run or continue the comparison in `output` and write its report to `output/report`.
 
     Args:
@@ -139,7 +141,7 @@ class _Comparison:
         self.searches: dict[str, dict[float, list[CurvePoint]]] = {}
         self.finished: list[TrainedTransformer] = []
 
-    def run(self) -> ComparisonResults:
+    def run(self) -> tuple[ComparisonResults, list[Verdict]]:
         clips = self.clips.heldout()  # first: too few are noticed before anything is trained
         features: Features = {"frame": FrameFeatures().to(self.device), "clip": ClipFeatures().to(self.device)}
         perceptual = build_perceptual("st-lpips-alex").to(self.device)
@@ -159,7 +161,7 @@ class _Comparison:
             arms[member.arm].append(self._arm_result(prepared, quality[member], baseline))
             scored = self._transformers(prepared)
             for seed, folder in scored.items():
-                curves += read_curves(folder, member.arm, seed, steps, member.vae_seed)
+                curves += self._curves(prepared, folder, seed, steps)
             if member.vae_seed == self.config.vae_seeds[0]:
                 reconstructions[member.arm] = as_pictures(spread(prepared.reference.reconstructions, shown))
                 samples[member.arm] = read_samples(scored[self.config.seeds[0]], steps)
@@ -238,7 +240,7 @@ class _Comparison:
         for shift in self.config.shifts:
             training = self._training(arm, shift)
             folder = self._transformer(prepared, training, seed)
-            curves[shift] = read_curves(folder, arm, seed, training.evaluation_steps, prepared.member.vae_seed)
+            curves[shift] = self._curves(prepared, folder, seed, training.evaluation_steps)
         self.searches[arm] = curves
         last = max(self.config.transformer.evaluation_steps)
         final = {shift: [point for point in points if point.step == last] for shift, points in curves.items()}
@@ -307,6 +309,13 @@ class _Comparison:
         finished = tuple(self.finished)
         RunIndex(clips=config.data, text_length=config.text_length, transformers=finished).write(self.output)
 
+    def _curves(self, prepared: _Prepared, folder: Path, seed: int, steps: Sequence[int]) -> list[CurvePoint]:
+        """The scores of a transformer, with intervals over the held-out videos."""
+        member, scoring = prepared.member, self.config.scoring
+        scores = read_scores(folder, steps).items()
+        over = {step: scores_over_videos(values, prepared.reference, scoring) for step, values in scores}
+        return curve_points(over, member.arm, seed, member.vae_seed)
+
     # --- results ------------------------------------------------------------------------------------------------------
 
     def _arm_result(
@@ -323,7 +332,8 @@ class _Comparison:
             training["timestep shift"] = self.shifts[name]
         scoring, floor = self.config.scoring, prepared.loss_floor
         result = arm_result(name, prepared.reference, prepared.train_set, quality, scoring, floor)
-        return compared(replace(result, vae=prepared.vae.describe(), training=training), quality, baseline)
+        result = replace(result, vae=prepared.vae.describe(), training=training)
+        return compared(result, quality, baseline, prepared.reference.heldout.keys)
 
     def _weights(self, member: Member) -> str:
         """Where the autoencoder is, as a command in the same folder would name it."""
@@ -332,7 +342,7 @@ class _Comparison:
 
     def _report(
         self, arms: Sequence[ArmResult], curves: Sequence[CurvePoint], pictures: Pictures, provenance: Provenance
-    ) -> ComparisonResults:
+    ) -> tuple[ComparisonResults, list[Verdict]]:
         config, heldout = self.config, sum(provenance.heldout.values())
         results = ComparisonResults(
             arms=tuple(arms),
@@ -358,17 +368,18 @@ class _Comparison:
             },
             command=self.command,
             attribution=self.source.attribution,
-            warnings=(*self._warnings(), *few_clips_warning(heldout)),
+            warnings=(*self._warnings(), *few_warnings(heldout, len(provenance.heldout))),
             provenance=provenance,
         )
+        verdicts = judge(results)
         with self.plan.stage("report"):
-            report = write_report(results, self.output / "report", pictures)
-        write_text(report.with_name("summary.json"), json.dumps(answer(results, commit()), indent=1))
+            report = write_report(results, verdicts, self.output / "report", pictures)
+        write_text(report.with_name("summary.json"), json.dumps(answer(results, verdicts, commit()), indent=1))
         for arm, search in self.searches.items():
             if len(search) > 1:
                 shown = shift_comparison(results, arm, search, config.shift_seed)
-                write_report(shown, self.output / "report" / f"shifts-{arm}")
-        return results
+                write_report(shown, judge(shown), self.output / "report" / f"shifts-{arm}")
+        return results, verdicts
 
     def _vae_steps(self) -> dict[str, JsonValue]:
         """Steps of all stages of an arm's autoencoder, for arms that are trained here."""

@@ -13,7 +13,9 @@ from pydantic.dataclasses import dataclass
 from ..data.skips import read_skips
 
 FEW_CLIPS = 30
-"""Held-out clips below which a result hangs on which clips they are."""
+"""Held-out clips below which a result depends on which clips they are."""
+FEW_VIDEOS = 10
+"""Held-out videos below which their spread is hardly known: Student's t is a sixth wider than the normal at ten."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -45,15 +47,31 @@ class Provenance:
         return cls(_by_video(train), _by_video(heldout), tuple(left_out))
 
 
-def few_clips_warning(heldout: int) -> tuple[str, ...]:
-    """What a reader must know where few clips are held out; nothing if there are enough."""
-    if heldout >= FEW_CLIPS:
-        return ()
-    return (
-        f"Only {heldout} clips are held out: the result hangs on which clips these are. Hold out {FEW_CLIPS} or more "
-        "(more or longer videos, or a shorter data.heldout_stride).",
-    )
+def few_warnings(clips: int, videos: int) -> tuple[str, ...]:
+    """What a reader must know where few clips are held out, or clips of few videos; nothing if there are enough."""
+    warnings = []
+    if clips < FEW_CLIPS:
+        warnings.append(
+            f"Only {clips} clips are held out: the result depends on which clips these are. Hold out {FEW_CLIPS} or "
+            "more (more or longer videos, or a shorter data.heldout_stride)."
+        )
+    if videos == 1 and clips > 1:
+        warnings.append(
+            f"All {clips} held-out clips come from one video. Clips of one video are alike, so the intervals are too "
+            f"narrow, and nothing is known about other videos. Hold out {FEW_VIDEOS} videos or more."
+        )
+    elif videos < FEW_VIDEOS:
+        warnings.append(
+            f"The held-out clips come from only {videos} videos. The intervals allow for it, but so few videos "
+            f"hardly show how much videos differ. Hold out {FEW_VIDEOS} or more."
+        )
+    return tuple(warnings)
+
+
+def video_of(key: str) -> str:
+    """The video that a clip's key `VIDEO@START` names."""
+    return key.rpartition("@")[0] or key
 
 
 def _by_video(keys: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(key.rpartition("@")[0] or key for key in keys))
+    return dict(Counter(map(video_of, keys)))

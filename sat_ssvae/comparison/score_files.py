@@ -1,7 +1,7 @@
 """Scores of a generator on disk, two files a step, as a comparison's stages leave them for its report.
 
 write_scores(folder, step, scores, samples)      # folder/step_100.json, folder/step_100.safetensors
-curves = read_curves(folder, "ssvae", seed, steps)
+curves = curve_points(read_scores(folder, steps), "ssvae", seed)
 """
 
 import json
@@ -31,15 +31,21 @@ def is_scored(folder: Path, steps: Iterable[int]) -> bool:
     return all((folder / f"step_{step}.json").exists() for step in steps)
 
 
-def read_curves(folder: Path, arm: str, seed: int, steps: Iterable[int], vae_seed: int = 0) -> list[CurvePoint]:
-    """The scores of these steps as points of the arm's curves."""
-    points = []
-    for step in steps:
-        values = json.loads((folder / f"step_{step}.json").read_text(encoding="utf-8"))
-        points += [
-            CurvePoint(arm, seed, metric, step, **estimate, vae_seed=vae_seed) for metric, estimate in values.items()
-        ]
-    return points
+def read_scores(folder: Path, steps: Iterable[int]) -> dict[int, dict[str, Estimate]]:
+    """The scores of these steps, by metric."""
+    plain = {step: json.loads((folder / f"step_{step}.json").read_text(encoding="utf-8")) for step in steps}
+    return {step: {metric: Estimate(**one) for metric, one in values.items()} for step, values in plain.items()}
+
+
+def curve_points(
+    scores: Mapping[int, Mapping[str, Estimate]], arm: str, seed: int, vae_seed: int = 0
+) -> list[CurvePoint]:
+    """Scores by step and metric as points of the arm's curves."""
+    return [
+        CurvePoint(arm, seed, metric, step, one.value, one.low, one.high, one.resamples, vae_seed)
+        for step, values in scores.items()
+        for metric, one in values.items()
+    ]
 
 
 def read_samples(folder: Path, steps: Iterable[int]) -> dict[int, Sequence[Tensor]]:

@@ -21,7 +21,7 @@ from ..diffusion.process import DiffusionProcess, guided
 from ..diffusion.transformer import DiT
 from ..latents.latent_set import LatentSet
 from ..metrics.fidelity import reconstruction_scores
-from ..metrics.kernel_distance import bootstrap_distances, bootstrap_interval, kernel_distance
+from ..metrics.kernel_distance import bootstrap_counts, bootstrap_distances, bootstrap_interval, kernel_distance
 from ..metrics.perceptual import Perceptual
 from ..progress import progress_bar
 from ..spectral.correlation import local_correlation
@@ -33,6 +33,7 @@ from ..spectral.spectrum import (
     spatial_spectrum,
 )
 from .analysis import paired_difference
+from .clusters import mean_over_videos, over_videos, video_numbers
 from .results import ABOVE_MEAN_COLOUR, ArmResult, Estimate
 
 if TYPE_CHECKING:
@@ -177,18 +178,19 @@ def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Es
     Reconstructions of one half of the held-out clips are compared with the other half of the clips: a generator's
     samples have no originals among the real clips either.
     """
-    floors = {}
+    floors: dict[str, Estimate] = {}
     first, second = slice(0, None, 2), slice(1, None, 2)
+    keys = arm.heldout.keys
+    halves = [*keys[first], *keys[second]]
+    counts = torch.cat(_counts((len(keys[first]), len(keys[second])), config), 1)
     for name in arm.features:
-        floors[f"kernel_distance_real/{name}"] = _distance(arm.own[name][first], arm.real[name][second], config)
-        floors[f"kernel_distance_reconstruction/{name}"] = _distance(
-            arm.own[name][first], arm.own[name][second], config
-        )
+        for to, others in (("real", arm.real), ("reconstruction", arm.own)):
+            floor = _distance(arm.own[name][first], others[name][second], config)
+            floors[f"kernel_distance_{to}/{name}"] = over_videos(floor, counts.numpy(), halves)
     chosen = denoising_clips(arm, config)
     error = (arm.reconstructions - arm.clips)[chosen].square().flatten(1).mean(1)
-    for level in config.noise_levels:
-        floors[f"denoising_error_real/{level:g}"] = mean_estimate(error)
-    return floors
+    estimate = mean_over_videos(error.tolist(), [keys[clip] for clip in chosen.tolist()])
+    return floors | {f"denoising_error_real/{level:g}": estimate for level in config.noise_levels}
 
 
 def gaussian_loss_floor(train: LatentSet, signal_and_noise: NoiseFactors, config: EvaluationConfig) -> float:
@@ -213,7 +215,7 @@ def arm_result(
 ) -> ArmResult:
     """What was measured on an autoencoder alone, without its description; `compared` adds what needs the baseline."""
     correlation = local_correlation(train.latents).mean
-    reconstruction = {metric: mean_estimate(values) for metric, values in quality.items()}
+    reconstruction = {metric: mean_over_videos(values.tolist(), arm.heldout.keys) for metric, values in quality.items()}
     if correlation is not None:
         reconstruction["local correlation"] = Estimate(correlation.item())
     spectrum = spatial_spectrum(train.latents, (arm.clips.shape[-2], arm.clips.shape[-1]))
@@ -231,12 +233,18 @@ def arm_result(
     )
 
 
-def compared(result: ArmResult, quality: Mapping[str, Tensor], baseline: Mapping[str, Tensor]) -> ArmResult:
-    """The arm with its reconstruction's difference to the baseline's, clip by clip; none for the baseline itself."""
+def compared(
+    result: ArmResult, quality: Mapping[str, Tensor], baseline: Mapping[str, Tensor], keys: Sequence[str] = ()
+) -> ArmResult:
+    """The arm with its reconstruction's difference to the baseline's, clip by clip; none for the baseline itself.
+
+    keys: of the clips, `VIDEO@START`; without, they are independent.
+    """
     if quality is baseline:
         return result
     names = [name for name in quality if name != ABOVE_MEAN_COLOUR]  # its difference is that of `psnr`
-    difference = {name: paired_difference(quality[name].tolist(), baseline[name].tolist()) for name in names}
+    videos = video_numbers(keys)
+    difference = {name: paired_difference(quality[name].tolist(), baseline[name].tolist(), videos) for name in names}
     return replace(result, reconstruction_difference=difference)
 
 
@@ -262,11 +270,44 @@ def score_generator(
 
 
 def mean_estimate(values: Tensor) -> Estimate:
-    """Mean of (N,) values with its 95 % interval (normal approximation) and its bootstrap resamples."""
+    """Mean of (N,) values with its 95 % interval over clips (normal approximation) and its bootstrap resamples."""
     mean, margin = values.double().mean().item(), 1.96 * values.double().std().item() / len(values) ** 0.5
-    drawn = torch.randint(len(values), (_RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
-    resamples = values.double().cpu()[drawn].mean(1).tolist()
+    resamples = values.double().cpu()[_mean_draws(len(values))].mean(1).tolist()
     return Estimate(mean, mean - margin, mean + margin, tuple(resamples))
+
+
+def scores_over_videos(
+    scores: Mapping[str, Estimate], arm: ArmReference, config: EvaluationConfig
+) -> dict[str, Estimate]:
+    """What `score_generator` measured, with resamples and intervals over videos in place of clips (`clusters.py`).
+
+    Samples are independent draws; with captions, those of a video's captions belong to that video.
+    """
+    keys = arm.heldout.keys
+    chosen = denoising_clips(arm, config)
+    of_means = nn.functional.one_hot(_mean_draws(len(chosen)), len(chosen)).sum(1).double()
+    of_samples, of_clips = _counts((config.samples, len(keys)), config)
+    of_distances, compared_clips = of_clips, list(keys)
+    if arm.text is not None:
+        of_distances = torch.cat([of_samples, of_clips], 1)
+        compared_clips = [*(keys[i % len(keys)] for i in range(config.samples)), *keys]
+    denoised = [keys[clip] for clip in chosen.tolist()]
+    again = {}
+    for metric, estimate in scores.items():
+        distance = metric.startswith("kernel_distance")
+        counts, clips = (of_distances, compared_clips) if distance else (of_means, denoised)
+        again[metric] = over_videos(estimate, counts.numpy(), clips)
+    return again
+
+
+def _mean_draws(count: int) -> Tensor:
+    """The clips that each resample of a mean draws, (resamples, count)."""
+    return torch.randint(count, (_RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+
+
+def _counts(sizes: tuple[int, int], config: EvaluationConfig) -> tuple[Tensor, Tensor]:
+    """How often each resample of a kernel distance draws each sample of its two sets."""
+    return bootstrap_counts(sizes, seed=config.seed, resamples=_RESAMPLES)
 
 
 def _distance(x: Tensor, y: Tensor, config: EvaluationConfig) -> Estimate:

@@ -1,31 +1,37 @@
 """From speed-ups to two sentences that claim no more than the intervals allow.
 
-    judge(results, "ssvae").text        # "Diffusion converges faster on ssvae than on stock: ..."
+    verdicts = judge(results)       # one a candidate, by the same measures for all
+    verdicts[0].text                # "Diffusion converges faster on ssvae than on stock: ..."
 
 The distances of decoded samples that have an interval are evidence. Not evidence: the denoising error at a fixed noise
 level, because a shift of the noise schedule moves it (an arm can be slower than itself by it); the loss on latents,
-because its floor differs between VAEs; and a distance that is mostly the VAE's own reconstruction error, because it
-compares blur.
+because its floor differs between VAEs; and a distance that is mostly the own reconstruction error of a VAE of the
+comparison, because it compares blur. What counts for one arm counts for all, else leaving out a measure for one arm
+would lift its verdict; a counted measure on which an arm has no interval is undecided for that arm.
 
 Nothing is judged where an arm's VAE does not explain half of the clips' variance around their mean colour, or where its
-transformer does not beat its own first evaluation: a distance to the VAE's own reconstructions is small for a decoder
-that shows nothing, and a transformer that does not train is as good as any at its first evaluation.
+transformer does not beat its own first evaluation by half of the sample distances: a distance to the VAE's own
+reconstructions is small for a decoder that shows nothing, and a transformer that does not train is as good as any at
+its first evaluation.
 
 Faster: at least half of the sample distances are faster and none is slower. Slower is the mirror image; both faster and
 slower ones make it mixed; equal needs at least half of them within the equal range and the rest undecided.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from .analysis import NO_PROGRESS, SpeedUp, speed_up
+from .analysis import Outcome, SpeedUp, speed_up
+from .curves import NO_PROGRESS
 from .results import ABOVE_MEAN_COLOUR, ComparisonResults, Estimate
 
 Conclusion = Literal["faster", "slower", "mixed", "equal", "undecided", "no evidence", "not judgeable"]
 
+_SILENT: tuple[Outcome, ...] = ("undefined", "no interval")
+"""Outcomes that say nothing about an arm."""
 LEAST_GAIN = 10 * math.log10(2)
 """dB of PSNR above the clip's mean colour from which a VAE is judged: half of the variance explained."""
 
@@ -67,18 +73,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said about one candidate. speed_ups: all metrics, in the order of `describe`'s groups."""
+    """What can be said about one candidate.
+
+    speed_ups: all metrics, in the order of `describe`'s groups. counted: those that the conclusion rests on.
+    """
 
     baseline: str
     candidate: str
     conclusion: Conclusion
     sentences: tuple[str, str]
     speed_ups: tuple[SpeedUp, ...]
-
-    @property
-    def counted(self) -> tuple[SpeedUp, ...]:
-        """The speed-ups that the conclusion rests on."""
-        return () if self.conclusion == "not judgeable" else tuple(evidence(self.speed_ups))
+    counted: tuple[SpeedUp, ...]
 
     @property
     def text(self) -> str:
@@ -93,33 +98,53 @@ def describe(metric: str) -> Metric:
     return Metric(metric, family, title, detail.format(parameter) if parameter else "", group)
 
 
-def judge(results: ComparisonResults, candidate: str, *, seed: int = 0) -> Verdict:
-    """Read all metrics of one candidate against the baseline. `seed` draws the evaluation noise."""
+def judge(results: ComparisonResults, *, seed: int = 0) -> list[Verdict]:
+    """Read all metrics of every candidate against the baseline. `seed` draws the evaluation noise."""
     groups = ("samples", "denoising", "loss", "other")
     metrics = sorted(results.metrics, key=lambda name: groups.index(describe(name).group))
-    read = tuple(speed_up(results, candidate, metric, seed=seed) for metric in metrics)
-    doubt = _doubt(results, candidate, read)
-    conclusion = "not judgeable" if doubt else conclude(read)
-    sentences = (_convergence(results, candidate, read, conclusion, doubt), _quality(results, candidate, read))
-    return Verdict(results.baseline.name, candidate, conclusion, sentences, read)
+    read = [
+        tuple(speed_up(results, candidate.name, metric, seed=seed) for metric in metrics)
+        for candidate in results.candidates
+    ]
+    measures = counting(read)
+    return [_verdict(results, one, measures) for one in read]
 
 
-def evidence(read: Sequence[SpeedUp]) -> list[SpeedUp]:
-    """The speed-ups that count: sample distances with an interval and not dominated by their floor."""
-    counted = [s for s in read if describe(s.metric).group == "samples"]
-    return [s for s in counted if s.outcome not in ("undefined", "no interval") and not s.measures_blur]
+def counting(read: Iterable[Sequence[SpeedUp]]) -> set[str]:
+    """The measures that count, from all candidates' speed-ups.
+
+    These are the sample distances that no arm's floor dominates and on which some candidate's speed-up has an interval.
+    """
+    every = [s for one in read for s in one if describe(s.metric).group == "samples"]
+    known = {s.metric for s in every if s.outcome not in _SILENT}
+    return known - {s.metric for s in every if s.measures_blur}
 
 
-def conclude(read: Sequence[SpeedUp]) -> Conclusion:
-    """The rule of the module's docstring, for arms that can be judged."""
-    outcomes = [s.outcome for s in evidence(read)]
-    if not outcomes:
+def conclude(counted: Sequence[SpeedUp]) -> Conclusion:
+    """The rule of the module's docstring, for arms that can be judged, from the speed-ups that count."""
+    outcomes = [s.outcome for s in counted]
+    if all(outcome in _SILENT for outcome in outcomes):
         return "no evidence"
     if "faster" in outcomes and "slower" in outcomes:
         return "mixed"
     claims: tuple[Literal["faster", "slower", "equal"], ...] = ("faster", "slower", "equal")
     claim = next((name for name in claims if name in outcomes), None)
     return claim if claim and 2 * outcomes.count(claim) >= len(outcomes) else "undecided"
+
+
+def _verdict(results: ComparisonResults, read: tuple[SpeedUp, ...], measures: Container[str]) -> Verdict:
+    candidate, counted = read[0].candidate, tuple(s for s in read if s.metric in measures)
+    doubt = _doubt(results, candidate, read)
+    conclusion = "not judgeable" if doubt else conclude(counted)
+    if conclusion in ("not judgeable", "no evidence"):
+        why = doubt or _why_none(read)
+        base = results.baseline.name
+        first = f"Whether diffusion converges faster on {candidate} or on {base} cannot be judged: {why}."
+        counted = ()
+    else:
+        first = _convergence(results, candidate, counted, conclusion)
+    sentences = first, _quality(results, candidate, read)
+    return Verdict(results.baseline.name, candidate, conclusion, sentences, read, counted)
 
 
 def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
@@ -134,7 +159,7 @@ def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) 
             )
     samples = [s for s in read if describe(s.metric).group == "samples"]
     stuck = [s for s in samples if s.reason.endswith(NO_PROGRESS)]
-    if stuck and 2 * len(stuck) >= len(samples):
+    if 2 * len(stuck) > len(samples):
         name = stuck[0].baseline if stuck[0].reason.startswith("the baseline") else candidate
         return f"the transformer of {name} {NO_PROGRESS}; train it longer, or evaluate it earlier"
     return ""
@@ -215,16 +240,9 @@ def quality_name(metric: str, *, arrow: bool = True) -> str:
     return f"{name} {'↑' if higher_is_better else '↓'}" if arrow else name
 
 
-def _convergence(
-    results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], conclusion: Conclusion, doubt: str
-) -> str:
-    base = results.baseline.name
-    if conclusion in ("no evidence", "not judgeable"):
-        why = doubt or _why_none(read)
-        return f"Whether diffusion converges faster on {candidate} or on {base} cannot be judged: {why}."
-    once = len(results.runs) == 1
+def _convergence(results: ComparisonResults, candidate: str, counted: Sequence[SpeedUp], conclusion: Conclusion) -> str:
+    base, once = results.baseline.name, len(results.runs) == 1
     verb = "converged" if once else "converges"
-    counted = evidence(read)
     outcomes = {s.outcome for s in counted}
     faster = f"Diffusion {verb} faster on {candidate} than on {base}"
     slower = f"Diffusion {verb} more slowly on {candidate} than on {base}"
@@ -247,19 +265,24 @@ def _convergence(
     return f"{lead}: of {len(counted)} sample distance{'s' * (len(counted) != 1)}, {_counts(counted)}; {scope}."
 
 
-def _counts(counted: list[SpeedUp]) -> str:
+def _counts(counted: Sequence[SpeedUp]) -> str:
     """`faster on 9 (1.6× to 3.4×, ...), slower on none, ...`: every measure is in exactly one count."""
     by = {name: [s for s in counted if s.outcome == name] for name in ("faster", "slower", "equal", "undecided")}
     parts = []
     for name in ("faster", "slower"):
         parts.append(f"{name} on {_how_many(by[name], counted)}{_range(by[name])}")
-    for name, words in (("equal", "about equal on"), ("undecided", "undecided on")):
-        if by[name]:
-            parts.append(f"{words} {_how_many(by[name], counted)}")
+    silent = [s for s in counted if s.outcome in _SILENT]
+    for some, words in (
+        (by["equal"], "about equal on"),
+        (by["undecided"], "undecided on"),
+        (silent, "without a speed-up on"),
+    ):
+        if some:
+            parts.append(f"{words} {_how_many(some, counted)}")
     return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
-def _how_many(some: list[SpeedUp], counted: list[SpeedUp]) -> str:
+def _how_many(some: Sequence[SpeedUp], counted: Sequence[SpeedUp]) -> str:
     if not some:
         return "none"
     return "all" if len(some) == len(counted) > 1 else str(len(some))
@@ -289,12 +312,12 @@ def _why_none(read: Sequence[SpeedUp]) -> str:
     if not samples:
         return "no distance of decoded samples was taken, and no other measure compares different latents"
     if all(s.measures_blur for s in samples):
-        return "every sample distance is mostly the VAEs' own reconstruction error, so it compares blur"
+        return "every sample distance is mostly a VAE's own reconstruction error, so it compares blur"
     if all(s.outcome == "undefined" for s in samples):
         return f"on every sample distance {samples[0].reason}"
     if all(s.outcome == "no interval" for s in samples):
         return "there is one seed and no evaluation with an interval"
-    return "no sample distance has an interval, a baseline that improves, and a floor small enough"
+    return "no sample distance has an interval, transformers that improve, and a floor small enough"
 
 
 def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
@@ -335,11 +358,10 @@ def _blur(read: Sequence[SpeedUp]) -> str:
     return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of {each} is the VAE's floor"
 
 
-def summary_table(results: ComparisonResults) -> str:
-    """Speed-ups, reconstruction quality and verdict as plain text, for the terminal; the report holds the rest."""
+def summary_table(results: ComparisonResults, verdicts: Sequence[Verdict]) -> str:
+    """Speed-ups, reconstruction quality and verdicts as plain text, for the terminal; the report holds the rest."""
     lines = [*results.warnings, ""] if results.warnings else []
-    for candidate in results.candidates:
-        verdict = judge(results, candidate.name)
+    for candidate, verdict in zip(results.candidates, verdicts, strict=True):
         lines.append(f"{candidate.name} against {results.baseline.name}")
         if verdict.conclusion != "not judgeable":  # its numbers would be read as results
             lines += [_speed_up_line(read, verdict) for read in verdict.speed_ups]

@@ -9,6 +9,7 @@ its expectation does not depend on the number of samples, so the value of a hund
 with that of ten thousand; it may fall below 0 when both sets come from one distribution.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def bootstrap_interval(
     and minus the normal quantile times the standard deviation over resamples. It is wider than needed when
     both sets come from the same distribution (the bootstrap overstates the spread of a degenerate
     U-statistic, Arcones and Gine 1992) and close to its nominal coverage otherwise. Samples must be
-    independent: with clips that overlap in time, or come from one scene, the interval is too narrow.
+    independent: with clips that overlap in time, or come from one video, the interval is too narrow.
 
     Args:
         x: features (n, D).
@@ -86,13 +87,23 @@ def bootstrap_distances(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int =
         raise UserError(
             f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, got {len(x)} and {len(y)}"
         )
+    drawn = _draws((len(x), len(y)), seed, resamples)
+    return torch.cat([_weighted_distance(gram, of_x.to(x.device), of_y.to(x.device)) for of_x, of_y in drawn])
+
+
+def bootstrap_counts(sizes: tuple[int, int], *, seed: int = 0, resamples: int = 1000) -> tuple[Tensor, Tensor]:
+    """How often each sample of two sets of these sizes is drawn by `bootstrap_distances`, (resamples, size) each."""
+    of_x, of_y = zip(*_draws(sizes, seed, resamples), strict=True)
+    return torch.cat(of_x), torch.cat(of_y)
+
+
+def _draws(sizes: tuple[int, int], seed: int, resamples: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Counts of some resamples at a time."""
     generator = torch.Generator().manual_seed(seed)
-    distances = []
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         rows = min(_RESAMPLES_AT_ONCE, resamples - start)
-        weights = (_resampling_counts(rows, len(points), generator).to(x.device) for points in (x, y))
-        distances.append(_weighted_distance(gram, *weights))
-    return torch.cat(distances)
+        first = _resampling_counts(rows, sizes[0], generator)
+        yield first, _resampling_counts(rows, sizes[1], generator)
 
 
 def _gram(x: Tensor, y: Tensor) -> _Gram:

@@ -1,6 +1,6 @@
 """The report of a comparison: one self-contained HTML file, and beside it everything it was made from.
 
-write_report(results, folder, pictures)     # folder/report.html results.json curves.csv samples/
+write_report(results, judge(results), folder, pictures)     # folder/report.html results.json curves.csv samples/
 """
 
 import json
@@ -32,7 +32,7 @@ from ...storage import write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
-from ..verdict import Verdict, describe, judge, percent, quality_name, quality_text, ratio
+from ..verdict import Verdict, describe, percent, quality_name, quality_text, ratio
 from .advice import BADGES, Standing, headline, minutes_of, next_command, psnr_cost, ranking, speed_up_words
 from .clips import clip_player
 from .pictures import Pictures, write_clips
@@ -40,7 +40,9 @@ from .plots import curve_blocks, spectrum_charts
 from .speed_ups import speed_up_matrix
 
 
-def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | None = None) -> Path:
+def write_report(
+    results: ComparisonResults, verdicts: Sequence[Verdict], folder: Path, pictures: Pictures | None = None
+) -> Path:
     """Write report.html, results.json, curves.csv and samples/*.mp4; returns the first's path.
 
     Raises:
@@ -50,7 +52,6 @@ def write_report(results: ComparisonResults, folder: Path, pictures: Pictures | 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {error.strerror}") from None
-    verdicts = [judge(results, arm.name) for arm in results.candidates]
     page = render(results, verdicts, pictures)
     # Through text, because that makes an open end of an interval (infinity) a null.
     speed_ups = json.loads(TypeAdapter(list[SpeedUp]).dump_json([s for v in verdicts for s in v.speed_ups]))
