@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 TRIES = 3
 _AT_ONCE = 16
-_PAUSE = 1.0
+PAUSE = 1.0
+"""Seconds before something is tried again; each further time twice as many."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _WHOLE_PUTS = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 """Stores besides S3 in which an upload becomes an object at its end; in others a file gets its name by a move."""
@@ -199,7 +200,7 @@ def _tried(work: Callable[[], None], address: object, tries: int) -> None:
             if attempt + 1 == tries:
                 raise
             logger.debug("%s: once more (%s)", address, error.strerror)
-            time.sleep(_PAUSE * 2**attempt)
+            time.sleep(PAUSE * 2**attempt)
 
 
 def _put(local: Path, address: str) -> None:

@@ -29,7 +29,7 @@ from .commands import (
     stats,
     train,
 )
-from .commands._options import Parser
+from .commands.grammar import Parser
 from .errors import UserError
 from .progress import setup_logging
 

@@ -2,8 +2,9 @@
 
     python scripts/bench_index.py [--old COMMIT] [--samples 1000000] [--shards 1000]
 
-Each line is a process of its own: listing anew, then out of the cache, and with --old as that commit's code does it.
-Memory is what the process's peak grows by while it lists. Shards hold no videos: meta files alone decide.
+Each line is a process of its own: listing anew, out of the cache of this machine, out of the index that `pack` writes
+beside the shards, and with --old as that commit's code does it. Seconds of the processor, and what the process's peak
+memory grows by while it lists. Shards hold no videos: meta files alone decide.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from sat_ssvae.data.samples import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = """
@@ -27,9 +30,9 @@ except ImportError:
     open_readers = shards._open
 config = DataConfig(path=sys.argv[1], num_frames=17, fps=8, resolution=64)
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+start = time.process_time()
 (reader,) = open_readers(config, SkipLog())
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(len(reader.samples), seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) / 1024)
 """
 
@@ -46,7 +49,7 @@ def write_shards(folder: Path, samples: int, shards: int) -> None:
                 meta.write(json.dumps({**record, "caption": f"a film of scene {number}, told in a sentence"}) + "\n")
 
 
-def measure(tree: Path, folder: Path, cache: Path) -> tuple[int, float, float]:
+def listing(tree: Path, folder: Path, cache: Path) -> tuple[int, float, float]:
     """Samples, seconds and MiB."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "SAT_SSVAE_CACHE": str(cache)}
     done = subprocess.run(
@@ -72,18 +75,20 @@ def main() -> None:
         folder, cache, old = (Path(scratch) / name for name in ("shards", "cache", "old"))
         folder.mkdir()
         write_shards(folder, options.samples, options.shards)
-        trees = [("anew", ROOT), ("cached", ROOT)]
+        trees = [("anew", ROOT, cache), ("cached", ROOT, cache), ("beside the shards", ROOT, Path(scratch) / "empty")]
         if options.old:
             old.mkdir()
             archive = subprocess.run(
                 ["git", "archive", options.old, "sat_ssvae"], cwd=ROOT, check=True, capture_output=True
             )
             subprocess.run(["tar", "-x", "-C", str(old)], input=archive.stdout, check=True)
-            trees.insert(0, (f"commit {options.old}", old))
+            trees.insert(0, (f"commit {options.old}", old, Path(scratch) / "old-cache"))
         first: tuple[float, float] | None = None
-        print(f"{'listing':24s}{'samples':>10s}{'seconds':>10s}{'MiB':>8s}{'time':>8s}{'memory':>8s}")
-        for name, tree in trees:
-            count, seconds, mebibytes = measure(tree, folder, cache)
+        print(f"{'listing':24s}{'samples':>10s}{'CPU s':>10s}{'MiB':>8s}{'time':>8s}{'memory':>8s}")
+        for name, tree, own_cache in trees:
+            if name == "beside the shards":
+                write_index(sorted(folder.glob("*.tar")))
+            count, seconds, mebibytes = listing(tree, folder, own_cache)
             first = first or (seconds, mebibytes)
             shares = f"{seconds / first[0]:8.2f}{mebibytes / first[1]:8.2f}"
             print(f"{name:24s}{count:10d}{seconds:10.2f}{mebibytes:8.0f}{shares}", flush=True)

@@ -1,6 +1,6 @@
 """How close `pack` comes to bare ffmpeg where it encodes again, and to tar where it copies.
 
-    python scripts/bench_pack.py VIDEOS [--ffmpeg PATH] [--workers 1] [--rounds 5] [--short-side 256] [--copies 20]
+    python scripts/bench_pack.py VIDEOS [--only copying] [--workers 1] [--rounds 5] [--short-side 256] [--copies 20]
 
 VIDEOS is a folder of mp4 files. Both sides of a line take turns on the same files, with the same number of processes:
 encoding with the same codec settings, size and key frames, one thread a process; copying once the files are in memory.
@@ -103,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path)
     parser.add_argument("--ffmpeg", help="the binary to compare with")
+    parser.add_argument("--only", choices=["encoding", "copying"], help="leave the other out")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of either side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--short-side", type=int, default=256)
@@ -111,16 +112,19 @@ def main() -> None:
     videos = sorted(options.videos.glob("*.mp4"))
     if not videos:
         sys.exit(f"{options.videos}: no mp4 file there")
+    print(f"{options.workers} processes of either side, {options.rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.only != "copying":
+            compare_encoding(videos, Path(folder), options)
+        if options.only != "encoding":
+            compare_copying(videos, Path(folder), options)
+
+
+def compare_encoding(videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
+    """Scaled down, against ffmpeg."""
     binary = find_ffmpeg(options.ffmpeg)
     version = subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
-    print(f"{options.workers} processes of either side, {options.rounds} rounds; ffmpeg {version}")
-    with tempfile.TemporaryDirectory() as folder:
-        measure_encoding(binary, videos, Path(folder), options)
-        measure_copying(videos, Path(folder), options)
-
-
-def measure_encoding(binary: str, videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
-    """Scaled down, against ffmpeg."""
+    print(f"ffmpeg {version}")
     smaller = PackConfig(workers=options.workers, captions="none", max_short_side=options.short_side)
     times = in_turn(
         {
@@ -134,7 +138,7 @@ def measure_encoding(binary: str, videos: list[Path], scratch: Path, options: ar
     show(f"encoding, {options.short_side} px", "s", seconds, times["pack"], times["ffmpeg"])
 
 
-def measure_copying(videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
+def compare_copying(videos: list[Path], scratch: Path, options: argparse.Namespace) -> None:
     """As they are, against tar."""
     (scratch / "many").mkdir()
     copies = [scratch / "many" / f"{number:04d}{video.name}" for number in range(options.copies) for video in videos]

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.vae.statistics import LatentStats
 
+from .chat_server import serve
+from .judged import gray_videos
 from .object_store import CREDENTIALS, fresh_clients, moto_server, new_bucket
 
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -86,6 +89,26 @@ def narrow_vae(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("narrow_vae")
     vae.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def judging() -> Iterator[Any]:
+    """A server that answers as a judge of videos does."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def judge(judging) -> Any:
+    """The same, with no trouble planned."""
+    judging.plan([])
+    return judging
+
+
+@pytest.fixture
+def gray(tmp_path) -> Path:
+    """Five gray videos with prompts, from dark to bright."""
+    return gray_videos(tmp_path / "videos", [-0.6, -0.3, 0.0, 0.3, 0.6])
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,11 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             text = b"" if self.command == "HEAD" else text
             self.reply(status, {"Content-Type": "application/xml", "Content-Length": str(len(text))}, text)
             return
+        self.pass_on(body)
+
+    def pass_on(self, body):
+        """Ask the target; what it answers may be cut off."""
+        kind = type(self)
         host = urllib.parse.urlsplit(kind.target).netloc
         connection = http.client.HTTPConnection(host, timeout=60)
         connection.request(self.command, self.path, body, {**self.headers, "Host": host})

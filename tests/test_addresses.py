@@ -116,7 +116,7 @@ def test_a_dropped_connection_is_tried_again(store, tmp_path, monkeypatch):
 
 
 def test_a_full_store_is_one_line(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(addresses, "_PAUSE", 0.01)
+    monkeypatch.setattr(addresses, "PAUSE", 0.01)
     write_text(path_of(f"{store}/a.txt"), "before")
     with proxied(monkeypatch, refuse=full), pytest.raises(OSError, match="quota") as caught:
         write_text(path_of(f"{store}/a.txt"), "after")
@@ -151,7 +151,7 @@ def test_no_credentials_are_one_line(store, monkeypatch):
 
 
 def test_what_is_not_there_is_one_line(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(addresses, "_PAUSE", 0.01)
+    monkeypatch.setattr(addresses, "PAUSE", 0.01)
     for address in (f"{store}/none.tar", "s3://no-such-bucket/a.tar"):
         with pytest.raises(FileNotFoundError):
             download(address, tmp_path / "a.tar")

@@ -13,10 +13,10 @@ from sat_ssvae.cli import main
 from sat_ssvae.training.trainer import train
 
 from .chat_server import serve
+from .judged import gray_videos
 from .small_models import tiny_vae
 from .test_reconstruct import waves
 from .test_restore import run, videos  # noqa: F401  (fixtures)
-from .test_reward import gray_videos
 from .test_trainer import CPU, configured
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 import sat_ssvae
 from sat_ssvae.cli import build_parser, main
-from sat_ssvae.commands._options import Parser, add_command
+from sat_ssvae.commands.grammar import Parser, add_command
 from sat_ssvae.comparison.settings import CompareConfig
 from sat_ssvae.config import load_config, packaged, read_yaml, settings_of
 from sat_ssvae.training.settings import TrainConfig

@@ -8,7 +8,7 @@ import pytest
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.generated import list_videos
 
-from .test_reward import gray_videos
+from .judged import gray_videos
 
 
 @pytest.fixture

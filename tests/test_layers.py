@@ -21,7 +21,7 @@ def gradients(compute, *tensors):
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
 )
 def test_norm_silu_and_convolution_have_the_gradients_of_autograd(dtype, tolerance, frames, channels, monkeypatch):
-    monkeypatch.setattr("sat_ssvae.vae.norm._AT_ONCE", 2 * channels * 8 * 8 * 2)  # two frames, then one
+    monkeypatch.setattr("sat_ssvae.vae.norm.AT_ONCE", 2 * channels * 8 * 8 * 2)  # two frames, then one
     conv = CausalConv3d(channels, 4).to(dtype)
     x = torch.randn(2, channels, frames, 8, 8).to(dtype)
     x[:, :, -1, 2:4] = 0  # black: the norm is at its lower bound there

@@ -92,7 +92,7 @@ def test_a_table_of_addresses(store, tiny_videos, tmp_path):
 
 
 def test_a_full_bucket_keeps_what_is_finished(store, tiny_videos, tmp_path, monkeypatch):
-    monkeypatch.setattr("sat_ssvae.addresses._PAUSE", 0.01)
+    monkeypatch.setattr("sat_ssvae.addresses.PAUSE", 0.01)
     config = PackConfig(samples_per_shard=2, workers=1)
     output = path_of(f"{store}/shards")
 
@@ -133,7 +133,7 @@ def test_a_bucket_without_rights_is_one_line(store, tiny_videos, tmp_path, monke
 
 def test_training_reads_shards_in_s3(store, tiny_shards, tmp_path, monkeypatch):
     """The same clips under the same names; each shard comes once, also after its connection broke."""
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
     send(tiny_shards, f"{store}/shards")
     local = [clip.key for clip in fixed_clips(clips_of(str(tiny_shards), tmp_path), stride=0.5)]
     with proxied(monkeypatch, cut=1) as proxy:
@@ -155,7 +155,7 @@ def test_workers_fetch_what_is_not_there_yet(store, tiny_shards, tmp_path):
 
 
 def test_a_shard_that_cannot_be_had_is_counted(store, tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
     send(tiny_shards, f"{store}/shards")
     path_of(f"{store}/shards/clips-000001.tar").unlink()
     skips = SkipLog(tmp_path / "skipped.jsonl", max_share=1)

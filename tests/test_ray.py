@@ -268,8 +268,10 @@ def test_places_follow_cores_and_gpus():
         {"NodeID": "b", "Resources": {"CPU": 16.0, "GPU": 4.0}},
         {"NodeID": "c", "Resources": {}},
     ]
-    cores = {node: [place["num_cpus"] for place in places] for node, places in ray_engine._places(nodes, False).items()}
+    cores = {
+        node: [place["num_cpus"] for place in places] for node, places in ray_engine.places_on(nodes, False).items()
+    }
     assert cores == {"a": [7, 7, 6], "b": [8, 8]}
-    gpus = ray_engine._places(nodes, True)
+    gpus = ray_engine.places_on(nodes, True)
     assert gpus == {"b": [{"num_cpus": 4, "num_gpus": 1}] * 4}
-    assert ray_engine._places(nodes[::2], True) == {"a": [{"num_cpus": 1, "num_gpus": 0}] * 20}
+    assert ray_engine.places_on(nodes[::2], True) == {"a": [{"num_cpus": 1, "num_gpus": 0}] * 20}

@@ -69,7 +69,7 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, tiny_video, monkeypatch):
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
     tar = write_tar(tmp_path / "a.tar", [(f"{n}.mp4", tiny_video) for n in range(3)], [meta(str(n)) for n in range(3)])
     names = (tar, tmp_path / "a.meta.jsonl")
     Misbehaving.files, Misbehaving.requests = {path.name: path.read_bytes() for path in names}, Counter()
@@ -104,7 +104,7 @@ def test_what_cannot_be_had_is_not_asked_for_at_every_sample(server, tmp_path, m
     assert skips.counts == {"unreachable": 3} and Misbehaving.requests["a.tar"] == remote.TRIES
     cache = ShardCache(tmp_path / "cache")
     for _ in range(2):
-        monkeypatch.setattr(remote, "_REST", 0.0)
+        monkeypatch.setattr(remote, "REST", 0.0)
         with pytest.raises(VideoError, match="unreachable"):
             cache.fetch(f"{server}/unavailable/a.tar", tmp_path / "cache" / "b.tar")
     assert Misbehaving.requests["a.tar"] == 3 * remote.TRIES
@@ -117,7 +117,7 @@ def test_an_address_that_is_none_is_one_line(server, tmp_path, address):
 
 
 def test_a_command_that_hangs_ends_with_all_its_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
     monkeypatch.setattr(remote, "PIPE_TIMEOUT", 1.0)
     began = time.monotonic()
     with pytest.raises(UserError, match=r"it printed nothing for 1 seconds"):

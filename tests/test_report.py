@@ -50,9 +50,9 @@ class TestPage:
         assert images and all(source.startswith("data:image/webp;base64,") for source in images)
 
     def test_every_image_opens(self, page):
-        for source in page.sources:
-            if source != "data:,":
-                Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).load()
+        sources = [source for source in page.sources if source != "data:,"]
+        pictures = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
+        assert pictures and all(picture.load() and min(picture.size) > 1 for picture in pictures)
 
     def test_has_the_verdict_word_for_word(self, results, page):
         for sentence in judged(results, "ssvae").sentences:

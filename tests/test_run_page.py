@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import signal
+from functools import partial
 
 import pytest
 
@@ -9,10 +12,10 @@ from sat_ssvae.engine import run as engine_run
 from sat_ssvae.errors import UserError
 from sat_ssvae.training import run_page
 from sat_ssvae.training.run_page import RunPage
-from sat_ssvae.training.trainer import AutoencoderTrainer, train
+from sat_ssvae.training.trainer import train
 
 from .parsed_page import Parsed
-from .test_trainer import CPU, configured
+from .test_trainer import CPU, before_step, configured
 
 
 def page_of(folder):
@@ -120,18 +123,12 @@ def test_many_logged_steps_become_few_points(monitored, tmp_path):
     assert "monitor.every=500" in page_of(tmp_path).text
 
 
-def test_a_run_that_ends_early_says_so(tiny_shards, tmp_path, monkeypatch):
-    def terminated(self, step):
-        self.run.stop.requested = step >= 1
-        return False
-
-    monkeypatch.setattr(AutoencoderTrainer, "_checkpoint_due", terminated)
-    with pytest.raises(SystemExit) as ended:
+def test_a_run_that_ends_early_says_so(tiny_shards, tmp_path):
+    with before_step(1, partial(os.kill, os.getpid(), signal.SIGTERM)), pytest.raises(SystemExit) as ended:
         train(configured(tiny_shards), tmp_path, CPU)
     assert ended.value.code == engine_run.TERMINATED
     page = page_of(tmp_path)
     assert "stopped step 2 of 6" in page.text and "the same command continues" in page.text
-    monkeypatch.undo()
     train(configured(tiny_shards), tmp_path, CPU)
     assert "done step 6 of 6 (100 %)" in page_of(tmp_path).text
 
@@ -148,11 +145,10 @@ def test_a_page_that_fails_never_stops_a_training(tiny_shards, tmp_path, caplog,
     assert "training continues without it" in warning and "No space left" in warning
 
 
-def test_a_training_that_fails_is_stopped(tiny_shards, tmp_path, monkeypatch):
-    def fails(self):
+def test_a_training_that_fails_is_stopped(tiny_shards, tmp_path):
+    def fail():
         raise UserError("no more")
 
-    monkeypatch.setattr(AutoencoderTrainer, "_take_step", fails)
-    with pytest.raises(UserError, match="no more"):
+    with before_step(0, fail), pytest.raises(UserError, match="no more"):
         train(configured(tiny_shards), tmp_path, CPU)
     assert "stopped step 0 of 6" in page_of(tmp_path).text

@@ -14,13 +14,13 @@ from sat_ssvae.comparison.experiment import compare
 from sat_ssvae.comparison.runs import clean, list_runs, size_of
 from sat_ssvae.comparison.settings import ClipSource
 from sat_ssvae.errors import UserError
-from sat_ssvae.training import run_folder, trainer
+from sat_ssvae.training import run_folder
 from sat_ssvae.training.trainer import train
 
 from .processes import unmeasured
 from .test_experiment import configured as comparison
 from .test_run_folder import HOLDER
-from .test_trainer import configured, rows
+from .test_trainer import before_step, configured, rows
 
 CPU = torch.device("cpu")
 
@@ -38,19 +38,14 @@ def held(folder, how="lockf"):
             holder.kill()
 
 
-def interrupt(shards, folder, step, monkeypatch, **changes):
+def interrupt(shards, folder, step, **changes):
     """Train until this step, and no further."""
-    take = trainer.AutoencoderTrainer._take_step
 
-    def stop(self):
-        if self.run.step == step:
-            raise KeyboardInterrupt
-        return take(self)
+    def stop():
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.AutoencoderTrainer, "_take_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(configured(shards, **changes), folder, CPU)
+    with before_step(step, stop), pytest.raises(KeyboardInterrupt):
+        train(configured(shards, **changes), folder, CPU)
 
 
 def checkpoints(folder):
@@ -75,11 +70,11 @@ def test_a_finished_training_keeps_its_result_and_milestones(tiny_shards, tmp_pa
     assert "deleted 0 B in all" in capsys.readouterr().out
 
 
-def test_an_interrupted_training_continues_after_cleaning_as_without(tiny_shards, tmp_path, monkeypatch):
+def test_an_interrupted_training_continues_after_cleaning_as_without(tiny_shards, tmp_path):
     straight, cleaned = tmp_path / "straight", tmp_path / "runs" / "cleaned"
     settings = {"keep_checkpoints": 3, "checkpoint_every": 1}
     train(configured(tiny_shards, **settings), straight, CPU)
-    interrupt(tiny_shards, cleaned, 4, monkeypatch, **settings)
+    interrupt(tiny_shards, cleaned, 4, **settings)
     assert checkpoints(cleaned) == ["step_2", "step_3", "step_4"]
     (cleaned / "checkpoints" / "step_5.partial").mkdir()
     (one,) = list_runs(tmp_path / "runs")
@@ -91,9 +86,9 @@ def test_an_interrupted_training_continues_after_cleaning_as_without(tiny_shards
 
 
 @pytest.mark.parametrize("how", ["lockf", "flock"])
-def test_a_running_training_is_shown_and_never_cleaned(tiny_shards, tmp_path, monkeypatch, capsys, how):
+def test_a_running_training_is_shown_and_never_cleaned(tiny_shards, tmp_path, capsys, how):
     folder = tmp_path / "busy"
-    interrupt(tiny_shards, folder, 4, monkeypatch, keep_checkpoints=3, checkpoint_every=1)
+    interrupt(tiny_shards, folder, 4, keep_checkpoints=3, checkpoint_every=1)
     (idle,) = list_runs(folder)
     with held(folder, how):
         (one,) = list_runs(folder)

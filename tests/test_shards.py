@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sat_ssvae.config import parse_config
+from sat_ssvae.data.clips import LoadedClip, open_readers
 from sat_ssvae.data.mixture import epoch_order
 from sat_ssvae.data.pack import PackConfig, PackItem, pack
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
 from sat_ssvae.data.skips import SkipLog, read_skips
+from sat_ssvae.data.tars import TarStore
 from sat_ssvae.data.video_io import read_clip, to_unit_range, write_video
 from sat_ssvae.errors import UserError
 
@@ -223,19 +225,25 @@ def test_what_no_rank_can_use_is_listed_by_the_first(tmp_path, tiny_video):
     assert [skip["source"] for skip in read_skips(logs[0].path)] == ["a/short"]
 
 
-def test_the_indexes_of_a_few_shards_are_held_at_a_time(tmp_path, tiny_video):
+def test_the_indexes_of_a_few_shards_are_held_at_a_time(tmp_path, tiny_video, monkeypatch):
     for shard in range(9):  # half of them without a meta file, so they are looked into when they are listed
         write_tar(tmp_path / f"{shard}.tar", [("a.mp4", tiny_video)], [meta("a")] if shard % 2 else None)
-    clips = fixed_clips(small(tmp_path, shuffle_shards=2), stride=100)
-    stores = clips._reader.stores
+    forgotten, original = [], TarStore.forget
 
-    def held():
-        return [number for number, store in enumerate(stores._stores) if store._members is not None]
+    def forget(store):
+        forgotten.append(int(store.name))
+        original(store)
 
-    assert len(clips) == len(stores) == 9 and held() == []
-    assert [held() for _ in clips] == [list(range(max(0, last - 3), last + 1)) for last in range(9)]
-    for number, left in ((5, [5, 6, 7, 8]), (0, [0, 5, 7, 8]), (6, [0, 5, 6, 8])):  # the one used longest ago goes
-        assert stores[number].media("a") == ("mp4", tiny_video) and held() == left
+    monkeypatch.setattr(TarStore, "forget", forget)
+    (reader,) = open_readers(small(tmp_path, shuffle_shards=2), SkipLog())
+    assert sorted(forgotten) == list(range(9))
+    forgotten.clear()
+    for number in range(9):
+        assert isinstance(reader.read(number, 0.0), LoadedClip)
+        assert forgotten == list(range(number - 3))
+    for number, gone in ((5, []), (0, [6]), (6, [7])):  # the one used longest ago goes
+        forgotten.clear()
+        assert reader.stores[number].media("a") == ("mp4", tiny_video) and forgotten == gone
 
 
 @pytest.mark.parametrize("workers", [0, 1])

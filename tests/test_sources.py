@@ -154,7 +154,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tiny_shards, monkeypatch):
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
     Server.requests, Server.failures = Counter(), 0
     handler = functools.partial(Server, directory=str(tiny_shards))
     with serving(handler) as address:
@@ -215,7 +215,7 @@ def test_a_pipe_without_a_meta_file_is_asked_for_it_once(tiny_shards, tmp_path, 
 )
 def test_a_pipe_that_fails_or_gives_no_whole_tar_is_not_kept(tiny_shards, tmp_path, monkeypatch, tar):
     """`curl` without its -f gives the server's error page and calls that a success."""
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
     (tmp_path / "print").write_text(f'case "$1" in *.tar) {tar};; *) exit 1;; esac')
     path = f"pipe:bash -o pipefail {tmp_path}/print {tiny_shards}/clips-000000.tar"
     with pytest.raises(UserError, match=r"unreachable: .*check the address"):
@@ -333,7 +333,7 @@ def test_check_data_names_files_whose_names_are_no_text(tmp_path, tiny_video, mo
 
 
 def test_check_data_in_parts(tmp_path, tiny_video, capsys, monkeypatch):
-    monkeypatch.setattr("sat_ssvae.data.check._BLOCK", 1)
+    monkeypatch.setattr("sat_ssvae.data.check.CLIPS_IN_PIECE", 1)
     members = [(f"{number}.mp4", tiny_video if number % 3 else b"junk") for number in range(9)]
     tar = write_tar(tmp_path / "a.tar", members, [meta(str(number)) for number in range(9)])
     settings = ["data.num_frames=5", "data.resolution=32", "data.num_workers=0"]

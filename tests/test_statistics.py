@@ -75,7 +75,7 @@ def test_large_frames_are_measured_in_tiles_and_long_clips_in_chunks(tiny_shards
 
 
 def test_parts_give_the_same_bits(tiny_shards, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sat_ssvae.latents.statistics._BLOCK", 4)
+    monkeypatch.setattr("sat_ssvae.latents.statistics.CLIPS_IN_PIECE", 4)
     for name in ("whole", "parts"):
         tiny_vae().save_pretrained(tmp_path / name)
     settings = ["data.resolution=32", "data.num_frames=5", "data.num_workers=0", "stride=0.25"]

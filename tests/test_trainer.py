@@ -1,5 +1,6 @@
 """The training loop, on real shards: what it writes, exact continuation, bad losses, wrong configurations."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -49,6 +50,22 @@ def settings(shards, **changes):
 
 def configured(shards, **changes):
     return parse_config(TrainConfig, settings(shards, **changes))
+
+
+@contextlib.contextmanager
+def before_step(step, what):
+    """Trainings started in the block call this when they want the batch of a step (counted from 0)."""
+    original = trainer.training_batches
+
+    def batches(*args, start_batch, **options):
+        for number, batch in enumerate(original(*args, start_batch=start_batch, **options), start_batch):
+            if number == step:
+                what()
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "training_batches", batches)
+        yield
 
 
 def rows(folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge, path
+from .grammar import add_command, add_merge, path
 
 EXAMPLES = 5
 

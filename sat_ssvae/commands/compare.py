@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import load_config, packaged, read_yaml
 from ..errors import UserError, did_you_mean
-from ._options import add_command, working_device
+from .grammar import add_command, working_device
 
 WEIGHT_SUFFIXES = frozenset({".ckpt", ".pth", ".pt", ".safetensors"})
 DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")

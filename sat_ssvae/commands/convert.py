@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ._options import add_command
+from .grammar import add_command
 
 FORMS = ("folder", "safetensors", "torch", "sat")
 

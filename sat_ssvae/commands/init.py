@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ..config import Setting, find_config, read_yaml, settings_of
 from ..errors import UserError
 from ..storage import write_text
-from ._options import add_command
+from .grammar import add_command
 from .settings import default_of, in_yaml
 
 _WIDTH = 100

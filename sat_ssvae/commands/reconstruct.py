@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import find_config, load_config, parse_config, read_yaml
 from ..errors import UserError
 from ..storage import write_text
-from ._options import add_command, working_device
 from ._table import aligned, write_csv
+from .grammar import add_command, working_device
 
 if TYPE_CHECKING:
     from ..autoencoders.protocol import VideoAutoencoder

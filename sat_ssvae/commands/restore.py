@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import load_config
 from ..errors import UserError
 from ..storage import atomic, write_text
-from ._options import add_command, working_device
 from ._table import aligned, write_csv
+from .grammar import add_command, working_device
 
 if TYPE_CHECKING:
     from ..evaluation.moments import Exhibit

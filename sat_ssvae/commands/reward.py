@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
 from ..storage import write_text
-from ._options import add_command
 from ._table import write_csv
+from .grammar import add_command
 
 if TYPE_CHECKING:
     from ..evaluation.reward import RewardConfig, Scored

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ._options import add_command
 from ._table import aligned
+from .grammar import add_command
 
 
 def add(commands: Any) -> None:

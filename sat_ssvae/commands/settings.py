@@ -12,8 +12,8 @@ from pydantic import BaseModel, SecretStr
 
 from ..config import Config, Setting, settings_of
 from ..errors import UserError
-from ._options import Parser, add_command
 from ._table import aligned
+from .grammar import Parser, add_command
 
 _NAMES = {
     bool: "true or false",

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..config import load_config
 from ..errors import UserError
-from ._options import add_command, working_device
 from ._table import aligned
+from .grammar import add_command, working_device
 
 
 def add(commands: Any) -> None:

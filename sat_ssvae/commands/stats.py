@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..config import load_config
-from ._options import add_command, add_merge, path, working_device
+from .grammar import add_command, add_merge, path, working_device
 
 
 def add(commands: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import find_config, load_config
-from ._options import add_command, working_device
+from .grammar import add_command, working_device
 
 
 def add(commands: Any) -> None:

@@ -18,7 +18,8 @@ from .settings import DataConfig
 from .shards import FixedClips, clips_by_size
 from .skips import SKIPPED_FILE, Skip, SkipLog
 
-_BLOCK = 256  # clips in a piece of the work
+CLIPS_IN_PIECE = 256
+"""Clips in a piece of the work, at least."""
 
 
 class CheckConfig(JobConfig):
@@ -73,7 +74,7 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
     items = [
         Item(f"{number}: clips {start}", stop - start, _Block(number, start, stop))
         for number, clips in enumerate(sources)
-        for start, stop in clips.blocks(_BLOCK)
+        for start, stop in clips.blocks(CLIPS_IN_PIECE)
     ]
     without: Any = {"data": {"num_workers"}, **dict.fromkeys(JOB_SETTINGS, True)}
     identity = fingerprint(config.model_dump(mode="json", exclude=without), [len(clips) for clips in sources])

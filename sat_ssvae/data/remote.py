@@ -39,9 +39,11 @@ TIMEOUT = 60.0
 """Seconds that a server may stay silent."""
 PIPE_TIMEOUT = 600.0
 """Seconds that a command may print nothing."""
-_PAUSE = 1.0
+PAUSE = 1.0
+"""Seconds before a shard is fetched again; each further time twice as many."""
 _FETCHED_AT_ONCE = 8
-_REST = 300.0  # seconds for which a failed fetch is not retried: a shard has a thousand samples
+REST = 300.0
+"""Seconds for which a failed fetch is not retried: a shard has a thousand samples."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class ShardCache:
         Raises:
             VideoError: "unreachable", after several tries, and for some minutes without another one.
         """
-        since, reason = self._failed.get(url, (-_REST, ""))
-        if time.monotonic() - since < _REST:
+        since, reason = self._failed.get(url, (-REST, ""))
+        if time.monotonic() - since < REST:
             raise VideoError("unreachable", reason)
         if target.exists():
             return
@@ -89,7 +91,7 @@ class ShardCache:
                         reason = without_secrets(f"{url} ({reason_of(error)})")
                         self._failed[url] = time.monotonic(), reason
                         raise VideoError("unreachable", reason) from None
-                    time.sleep(_PAUSE * 2**attempt)
+                    time.sleep(PAUSE * 2**attempt)
         self._make_room(target)
 
     def _make_room(self, newest: Path) -> None:

@@ -171,13 +171,18 @@ def score(
     folders = tuple(_folder(measured, reference, config) for measured in sets)
     if config.clips_per_video > 1:
         notes.append(f"{config.clips_per_video} clips of each video count as independent: intervals are too narrow")
-    if networks.i3d is None:
-        notes.append("FVD left out: give the TorchScript file of its network with i3d=FILE")
-    elif (fewest := min(len(one.features["i3d"]) for one in [*sets, reference])) <= (
-        dimension := reference.features["i3d"].shape[1]
-    ):
-        notes.append(f"FVD of {fewest} clips, no more than {dimension} dimensions: biased upwards")
+    notes += _fvd_notes([*sets, reference])
     return ScoreReport(folders, _folder(reference, None, config), tuple(dict.fromkeys(notes)))
+
+
+def _fvd_notes(sets: Sequence[MeasuredFolder]) -> list[str]:
+    """Why there is no FVD, or what is wrong with it."""
+    if "i3d" not in sets[0].features:
+        return ["FVD left out: give the TorchScript file of its network with i3d=FILE"]
+    fewest, dimension = min(len(one.features["i3d"]) for one in sets), sets[0].features["i3d"].shape[1]
+    if fewest > dimension:
+        return []
+    return [f"FVD of {fewest} clips, no more than {dimension} dimensions: biased upwards"]
 
 
 def _similarity(config: ScoreConfig, device: torch.device, notes: list[str]) -> PromptSimilarity | None:

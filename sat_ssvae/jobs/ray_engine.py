@@ -241,7 +241,7 @@ class _Driver:
         if time.monotonic() - self._grown < _GROW:
             return
         self._grown = time.monotonic()
-        places = _places([node for node in self._ray.nodes() if node["Alive"]], self._job.uses_gpu)
+        places = places_on([node for node in self._ray.nodes() if node["Alive"]], self._job.uses_gpu)
         there = Counter(hand.node for hand in self._hands)
         missing = [(node, options) for node, all_of in places.items() for options in all_of[there[node] :]]
         left = len(self._todo) + sum(len(hand.items) for hand in self._hands)
@@ -362,7 +362,7 @@ class _Driver:
                 self._ray.kill(hand.actor)
 
 
-def _places(nodes: Sequence[dict[str, Any]], uses_gpu: bool) -> dict[str, list[dict[str, Any]]]:
+def places_on(nodes: Sequence[dict[str, Any]], uses_gpu: bool) -> dict[str, list[dict[str, Any]]]:
     """For each node's id, what each of its workers asks Ray for."""
     cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
     gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in nodes}

@@ -21,7 +21,8 @@ from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats, StatsMeter
 from .encoding import EncoderSettings, encode_clips
 
-_BLOCK = 64  # clips that are summed up together: a constant, since the sums' last bits depend on it
+CLIPS_IN_PIECE = 64
+"""Clips that are summed up together: a constant, since the sums' last bits depend on it."""
 
 
 class StatsConfig(EncoderSettings, JobConfig):
@@ -54,8 +55,8 @@ def measure_stats(
     """
     skips = SkipLog(max_share=config.data.max_skip_share)
     clips = fixed_clips(config.data, stride=config.stride, limit=config.max_clips, skips=skips)
-    edges = range(0, len(clips), _BLOCK)
-    items = [Item(f"clips {start}", len(clips[start : start + _BLOCK]), start) for start in edges]
+    edges = range(0, len(clips), CLIPS_IN_PIECE)
+    items = [Item(f"clips {start}", len(clips[start : start + CLIPS_IN_PIECE]), start) for start in edges]
     without: Any = {"data": {"num_workers"}, **dict.fromkeys(JOB_SETTINGS, True)}
     identity = fingerprint(
         config.model_dump(mode="json", exclude=without), len(clips), weights_digest(vae.state_dict())
@@ -97,7 +98,7 @@ class _StatsJob:
 
         def measure(start: int, advance: Advance) -> Any:
             failed: list[Skip] = []
-            clips = self.clips.noting(SkipLog(max_share=1, note=failed.append), cpus)[start : start + _BLOCK]
+            clips = self.clips.noting(SkipLog(max_share=1, note=failed.append), cpus)[start : start + CLIPS_IN_PIECE]
             meter = StatsMeter(self.vae.latent_channels)
             for batch, latents in encode_clips(self.vae, clips, self.config, device):
                 meter.add(latents)

@@ -26,7 +26,7 @@ _MINIMAL_CHANNELS = 64
 _MINIMAL_POSITIONS = {False: 2048, True: 512}
 """Below these F(2, 3) costs more than it saves: its additions beside few channels, its weights (whether they are kept
 or not) beside few positions."""
-_MINIMAL_BLOCK = 2**21
+MINIMAL_BLOCK = 2**21
 """Elements of its input that F(2, 3) works on at once, for its additions to stay in the processor's cache."""
 
 
@@ -173,7 +173,7 @@ def _minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: 
     if outputs % 2:
         seen, needed = (x[:, :, :1], kernel.with_taps("summed")) if starts_still else (x[:, :, :3], kernel)
         out[:, :, :1] = _convolve(seen, needed, bias, stride=(1, 1, 1), padding=(0, padding, padding))
-    at_once = max(_MINIMAL_BLOCK // x[:, :, 0].numel(), 1) * 2
+    at_once = max(MINIMAL_BLOCK // x[:, :, 0].numel(), 1) * 2
     for start in range(outputs % 2, outputs, at_once):
         stop = min(start + at_once, outputs)
         _minimal_pairs(x[:, :, start : stop + 2], kernel, bias, padding, out=out[:, :, start:stop])

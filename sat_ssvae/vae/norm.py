@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_AT_ONCE = 2**25
+AT_ONCE = 2**25
 """Elements that the backward pass of norm and SiLU works on at a time, but one frame at least."""
 _FEW_CHANNELS = {torch.bfloat16: 64}
 """On a CPU, with fewer channels than this, sums over the channels of each position, and products with a number for
@@ -79,7 +79,7 @@ class _NormSiLU(torch.autograd.Function):
             return *_backward_by_rows(x, gamma, gradient, ctx.frames), None
         repeated, gradient = gradient[:, :, : ctx.frames], gradient[:, :, ctx.frames :]
         result, at_gamma = torch.empty_like(x), torch.zeros_like(gamma)
-        at_once = max(_AT_ONCE // x[:, :, 0].numel(), 1)
+        at_once = max(AT_ONCE // x[:, :, 0].numel(), 1)
         for start in range(0, x.shape[2], at_once):  # what lies between is as large as the result
             part = slice(start, start + at_once)
             own = gradient[:, :, part]
