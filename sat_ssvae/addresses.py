@@ -159,11 +159,14 @@ def failures(address: object) -> Iterator[None]:
 
 
 def _number(error: Exception) -> int:
-    response = getattr(error, "response", None)  # botocore's
-    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        code = str(response.get("Error", {}).get("Code", ""))
+    else:  # of a request: huggingface_hub's, gcsfs's
+        code = str(getattr(response, "status_code", getattr(error, "code", "")))
     if isinstance(error, FileNotFoundError) or code in _NO_FILE:
         return errno.ENOENT
-    if isinstance(error, PermissionError) or type(error).__name__ in _NO_RIGHTS:
+    if isinstance(error, PermissionError) or type(error).__name__ in _NO_RIGHTS or code in ("401", "403"):
         return errno.EACCES
     return errno.EIO
 

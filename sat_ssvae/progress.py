@@ -96,6 +96,8 @@ def setup_logging(verbose: bool = False) -> None:
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     # `__package__` is sgm.sat_ssvae where the folder was copied into CogVideoX.
     logging.getLogger(__package__).setLevel(logging.DEBUG if verbose else logging.INFO)
+    # Its failures end in one line of ours; it logs a traceback of each.
+    logging.getLogger("gcsfs").setLevel(logging.NOTSET if verbose else logging.CRITICAL)
     atexit.unregister(_give_up_unwritten)
     atexit.register(_give_up_unwritten)
 

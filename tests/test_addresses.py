@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -148,6 +149,30 @@ def test_no_credentials_are_one_line(store, monkeypatch):
     fresh_clients()
     with pytest.raises(PermissionError, match="no credentials in the environment"):
         write_text(path_of(f"{store}/a.txt"), "")
+
+
+class Refused(Exception):
+    """As gcsfs and huggingface_hub say that a server refused."""
+
+    def __init__(self, **attributes):
+        super().__init__("Anonymous caller does not have storage.objects.get access\nto the object")
+        self.__dict__.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind"),
+    [
+        ({"code": 401}, PermissionError),
+        ({"code": 403}, PermissionError),
+        ({"response": SimpleNamespace(status_code=403)}, PermissionError),
+        ({"response": SimpleNamespace(status_code=404)}, FileNotFoundError),
+        ({"code": 503}, OSError),
+    ],
+)
+def test_a_refusal_is_one_line_whoever_says_it(attributes, kind):
+    with pytest.raises(kind, match="access to the object") as caught, addresses.failures("gs://bucket/a.tar"):
+        raise Refused(**attributes)
+    assert type(caught.value) is kind and caught.value.filename == "gs://bucket/a.tar"
 
 
 def test_what_is_not_there_is_one_line(store, tmp_path, monkeypatch):

@@ -37,8 +37,27 @@ print(json.dumps(out))
 """
 
 
+READ_SHARDS = """
+import json, sys
+from sat_ssvae.data.settings import DataConfig
+from sat_ssvae.data.shards import fixed_clips
+from sat_ssvae.errors import UserError
+out = []
+for address, cache in json.loads(sys.argv[1]):
+    try:
+        config = DataConfig(path=address, cache=cache, num_frames=5, fps=8, resolution=32, num_workers=0)
+        out.append([[clip.key, clip.caption, float(clip.video.sum())] for clip in fixed_clips(config, stride=0.5)])
+    except UserError as error:
+        out.append(str(error))
+print(json.dumps(out))
+"""
+
+
 def hub_of(repositories):
-    """A handler for `{name: {file: bytes}}`, each with a branch `main` and a tag `v1`; `handler.asked` lists paths."""
+    """A handler for `{name: {file: bytes}}`, each with a branch `main` and a tag `v1`; `handler.asked` lists paths.
+
+    Names of models, or of data sets, which begin with `datasets/`.
+    """
 
     class Hub(BaseHTTPRequestHandler):
         asked: list[str] = []  # noqa: RUF012
@@ -57,8 +76,9 @@ def hub_of(repositories):
 
         def do_GET(self):
             self.asked.append(self.path)
-            if found := re.match(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/?]+)", self.path):
-                name, what, revision = found.groups()
+            if found := re.match(r"/api/(models/|datasets/)([^/?]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?", self.path):
+                kind, name, what, revision = found.groups()
+                name, revision = (name if kind == "models/" else kind + name), revision or "main"
                 if name not in repositories:
                     return self.answer(404, X_Error_Code="RepoNotFound")
                 if revision not in ("main", "v1", COMMIT):
@@ -69,7 +89,7 @@ def hub_of(repositories):
                 ]
                 body = tree if what == "tree" else {"id": name, "sha": COMMIT, "siblings": []}
                 return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
-            if found := re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
+            if found := re.match(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path):
                 data = repositories[found[1]][found[3]]
                 return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=COMMIT)
             return self.answer(404)
@@ -79,11 +99,11 @@ def hub_of(repositories):
     return Hub
 
 
-def read(tmp_path, endpoint, *names, **environment):
+def read(tmp_path, endpoint, *names, code=READ, **environment):
     """What a process of its own gets for each (name, revision)."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", READ, json.dumps(names)],
+        [sys.executable, "-c", code, json.dumps(names)],
         env=os.environ | settings | environment,
         capture_output=True,
         text=True,
@@ -172,3 +192,20 @@ def test_a_folder_of_this_machine_comes_first(monkeypatch, tmp_path):
     vae = tiny_vae()
     vae.save_pretrained("lab/folder")
     assert torch.equal(SSVAE.from_pretrained("lab/folder").mask_token, vae.mask_token)
+
+
+@pytest.mark.slow
+def test_shards_in_a_data_set_of_a_hub(tmp_path, tiny_shards):
+    files = {f"shards/{path.name}": path.read_bytes() for path in tiny_shards.glob("clips-*")}
+    hub, cache = hub_of({"datasets/lab/videos": files}), str(tmp_path / "shards")
+    with serving(hub) as endpoint:
+        local, found, missing = read(
+            tmp_path,
+            endpoint,
+            (str(tiny_shards), None),
+            ("hf://datasets/lab/videos/shards", cache),
+            ("hf://datasets/lab/nothing/shards", cache),
+            code=READ_SHARDS,
+        )
+    assert found == local and len(found) > 5
+    assert "hf://datasets/lab/nothing/shards" in missing and "\n" not in missing
