@@ -103,7 +103,7 @@ def add_command(
     epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {example}" for example in examples)])
     if settings:
         command = examples[0].partition(f" {name} ")[0].removeprefix("sat-ssvae") + f" {name}"
-        epilog += f"\n\nkey=value is any of the settings that are listed by: sat-ssvae settings{command}"
+        epilog += f"\n\nevery setting that key=value can change is listed by: sat-ssvae settings{command}"
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog
     )
@@ -121,7 +121,7 @@ def path(text: str) -> Path:
 
 def add_merge(command: argparse.ArgumentParser) -> None:
     """The flag for the last step of a job in parts."""
-    command.add_argument("--merge", action="store_true", help="after all parts (part=I/N): put their results together")
+    command.add_argument("--merge", action="store_true", help="the last step of a job in parts (part=I/N)")
 
 
 def _imported(module: str, name: str) -> type[Config]:

@@ -45,6 +45,7 @@ PATH_KEYS += ("file_path", "filepath", "clip", "clip_path")
 ID_KEYS = ("videoid", "video_id")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
+_SIDECARS = frozenset({"json", *TEXT_SUFFIXES})
 LABEL_FOLDERS = ("labels", "captions", "label", "caption", "prompts", "texts", "txt")
 VIDEO_FOLDERS = ("videos", "video")
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
@@ -153,6 +154,7 @@ class CaptionFinder:
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - unlike `absolute` it resolves `..`, unlike `resolve` no links
         self._tables: dict[Path, list[_Table]] = {}
         self._labels: dict[Path, list[Path]] = {}
+        self._names: dict[Path, frozenset[str] | None] = {}
 
     def fields(self, video: Path) -> Fields:
         """The caption, if there is one, and further fields of a video.
@@ -183,16 +185,26 @@ class CaptionFinder:
 
     def _beside(self, video: Path, suffixes: Iterable[str]) -> Iterator[Path]:
         """Where files of these suffixes may belong to a video, the nearest first."""
+        there = self._names_in(video.parent)
         for suffix in suffixes:
-            yield video.with_suffix(f".{suffix}")
-            yield video.with_suffix(f".{suffix.upper()}")
-            yield video.with_name(f"{video.name}.{suffix}")
+            names = f"{video.stem}.{suffix}", f"{video.stem}.{suffix.upper()}", f"{video.name}.{suffix}"
+            yield from (video.with_name(name) for name in names if there is None or name in there)
         for folder in self._folders(video):
             inside = video.relative_to(folder)
             for labels, suffix in itertools.product(self._labels_in(folder), suffixes):
                 yield (labels / inside).with_suffix(f".{suffix}")
                 if inside.parts[0] in VIDEO_FOLDERS:
                     yield (labels / Path(*inside.parts[1:])).with_suffix(f".{suffix}")
+
+    def _names_in(self, folder: Path) -> frozenset[str] | None:
+        """Files that may have captions, so that none is asked for in vain; None for a folder that cannot be listed."""
+        if folder not in self._names:
+            try:
+                names = (path.name for path in folder.iterdir())
+                self._names[folder] = frozenset(name for name in names if name.rpartition(".")[2].lower() in _SIDECARS)
+            except OSError:
+                self._names[folder] = None
+        return self._names[folder]
 
     def _labels_in(self, folder: Path) -> list[Path]:
         if folder not in self._labels:
