@@ -43,6 +43,7 @@ def info_by_header(source: Path | bytes) -> VideoInfo | None:
             inside = stream.codec_context.sample_aspect_ratio
             if inside and inside not in (1, stream.sample_aspect_ratio):
                 return None
+            container.seek(container.duration or 0)  # an error where the key frames are not those of this file
             shape = displayed(stream, frame, source).shape
             length = measure(container, stream, source, Start(untimed=False, shown=None))
             if length.duration > MAX_SECONDS or length.fps > MAX_FPS:
