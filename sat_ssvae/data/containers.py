@@ -1,7 +1,7 @@
 """Opened video files: which stream is the video, and what they say of its length.
 
 with open_video(source) as (container, stream):
-    length = measure(container, stream, source)
+    length = length_of(container, stream, source)
 """
 
 import io
@@ -220,7 +220,9 @@ def _repeats(packet: Packet) -> bool:
     return not packet.size and packet.pts is not None
 
 
-def measure(container: InputContainer, stream: VideoStream, source: Path | bytes, start: Start | None = None) -> Length:
+def length_of(
+    container: InputContainer, stream: VideoStream, source: Path | bytes, start: Start | None = None
+) -> Length:
     """How long a video is: by its header if that can be right, else by its packets. Moves the current position.
 
     Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.

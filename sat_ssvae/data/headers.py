@@ -1,4 +1,4 @@
-"""Ordinary mp4 files, which a header and one picture describe: a tenth of the work of `containers.measure`.
+"""Ordinary mp4 files, which their header and first picture describe, in a quarter of the time that `probe` takes else.
 
 info = info_by_header(path) or probe(path)
 """
@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .containers import MAX_FPS, MAX_SECONDS, SLACK, Start, is_mov, measure, open_video
+from .containers import MAX_FPS, MAX_SECONDS, SLACK, Start, is_mov, length_of, open_video
 from .files import VideoError
 from .pictures import displayed
 
@@ -45,7 +45,7 @@ def info_by_header(source: Path | bytes) -> VideoInfo | None:
                 return None
             container.seek(container.duration or 0)  # an error where the key frames are not those of this file
             shape = displayed(stream, frame, source).shape
-            length = measure(container, stream, source, Start(untimed=False, shown=None))
+            length = length_of(container, stream, source, Start(untimed=False, shown=None))
             if length.duration > MAX_SECONDS or length.fps > MAX_FPS:
                 return None
             return VideoInfo(length.duration, length.fps, length.frames, shape.height, shape.width)

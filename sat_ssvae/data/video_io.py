@@ -34,7 +34,7 @@ from .containers import (
     decoded,
     is_mov,
     is_reordered_avi,
-    measure,
+    length_of,
     open_video,
     origin,
     rate_of,
@@ -65,7 +65,7 @@ def probe(source: Path | bytes) -> VideoInfo:
         if first is None:
             raise VideoError("decoding error", f"{name_of(source)}: no frame decodes")
         shape = displayed(stream, first, source).shape
-        length = measure(container, stream, source)
+        length = length_of(container, stream, source)
         if length.duration > MAX_SECONDS or length.fps > MAX_FPS:
             detail = f"{length.duration:.0f} s at {length.fps:.0f} frames per second"
             raise VideoError("impossible header", f"{name_of(source)}: {detail}")
