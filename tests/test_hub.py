@@ -53,50 +53,55 @@ print(json.dumps(out))
 """
 
 
-def hub_of(repositories):
-    """A handler for `{name: {file: bytes}}`, each with a branch `main` and a tag `v1`; `handler.asked` lists paths.
+class Hub(BaseHTTPRequestHandler):
+    """Answers for `repositories`, {name: {file: bytes}}, each with a branch `main` and a tag `v1`; `asked` lists paths.
 
     Names of models, or of data sets, which begin with `datasets/`.
     """
 
-    class Hub(BaseHTTPRequestHandler):
-        asked: list[str] = []  # noqa: RUF012
+    repositories: dict[str, dict[str, bytes]] = {}  # noqa: RUF012
+    asked: list[str] = []  # noqa: RUF012
 
-        def log_message(self, *_):
-            pass
+    def log_message(self, *_):
+        pass
 
-        def answer(self, status, body=b"", **headers):
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
 
-        def do_GET(self):
-            self.asked.append(self.path)
-            if found := re.match(r"/api/(models/|datasets/)([^/?]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?", self.path):
-                kind, name, what, revision = found.groups()
-                name, revision = (name if kind == "models/" else kind + name), revision or "main"
-                if name not in repositories:
-                    return self.answer(404, X_Error_Code="RepoNotFound")
-                if revision not in ("main", "v1", COMMIT):
-                    return self.answer(404, X_Error_Code="RevisionNotFound")
-                tree = [
-                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for path, data in repositories[name].items()
-                ]
-                body = tree if what == "tree" else {"id": name, "sha": COMMIT, "siblings": []}
-                return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
-            if found := re.match(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path):
-                data = repositories[found[1]][found[3]]
-                return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=COMMIT)
-            return self.answer(404)
+    def do_GET(self):
+        self.asked.append(self.path)
+        if found := re.match(r"/api/(models/|datasets/)([^/?]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?", self.path):
+            kind, name, what, revision = found.groups()
+            return self.tell_of(name if kind == "models/" else kind + name, what, revision or "main")
+        if found := re.match(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path):
+            data = self.repositories[found[1]][found[3]]
+            return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=COMMIT)
+        return self.answer(404)
 
-        do_HEAD = do_GET
+    do_HEAD = do_GET
 
-    return Hub
+    def tell_of(self, name, what, revision):
+        if name not in self.repositories:
+            return self.answer(404, X_Error_Code="RepoNotFound")
+        if revision not in ("main", "v1", COMMIT):
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        tree = [
+            {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for path, data in self.repositories[name].items()
+        ]
+        body = tree if what == "tree" else {"id": name, "sha": COMMIT, "siblings": []}
+        return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
+
+
+def hub_of(repositories):
+    """A handler for these repositories alone."""
+    return type("OwnHub", (Hub,), {"repositories": repositories, "asked": []})
 
 
 def read(tmp_path, endpoint, *names, code=READ, **environment):

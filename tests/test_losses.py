@@ -81,6 +81,22 @@ def test_gradient_balance_equals_two_separate_backward_passes():
             assert (gradients[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
 
 
+def compared(module, rebuilt, video):
+    """How far a reconstruction is from the video, by the module's error and perceptual distance."""
+    own = module.config.reconstruction
+    error = (rebuilt - video).abs() if own.error == "l1" else (rebuilt - video).square()
+    if module.perceptual is None:
+        return error.mean()
+    frames = [x.transpose(1, 2).flatten(0, 1) for x in (rebuilt, video)]
+    return error.mean() + own.perceptual_weight * module.perceptual(*frames).mean()
+
+
+def balanced(main, term, at, limit):
+    """`term` with a gradient at `at` as large as that of `main`, its weight at most `limit`."""
+    norms = [torch.autograd.grad(x, at, retain_graph=True)[0].norm() for x in (main, term)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp_max(limit).detach() * term
+
+
 def plain_gradients(module, video, seed, critic=None, weight=0.0, scale=1.0):
     """The gradients of `scale` times the total by one graph of the whole batch, the balance by its definition."""
     vae, config, generator = module.vae, module.config, torch.Generator().manual_seed(seed)
@@ -93,31 +109,18 @@ def plain_gradients(module, video, seed, critic=None, weight=0.0, scale=1.0):
         latents = apply_mask(latents, mask, vae.mask_token)
     rebuilt = vae.decode(latents)
     own = config.reconstruction
-
-    def compared(rebuilt, video):
-        error = (rebuilt - video).abs() if own.error == "l1" else (rebuilt - video).square()
-        if module.perceptual is None:
-            return error.mean()
-        frames = [x.transpose(1, 2).flatten(0, 1) for x in (rebuilt, video)]
-        return error.mean() + own.perceptual_weight * module.perceptual(*frames).mean()
-
-    distance = compared(rebuilt, video)
+    distance = compared(module, rebuilt, video)
     elements = video[0].numel()
     reduced = elements if own.reduction == "sum" else 1
     nll = scale * reduced * (distance / module.logvar.squeeze().exp() + module.logvar.squeeze())
     kl = scale * reduced / elements * own.kl_weight * posterior.kl().mean()
-
-    def balanced(main, term, at, limit):
-        norms = [torch.autograd.grad(x, at, retain_graph=True)[0].norm() for x in (main, term)]
-        return (norms[0] / (norms[1] + 1e-4)).clamp_max(limit).detach() * term
-
     main = nll
     if critic is not None:
         adversarial = scale * generator_loss(critic(rebuilt))
         main = main + weight * balanced(nll, adversarial, vae.decoder.last_layer, 1e4)
     if config.scale_weight:
         small, target = shrink(sample, video, draw_factor(config.scale.factors, generator))
-        rescaled = reduced * compared(vae.decode(small), target) / module.logvar.detach().exp().squeeze()
+        rescaled = reduced * compared(module, vae.decode(small), target) / module.logvar.detach().exp().squeeze()
         main = main + scale * config.scale_weight * rescaled
     total = main + kl
     correlation = local_correlation(posterior.mean, config.lcr.window, config.lcr.tiling)

@@ -139,10 +139,8 @@ def _one_line(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{error.filename or output}: {error.strerror or error}; "
-            "finished shards are kept, run the same command again to go on"
-        ) from None
+        reason = f"{error.filename or output}: {error.strerror or error}"
+        raise UserError(f"{reason}; finished shards are kept, run the same command again to go on") from None
 
 
 def _refuse_shards(items: list[PackItem], inputs: object) -> None:
