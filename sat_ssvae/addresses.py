@@ -46,7 +46,7 @@ _OPTIONS: dict[str, Any] = {"use_listings_cache": False}  # other machines write
 
 
 def is_address(text: object) -> bool:
-    """Whether a path is an address that fsspec opens; https:// and file:// are none."""
+    """Whether a path is an address that fsspec opens; https:// and file:// are not."""
     match = _ADDRESS.match(str(text))
     return match is not None and match[1].lower() not in ("file", "local", "http", "https")
 

@@ -77,7 +77,7 @@ class Cost(NamedTuple):
 
     seconds: float
     cpu: float
-    """Seconds of all processes together."""
+    """CPU seconds of all processes together."""
 
 
 Costs = dict[str, list[Cost]]

@@ -197,7 +197,7 @@ class CaptionFinder:
                     yield (labels / Path(*inside.parts[1:])).with_suffix(f".{suffix}")
 
     def _names_in(self, folder: Path) -> frozenset[str] | None:
-        """Files that may have captions, so that none is asked for in vain; None for a folder that cannot be listed."""
+        """Names of files that may hold captions, so that no other is tried; None for a folder that cannot be listed."""
         if folder not in self._names:
             try:
                 names = (path.name for path in folder.iterdir())

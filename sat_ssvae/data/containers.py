@@ -67,8 +67,8 @@ def open_video(
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
 
-    Of several video streams it is the largest, of equal ones the default one; cover pictures and thumbnails are none.
-    A stream of JPEG or other pictures comes last. With `header_only`, FFmpeg does not look into the streams: what only
+    Of several video streams it is the largest, of equal ones the default one; covers and thumbnails do not count. A
+    stream of JPEG or other pictures comes last. With `header_only`, FFmpeg does not look into the streams: what only
     they tell (the pixel format, the order of decoding) is not known before a picture is decoded.
     """
     check_file(source)

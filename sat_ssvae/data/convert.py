@@ -47,7 +47,7 @@ class PackConfig(JobConfig):
     keyframe_seconds: float = Field(default=1.0, gt=0)
     """Seconds between key frames where a video is encoded again; short ones make random access cheap."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
-    """Processes of this machine that convert; on a cluster, one a core. Does not change the result."""
+    """Processes of this machine that convert; on a cluster, one per core. Does not change the result."""
     captions: Literal["find", "none"] = "find"
     """`find` looks where captions usually lie and refuses inputs without any; `none` packs without captions."""
 

@@ -1,4 +1,4 @@
-"""Ordinary mp4 files, which their header and first picture describe, in a quarter of the time that `probe` takes else.
+"""Ordinary mp4 files, described by their header and first picture, in a quarter of the time that other files take.
 
 info = info_by_header(path) or probe(path)
 """
@@ -31,7 +31,7 @@ class VideoInfo:
 def info_by_header(source: Path | bytes) -> VideoInfo | None:
     """What `probe` finds in a video that is complete and whose first picture decodes; None if the header leaves doubts.
 
-    So None says nothing of the file: it may be of another format, damaged, in HDR, or only unusual.
+    None does not mean that the file is bad: it may be of another format, damaged, in HDR, or only unusual.
     """
     try:
         with open_video(source, header_only=True) as (container, stream):

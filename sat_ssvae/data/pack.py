@@ -150,7 +150,7 @@ def _refuse_shards(items: list[PackItem], inputs: object) -> None:
 
 
 def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> list[PackItem]:
-    """The items with their captions, or without any; refused if there is none to find."""
+    """The items with their captions, or without any if so configured; refused if no caption is found."""
     if config.captions == "none":
         return [replace(item, caption="") for item in items]
     missing = sum(not item.caption for item in items)

@@ -17,7 +17,7 @@ class AnyOf(Config):
     """A filter for a field that is not a number."""
 
     any_of: tuple[str | bool | int, ...] = Field(min_length=1)
-    """Values that a sample may have; null is none of them."""
+    """Values that a sample may have; a sample without the field is left out."""
 
 
 Range = tuple[float | None, float | None]

@@ -145,7 +145,7 @@ class FixedClips(Sized, Iterable[Clip]):
         return FixedClips(replace(self._reader, config=config), self._places, skips)
 
     def blocks(self, clips: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of runs of about so many clips that have all clips of a sample."""
+        """(start, stop) of runs of at least `clips` clips; all clips of a sample are in one run."""
         start = 0
         for stop in range(1, len(self) + 1):
             ends = stop == len(self) or (self._places[stop][0] != self._places[stop - 1][0] and stop - start >= clips)

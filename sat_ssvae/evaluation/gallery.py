@@ -23,7 +23,7 @@ ROWS = 1000
 _CELL, _NARROW_CELL = 480, 300
 """Width of a clip on a page, in pixels, where a row has two, and where it has more."""
 _RATE = 4.0
-"""Frames a second: moments are slowed down, so that one sees where they differ."""
+"""Frames per second: moments are slowed down to show where they differ."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Gallery:
     """By what the rows are ordered, and how many of how many they are."""
     header: Sequence[str]
     numbers: Sequence[Sequence[str]]
-    """A row a video, in the order of the clips' rows, as in the CSV file."""
+    """One row per video, in the order of the clips' rows, as in the CSV file."""
     csv: Path
     command: str
     facts: Mapping[str, Text] = field(default_factory=dict)
     skipped: Sequence[Skip] = ()
     rate: float = _RATE
-    """Frames a second of the clips."""
+    """Frames per second of the clips."""
 
 
 def write_gallery(path: Path, gallery: Gallery) -> Path:
@@ -107,7 +107,7 @@ def error_scale() -> Markup:
 
 
 def wipe(exhibit: Exhibit, under: str, over: str, caption: Text = "") -> ClipCell:
-    """Two views of a moment over each other, with an edge to move."""
+    """Two views of a moment on top of each other, with a slider between them."""
     films = exhibit.films
     return ClipCell(f"{under} | {over}", films[over], caption, under=(under, films[under], over))
 

@@ -40,7 +40,7 @@ RAMP = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191
 """Colours of an error map from 0 to `ERROR_RANGE`, at equal distances."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _EVERY = 4
-"""Of the pixels in height and width, one in so many is looked at to find the worst moment."""
+"""Stride, in height and width, of the pixels that are compared to find the worst moment."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A folder less a baseline's, over the videos of the same name and prompt.
+    """A folder minus its baseline, over the videos of the same name and prompt.
 
     differences: mean by axis. win_rate: share of the pairs whose overall rating is higher; equal ones count half.
     """
@@ -211,7 +211,7 @@ def pair_up(baseline: Scored, candidate: Scored) -> list[tuple[RatedVideo, Rated
 
 
 def compare_pairs(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> Comparison:
-    """Mean differences, second less first, and how often the second has the higher overall rating."""
+    """Mean differences, second minus first, and how often the second has the higher overall rating."""
     before, after = (_columns([pair[side] for pair in pairs], config) for side in (0, 1))
     differences = {
         axis: [b - a for a, b in zip(before[axis], after[axis], strict=True)]
@@ -226,7 +226,7 @@ def compare_pairs(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: Reward
 
 
 def rating_table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list[str]]:
-    """A header and one row a video, for a CSV file."""
+    """A header and one row per video, for a CSV file."""
     axes = list(_columns(rated, config))
     rows = [["name", "prompt", *axes]]  # not "video": the caption finder would take it for a table of captions
     version = VERSIONS[config.version]
@@ -237,7 +237,7 @@ def rating_table(rated: Sequence[RatedVideo], config: RewardConfig) -> list[list
 
 
 def pair_table(pairs: Sequence[tuple[RatedVideo, RatedVideo]], config: RewardConfig) -> list[list[str]]:
-    """A header and one row a pair, for a CSV file: the overall ratings of both, and their difference."""
+    """A header and one row per pair, for a CSV file: the overall ratings of both, and their difference."""
     rows = [["name", "prompt", "baseline", "candidate", "difference"]]
     before, after = (_columns([pair[side] for pair in pairs], config)["overall"] for side in (0, 1))
     for (_, record), a, b in zip(pairs, before, after, strict=True):

@@ -131,7 +131,7 @@ class ScoreReport:
     folders: tuple[FolderScores, ...]
     real: FolderScores
     notes: tuple[str, ...]
-    """What was left out, and what to mind."""
+    """What was left out, and what to keep in mind."""
 
 
 def score(

@@ -70,7 +70,7 @@ def write_spectra(results: SpectraResults, folder: Path) -> Path:
 
 
 def table(results: SpectraResults) -> list[list[str]]:
-    """Header and one row an autoencoder."""
+    """A header and one row per autoencoder."""
     header = ["", "latent c×t×h×w", "amplitude falls as", "low frequencies", "modes for 90 %", "first mode"]
     return [[*header, "local correlation", "Gaussian floor"], *(_row(arm) for arm in results.arms)]
 

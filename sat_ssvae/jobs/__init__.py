@@ -1,1 +1,1 @@
-"""Work on many items: which process does it, on one machine or on a cluster, and what is left of it after a crash."""
+"""Work on many items: where it runs, on one machine or on a cluster, and what survives a crash."""

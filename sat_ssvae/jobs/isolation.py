@@ -1,4 +1,4 @@
-"""Calls in processes of their own: one that crashes loses itself, not the program.
+"""Calls in processes of their own: a crash costs one item, not the program.
 
 with IsolatedCalls(convert, workers=4) as calls:
     for result in calls.map(items, ahead=8):          # in the items' order; a Crashed where convert ended its process
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 TRIES = 2
 """Processes that an item may end before it is given up."""
-_WATCH = 1.0  # seconds between two looks at whether the process at the other end is alive
+_WATCH = 1.0  # seconds between checks that the process at the other end is alive
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,14 @@ class _Process:
         return result
 
     def finish(self) -> None:
-        """Let it end, idle as it is."""
+        """Let the process end; it must be idle."""
         with contextlib.suppress(OSError):
             self._connection.send(())
         self._process.join()
         self._connection.close()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._process.kill()
 
 
@@ -166,11 +166,11 @@ def in_order(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Ite
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection, parent: int) -> None:
-    """Call the function with what comes, until nothing comes any more."""
+    """Call the function with each item that arrives, until the connection closes."""
     for name in ("SIGINT", "SIGTERM"):  # sent to the whole group; the parent decides what ends
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     while True:
-        # The end of the connection does not tell of the parent's: forked siblings hold it open.
+        # The connection does not close when the parent dies: forked siblings hold it open.
         while not connection.poll(_WATCH):
             if os.getppid() != parent:
                 return

@@ -1,4 +1,4 @@
-"""What a job is: items, and what to do with one, wherever that is.
+"""What a job is: items, and what to do with one, on whichever machine.
 
 An item's result depends on the item alone, so neither the engine, nor the number of workers, nor a worker that died and
 whose item another one took can change it.

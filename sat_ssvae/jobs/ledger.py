@@ -1,4 +1,4 @@
-"""What is left of a job that is killed: the results of finished items, and the parts that other machines did.
+"""What survives a job that is killed: the results of finished items, and the parts that other machines did.
 
 with claimed(folder, "check-data", config.chosen_part):
     results = collect(job, items, config, Ledger(folder / "check-data", identity), Progress("checking", "clip"))
@@ -88,8 +88,8 @@ def collect(
 ) -> list[Any] | None:
     """The results (plain values, as in JSON) of all items, in their order.
 
-    Those that an earlier, killed run has in the ledger are not made again. Of a part, they stay in its ledger, and None
-    is returned.
+    Results that an earlier, killed run left in the ledger are not made again. Those of a part stay in its ledger, and
+    None is returned.
     """
     part = config.chosen_part
     known = ledger.read(part)
@@ -170,7 +170,7 @@ def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
 
 
 def parts_of(folder: Path, name: str) -> int:
-    """In how many parts a job was worked on in a folder; 1 if in none."""
+    """The number of parts that the job in a folder was split into; 1 if it was not split."""
     counts = {int(path.stem.rpartition("-")[2]) for path in folder.glob(f".{name}.part-*-of-*.lock")}
     return max(counts, default=1)
 

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: actors that take item after item, on every node that is there.
+"""Jobs on a Ray cluster: actors on every node, each of which takes item after item.
 
 The driver keeps the list of items. A node or worker that dies gives its items back to the list, and a new worker takes
 the dead one's place, here or, if its node is gone, on the nodes that are left or that join. What ends a worker
@@ -30,8 +30,8 @@ R = TypeVar("R")
 
 _CPUS = 8  # cores of a worker at most: a machine of many has several, which fit beside other users' work
 _STORE = 256 << 20  # bytes of the object store of a Ray that is started here; only the job itself goes through it
-_POLL = 1.0  # seconds between two looks at how far the workers are
-_GROW = 5.0  # seconds between two looks for nodes that joined
+_POLL = 1.0  # seconds between questions to the workers about their progress
+_GROW = 5.0  # seconds between checks for nodes that joined
 _DEATHS = 2  # workers that an item may end on nodes that live
 _PATIENCE = 30.0  # seconds without any worker before the user is told what is being waited for
 _CONNECT = 10.0  # seconds for an address to answer

@@ -36,7 +36,7 @@ def part_of(name: str, count: int) -> int:
 
 
 class JobConfig(Config):
-    """Who works on the items. Nothing of it changes the result."""
+    """Where the items are processed. None of this changes the result."""
 
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine; ray: a Ray cluster (the extra `ray`)."""
@@ -46,7 +46,7 @@ class JobConfig(Config):
     """3/16 works on the third of 16 parts, for a SLURM array or several shells; the last step is `--merge`."""
 
     def model_post_init(self, _context: Any) -> None:
-        """Check what two fields have to do with each other."""
+        """Check that the fields fit together."""
         if self.chosen_part.index > self.chosen_part.count:
             raise ValueError(f"part {self.part}: parts are counted from 1 to {self.chosen_part.count}")
         if self.ray_address is not None and self.engine != "ray":

@@ -123,7 +123,7 @@ class _DilatedCell(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B*T, C, H, W) -> (B*T, 4 * filters, H, W)."""
         height, width = x.shape[-2:]
-        hidden = self.space(x).permute(0, 2, 3, 1)  # one row a position: channels last is the fast layout on a CPU
+        hidden = self.space(x).permute(0, 2, 3, 1)  # one row per position: channels last is the fast layout on a CPU
         hidden = hidden.reshape(-1, frames, height * width, hidden.shape[-1]).permute(0, 3, 1, 2)
         branches = [conv(part) for conv, part in zip(self.time, hidden.chunk(len(self.DILATIONS), 1), strict=True)]
         hidden = F.relu(self.bn(torch.cat(branches, 1)))  # B C T HW

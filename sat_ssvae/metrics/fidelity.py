@@ -1,7 +1,7 @@
 """How close a reconstruction is to its original: PSNR, SSIM and a perceptual distance, frame by frame.
 
     scores = reconstruction_scores(reconstruction, video, perceptual=build_perceptual("st-lpips-alex"))
-    scores["psnr"]      # (B,), one score a clip: the mean over its frames
+    scores["psnr"]      # (B,), one score per clip: the mean over its frames
 
 Videos are `B C T H W` in [-1, 1]; values outside are cut, as they are when a video is written.
 """
