@@ -6,7 +6,6 @@ for one in loggers:
 """
 
 import contextlib
-import io
 import logging
 import secrets
 import time
@@ -15,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
+import imageio.v3 as imageio
 import numpy as np
-from PIL import Image
 
 from ..errors import UserError
 from ..storage import write_text
@@ -281,7 +280,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _gif(frames: np.ndarray, fps: float) -> bytes:
-    first, *rest = (Image.fromarray(frame) for frame in frames)
-    file = io.BytesIO()
-    first.save(file, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-    return file.getvalue()
+    return bytes(imageio.imwrite("<bytes>", frames, extension=".gif", duration=round(1000 / fps), loop=0))

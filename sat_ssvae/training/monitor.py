@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -135,7 +135,7 @@ class Monitor:
         try:
             folder.mkdir(exist_ok=True)
             with atomic(folder / f"step_{step}.png") as partial:
-                Image.fromarray(grid).save(partial, "PNG")
+                imageio.imwrite(partial, grid, extension=".png")
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error}); make room") from None
         write_video(video, pairs, self.fps)
