@@ -28,17 +28,25 @@ def world_size() -> int:
 
 
 def default_device() -> torch.device:
-    """This process's GPU if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """This process's GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: LOCAL_RANK names no GPU that this process sees.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = os.environ.get("LOCAL_RANK") or "0", torch.cuda.device_count()
+    if not number.isdecimal() or int(number) >= count:
+        raise UserError(f"LOCAL_RANK={number} is set, but the GPUs that this process sees are 0 to {count - 1}")
+    return torch.device("cuda", int(number))
 
 
 def initialize(device: torch.device) -> None:
     """Start DeepSpeed's process group, once: from the launcher's environment, or alone when there is none.
 
     Raises:
-        UserError: the environment says that this is one of several processes, but not where the others are.
+        UserError: the environment says that this is one of several processes, but not where the others are, or they
+            cannot be reached.
     """
     if dist.is_initialized():
         return
@@ -58,22 +66,33 @@ def initialize(device: torch.device) -> None:
         torch.cuda.set_device(device)
     if not _launched():
         # A group of one that needs no port and no rank in the environment, which child processes inherit.
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            if not os.environ.get(name, "0").strip():
+                del os.environ[name]  # DeepSpeed takes an empty one for a number
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on this one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    except (dist.DistError, OSError, ValueError) as error:
+        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot join the other processes at {place} ({reason})") from None
 
 
 def _launched() -> bool:
-    """Whether the environment is a launcher's. CogVideoX's recipes export half of it, for one process."""
-    place = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    missing = [name for name, value in place.items() if not value]
-    if missing and (place["RANK"] not in ("", "0") or place["WORLD_SIZE"] not in ("", "1")):
-        given = " ".join(f"{name}={value}" for name, value in place.items() if value)
-        raise UserError(
-            f"{given} is set, but not {' and '.join(missing)}: start several processes with torchrun or deepspeed, "
-            "or for a single one: unset RANK WORLD_SIZE"
-        )
-    return not missing
+    """Whether this is one of several processes of a launcher. CogVideoX's recipes export half of that, for one."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    place = {name: os.environ.get(name, "").strip() for name in names}
+    if place["RANK"] in ("", "0") and place["WORLD_SIZE"] in ("", "1"):
+        return False
+    given = " ".join(f"{name}={value}" for name, value in place.items() if value)
+    hint = "start several processes with torchrun or deepspeed, or for a single one: unset RANK WORLD_SIZE"
+    if missing := [name for name, value in place.items() if not value]:
+        raise UserError(f"{given} is set, but not {' and '.join(missing)}: {hint}")
+    numbers = [place[name] for name in names if name != "MASTER_ADDR"]
+    if not all(map(str.isdecimal, numbers)) or int(place["RANK"]) >= int(place["WORLD_SIZE"]):
+        raise UserError(f"{given}: these must be numbers, with RANK below WORLD_SIZE: {hint}")
+    return True
 
 
 def leave() -> None:
