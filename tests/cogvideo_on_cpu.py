@@ -30,6 +30,8 @@ class OnCPU(TorchFunctionMode):
         """Call `function` with the CPU as its device."""
         if function is torch.Tensor.cuda:
             return args[0]
+        if function is torch.device and args and type(args[0]) is int:
+            return CPU
         if function is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
             args = (args[0], CPU, *args[2:])
         kwargs = {name: on_cpu(value) for name, value in (kwargs or {}).items()}

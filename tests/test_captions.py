@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 
 import pytest
 
@@ -13,6 +14,7 @@ from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.settings import AnyOf
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
+from sat_ssvae.data.tars import TarStore
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.items import list_items
 
@@ -328,3 +330,27 @@ def test_values():
     ]
     assert text_of(b"\xff\xfea\0b\0") == "ab" and text_of(b"a\xff") == "a\xff"
     assert caption_in([[[[["too deep"]]]]]) == "" and caption_in({"title": "other key"}) == ""
+
+
+@pytest.mark.parametrize(("video", "caption"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_the_same_however_they_are_written(tmp_path, tiny_video, video, caption):
+    """macOS writes an accent apart from its letter in names of files, other systems and editors do not."""
+    name, other = (unicodedata.normalize(form, "café") for form in (video, caption))
+    assert name != other
+    layouts = {
+        "beside": {f"{other}.txt": "a cat"},
+        "labels": {f"labels/{other}.txt": "a cat"},
+        "table": {"metadata.csv": f"path,caption\n{other}.mp4,a cat\n"},
+    }
+    for layout, files in layouts.items():
+        write(tmp_path / layout, files | {f"{name}.mp4": b""})
+        assert CaptionFinder(tmp_path / layout).caption(tmp_path / layout / f"{name}.mp4") == "a cat", layout
+    store = TarStore(write_tar(tmp_path / "a.tar", [(f"{name}.mp4", tiny_video), (f"{other}.txt", b"a cat")]))
+    (key,) = store.keys()
+    assert store.caption(key) == "a cat" and store.media(name) == ("mp4", tiny_video)
+
+
+def test_a_table_in_a_tar_is_named(tmp_path, tiny_video, caplog):
+    store = TarStore(write_tar(tmp_path / "a.tar", [("a.mp4", tiny_video), ("metadata.csv", b"path,caption\na.mp4,x")]))
+    assert store.caption("a") == ""
+    assert "no captions from metadata.csv, tables in tars are not read; put KEY.txt beside KEY.mp4" in caplog.text

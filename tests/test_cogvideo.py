@@ -333,7 +333,8 @@ def test_the_comparison_on_its_own_training(world, tmp_path, era, stock, overlay
         assert [point[2] for point in points if point[:2] == (arm, "training_loss")] == list(range(1, 9))
     assert all(math.isfinite(number) for number in numbers(results["curves"]) + numbers(results["arms"]))
     theirs, ours = results["arms"]
-    assert set(theirs["reconstruction"]) == {"psnr", "ssim", "stlpips", "local correlation"}
+    measured = {"psnr", "ssim", "stlpips", "psnr_above_mean_colour", "local correlation"}
+    assert set(theirs["reconstruction"]) == measured
     assert set(ours["reconstruction_difference"]) == {"psnr", "ssim", "stlpips"}
     assert len(theirs["explained_variance"]) == 16 and len(ours["explained_variance"]) == 48
     assert set(theirs["floors"]) == {m for m in decoded if not m.startswith("denoising_error_rec")} | {

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,11 @@ WHERE = (
 """For messages."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes accents apart, other systems and editors do not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def text_of(data: bytes) -> str:
@@ -154,7 +160,7 @@ class CaptionFinder:
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - unlike `absolute` it resolves `..`, unlike `resolve` no links
         self._tables: dict[Path, list[_Table]] = {}
         self._labels: dict[Path, list[Path]] = {}
-        self._names: dict[Path, frozenset[str] | None] = {}
+        self._names: dict[Path, dict[str, str] | None] = {}
 
     def fields(self, video: Path) -> Fields:
         """The caption, if there is one, and further fields of a video.
@@ -185,23 +191,32 @@ class CaptionFinder:
 
     def _beside(self, video: Path, suffixes: Iterable[str]) -> Iterator[Path]:
         """Where files of these suffixes may belong to a video, the nearest first."""
-        there = self._names_in(video.parent)
         for suffix in suffixes:
             names = f"{video.stem}.{suffix}", f"{video.stem}.{suffix.upper()}", f"{video.name}.{suffix}"
-            yield from (video.with_name(name) for name in names if there is None or name in there)
+            yield from self._there(video.with_name(name) for name in names)
         for folder in self._folders(video):
             inside = video.relative_to(folder)
             for labels, suffix in itertools.product(self._labels_in(folder), suffixes):
-                yield (labels / inside).with_suffix(f".{suffix}")
+                places = [(labels / inside).with_suffix(f".{suffix}")]
                 if inside.parts[0] in VIDEO_FOLDERS:
-                    yield (labels / Path(*inside.parts[1:])).with_suffix(f".{suffix}")
+                    places.append((labels / Path(*inside.parts[1:])).with_suffix(f".{suffix}"))
+                yield from self._there(places)
 
-    def _names_in(self, folder: Path) -> frozenset[str] | None:
-        """Names of files that may hold captions, so that no other is tried; None for a folder that cannot be listed."""
+    def _there(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """Those of the files that are there, as they are spelt there, or may be in a folder that cannot be listed."""
+        for path in paths:
+            names = self._names_in(path.parent)
+            if names is None:
+                yield path
+            elif name := names.get(composed(path.name)):
+                yield path.with_name(name)
+
+    def _names_in(self, folder: Path) -> dict[str, str] | None:
+        """Names of files that may hold captions, by their composed form; None for a folder that cannot be listed."""
         if folder not in self._names:
             try:
-                names = (path.name for path in folder.iterdir())
-                self._names[folder] = frozenset(name for name in names if name.rpartition(".")[2].lower() in _SIDECARS)
+                names = [path.name for path in folder.iterdir() if path.name.rpartition(".")[2].lower() in _SIDECARS]
+                self._names[folder] = {composed(name): name for name in names}
             except OSError:
                 self._names[folder] = None
         return self._names[folder]
@@ -226,17 +241,18 @@ class _Table:
         self._by_name: dict[str, str | None] = {}
         for written, fields in rows:
             path = os.path.normpath(os.path.relpath(written, folder) if Path(written).is_absolute() else written)
+            path = composed(path)
             self._by_path.setdefault(path, fields)
             for name in {Path(path).name, Path(path).stem}:
                 self._by_name[name] = path if self._by_name.get(name, path) == path else None
 
     def fields(self, video: Path, *, by_name: bool) -> Fields:
         """The row with the video's path; else, with `by_name`, the only row of its name whose own path has no file."""
-        path = os.path.relpath(video, self._folder)
+        path = composed(os.path.relpath(video, self._folder))
         for written in (path, str(Path(path).with_suffix(""))):
             if written in self._by_path:
                 return self._by_path[written]
-        for name in (video.name, video.stem) if by_name else ():
+        for name in (Path(path).name, Path(path).stem) if by_name else ():
             written = self._by_name.get(name) or ""
             if written and not (self._folder / written).exists():
                 return self._by_path[written]

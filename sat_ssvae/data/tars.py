@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, VIDEO_FOLDERS, Fields, json_fields, text_of, with_caption
+from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, VIDEO_FOLDERS, Fields, composed, json_fields, text_of, with_caption
 from .containers import VIDEO_SUFFIXES
 from .files import VideoError, name_of, reason_of
 from .images import IMAGE_SUFFIXES
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 _COPIED = 1 << 20  # bytes at a time
+_TABLES = frozenset({"csv", "tsv", "jsonl"})
 _KINDS = (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
 
 
@@ -94,7 +95,7 @@ class TarStore:
     def _files_of(self, key: str) -> dict[str, tuple[int, int]]:
         """Members of a sample; its key may lack the `./` of `tar -C FOLDER -c .`, or contain dots."""
         members = self.members()
-        for name in (key, f"./{key}"):
+        for name in (composed(key), f"./{composed(key)}"):
             if name in members:
                 return members[name]
             short, inside = split_name(f"{name}.")
@@ -301,9 +302,13 @@ def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, in
     with tarfile.open(fileobj=bounded, mode="r:") as tar:  # type: ignore[call-overload]  # it needs no other methods
         for member in _whole_members(tar):
             end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
-            key, suffix = split_name(member.name)
+            key, suffix = split_name(composed(member.name))
             if member.isreg() and not member.issparse() and key:
                 index.setdefault(key, {}).setdefault(suffix, (member.offset_data, member.size))
+    tables = [key for key, members in index.items() if _TABLES & members.keys() and _media(members) is None]
+    if tables:
+        table = f"{tables[0]}.{min(_TABLES & index[tables[0]].keys())}"
+        logger.warning("%s: no captions from %s, tables in tars are not read; put KEY.txt beside KEY.mp4", path, table)
     bounded.seek(end)
     if bounded.read(_TAR_BLOCK).strip(b"\0") or bounded.tell() < end + _TAR_BLOCK:
         logger.warning("%s: damaged or cut off after %d samples", path, len(index))
