@@ -79,8 +79,8 @@ class TestHeadline:
     def test_a_faster_arm_is_taken_with_its_cost(self):
         text = self.headline(comparison([2.6, 1.9], metrics=FEW))
         assert (
-            re.match(r"Take ssvae: 2\.\d× \(\d.*× to \d.*×\) fewer steps to stock's final score, by samples ", text)
-            and "; faster on 2 of 2 measures. Reconstruction: −0.1" in text
+            re.match(r"Take ssvae: 2\.\d× fewer steps \(95 %: \d.*× to \d.*×\) to stock's final score\. ", text)
+            and "Its reconstruction: −0.1" in text
             and text.endswith(", worse.")
         )
 
@@ -91,7 +91,7 @@ class TestHeadline:
 
     def test_one_run_is_called_one(self):
         text = self.headline(comparison([2.6], metrics=FEW, seeds=(0,)))
-        assert text.startswith("ssvae leads so far: ") and "measures in this one run" in text
+        assert text.startswith("ssvae leads in this one run: 2.6× fewer steps (95 %: ")
 
     def test_nothing_is_taken_where_nothing_can_be_judged(self):
         results = without_gain(comparison([2.6], metrics=FEW), "stock")
@@ -106,7 +106,7 @@ class TestNextCommand:
 
     def test_one_seed_is_followed_by_three(self):
         advice = advised(comparison([2.6], metrics=FEW, seeds=(4,)))
-        assert advice.command == "bash scripts/compare_convergence.sh 'seeds=[4,5,6]'" and "one seed" in advice.why
+        assert advice.command == "bash scripts/compare_convergence.sh 'seeds=[4,5,6]'" and "one run" in advice.why
 
     def test_what_cannot_be_judged_is_trained_longer(self):
         results = without_gain(comparison([2.6], metrics=FEW), "stock")

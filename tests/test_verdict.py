@@ -157,7 +157,7 @@ class TestScope:
     def test_one_seed_says_so(self):
         first = judged(comparison([2.6], seeds=(0,)), "ssvae").sentences[0]
         assert first.startswith("In this one run diffusion converged faster on ssvae than on stock: ")
-        assert "one seed, so the intervals hold the evaluation's noise and not another run's" in first
+        assert "one run, so the intervals cover evaluation noise only" in first
 
     def test_one_seed_without_intervals_claims_nothing(self):
         verdict = judged(comparison([2.6], seeds=(0,), width=0), "ssvae")

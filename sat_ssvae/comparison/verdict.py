@@ -39,7 +39,7 @@ _QUALITY = {
     "psnr": ("PSNR", " dB", 2, True),
     "ssim": ("SSIM", "", 3, True),
     "stlpips": ("ST-LPIPS", "", 3, False),
-    ABOVE_MEAN_COLOUR: ("PSNR above the mean colour's", " dB", 2, True),
+    ABOVE_MEAN_COLOUR: ("PSNR gain over a flat mean-colour image", " dB", 2, True),
 }
 """Reconstruction metric -> (name, unit, decimals, higher is better)."""
 
@@ -154,8 +154,8 @@ def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) 
         if gain is not None and (gain.value if gain.low is None else gain.low) < LEAST_GAIN:
             return (
                 f"the VAE of {name} explains less than half of the clips' variance, its PSNR is "
-                f"{quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)} above that of the clips' mean colour; train it "
-                "longer, or compress less"
+                f"{quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)} above that of a flat mean-colour image; train "
+                "it longer, or compress less"
             )
     samples = [s for s in read if describe(s.metric).group == "samples"]
     stuck = [s for s in samples if s.reason.endswith(NO_PROGRESS)]
@@ -257,7 +257,7 @@ def _convergence(results: ComparisonResults, candidate: str, counted: Sequence[S
         lead = f"{faster if 'faster' in outcomes else slower} by some sample distances, though by fewer than half"
     if once:
         lead = f"In this one run {lead[0].lower()}{lead[1:]}"
-    scope = "one seed, so the intervals hold the evaluation's noise and not another run's"
+    scope = "one run, so the intervals cover evaluation noise only"
     if not once:
         vaes = len(results.vae_seeds)
         scope = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}, 95 % intervals"
@@ -375,7 +375,7 @@ def summary_table(results: ComparisonResults, verdicts: Sequence[Verdict]) -> st
 
 
 def _speed_up_line(read: SpeedUp, verdict: Verdict) -> str:
-    note = "" if read in verdict.counted else " - measures blur" if read.measures_blur else " - no evidence"
+    note = "" if read in verdict.counted else " - measures blur" if read.measures_blur else " - not counted"
     return f"  {'speed-up: ' + describe(read.metric).label:<72} {speed_up_text(read)}{note}"
 
 

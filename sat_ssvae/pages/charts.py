@@ -36,7 +36,11 @@ class Axis(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve. low, high: ends of an interval around each value, shaded; None where there is none."""
+    """A curve.
+
+    low, high: ends of an interval around each value, shaded; None where there is none. read: where the line goes
+    instead of through the values, which then are markers alone.
+    """
 
     name: str
     x: Sequence[float]
@@ -46,6 +50,7 @@ class Line(NamedTuple):
     style: Style
     series: int
     colour: str
+    read: Sequence[float | None] | None = None
 
 
 def line(
@@ -56,17 +61,18 @@ def line(
     *,
     interval: tuple[Sequence[float | None], Sequence[float | None]] | None = None,
     style: Style = "main",
+    read: Sequence[float | None] | None = None,
 ) -> Line:
-    """A curve of the legend's series `name`, with gaps where values are not finite.
+    """A curve of the legend's series `name`, with gaps where values are not finite; see `Line`.
 
     Raises:
         ValueError: an unknown series, or unequal lengths.
     """
     low, high = interval or (None, None)
-    for values in (y, low, high):
+    for values in (y, low, high, read):
         if values is not None and len(values) != len(x):
             raise ValueError(f"{name}: {len(values)} values for {len(x)} places")
-    return Line(name, x, y, low, high, style, legend.index(name), legend.colour(name))
+    return Line(name, x, y, low, high, style, legend.index(name), legend.colour(name), read)
 
 
 def chart(
@@ -88,7 +94,7 @@ def chart(
     drawn: dict[str, Any] = {
         "lines": [
             one._asdict()
-            | {key: _finite(getattr(one, key)) for key in ("x", "y", "low", "high")}
+            | {key: _finite(getattr(one, key)) for key in ("x", "y", "low", "high", "read")}
             | {"shape": one.series}
             for one in lines
         ],

@@ -28,7 +28,8 @@ _MAX_SIDE = 16_383
 _PAGE = 1256
 """Width of a page's contents in a window of 1300 pixels."""
 _GAP = 12
-_CELL = (164, 260)
+_ROW_GAP = 28
+_CELL = (164, 304)
 """Smallest and largest width of a clip on the page, in pixels."""
 
 
@@ -88,6 +89,8 @@ class ClipCell(NamedTuple):
     """The legend's series that this clip belongs to."""
     under: tuple[str, Film, str] | None = None
     """Another version of the clip, its name and this one's: an edge between the two is moved by the pointer."""
+    below: "ClipCell | None" = None
+    """A clip that stays under this one however wide the page is; it shares the series."""
 
 
 class ClipRow(NamedTuple):
@@ -96,8 +99,6 @@ class ClipRow(NamedTuple):
     title: Text
     cells: Sequence[ClipCell]
     note: Text = ""
-    more: Sequence[Sequence[ClipCell]] = ()
-    """Further lines of clips."""
     folded: bool = False
     """Shown when its title is clicked."""
 
@@ -113,19 +114,22 @@ def player(
 ) -> Markup:
     """Rows of clips with one play button, one frame slider and, where there are steps, one slider over these.
 
+    Short rows stand beside each other where the window is wide.
+
     Args:
         rows: of clips; all play together, a shorter clip rests on its last frame.
         fps: frames a second.
         steps: names of the steps, in order; the last one is shown first.
         legend: of the page, where cells have a series.
         label: what a step is, in front of its slider.
-        width: smallest width of a cell, in pixels; None: as many fit as the longest row has, within limits.
+        width: smallest width of a cell, in pixels, with a row a line; None: as many fit as the longest row has, within
+            limits.
 
     Raises:
         ValueError: a cell has another number of films than there are steps.
     """
-    lines = [line for row in rows for line in (row.cells, *row.more)]
-    films = [one for line in lines for cell in line for one in _films(cell, steps) if one is not None]
+    cells = [one for row in rows for cell in row.cells for one in (cell, cell.below) if one is not None]
+    films = [one for cell in cells for one in _films(cell, steps) if one is not None]
     frames = max((one.frames for one in films), default=1)
     poster = frames // 2
     controls = [_PLAY.format(last=frames - 1, at=poster)] if frames > 1 else []
@@ -134,8 +138,9 @@ def player(
         controls.append(_STEPS.format(label=label, last=len(steps) - 1, names=names, name=steps[-1]))
     bar = Markup('<div class="transport">{}</div>').format(joined(controls)) if controls else Markup()
     body = [_row(row, steps, legend, poster) for row in rows]
-    cell = width or _cell_width(max(map(len, lines), default=1))
-    return _PLAYER.format(" large" if width else "", f"{fps:g}", cell, bar, joined(body))
+    longest = max((len(row.cells) for row in rows), default=1)
+    size = f"--cell:{width}px;--row:100%" if width else _sizes(longest, len(rows))
+    return _PLAYER.format(" large" if width else "", f"{fps:g}", size, bar, joined(body))
 
 
 def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before", "after"), *, fps: float = 8) -> Markup:
@@ -148,10 +153,10 @@ def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before",
     poster = before.frames // 2
     wipe = _WIPE.format(_film(before, poster), _film(after, poster), *labels)
     bar = Markup('<div class="transport">{}</div>').format(_PLAY.format(last=before.frames - 1, at=poster))
-    return _PLAYER.format("", f"{fps:g}", _CELL[0], bar if before.frames > 1 else "", wipe)
+    return _PLAYER.format("", f"{fps:g}", "--row:100%", bar if before.frames > 1 else "", wipe)
 
 
-_PLAYER = Markup('<div class="player{}" data-fps="{}" style="--cell:{}px">{}{}</div>')
+_PLAYER = Markup('<div class="player{}" data-fps="{}" style="{}">{}<div class="rows">{}</div></div>')
 _PLAY = Markup(
     '<button class="play" aria-pressed="false">▶ play</button>'
     '<input class="frame" type="range" min="0" max="{last}" value="{at}" aria-label="frame">'
@@ -182,26 +187,32 @@ def _films(cell: ClipCell, steps: Sequence[str]) -> list[Film | None]:
 
 def _row(row: ClipRow, steps: Sequence[str], legend: Legend | None, poster: int) -> Markup:
     note = Markup("<small>{}</small>").format(row.note) if row.note else ""
-    lines = [
-        Markup('<div class="cells">{}</div>').format(joined([_cell(cell, steps, legend, poster) for cell in line]))
-        for line in (row.cells, *row.more)
-    ]
+    cells = joined([_cell(cell, steps, legend, poster) for cell in row.cells])
+    line = Markup('<div class="cells">{}</div>').format(cells)
     if row.folded:
         fold = '<details class="cliprow"><summary>{}{}</summary>{}</details>'
-        return Markup(fold).format(row.title, note, joined(lines))
+        return Markup(fold).format(row.title, note, line)
     title = Markup("<h3>{}{}</h3>").format(row.title, note) if row.title or row.note else ""
-    return Markup('<div class="cliprow">{}{}</div>').format(title, joined(lines))
+    return Markup('<div class="cliprow">{}{}</div>').format(title, line)
 
 
-def _cell_width(cells: int) -> int:
-    """In pixels, such that the lines that so many clips break into are equally long."""
-    fit = _PAGE // (_CELL[0] + _GAP)
+def _sizes(cells: int, rows: int) -> str:
+    """Widths of a cell and of a row of so many cells, such that rows and the lines that they break into fill a page."""
+    beside = max(1, min(rows, (_PAGE + _ROW_GAP) // (cells * (_CELL[0] + _GAP) + _ROW_GAP)))
+    room = (_PAGE + _ROW_GAP) // beside - _ROW_GAP
+    fit = (room + _GAP) // (_CELL[0] + _GAP)
     columns = -(-cells // -(-cells // fit))
-    return max(_CELL[0], min(_CELL[1], _PAGE // columns - _GAP))
+    cell = max(_CELL[0], min(_CELL[1], (room + _GAP) // columns - _GAP))
+    return f"--cell:{cell}px;--row:{columns * (cell + _GAP) - _GAP}px"
 
 
 def _cell(cell: ClipCell, steps: Sequence[str], legend: Legend | None, poster: int) -> Markup:
     attribute = legend.attribute(cell.series) if legend is not None and cell.series is not None else Markup()
+    figures = [_figure(one, steps, poster) for one in (cell, cell.below) if one is not None]
+    return Markup('<div class="cell"{}>{}</div>').format(attribute, joined(figures))
+
+
+def _figure(cell: ClipCell, steps: Sequence[str], poster: int) -> Markup:
     films, last = _films(cell, steps), len(steps) - 1
     some = [one for one in films if one is not None]
     frame = _film(films, poster, last) if len(films) > 1 and some else _film(some[0], poster) if some else ""
@@ -216,9 +227,7 @@ def _cell(cell: ClipCell, steps: Sequence[str], legend: Legend | None, poster: i
         shown = Markup('<span data-step="{}"{}>{}</span>')
         hide = [Markup() if number == last else Markup(" hidden") for number in range(len(steps))]
         text = joined([shown.format(number, hide[number], one) for number, one in enumerate(cell.caption)])
-    return Markup('<figure class="cell"{}>{}{}<figcaption>{}</figcaption></figure>').format(
-        attribute, title, frame, text
-    )
+    return Markup("<figure>{}{}<figcaption>{}</figcaption></figure>").format(title, frame, text)
 
 
 def _film(films: Film | Sequence[Film | None], poster: int, shown: int = 0) -> Markup:

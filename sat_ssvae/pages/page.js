@@ -128,10 +128,10 @@
   const isNumber = (value) => value !== null && Number.isFinite(value);
 
   // A number as a person writes it: 1,200; 0.034; 3.1e-7.
-  const plain = (value) => {
+  const plain = (value, digits = 4) => {
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(1).replace("e+", "e");
-    return Number(value.toPrecision(size >= 1000 ? 7 : 4)).toLocaleString("en");
+    if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2).replace(/\.?0*e\+?/, "e");
+    return value.toLocaleString("en", { maximumSignificantDigits: size >= 1000 ? 7 : digits });
   };
 
   // An axis maps values to pixels; a logarithmic one that begins at 0 or below is linear up to its first positive value.
@@ -152,12 +152,12 @@
     };
   };
   const decades = (low, high) => {
-    const wanted = high / low > 3000 ? [1] : high / low > 60 ? [1, 3] : [1, 2, 5];
+    const ratio = high / low, wanted = ratio > 3000 ? [1] : ratio > 60 ? [1, 3] : ratio > 8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 6];
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
       for (const digit of wanted) {
         const tick = digit * 10 ** power;
-        if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick);
+        if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(Number(tick.toPrecision(12)));
       }
     }
     const skip = Math.ceil(ticks.length / 7);
@@ -239,6 +239,8 @@
       const box = { left: 58, right: width - 12, top: 12, bottom: height - 42 };
       const across = makeAxis(x[0], x[1], this.data.log_x, box.left, box.right, smallest);
       const up = makeAxis(y[0], y[1], this.data.log_y, box.bottom, box.top, 1);
+      const places = [...new Set(lines.filter((line) => line.style === "main").flatMap((line) => line.x))].sort((a, b) => a - b);
+      if (places.length <= 12) across.ticks = places.filter((place) => place >= x[0] && place <= x[1]);  // a tick each
       Object.assign(this, { across, up, box, width, height });
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       this.svg.replaceChildren();
@@ -249,6 +251,7 @@
       const plot = element(this.svg, "g", { "clip-path": `url(#${clip})` });
       for (const target of this.data.targets) element(plot, "line", { class: "target", x1: box.left, x2: box.right, y1: up.at(target), y2: up.at(target) });
       for (const line of lines) this.drawLine(plot, line);
+      this.drawFloors(plot, lines.filter((line) => line.style === "floor"));
       this.overlay = element(this.svg, "g", {});
     }
 
@@ -257,15 +260,18 @@
       for (const tick of up.ticks) {
         const at = up.at(tick);
         element(this.svg, "line", { class: "grid", x1: box.left, x2: box.right, y1: at, y2: at });
-        element(this.svg, "text", { x: box.left - 7, y: at + 4, "text-anchor": "end" }, plain(tick));
+        element(this.svg, "text", { x: box.left - 7, y: at + 4, "text-anchor": "end" }, plain(tick, 7));
       }
-      let free = -Infinity;
-      for (const tick of across.ticks) {
-        const at = across.at(tick), text = plain(tick);
+      const labels = across.ticks.map((tick) => {
+        const text = plain(tick, 7), half = text.length * 3.4, at = across.at(tick);
         element(this.svg, "line", { class: "axis", x1: at, x2: at, y1: box.bottom, y2: box.bottom + 4 });
-        if (at - text.length * 3.4 < free) continue;
-        free = at + text.length * 3.4 + 8;
-        element(this.svg, "text", { x: Math.min(at, width - text.length * 3.4), y: box.bottom + 17, "text-anchor": "middle" }, text);
+        return { text, half, at: Math.min(at, width - half) };
+      });
+      const written = [];  // the last one in any case, others where there is room
+      for (const label of [labels.at(-1), ...labels.slice(0, -1)].filter(Boolean)) {
+        if (written.some((other) => Math.abs(other.at - label.at) < other.half + label.half + 8)) continue;
+        written.push(label);
+        element(this.svg, "text", { x: label.at, y: box.bottom + 17, "text-anchor": "middle" }, label.text);
       }
       element(this.svg, "line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom });
       element(this.svg, "text", { x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, this.data.x_label);
@@ -273,23 +279,21 @@
     }
 
     drawLine(plot, line) {
-      const { across, up, box } = this, style = `--c:${line.colour}`;
+      const { across, up, box } = this, style = `--c:${line.colour}`, crowd = this.lines().filter((one) => one.low).length;
       const fits = (value) => isNumber(value) && (!this.data.log_y || value > 0);
       const place = (value) => (fits(value) ? up.at(value) : box.bottom + 20);
-      if (line.style === "floor") {
-        if (fits(line.y[0])) element(plot, "path", { class: "dashed", style, d: `M${box.left},${up.at(line.y[0])}H${box.right}` });
-        return;
-      }
+      if (line.style === "floor") return;
       const ok = line.x.map((_, index) => fits(line.y[index]));
       if (line.low) {
         const ends = line.x.map((x, i) => [across.at(x), line.low[i], line.high[i]]).filter((end, i) => ok[i] && isNumber(end[1]) && isNumber(end[2]));
         const there = ends.map(([x, , high]) => `${x},${place(high)}`), back = ends.reverse().map(([x, low]) => `${x},${place(low)}`);
-        if (ends.length > 1) element(plot, "path", { class: "band", style, d: `M${[...there, ...back].join("L")}z` });
+        if (ends.length > 1) element(plot, "path", { class: "band", style: crowd > 4 ? `${style};opacity:.06` : style, d: `M${[...there, ...back].join("L")}z` });
       }
+      const drawn = line.read ?? line.y;
       let path = "", pen = "M";
       line.x.forEach((x, index) => {
-        if (ok[index]) path += `${pen}${across.at(x)},${up.at(line.y[index])}`;
-        pen = ok[index] ? "L" : "M";
+        if (fits(drawn[index])) path += `${pen}${across.at(x)},${up.at(drawn[index])}`;
+        pen = fits(drawn[index]) ? "L" : "M";
       });
       element(plot, "path", { class: line.style, style, d: path });
       const every = Math.ceil(line.x.length / 12);
@@ -297,6 +301,17 @@
         line.x.forEach((x, index) => {
           if (ok[index] && index % every === 0) element(plot, "path", { class: "dot", style: `${style};stroke-width:1`, d: shapes[line.shape % shapes.length](across.at(x), up.at(line.y[index])) });
         });
+      }
+    }
+
+    // Floors lie across; those at one height take turns with their dashes.
+    drawFloors(plot, floors) {
+      const { up, box } = this;
+      const shown = floors.filter((line) => isNumber(line.y[0]) && (!this.data.log_y || line.y[0] > 0));
+      for (const line of shown) {
+        const at = up.at(line.y[0]), same = shown.filter((other) => Math.abs(up.at(other.y[0]) - at) < 2);
+        const dash = same.length > 1 ? `stroke-dasharray:7 ${7 * (same.length - 1)};stroke-dashoffset:${-7 * same.indexOf(line)}` : "";
+        element(plot, "path", { class: "dashed", style: `--c:${line.colour};${dash}`, d: `M${box.left},${at}H${box.right}` });
       }
     }
 

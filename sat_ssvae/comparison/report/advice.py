@@ -15,7 +15,7 @@ from ..analysis import SpeedUp
 from ..answer import PRIMARY
 from ..provenance import FEW_CLIPS
 from ..results import ComparisonResults, Estimate
-from ..verdict import Conclusion, Verdict, describe, reconstruction_verdict, speed_up_text
+from ..verdict import Conclusion, Verdict, describe, interval_text, ratio, reconstruction_verdict, speed_up_text
 
 BADGES: dict[Conclusion, tuple[str, Tone]] = {
     "faster": ("faster", "good"),
@@ -40,10 +40,11 @@ class Standing(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """A command to run next, and why."""
+    """A command to run next, why, and how many minutes it takes on the machine of the report, where that is known."""
 
     command: str
     why: str
+    minutes: float | None = None
 
 
 def ranking(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[Standing]:
@@ -113,18 +114,32 @@ def minutes_of(results: ComparisonResults, arm: str) -> dict[str, float]:
     return spent
 
 
+def time_words(results: ComparisonResults, arm: str) -> tuple[str, str]:
+    """Minutes that an arm took here, and by stage; `–` where nothing was timed."""
+    stages = minutes_of(results, arm)
+    given = "autoencoder trained elsewhere" if "checkpoint" in results.arm(arm).training else ""
+    if not stages:
+        return "–", given
+    parts = [f"{name} {value:.0f}" for name, value in stages.items() if value >= 0.5]
+    return duration(sum(stages.values())), ", ".join(filter(None, [*parts, given]))
+
+
+def duration(minutes: float) -> str:
+    """`12 min` or `3.5 h`."""
+    if minutes < 1:
+        return "under 1 min"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
 def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
-    """One sentence: which arm to take and what it costs."""
+    """One or two sentences: which arm to take and what it costs."""
     base, best = results.baseline.name, standings[0]
     judged = [one for one in standings if one.verdict is not None and one.place is not None]
     once = " in this one run" if len(results.runs) == 1 else ""
     if best.verdict is not None and best.verdict.conclusion == "faster":
         cost = psnr_cost(results, best.arm)
-        counted = best.verdict.counted
-        faster = sum(read.outcome == "faster" for read in counted)
-        text = f"{best.arm} leads so far" if once else f"Take {best.arm}"
-        text += f": {_lead_words(best.verdict)}; faster on {faster} of {len(counted)} measures{once}"
-        return text + (f". Reconstruction: {cost}." if cost else ".")
+        text = f"{best.arm} leads in this one run" if once else f"Take {best.arm}"
+        return f"{text}: {_lead_words(best.verdict)}." + (f" Its reconstruction: {cost}." if cost else "")
     if not judged:
         return "Take none yet: no arm can be judged."
     slower = [one.arm for one in judged if one.verdict is not None and one.verdict.conclusion == "slower"]
@@ -138,26 +153,46 @@ def _lead_words(verdict: Verdict) -> str:
     read = leading(verdict)
     if read is None:
         return "no measure counts"
-    words = f"{speed_up_text(read)} fewer steps" if read.status == "measured" else speed_up_text(read)
+    if read.status != "measured" or read.value is None:
+        return f"{verdict.baseline}'s final score {speed_up_text(read)}"
+    span = interval_text(read)
+    return f"{ratio(read.value)} fewer steps{f' (95 %: {span})' * bool(span)} to {verdict.baseline}'s final score"
+
+
+def basis(results: ComparisonResults, standings: Sequence[Standing]) -> str:
+    """What the headline rests on, in a sentence; empty where nothing counts."""
+    verdicts = [one.verdict for one in standings if one.verdict is not None and one.verdict.counted]
+    if not verdicts:
+        return ""
+    best, read = verdicts[0], leading(verdicts[0])
+    assert read is not None, "a verdict with measures has a leading one"
     label = describe(read.metric).label
-    return f"{words} to {verdict.baseline}'s final score, by {label[0].lower()}{label[1:]}"
+    primary = "The primary measure" if read.metric == PRIMARY else "The first measure that counts"
+    others = len(best.counted) - 1
+    count = f"{others} other{'s' * (others != 1)} count{'s' * (others == 1)}" if others else "no other counts"
+    faster = sum(one.outcome == "faster" for one in best.counted)
+    text = f"{primary} is {label[0].lower()}{label[1:]}; {count}. {best.candidate} is faster on {faster} of all."
+    videos = len(results.provenance.heldout)
+    over = f" Intervals are 95 % and taken over the {videos} held-out videos" if videos > 1 else " Intervals are 95 %"
+    scope = ", and cover evaluation noise only: another run may differ" if len(results.runs) == 1 else ""
+    return f"{text}{over}{scope}."
 
 
 def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
     """What to run next: the first of the steps that the result calls for."""
     if "--preset smoke" in results.command:
         size = results.command.replace("--preset smoke", "--preset default")
-        return Advice(size, "the smoke preset only shows that every stage runs; this one measures.")
+        why = "the smoke preset only shows that every stage runs; this one measures (about half an hour on two cores)."
+        return Advice(size, why)
     if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
         return _train_longer(results, verdicts)
     if len(results.runs) == 1:
-        return _more_seeds(results, "one seed is one run; with three, the intervals say whether it would happen again.")
+        return _more_seeds(results, "this is one run; with three, the intervals say whether it would happen again.")
     clips = results.measurement.get("held-out clips")
     if isinstance(clips, int) and clips < FEW_CLIPS and "data" in results.configuration:
         stride = with_setting(results.command, "data.heldout_stride", f"{_stride(results) / 4:g}")
-        return Advice(
-            stride, f"{clips} held-out clips are few; this cuts more of the same videos (more videos are better)."
-        )
+        why = f"{clips} held-out clips are few; this cuts more of the same videos (more videos are better)."
+        return Advice(stride, why, _minutes(results, "latents", "transformer", "scoring"))
     place = results.arm(best.arm).training.get("autoencoder")
     if best.verdict is not None and best.verdict.conclusion == "faster" and isinstance(place, str):
         look = f"sat-ssvae reconstruct --checkpoint {shlex.quote(place)} --input MY_VIDEOS --output runs/look"
@@ -172,10 +207,29 @@ def with_setting(command: str, name: str, value: str) -> str:
 
 
 def _more_seeds(results: ComparisonResults, why: str) -> Advice:
-    """The same comparison with at least two more seeds, twice as many where there are several."""
-    last = max(results.seeds)
-    seeds = [*results.seeds, *range(last + 1, last + 1 + max(2, len(results.seeds)))]
-    return Advice(with_setting(results.command, "seeds", f"[{','.join(map(str, seeds))}]"), why)
+    """The same comparison with at least two more seeds, twice as many where there are several.
+
+    Of the autoencoders where all are trained here: retraining them is what changes a result most.
+    """
+    given = any("checkpoint" in arm.training for arm in results.arms)
+    name = "vae_seeds" if "vae_seeds" in results.configuration and not given else "seeds"
+    old = results.vae_seeds if name == "vae_seeds" else results.seeds
+    more = max(2, len(old))
+    seeds = [*old, *range(max(old) + 1, max(old) + 1 + more)]
+    stages = ("transformer", "scoring") if name == "seeds" else ("autoencoder", "latents", "transformer", "scoring")
+    spent = _minutes(results, *stages)
+    minutes = None if spent is None else spent / len(old) * more
+    return Advice(with_setting(results.command, name, f"[{','.join(map(str, seeds))}]"), why, minutes)
+
+
+def _minutes(results: ComparisonResults, *stages: str, times: Mapping[str, float] | None = None) -> float | None:
+    """Minutes that these stages took for all arms together; None where they were not timed.
+
+    times: by stage, how many times as long one will take.
+    """
+    spent = [minutes_of(results, arm.name) for arm in results.arms]
+    total = sum(one.get(stage, 0.0) * (times or {}).get(stage, 1.0) for one in spent for stage in stages)
+    return total or None
 
 
 def _train_longer(results: ComparisonResults, verdicts: Sequence[Verdict]) -> Advice:
@@ -185,9 +239,12 @@ def _train_longer(results: ComparisonResults, verdicts: Sequence[Verdict]) -> Ad
     settings = results.configuration.get(section)
     steps = settings.get("max_steps") if isinstance(settings, Mapping) else None
     if isinstance(steps, int):
+        slower = {"transformer": 4.0} if transformer else {"autoencoder": 4.0}
+        again = ("transformer", "scoring") if transformer else ("autoencoder", "latents", "transformer", "scoring")
         return Advice(
             with_setting(results.command, f"{section}.max_steps", str(4 * steps)),
             f"the {'transformers have' if transformer else 'autoencoders have'} learned too little to be compared.",
+            _minutes(results, *again, times=slower),
         )
     return Advice(results.command, "train longer: raise the number of steps in the configuration, then run it again.")
 

@@ -46,26 +46,29 @@ class _Films:
 def _row(
     pictures: Pictures, number: int, arms: Sequence[str], steps: Sequence[int], legend: Legend, films: _Films
 ) -> ClipRow:
-    original = ClipCell("original", films(pictures.originals[number]), "held-out clip")
-    rebuilt, samples = [], []
+    cells = [ClipCell("original", films(pictures.originals[number]), "held-out clip")]
     for name in arms:
-        clips = pictures.reconstructions.get(name, ())
-        if number < len(clips):
-            scores = pictures.psnr.get(name, ())
-            text = f"PSNR {scores[number]:.2f} dB" if number < len(scores) else ""
-            title = Markup("{} <small>reconstruction</small>").format(legend.label(name))
-            rebuilt.append(ClipCell(title, films(clips[number]), text, name))
+        title, sample = legend.label(name), None
         stepwise = pictures.samples.get(name, {})
         made = [stepwise[step][number] if number < len(stepwise.get(step, ())) else None for step in steps]
         if any(clip is not None for clip in made):
-            title = Markup("{} <small>sample</small>").format(legend.label(name))
-            strips = [films(clip) if clip is not None else None for clip in made]
-            samples.append(ClipCell(title, strips, "", name))
+            sample = ClipCell("", [films(clip) if clip is not None else None for clip in made], "sample", name)
+        clips = pictures.reconstructions.get(name, ())
+        if number < len(clips):
+            scores = pictures.psnr.get(name, ())
+            text = f"reconstruction, {scores[number]:.2f} dB" if number < len(scores) else "reconstruction"
+            cells.append(ClipCell(title, films(clips[number]), text, name, below=sample))
+        elif sample is not None:
+            cells.append(sample._replace(title=title))
     names = pictures.names
-    named = names[number] if number < len(names) else f"Clip {number + 1}"
-    many = len(arms) > _FEW_ARMS
-    lines = ((original, *rebuilt), tuple(samples)) if len(arms) > 2 else ((original, *rebuilt, *samples),)
-    return ClipRow(named, lines[0], more=lines[1:], folded=many and number > 0)
+    named = clip_name(names[number]) if number < len(names) else f"Clip {number + 1}"
+    return ClipRow(named, cells, folded=len(arms) > _FEW_ARMS and number > 0)
+
+
+def clip_name(key: str) -> str:
+    """A clip's key `VIDEO@START` for people."""
+    video, _, start = key.rpartition("@")
+    return f"{video}, from {start} s" if video else key
 
 
 def _chosen(steps: list[int]) -> list[int]:

@@ -33,7 +33,19 @@ from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
 from ..verdict import Verdict, describe, percent, quality_name, quality_text, ratio
-from .advice import BADGES, Standing, headline, minutes_of, next_command, psnr_cost, ranking, speed_up_words
+from .advice import (
+    BADGES,
+    Standing,
+    basis,
+    duration,
+    headline,
+    minutes_of,
+    next_command,
+    psnr_cost,
+    ranking,
+    speed_up_words,
+    time_words,
+)
 from .clips import clip_player
 from .pictures import Pictures, write_clips
 from .plots import curve_blocks, spectrum_charts
@@ -72,9 +84,7 @@ def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pi
     legend = Legend([arm.name for arm in results.arms])
     standings = ranking(results, verdicts)
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    footer = [Markup("Beside this file: results.json (all numbers), curves.csv, samples/. Written {}.").format(written)]
-    if results.attribution:
-        footer.append(Markup("Clips: {}").format(results.attribution))
+    footer = Markup("Beside this file: results.json (all numbers), curves.csv, samples/. Written {}.").format(written)
     return document(
         "Does diffusion converge faster on these latents?",
         [
@@ -90,7 +100,7 @@ def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pi
             section("What the numbers do not say", bullets([*_limits(results, verdicts), *_CAVEATS])),
         ],
         subtitle=_subtitle(results, legend),
-        footer=Markup("<br>").join(footer),
+        footer=footer,
     )
 
 
@@ -99,16 +109,18 @@ _TERMS = (
     " steps that the baseline needs for its final score, divided by the arm's steps to the same score."
 )
 _CLIPS_NOTE = (
-    "All clips play together. PSNR is that of the clip's reconstruction. Samples are generated from noise: the same"
-    " noise in every arm and at every step, so the slider shows one sample as training goes on."
+    "Under each arm: its reconstruction of the held-out clip with the PSNR, and a sample that its transformer made from"
+    " noise. The noise is the same in every arm and at every step, so the slider shows one sample as training goes on."
 )
 _CURVES_NOTE = (
-    "Lower is better. Thick: mean over seeds; thin: each seed; shaded: the evaluation's 95 % interval; dashed: the"
-    " floor, what a perfect generator would reach on this VAE; dotted: the baseline's final score. Drag to zoom,"
-    " double-click to zoom out."
+    "Lower is better. Markers: the evaluations, shaded: their 95 % interval. Lines: the curve as it is read, without"
+    " single outliers and never rising (thick: mean over seeds; thin: each seed). Dotted: the baseline's final score as"
+    " read, which other lines must reach; dashed: the floor, what a perfect generator would score on this VAE. Drag to"
+    " zoom, double-click to zoom out."
 )
 _QUALITY_NOTE = (
-    "What the latents cost: a VAE can buy easy latents with blur. Held-out clips; in brackets the 95 % interval."
+    "What the latents cost: a VAE can buy easy latents with blur. Means over held-out clips with 95 % intervals over"
+    " videos; second line: the difference to the baseline, clip by clip."
 )
 _CAVEATS = (
     "Steps are not seconds: another latent size or VAE changes the time of a step, of encoding and of decoding.",
@@ -141,7 +153,7 @@ def _top(
     best = standings[0]
     advice = next_command(results, verdicts, best)
     lines = [_arm_line(results, one, legend) for one in standings]
-    header = ["arm", "verdict", "speed-up, primary measure (95 %)", "reconstruction", "time spent here"]
+    header = ["arm", "verdict", "speed-up by the primary measure", "reconstruction against the baseline", "time spent"]
     shown = len(header) if any(minutes_of(results, one.arm) for one in standings) else len(header) - 1
     verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False)
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
@@ -150,9 +162,20 @@ def _top(
     if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
         lead += paragraph(verdicts[0].sentences[0])
     return [
-        box(lead, verdict_table, paragraph(_TERMS, small=True), details("In full sentences", *sentences), tone=tone),
+        box(
+            lead,
+            verdict_table,
+            paragraph(f"{basis(results, standings)} {_TERMS}".strip(), small=True),
+            details("In full sentences", *sentences),
+            tone=tone,
+        ),
         *[box(paragraph(warning), tone="warn") for warning in results.warnings],
-        box(Markup("<p><b>Run next</b> – {}</p>").format(advice.why), command(advice.command)),
+        box(
+            Markup("<p><b>Run next</b> – {}{}</p>").format(
+                advice.why, f" About {duration(advice.minutes)} on this machine." if advice.minutes else ""
+            ),
+            command(advice.command),
+        ),
     ]
 
 
@@ -163,18 +186,20 @@ def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list
     psnr = results.arm(one.arm).reconstruction.get("psnr")
     cost = psnr_cost(results, one.arm)
     if one.verdict is None and psnr is not None:
-        cost = f"{quality_text('psnr', Estimate(psnr.value))} PSNR"
-    minutes = sum(minutes_of(results, one.arm).values())
-    return [legend.label(one.arm), badge(words, tone), speed, cost or "–", f"{minutes:.0f} min" if minutes else "–"]
+        cost = f"PSNR {quality_text('psnr', psnr)}"
+    time, given = time_words(results, one.arm)[0], "checkpoint" in results.arm(one.arm).training
+    spent = Markup("{}<small>without its autoencoder</small>").format(time) if given and time != "–" else time
+    return [legend.label(one.arm), badge(words, tone), speed, cost or "–", spent]
 
 
 def _matrix_note() -> str:
     return (
-        "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster, red:"
-        f" slower, grey: about equal (the whole interval within {ratio(EQUAL_WITHIN)} of 1), no colour: undecided."
-        f" Pale: no evidence. A measure is blur where more than {percent(FLOOR_DOMINATES)} of it is there already when"
-        " the VAE only reconstructs real clips. “Not reached”: the arm never got to the baseline's final score; its"
-        " interval is that at the best score both have. “At once”: it had that score at its first evaluation."
+        "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster,"
+        f" orange: slower, grey: about equal (the whole interval within {ratio(EQUAL_WITHIN)} of 1), no colour:"
+        f" undecided, framed: not counted. A measure is blur where more than {percent(FLOOR_DOMINATES)} of it, in any"
+        " arm, is there already when the VAE only reconstructs real clips. “Not reached”: the arm never got to the"
+        " baseline's final score; its interval is that at the best score both have. “At once”: it had that score at its"
+        " first evaluation."
     )
 
 
@@ -211,7 +236,7 @@ def _quality_table(results: ComparisonResults, legend: Legend) -> Markup:
             text = Markup("{}").format(quality_text(metric, value)) if value else Markup("–")
             if difference:
                 signed = quality_text(metric, difference, signed=True).replace("-", "−")
-                text += Markup("<small>{} clip by clip</small>").format(signed)
+                text += Markup("<small>{}</small>").format(signed)
             cells.append(text)
         rows.append(cells)
     return table(["arm", *(quality_name(metric) for metric in metrics)], rows, numbers=False) if metrics else Markup()
@@ -227,7 +252,7 @@ def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
         cells: list[Any] = [describe(metric).label]
         for arm in results.arms:
             floor = arm.floors.get(metric)
-            cells.append("–" if floor is None else f"{floor.value:.4g}")
+            cells.append("–" if floor is None else _with_interval(floor))
         rows.append(cells)
     header = ["measure", *(legend.label(arm.name) for arm in results.arms)]
     note = "Kernel distances are unbiased estimates: where the true distance is about 0, they may come out negative."
@@ -238,14 +263,25 @@ def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
     ]
 
 
+def _with_interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} ({estimate.low:.3g} to {estimate.high:.3g})".replace("-", "−")
+
+
 def _provenance(results: ComparisonResults) -> list[Markup]:
     """Videos and clips by name, and what was left out."""
     provenance = results.provenance
     blocks = []
-    for title, videos in (("Training", provenance.train), ("Held out", provenance.heldout)):
+    # Shards of both splits may number their samples alike.
+    alike = not provenance.train.keys().isdisjoint(provenance.heldout)
+    for title, split, videos in (
+        ("Training", "train", provenance.train),
+        ("Held out", "heldout", provenance.heldout),
+    ):
         if videos:
-            summary = f"{title}: {sum(videos.values()):,} clips of {len(videos):,} videos"
-            rows = [[name, f"{clips:,}"] for name, clips in videos.items()]
+            summary = f"{title}: {sum(videos.values()):,} clips of {len(videos):,} video{'s' * (len(videos) != 1)}"
+            rows = [[f"{split}/{name}" if alike else name, f"{clips:,}"] for name, clips in videos.items()]
             blocks.append(details(summary, table(["video", "clips"], rows)))
     if provenance.left_out:
         rows = [[one.split, one.source, one.cause, one.detail] for one in provenance.left_out]
@@ -255,6 +291,8 @@ def _provenance(results: ComparisonResults) -> list[Markup]:
         )
     elif provenance != Provenance({}, {}):
         blocks.append(paragraph("Nothing was left out."))
+    if results.attribution:
+        blocks.append(details("Authors and licences", code(results.attribution.strip())))
     return blocks
 
 
@@ -269,7 +307,7 @@ def _measurement(results: ComparisonResults, legend: Legend) -> list[Markup]:
     packages = "\n".join(f"{name}=={version}" for name, version in results.packages.items())
     return [
         command(results.command),
-        facts(values),
+        facts({name: value for name, value in values.items() if value}),
         *[
             details(
                 Markup("{}: VAE and its training").format(legend.label(arm.name)),
@@ -287,7 +325,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     read = [s for verdict in verdicts for s in verdict.speed_ups]
     limits = []
     if len(results.runs) == 1:
-        limits.append("One seed: the intervals hold the evaluation's noise only. Another seed may give another result.")
+        limits.append("One run: the intervals cover evaluation noise only. Another seed may give another result.")
     elif len(results.vae_seeds) == 1:
         limits.append(
             f"The {len(results.seeds)} seeds vary the transformer's training. Each arm is one trained VAE, so"
@@ -296,14 +334,15 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     given = [arm.name for arm in results.arms if "checkpoint" in arm.training]
     if given:
         limits.append(
-            f"Not trained here: {', '.join(given)}. Beside the form of its latents, an arm's training data, training"
-            " steps and size decide then, and it may have seen the held-out clips."
+            f"Not trained here: {', '.join(given)}. A difference may come from their size, their training data and how"
+            " long they were trained, not only from the form of their latents; and they may have seen the held-out"
+            " clips."
         )
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
         limits.append(
-            f"Up to {percent(max(shares))} of a distance is the VAEs' own reconstruction error. It"
-            " then compares blur. Train the VAEs further, or compress less, to make it evidence."
+            f"Up to {percent(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur."
+            " Train the VAEs longer, or compress less, to make it count."
         )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
@@ -316,11 +355,12 @@ def _yaml(value: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting in one line: numbers with separators, mappings as `key: value, key: value`."""
+    """A setting in one line: large numbers with separators, mappings as `key: value, key: value`."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+        nested = any(isinstance(item, dict) for item in value.values())
+        return ("; " if nested else ", ").join(f"{key}: {_plain(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(item) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
+        return f"{value:,}" if value >= 10_000 else str(value)
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

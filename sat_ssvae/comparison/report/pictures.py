@@ -91,15 +91,21 @@ def labelled_grid(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], width
 
 
 def write_clips(pictures: Pictures, folder: Path) -> None:
-    """All clips as `original-00.mp4`, `ARM-reconstruction-00.mp4`, `ARM-sample-00.mp4` (of the last step)."""
+    """All clips as `original-00.mp4`, `ARM-reconstruction-00.mp4`, `ARM-sample-00.mp4` (of the last step).
+
+    Clips of an earlier report are removed.
+    """
     named = {"original": pictures.originals}
     named |= {f"{arm}-reconstruction": clips for arm, clips in pictures.reconstructions.items()}
     named |= {f"{arm}-sample": steps[max(steps)] for arm, steps in pictures.samples.items() if steps}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, clips in named.items():
-        for i, clip in enumerate(clips):
-            video = to_unit_range(clip.permute(3, 0, 1, 2).contiguous())
-            write_video(folder / f"{file_name(name)}-{i:02d}.mp4", video, pictures.fps)
+    paths = {
+        folder / f"{file_name(name)}-{i:02d}.mp4": clip for name, clips in named.items() for i, clip in enumerate(clips)
+    }
+    for stale in set(folder.glob("*.mp4")) - set(paths):
+        stale.unlink()
+    for path, clip in paths.items():
+        write_video(path, to_unit_range(clip.permute(3, 0, 1, 2).contiguous()), pictures.fps)
 
 
 def file_name(text: str) -> str:

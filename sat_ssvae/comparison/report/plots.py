@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ...pages.blocks import Legend, details, subheading
 from ...pages.charts import Axis, Line, chart, charts, line
 from ..analysis import SpeedUp
-from ..curves import MAX_POINTS
+from ..curves import MAX_POINTS, smooth_curve
 from ..results import ComparisonResults, CurvePoint
 from ..verdict import Verdict, describe
 
@@ -34,12 +34,16 @@ def curve_blocks(results: ComparisonResults, verdicts: Sequence[Verdict], legend
         groups.setdefault((not opened, _GROUPS.get(group, _GROUPS["other"])), []).append(metric)
     for (folded, title), metrics in sorted(groups.items(), key=lambda one: one[0][0]):
         drawn = charts([curve_chart(results, metric, read, legend) for metric in metrics])
-        blocks.append(details(f"{title} (no evidence)", drawn) if folded else subheading(title) + drawn)
+        blocks.append(details(f"{title}, not counted", drawn) if folded else subheading(title) + drawn)
     return blocks
 
 
 def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp], legend: Legend) -> Markup:
-    """One metric against steps: mean over seeds with the evaluation's interval, seeds thin, floors dashed."""
+    """One metric against steps as it is read (`curves.py`), with its evaluations and their interval.
+
+    Thick: the mean over seeds; thin: each seed; dashed: floors; dotted: the baseline's final score as it is read, so
+    that a curve ends below it if and only if it reaches that score.
+    """
     info = describe(metric)
     lines = [drawn for arm in results.arms for drawn in _arm_lines(results, metric, arm.name, legend)]
     for arm in results.arms:
@@ -96,15 +100,17 @@ def _arm_lines(results: ComparisonResults, metric: str, arm: str, legend: Legend
     columns = [_columns(curve) for curve in curves if curve]
     if not columns:
         return []
-    lines = [line(legend, arm, c[0].tolist(), c[1].tolist(), style="thin") for c in columns] if len(columns) > 1 else []
+    seeds = columns if len(columns) > 1 else []
+    lines = [line(legend, arm, c[0].tolist(), c[1].tolist(), style="thin", read=c[4].tolist()) for c in seeds]
     same = [c for c in columns if len(c[0]) == len(columns[0][0])]  # a seed that is still training has fewer
-    steps, mean, low, high = (np.mean([c[i] for c in same], axis=0).tolist() for i in range(4))
+    steps, mean, low, high, read = (np.mean([c[i] for c in same], axis=0).tolist() for i in range(5))
     ends = (low, high) if np.isfinite(low).any() else None
-    return [*lines, line(legend, arm, steps, mean, interval=ends)]
+    return [*lines, line(legend, arm, steps, mean, interval=ends, read=read)]
 
 
 def _columns(curve: list[CurvePoint]) -> list[np.ndarray]:
-    """Steps, values, low and high of a curve (NaN: no interval), averaged in groups when there are many."""
+    """Steps, values, low and high (NaN: no interval), averaged in groups when there are many; and the curve as read."""
     rows = np.array([[p.step, p.value, *(math.nan if end is None else end for end in (p.low, p.high))] for p in curve])
     groups = np.array_split(rows.astype(float), min(len(rows), MAX_POINTS))
-    return list(np.array([group.mean(axis=0) for group in groups]).T)
+    _, read = smooth_curve([p.step for p in curve], [p.value for p in curve])
+    return [*np.array([group.mean(axis=0) for group in groups]).T, np.array(read)]

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from ...pages.blocks import Cell, Legend, MatrixGroup, MatrixRow, Tone, badge, interval, matrix
 from ..analysis import SpeedUp
-from ..results import ComparisonResults
+from ..answer import PRIMARY
+from ..results import ComparisonResults, Estimate
 from ..verdict import (
     Verdict,
     describe,
@@ -18,12 +19,12 @@ from ..verdict import (
     ratio,
     reconstruction_verdict,
 )
-from .advice import BADGES, Standing, minutes_of, speed_up_words
+from .advice import BADGES, Standing, minutes_of, speed_up_words, time_words
 
 _TITLES = {
     "samples": ("Sample distances", ""),
-    "denoising": ("One-step denoising", "No evidence: a shifted noise schedule moves it."),
-    "loss": ("Training loss", "No evidence: its floor differs between latents."),
+    "denoising": ("One-step denoising", "Not counted: it depends on the noise schedule."),
+    "loss": ("Training loss", "Not counted: its floor differs between latents."),
 }
 _TONES: dict[str, Tone] = {"faster": "good", "slower": "bad", "equal": "neutral"}
 
@@ -47,7 +48,8 @@ def speed_up_matrix(results: ComparisonResults, standings: Sequence[Standing], l
             _cell(reads.get(name), verdicts[name], limit, legend.colour(name)) if name in verdicts else _baseline(reads)
             for name in names
         ]
-        return MatrixRow(info.title, cells, info.detail)
+        primary = badge("primary measure") if metric == PRIMARY else ""
+        return MatrixRow(info.title, cells, Markup("{} {}").format(info.detail, primary))
 
     groups = [MatrixGroup("", _summary(results, standings)), *_groups(by_metric, verdicts, row)]
     return matrix(legend, names, groups, corner="ranked, best first")
@@ -74,18 +76,9 @@ def _summary(results: ComparisonResults, standings: Sequence[Standing]) -> list[
             rows.append(
                 MatrixRow(f"Cost: {quality_name(metric)}", _qualities(results, standings, metric), "held-out clips")
             )
-    spent = {one.arm: minutes_of(results, one.arm) for one in standings}
-    if any(spent.values()):
-        cells = [
-            Cell(
-                f"{sum(stages.values()):.0f} min",
-                ", ".join(f"{name} {value:.0f}" for name, value in stages.items() if value >= 0.5),
-            )
-            if stages
-            else Cell("–")
-            for stages in spent.values()
-        ]
-        rows.append(MatrixRow("Time spent here", cells, "all seeds together"))
+    if any(minutes_of(results, one.arm) for one in standings):
+        cells = [Cell(*time_words(results, one.arm)) for one in standings]
+        rows.append(MatrixRow("Time spent", cells, "minutes, all seeds together"))
     return rows
 
 
@@ -97,13 +90,19 @@ def _qualities(results: ComparisonResults, standings: Sequence[Standing], metric
         if value is None:
             cells.append(Cell("–"))
             continue
-        plain = quality_text(metric, type(value)(value.value))
+        plain = quality_text(metric, Estimate(value.value))
         difference = arm.reconstruction_difference.get(metric)
-        note = quality_text(metric, difference, signed=True).replace("-", "−") if difference else ""
+        note = span(metric, value) if difference is None else quality_text(metric, difference, signed=True)
+        note = note.replace("-", "−")
         sign = reconstruction_verdict(results, one.arm, metric) if one.verdict else None
         tone: Tone | None = {1: "good", -1: "bad"}.get(sign or 0)  # type: ignore[assignment]
         cells.append(Cell(plain, note, tone))
     return cells
+
+
+def span(metric: str, estimate: Estimate) -> str:
+    """The interval alone, `21.86 to 23.04`."""
+    return quality_text(metric, estimate).partition(" (")[2].removesuffix(")")
 
 
 def _groups(
@@ -123,7 +122,10 @@ def _groups(
     for group, metrics in rest.items():
         title, why = _TITLES.get(group, ("Other measures", ""))
         if group == "samples":
-            title, why = "Sample distances, which do not count here", why or "See the verdict for the reason."
+            title, why = (
+                "Sample distances that do not count",
+                "No arm has a speed-up with an interval here; see the cells.",
+            )
         groups.append(MatrixGroup(title, list(map(row, metrics)), why, folded=bool(evidence) or group != "samples"))
     why = "Most of such a distance is there already when the VAE only reconstructs real clips."
     groups.append(MatrixGroup("Measures blur, not convergence", list(map(row, blur)), why, folded=True))
