@@ -171,7 +171,7 @@ def basis(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     others = len(best.counted) - 1
     count = f"{others} other{'s' * (others != 1)} count{'s' * (others == 1)}" if others else "no other counts"
     faster = sum(one.outcome == "faster" for one in best.counted)
-    text = f"{primary} is {label[0].lower()}{label[1:]}; {count}. {best.candidate} is faster on {faster} of all."
+    text = f"{primary} is {label[0].lower()}{label[1:]}; {count}. {best.candidate} is faster on {faster or 'none'}."
     videos = len(results.provenance.heldout)
     over = f" Intervals are 95 % and taken over the {videos} held-out videos" if videos > 1 else " Intervals are 95 %"
     scope = ", and cover evaluation noise only: another run may differ" if len(results.runs) == 1 else ""
