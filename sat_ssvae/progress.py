@@ -5,12 +5,14 @@
         bar.set_postfix(loss=f"{loss:.4f}")
         bar.update()
 
-On a terminal a bar redraws itself in place. Elsewhere (a log file) it is a plain line now and then.
+On a terminal a bar redraws itself in place. Elsewhere (a log file) it is a plain line now and then. So it is in the
+processes of a comparison's members, whose lines begin with their names.
 """
 
 import atexit
 import contextlib
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -52,14 +54,14 @@ def progress_bar(
         iterable = iterable_or_total
         total = initial + len(iterable) if isinstance(iterable, Sized) else None
     options: dict[str, Any] = {
-        "desc": description,
+        "desc": f"{_own_name()}{description}",
         "unit": f" {unit}",
         "total": total,
         "initial": initial,
         "file": sys.stderr,
         "disable": rank() > 0,
     }
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _own_name():
         bar = _Bar(iterable, dynamic_ncols=True, **options)
     else:
         options |= {"mininterval": QUIET_INTERVAL, "miniters": 1, "delay": QUIET_INTERVAL}
@@ -89,7 +91,8 @@ def setup_logging(verbose: bool = False) -> None:
     for handler in [handler for handler in root.handlers if isinstance(handler, _BarHandler)]:
         root.removeHandler(handler)
     handler = _BarHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S"))
+    name = _own_name().replace("%", "%%")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s: {name}%(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: rank() == 0 or record.levelno >= logging.WARNING)
     handler.addFilter(_OnlyOnce())
     root.addHandler(handler)
@@ -100,6 +103,11 @@ def setup_logging(verbose: bool = False) -> None:
     logging.getLogger("gcsfs").setLevel(logging.NOTSET if verbose else logging.CRITICAL)
     atexit.unregister(_give_up_unwritten)
     atexit.register(_give_up_unwritten)
+
+
+def _own_name() -> str:
+    """What the lines of a process begin with that shares its stderr with its parent."""
+    return f"{multiprocessing.current_process().name}: " if multiprocessing.parent_process() else ""
 
 
 def _give_up_unwritten() -> None:

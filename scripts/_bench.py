@@ -1,5 +1,6 @@
 """What the benchmarks share: variants in turn, the published implementation as a yardstick, counted operations."""
 
+import argparse
 import importlib.util
 import multiprocessing
 import os
@@ -26,22 +27,48 @@ Variants = dict[str, Callable[[], object]]
 T = TypeVar("T")
 
 
-def time_in_turn(variants: Variants, rounds: int, device: torch.device) -> dict[str, list[float]]:
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """The option that `clock` and `faster` go by."""
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="on a busy machine: count seconds of one of its processors, and compare the fastest rounds",
+    )
+
+
+def clock(options: argparse.Namespace) -> Callable[[], float]:
+    """What tells the time; of the processor, one thread alone is told well."""
+    if not options.processor_time:
+        return time.perf_counter
+    torch.set_num_threads(1)
+    return time.process_time
+
+
+def time_in_turn(
+    variants: Variants, rounds: int, device: torch.device, now: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every variant in every round; they take turns, so that what else the machine does hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = now()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number:  # round 0 warms up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(now() - start)
     return times
 
 
-def median_ratio(times: list[float], reference: list[float]) -> float:
-    """Median over rounds of reference / times: how many times faster."""
+def typical(times: list[float], options: argparse.Namespace) -> float:
+    """The median, or of processor time, which other processes can only lengthen, the least."""
+    return min(times) if options.processor_time else statistics.median(times)
+
+
+def faster(times: list[float], reference: list[float], options: argparse.Namespace) -> float:
+    """How many times faster than a reference: the median over rounds of the ratios, or the ratio of the least."""
+    if options.processor_time:
+        return min(reference) / min(times)
     return statistics.median(base / own for own, base in zip(times, reference, strict=True))
 
 

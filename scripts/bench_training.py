@@ -5,27 +5,38 @@
     python scripts/bench_training.py --published CHECKOUT    # beside github.com/zai-org/SSVAE (needs beartype)
 
 The variants take turns, step by step, so that whatever else the machine does hits them alike. The ratio is the median
-over rounds of each round's ratio to the plain step. No optimiser step and no perceptual term: all have them alike.
-The last table has what `checkpoint_activations` costs and saves; the memory is what a step needs at its peak beside
-weights and gradients, each in a process of its own.
+over rounds of each round's ratio to the plain step (with `--processor-time` that of the fastest rounds). No optimiser
+step and no perceptual term: all have them alike.
+The last table has the ways that `memory` chooses from, against the checkpointed step; the memory is what a step needs
+at its peak beside weights and gradients, each in a process of its own.
 The published step is the published network under the loss and the gradient balance of its training: float32, whatever
 precision was asked for, and once more back through the decoder for the balance.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from _bench import PublishedNetwork, in_own_process, machine, median_ratio, memory_peak, time_in_turn
+from _bench import (
+    PublishedNetwork,
+    add_clock,
+    clock,
+    faster,
+    in_own_process,
+    machine,
+    memory_peak,
+    time_in_turn,
+    typical,
+)
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.config import load_config, packaged, read_yaml
 from sat_ssvae.distributed import default_device
 from sat_ssvae.spectral.correlation import correlation_loss, local_correlation
 from sat_ssvae.training.losses import Objective
+from sat_ssvae.training.memory import PLANS, Plan
 from sat_ssvae.training.objective_config import ObjectiveConfig
 from sat_ssvae.vae.posterior import Posterior
 
@@ -52,9 +63,13 @@ def variants(precision: str) -> dict[str, ObjectiveConfig]:
     return merged
 
 
-def step(objective: Objective, video: torch.Tensor, checkpointed: bool = False) -> None:
+CHECKPOINTED = PLANS[2]
+"""The plain way to save memory, which the others are compared with."""
+
+
+def step(objective: Objective, video: torch.Tensor, plan: Plan = PLANS[0]) -> None:
     """One forward and backward pass."""
-    objective.vae.checkpoint_activations(checkpointed)
+    plan.apply(objective)
     objective.zero_grad()
     objective(video, torch.Generator().manual_seed(0)).total.backward()
 
@@ -71,32 +86,27 @@ def published_step(network: PublishedNetwork, video: torch.Tensor) -> None:
     (error + 5e-4 * posterior.kl().mean() + weight * correlation).backward()
 
 
-def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], checkpointed: bool, device: str) -> float:
+def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], plan: Plan, device: str) -> float:
     """Bytes that a step of the full objective needs at its peak, beside weights and gradients."""
-    vae = SSVAE(sizes).to(device)
-    vae.checkpoint_activations(checkpointed)
-    objective = Objective(vae, variants("float32")[FULL]).to(device)
+    objective = Objective(SSVAE(sizes).to(device), variants("float32")[FULL]).to(device)
     video = torch.rand(shape, device=device) * 2 - 1
-    generator = torch.Generator()
-    objective(video[..., :32, :32], generator).total.backward()  # makes the gradients
+    step(objective, video[..., :32, :32], plan)  # makes the gradients
     with memory_peak(device) as used:
-        objective(video, generator).total.backward()
+        step(objective, video, plan)
     return used()
 
 
-def checkpointing(vae: SSVAE, video: torch.Tensor, rounds: int) -> None:
-    """Time and memory of a step that keeps all activations, and of one that keeps the blocks' inputs alone."""
+def plans(vae: SSVAE, video: torch.Tensor, options: argparse.Namespace) -> None:
+    """Time and memory of the ways to take a step, for a batch of two videos at least."""
+    video = video if len(video) > 1 else torch.cat([video, video.flip(-1)])
     objective = Objective(vae, variants("float32")[FULL]).to(video.device)
-    steps: dict[str, Callable[[], object]] = {
-        str(on): partial(step, objective, video, checkpointed=on) for on in (False, True)
-    }
-    times = time_in_turn(steps, rounds, video.device)
-    print(f"\n{'checkpoint_activations, float32':<36}{'median s':>10}{'time / without':>15}{'peak MiB':>10}")
-    for on in (False, True):
-        peak = in_own_process(peak_memory, vae.config, tuple(video.shape), on, str(video.device))
-        measured = times[str(on)]
-        ratio = 1 / median_ratio(measured, times["False"])
-        print(f"{str(on).lower():<36}{statistics.median(measured):>10.3f}{ratio:>15.3f}{peak / 2**20:>10.0f}")
+    steps: dict[str, Callable[[], object]] = {plan.name: partial(step, objective, video, plan) for plan in PLANS}
+    times = time_in_turn(steps, options.rounds, video.device, clock(options))
+    print(f"\n{f'memory, batch of {len(video)}, float32':<36}{'seconds':>10}{'/ checkpointed':>15}{'peak MiB':>10}")
+    for plan in PLANS:
+        peak = in_own_process(peak_memory, vae.config, tuple(video.shape), plan, str(video.device))
+        ratio = 1 / faster(times[plan.name], times[CHECKPOINTED.name], options)
+        print(f"{plan.name:<36}{typical(times[plan.name], options):>10.3f}{ratio:>15.3f}{peak / 2**20:>10.0f}")
 
 
 def main() -> None:
@@ -106,6 +116,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant (default: %(default)s)")
     parser.add_argument("--published", type=Path, metavar="CHECKOUT", help="also time a checkout of the published code")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="variants whose name holds one of these texts, or plain"
+    )
+    add_clock(parser)
     options = parser.parse_args()
 
     sizes, shape = PRESETS[options.preset]
@@ -125,16 +139,17 @@ def main() -> None:
         half = variants("bfloat16")[FULL]
         steps[f"{FULL}, bfloat16"] = partial(step, Objective(vae, half).to(device), video)
         steps["published step"] = partial(published_step, PublishedNetwork(options.published, vae).to(device), video)
-    times = time_in_turn(steps, options.rounds, device)
+    chosen = ["plain", *options.only] if options.only else [""]
+    steps = {name: run for name, run in steps.items() if any(text in name for text in chosen)}
+    times = time_in_turn(steps, options.rounds, device, clock(options))
 
     parameters = sum(parameter.numel() for parameter in vae.parameters()) / 1e6
     print(f"{parameters:.1f} M parameters, video {shape}, {options.precision}, {options.rounds} rounds")
     print(f"{machine(device)}\n")
-    print(f"{'variant':<36}{'median s':>10}{'time / plain':>15}")
+    print(f"{'variant':<36}{'seconds':>10}{'time / plain':>15}")
     for name, measured in times.items():
-        ratio = 1 / median_ratio(measured, times["plain"])
-        print(f"{name:<36}{statistics.median(measured):>10.3f}{ratio:>15.3f}")
-    checkpointing(vae, video, options.rounds)
+        print(f"{name:<36}{typical(measured, options):>10.3f}{1 / faster(measured, times['plain'], options):>15.3f}")
+    plans(vae, video, options)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ class Stopwatch:
             yield
         finally:
             minutes = (time.monotonic() - start) / 60
-            self._add(stage, minutes - (self.of(inner) - inner_before))
+            self.add(stage, minutes - (self.of(inner) - inner_before))
 
-    def _add(self, stage: str, minutes: float) -> None:
+    def add(self, stage: str, minutes: float) -> None:
+        """Count time that was measured elsewhere."""
         self._minutes[stage] = self.of(stage) + minutes
         write_text(self._path, json.dumps(self._minutes, indent=1))
 

@@ -72,6 +72,19 @@ class Layout:
         baseline = self.latent_identity(self.baseline(member))
         return self.encoded(member).with_name(f"noise_levels-{fingerprint(baseline, self.config.scoring)}.json")
 
+    def linear_errors(self, member: Member) -> Path:
+        """The file with the errors of the best linear predictor on the baseline of the same seed."""
+        baseline = self.encoded(self.baseline(member))
+        return baseline.with_name(
+            f"linear_errors-{fingerprint(self.config.scoring, self.config.transformer.diffusion)}.json"
+        )
+
+    def shift(self, member: Member) -> Path:
+        """The file with the timestep shift that an arm's first autoencoder, `member`, chose."""
+        config, baseline = self.config, self.latent_identity(self.baseline(member))
+        parts = baseline, config.shifts, config.shift_seed, config.transformer, config.scoring
+        return self.encoded(member).with_name(f"shift-{fingerprint(*parts)}.json")
+
     def baseline(self, member: Member) -> Member:
         """The baseline's autoencoder of the same seed."""
         return Member(next(iter(self.config.arms)), member.vae_seed)

@@ -1,6 +1,6 @@
 """The plan of a comparison: its stages, which of them are done, and how long the rest will take.
 
-    plan = Plan(output / "stages.json", planned(layout, given, training_of))
+    plan = Plan(output / "stages.json", planned(layout, training_of))
     with plan.stage("latents stock"): ...
     # stage 4 of 9: latents stock; about 12 min left in all
 
@@ -8,10 +8,11 @@ A stage's time is estimated from stages of its kind that ran from start to end i
 process or an earlier one. While a kind has none, the message says so instead of a number.
 """
 
+import heapq
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ class Stage(NamedTuple):
     """Training steps, or 1."""
     done: bool = False
     """Whether an earlier run finished it, as far as is known before anything runs."""
+    chain: str = ""
+    """Stages of one chain run one after the other, those of several chains at the same time; "" after all others."""
 
 
 class Plan:
@@ -42,13 +45,15 @@ class Plan:
     Args:
         path: where the times are kept: by kind, [units, seconds].
         stages: all of them, in order.
+        jobs: chains of stages that run at the same time.
     """
 
-    def __init__(self, path: Path, stages: Sequence[Stage]) -> None:
-        self._path, self._stages = path, list(stages)
+    def __init__(self, path: Path, stages: Sequence[Stage], jobs: int = 1) -> None:
+        self._path, self._stages, self._jobs = path, {stage.name: stage for stage in stages}, jobs
+        self._started: dict[str, float] = {}
         self._measured: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
-        lines = [f"  {number}. {stage.name}{self._note(stage)}" for number, stage in enumerate(self._stages, 1)]
-        logger.info("plan: %d stages, %s\n%s", len(self._stages), self._time_left(self._stages), "\n".join(lines))
+        lines = [f"  {number}. {stage.name}{self._note(stage)}" for number, stage in enumerate(stages, 1)]
+        logger.info("plan: %d stages, %s\n%s", len(stages), self._time_left(), "\n".join(lines))
 
     @contextmanager
     def stage(self, name: str, result: Path | None = None) -> Iterator[None]:
@@ -59,24 +64,35 @@ class Plan:
             result: the last file that it writes, in a folder of its own. Where it is there, the stage is done; where
                 the folder is, the stage continues and is not measured.
         """
-        number, stage = next((i, stage) for i, stage in enumerate(self._stages) if stage.name == name)
-        done = stage.done or (result is not None and result.exists())
+        done = self._stages[name].done or (result is not None and result.exists())
         fresh = not done and (result is None or not result.parent.exists())
-        self._stages[number] = stage._replace(done=done)
         if not done:
-            left = self._time_left(self._stages[number:])
-            logger.info("stage %d of %d: %s; %s", number + 1, len(self._stages), name, left)
+            self.begin(name)
         start = time.monotonic()
         yield
-        if fresh:
-            units, seconds = self._measured.get(stage.kind, (0, 0.0))
-            self._measured[stage.kind] = [units + stage.units, seconds + time.monotonic() - start]
+        self.end(name, time.monotonic() - start if fresh else None)
+
+    def begin(self, name: str) -> None:
+        """Say that a stage begins; those before it in its chain are done then."""
+        names = list(self._stages)
+        for before in names[: names.index(name)]:
+            if self._stages[before].chain == self._stages[name].chain:
+                self.done(before)
+        logger.info("stage %d of %d: %s; %s", names.index(name) + 1, len(names), name, self._time_left())
+        self._started[name] = time.monotonic()
+
+    def end(self, name: str, seconds: float | None) -> None:
+        """Note that a stage is done; `seconds` is None if they do not tell how long one of its kind takes."""
+        stage = self._stages[name]
+        if seconds is not None:
+            units, before = self._measured.get(stage.kind, (0, 0.0))
+            self._measured[stage.kind] = [units + stage.units, before + seconds]
             write_text(self._path, json.dumps(self._measured, indent=1))
         self.done(name)
 
     def done(self, name: str) -> None:
         """Note that an earlier run finished a stage."""
-        self._stages = [stage._replace(done=True) if stage.name == name else stage for stage in self._stages]
+        self._stages[name] = self._stages[name]._replace(done=True)
 
     def _seconds(self, stage: Stage) -> float | None:
         """How long a stage takes; None where none of its kind was measured."""
@@ -89,12 +105,11 @@ class Plan:
         seconds = self._seconds(stage)
         return " (done)" if stage.done else "" if seconds is None else f" (about {in_minutes(seconds)})"
 
-    def _time_left(self, stages: Sequence[Stage]) -> str:
-        """How long these stages take, without those that are done."""
-        waiting = [stage for stage in stages if not stage.done]
-        times = [self._seconds(stage) for stage in waiting]
-        known = sum(seconds for seconds in times if seconds is not None)
-        unknown = [stage.kind for stage, seconds in zip(waiting, times, strict=True) if seconds is None]
+    def _time_left(self) -> str:
+        """How long the stages take that are not done."""
+        waiting = [stage for stage in self._stages.values() if not stage.done]
+        known = self._span([(stage, seconds) for stage in waiting if (seconds := self._seconds(stage)) is not None])
+        unknown = [stage.kind for stage in waiting if self._seconds(stage) is None]
         unknown = [kind for kind in unknown if kind != "report"]  # short
         if not unknown:
             return f"about {in_minutes(known)} left in all"
@@ -105,32 +120,44 @@ class Plan:
             else (f"time left is known once one of each kind has run ({kinds})")
         )
 
+    def _span(self, waiting: Sequence[tuple[Stage, float]]) -> float:
+        """Seconds until all of these are done: each chain in turn where a place becomes free."""
+        chains: dict[str, float] = {}
+        for stage, seconds in waiting:
+            running = time.monotonic() - self._started[stage.name] if stage.name in self._started else 0.0
+            chains[stage.chain] = chains.get(stage.chain, 0.0) + max(seconds - running, 0.0)
+        last = chains.pop("", 0.0)
+        busy = [0.0] * self._jobs
+        for seconds in chains.values():
+            heapq.heapreplace(busy, busy[0] + seconds)
+        return max(busy) + last
 
-def planned(layout: Layout, given: Collection[str], training_of: Callable[[str], DiTTrainConfig]) -> list[Stage]:
+
+def planned(layout: Layout, training_of: Callable[[str], DiTTrainConfig]) -> list[Stage]:
     """The stages of a comparison in the order in which they run.
 
     Args:
         layout: where they are.
-        given: arms whose autoencoders are not trained here.
         training_of: an arm's training of transformers, as far as it is known before shifts were tried.
     """
     config, stages = layout.config, []
     searched: set[str] = set()
     steps = config.transformer.max_steps
     for member, trainings in layout.trainings.items():
-        for number, training in enumerate(trainings if member.arm not in given else (), 1):
+        label = layout.label(member)
+        for number, training in enumerate(trainings if member.arm not in layout.given else (), 1):
             name = f"autoencoder {layout.training_label(member, number)}"
             done = layout.trained(member, number).exists()
-            stages.append(Stage("autoencoder", name, training.max_steps, done))
-        label = layout.label(member)
-        stages.append(Stage("latents", f"latents {label}", done=layout.encoded(member).exists()))
+            stages.append(Stage("autoencoder", name, training.max_steps, done, label))
+        stages.append(Stage("latents", f"latents {label}", done=layout.encoded(member).exists(), chain=label))
         for shift in () if member.arm in searched else config.shifts:
-            stages.append(Stage("transformer", transformer_name(label, config.shift_seed, shift), steps))
+            name = transformer_name(label, config.shift_seed, shift)
+            stages.append(Stage("transformer", name, steps, chain=label))
         searched.add(member.arm)
         for seed in config.seeds:
             known = None if config.shifts else layout.known_transformer(member, training_of(member.arm), seed)
             done = known is not None and known.exists()
-            stages.append(Stage("transformer", transformer_name(label, seed), steps, done))
+            stages.append(Stage("transformer", transformer_name(label, seed), steps, done, label))
     return [*stages, Stage("report", "report")]
 
 

@@ -44,7 +44,8 @@ class Provenance:
             for split, path in skipped.items()
             for skip in read_skips(path)
         ]
-        return cls(_by_video(train), _by_video(heldout), tuple(left_out))
+        # Several processes that read the same clips may list one each.
+        return cls(_by_video(train), _by_video(heldout), tuple(dict.fromkeys(left_out)))
 
 
 def few_warnings(clips: int, videos: int) -> tuple[str, ...]:

@@ -91,6 +91,9 @@ class CompareConfig(Config):
     """Seconds of the demo's film to use, without clips of the user's."""
     encode_batch_size: int = Field(default=16, gt=0)
     """Clips encoded together."""
+    jobs: int | None = Field(default=None, gt=0)
+    """Autoencoders, each with its transformers, that are worked on at a time, each in a process of its own; empty for
+    as many as there are cores, or GPUs. Does not change the result; fewer need less memory."""
 
     @model_validator(mode="after")
     def _there_is_something_to_compare(self) -> "CompareConfig":

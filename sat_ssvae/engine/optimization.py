@@ -65,19 +65,6 @@ def build_engine(
 
     module = module.to(device)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    bucket = min(BUCKET, sum(parameter.numel() for parameter in trainable))
-    stage = config.zero_stage if distributed.world_size() > 1 else 0  # alone, ZeRO would only add copies
-    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket}
-    if stage:
-        zero["compute_grad_norm"] = False  # otherwise every step would wait for the device
-    settings = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": config.accumulation_steps,
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**12,
-    }
     optimizer = torch.optim.AdamW(
         trainable, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
@@ -85,11 +72,26 @@ def build_engine(
         model=module,
         optimizer=optimizer,
         lr_scheduler=lambda wrapped: LambdaLR(wrapped, lr_multiplier(config, max_steps)),
-        config=settings,
+        config=_deepspeed_settings(config, micro_batch_size, sum(parameter.numel() for parameter in trainable)),
     )
     if distributed.world_size() == 1:
         engine.enable_backward_allreduce = False  # a sum over one rank is two copies of every gradient
     return engine
+
+
+def _deepspeed_settings(config: OptimizerConfig, micro_batch_size: int, parameters: int) -> dict[str, Any]:
+    stage = config.zero_stage if distributed.world_size() > 1 else 0  # alone, ZeRO would only add copies
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(BUCKET, parameters)}
+    if stage:
+        zero["compute_grad_norm"] = False  # otherwise every step would wait for the device
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+    }
 
 
 def lr_multiplier(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:

@@ -84,7 +84,7 @@ class IsolatedCalls(Generic[T, R]):
                     return result
                 except EOFError as error:
                     self._running.discard(process)
-                    process, reason = None, str(error)
+                    process, reason = None, f"{error}, {TRIES} times"
                 if not self._kill.still_active():
                     raise RuntimeError("the calls were ended")
             return Crashed(reason)
@@ -121,7 +121,7 @@ class _Process:
         except (EOFError, OSError):
             self._process.join()
             self._connection.close()
-            raise EOFError(_cause_of_death(self._process.exitcode)) from None
+            raise EOFError(cause_of_death(self._process.exitcode)) from None
         if error is not None:
             raise error
         return result
@@ -143,11 +143,12 @@ def _kill_all(processes: set[_Process]) -> None:
         process.kill()
 
 
-def _cause_of_death(code: int | None) -> str:
+def cause_of_death(code: int | None) -> str:
+    """What an exit status of a process says, as `Process.exitcode` has it."""
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
-            return f"the process was ended by {signal.Signals(-code).name}, {TRIES} times"
-    return f"the process ended with status {code}, {TRIES} times"
+            return f"the process was ended by {signal.Signals(-code).name}"
+    return f"the process ended with status {code}"
 
 
 def in_order(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

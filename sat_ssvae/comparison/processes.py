@@ -1,0 +1,243 @@
+"""The members of a comparison, several at a time, each in a process of its own.
+
+    share = shared_out(config.jobs, len(members), device)
+    results = run_members(work, members, heldout, records, share)
+
+A member gets as many threads however many run at a time, so their number does not change a result. When one fails, or
+this process is asked to end, the others are too; they save a checkpoint first.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..allocator import keep_freed_memory
+from ..engine.run import TERMINATED
+from ..errors import UserError
+from ..jobs.isolation import cause_of_death
+from ..progress import setup_logging
+from .layout import Member
+from .members import MemberResult, MemberRunner, Records, Work
+from .run_index import TrainedTransformer
+
+_WATCH = 1.0
+"""Seconds between two looks at whether the processes are alive."""
+
+
+class Share(NamedTuple):
+    """How much runs at a time."""
+
+    jobs: int
+    """Members."""
+    threads: int
+    """Of each member, on the CPU."""
+
+
+def shared_out(jobs: int | None, members: int, device: torch.device) -> Share:
+    """What a machine is shared out into.
+
+    Args:
+        jobs: members at a time; None for as many as there are cores, or GPUs if `device` is one.
+        members: how many there are.
+        device: where networks run.
+
+    Raises:
+        UserError: more members at a time than GPUs.
+    """
+    cores = torch.get_num_threads()
+    places = torch.cuda.device_count() if device.type == "cuda" else cores
+    if jobs and device.type == "cuda" and jobs > places:
+        raise UserError(f"jobs={jobs}: each needs a GPU and there are {places} here; leave jobs out to use all of them")
+    most = max(min(members, places), 1)
+    return Share(min(jobs or most, members), max(cores // most, 1))
+
+
+def run_members(
+    work: Work, members: Sequence[Member], heldout: Tensor, records: Records, share: Share
+) -> dict[Member, MemberResult]:
+    """What is left to do for each member, and its results, in the order of `members`.
+
+    Each of them may wait for one before it. A single job is done in this process.
+
+    Raises:
+        UserError: a member failed, or its process was killed.
+        SystemExit: SIGTERM came; checkpoints were saved.
+    """
+    if share.jobs > 1:
+        results = _in_processes(work, members, records, share)
+        return {member: results[member] for member in members}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(share.threads)
+    try:
+        runner = MemberRunner(work, heldout, records)
+        return {member: runner.run(member) for member in members}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_processes(work: Work, members: Sequence[Member], records: Records, share: Share) -> dict[Member, MemberResult]:
+    waiting, free = deque(members), list(range(share.jobs))
+    running: dict[Member, _Process] = {}
+    results: dict[Member, MemberResult] = {}
+    with _exit_on_sigterm():
+        try:
+            while waiting or running:
+                while waiting and free:
+                    member = waiting.popleft()
+                    running[member] = _Process(work, member, share.threads, free.pop(0))
+                wait([process.connection for process in running.values()], _WATCH)
+                for member, process in list(running.items()):
+                    result = process.hear(records)
+                    if result is not None:
+                        results[member] = result
+                        free.append(running.pop(member).place)
+        finally:
+            for process in running.values():
+                process.end()
+            for process in running.values():
+                process.join()
+    return results
+
+
+class _Process:
+    """The process of one member, at one of the places that the machine is shared out into."""
+
+    def __init__(self, work: Work, member: Member, threads: int, place: int) -> None:
+        self.name, self.place = work.layout.label(member), place
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe(duplex=False)
+        verbose = logging.getLogger().isEnabledFor(logging.INFO)  # see `setup_logging`
+        arguments = theirs, replace(work, device=torch.device(work.device.type)), member, threads, verbose
+        self._process = context.Process(target=_run, args=arguments, name=self.name)
+        with _one_gpu(work.device, place):
+            self._process.start()
+        theirs.close()
+
+    def hear(self, records: Records) -> MemberResult | None:
+        """Pass on what the member told; returns its result once it is there.
+
+        Raises:
+            Exception: what the member raised.
+            UserError: its process was killed.
+            SystemExit: SIGTERM ended it.
+        """
+        alive = self._process.is_alive()  # asked first: what a process told before it died is there by then
+        with contextlib.suppress(EOFError):
+            while self.connection.poll():
+                what, *told = self.connection.recv()
+                if what == "result":
+                    self.join()
+                    result: MemberResult = told[0]
+                    return result
+                if what == "error":
+                    raise told[0] from RuntimeError(told[1])
+                getattr(records, what)(*told)
+        if alive:
+            return None
+        code = self._process.exitcode
+        if code in (TERMINATED, -signal.SIGTERM):
+            raise SystemExit(TERMINATED)
+        hint = "if memory was short, set jobs=1; the same command then continues"
+        raise UserError(f"{self.name}: {cause_of_death(code)}; {hint}")
+
+    def end(self) -> None:
+        """Have it save what it has and end."""
+        self._process.terminate()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._process.join()
+        self.connection.close()
+
+
+class _Told:
+    """`Records` in another process."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self._connection = connection
+
+    def begin(self, stage: str) -> None:
+        """See `Records`."""
+        self._connection.send(("begin", stage))
+
+    def end(self, stage: str, seconds: float | None) -> None:
+        """See `Records`."""
+        self._connection.send(("end", stage, seconds))
+
+    def spent(self, what: str, seconds: float) -> None:
+        """See `Records`."""
+        self._connection.send(("spent", what, seconds))
+
+    def finished(self, transformer: TrainedTransformer) -> None:
+        """See `Records`."""
+        self._connection.send(("finished", transformer))
+
+
+def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads: int, verbose: bool) -> None:
+    """The process of a member."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides what ends
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    setup_logging(verbose)
+    torch.set_num_threads(threads)
+    if work.device.type == "cpu":
+        keep_freed_memory()
+    try:
+        connection.send(("result", MemberRunner(work, work.clips.heldout(), _Told(connection)).run(member)))
+    except Exception as error:
+        connection.send(("error", error, traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """Whatever ended the parent, the next one starts to work in the same folders."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Leave by SystemExit when SIGTERM comes; only the main thread can catch signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _one_gpu(device: torch.device, number: int) -> Iterator[None]:
+    """What starts now sees one of this process's GPUs, if `device` is one."""
+    if device.type != "cuda":
+        yield
+        return
+    name = "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    visible = before.split(",") if before else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    os.environ[name] = visible[number]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
