@@ -103,7 +103,8 @@ def _resident(field: str) -> int:
 
 def machine(device: torch.device) -> str:
     """One line on what measured."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    cpu = f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
 
 

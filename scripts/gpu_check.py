@@ -29,7 +29,7 @@ from sat_ssvae.training.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL_SECONDS = 470
-TINY_SECONDS = 200
+TINY_SECONDS = 900
 """For a part of `--tiny`, on a busy CPU."""
 ARTICLE_SECONDS = 0.5
 """The article's time for a frame of 512 px, encoded and decoded."""

@@ -1,5 +1,6 @@
 """Members of a comparison side by side: the same result, also after kills; a failure of one ends all, in one line."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,8 +22,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def cores(monkeypatch):
-    def are(cpus, gpus=0):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: cpus)
+    def are(cpus, gpus=0, threads=64):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cpus))
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
 
     return are
@@ -42,6 +44,11 @@ def cores(monkeypatch):
 def test_a_members_threads_do_not_depend_on_the_number_of_jobs(cores, cpus, members, jobs, share):
     cores(cpus)
     assert shared_out(jobs, members, CPU) == share
+
+
+def test_fewer_threads_are_the_users_choice(cores):
+    cores(16, threads=3)
+    assert shared_out(None, 2, CPU) == Share(2, 3)
 
 
 def test_a_member_has_a_gpu_to_itself(cores):
@@ -103,7 +110,16 @@ def results(folder):
     found = [path for kind in ("vae", "latents", "transformer") for path in (folder / "run" / kind).rglob("*")]
     kinds = {".safetensors", ".json", ".csv", ".npz"}
     kept = [path for path in found if path.suffix in kinds and "checkpoints" not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+    return {str(path.relative_to(folder)): content(path) for path in kept}
+
+
+def content(path):
+    """Bytes; the names in the header of a safetensors file come in any order."""
+    found = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return found
+    end = 8 + int.from_bytes(found[:8], "little")
+    return json.loads(found[8:end]), found[end:]
 
 
 @pytest.mark.slow

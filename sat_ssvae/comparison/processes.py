@@ -56,12 +56,13 @@ def shared_out(jobs: int | None, members: int, device: torch.device) -> Share:
     Raises:
         UserError: more members at a time than GPUs.
     """
-    cores = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     places = torch.cuda.device_count() if device.type == "cuda" else cores
     if jobs and device.type == "cuda" and jobs > places:
         raise UserError(f"jobs={jobs}: each needs a GPU and there are {places} here; leave jobs out to use all of them")
     most = max(min(members, places), 1)
-    return Share(min(jobs or most, members), max(cores // most, 1))
+    threads = min(cores // most, torch.get_num_threads())  # OMP_NUM_THREADS may say less
+    return Share(min(jobs or most, members), max(threads, 1))
 
 
 def run_members(
