@@ -188,6 +188,9 @@ class _Told:
 
 def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads: int, verbose: bool) -> None:
     """The process of a member."""
+    # Data workers start as they do in the parent, not as this process did; and a lock that is made now has no name, of
+    # which Python would complain after a SIGKILL.
+    multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides what ends
     threading.Thread(target=_end_with_parent, daemon=True).start()
     setup_logging(verbose)
@@ -195,7 +198,8 @@ def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads
     if work.device.type == "cpu":
         keep_freed_memory()
     try:
-        connection.send(("result", MemberRunner(work, work.clips.heldout(), _Told(connection)).run(member)))
+        with _exit_on_sigterm():
+            connection.send(("result", MemberRunner(work, work.clips.heldout(), _Told(connection)).run(member)))
     except Exception as error:
         connection.send(("error", error, traceback.format_exc()))
 
