@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sat_ssvae.comparison.bookkeeping import content
 from sat_ssvae.data.demo import HELDOUT_GAP, MIN_HELDOUT_SECONDS, prepare_demo, split_by_time
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
 from sat_ssvae.data.video_io import to_uint8, to_unit_range
@@ -63,10 +64,12 @@ def test_its_clips_can_be_read_and_move(demo):
 
 
 def test_a_second_call_does_nothing_again(demo):
-    before = {path: path.stat().st_mtime_ns for path in demo.train.parent.rglob("*.tar")}
+    before = {folder: content(folder) for folder in (demo.train, demo.heldout)}
+    assert all(any(name.endswith(".tar") for name, *_ in files) for files in before.values())
     again = prepare_demo(demo.train.parent, resolution=32, film_seconds=20)
     assert again == demo
-    assert {path: path.stat().st_mtime_ns for path in demo.train.parent.rglob("*.tar")} == before
+    # What was trained on these clips is found again.
+    assert {folder: content(folder) for folder in (demo.train, demo.heldout)} == before
     with pytest.raises(UserError, match="other inputs or settings"):
         prepare_demo(demo.train.parent, resolution=48, film_seconds=20)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..data.samples import INDEX_FILE
+from ..data.skips import SKIPPED_FILE
 from ..storage import write_text
 
 
@@ -50,12 +52,15 @@ class Stopwatch:
 
 
 def content(path: Path) -> list[list[Any]]:
-    """Name, size and time of each file in a folder (or of a file): changes when clips or weights are replaced."""
+    """Name, size and time of each file in a folder (or of a file): changes when clips or weights are replaced.
+
+    Not of files that `pack` writes anew whenever it looks whether it is done.
+    """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [
         [str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns]
         for file in files
-        if file.is_file() and file.name != "skipped.jsonl"
+        if file.is_file() and file.name not in (SKIPPED_FILE, INDEX_FILE)
     ]
 
 
