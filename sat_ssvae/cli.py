@@ -100,7 +100,11 @@ def _end(parser: Parser, error: BaseException, status: int, message: str) -> NoR
 
 def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = Parser(prog="sat-ssvae", description="SSVAE: train it, compare it, and use it with CogVideoX.")
+    parser = Parser(
+        prog="sat-ssvae",
+        description="SSVAE: train it, compare it, and use it with CogVideoX.",
+        epilog="example:\n  sat-ssvae compare --help",
+    )
     parser.add_argument("--version", action="version", version=f"sat-ssvae {__version__}")
     parser.add_argument("--verbose", action="store_true", help="also show debug messages")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from `deepspeed`, which sets LOCAL_RANK as well

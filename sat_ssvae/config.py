@@ -19,12 +19,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from .errors import UserError, did_you_mean, nearest
+from .errors import UserError, did_you_mean, likeness, nearest
 
 C = TypeVar("C", bound="Config")
 
 ARTICLE_NAME = "ch48_LCR_LMR_"
 """How the article begins the names of the configurations that are called article_* here."""
+
+_COMPARISON = "compare_"
+"""How the names of the packaged configurations of comparisons begin."""
+
+_VERY_ALIKE = 0.8
+"""Likeness of two words from which one is proposed even beside a key of the very name that was typed."""
 
 
 class Config(BaseModel):
@@ -63,13 +69,15 @@ def load_config(
             _set(merged, override, cls)
         values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
+        refuse_unknown_keys(cls, cast(dict[Any, Any], OmegaConf.to_container(merged)))  # it may be that one, misspelt
         name = str(error.full_key)
         raise UserError(f"{source}: `{name}` must be given, for example {name}=...") from None
     except UserError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{source}: not a readable YAML configuration ({_one_line(error)})") from None
-    return parse_config(cls, values, source=source)
+    typed = [override.partition("=")[0] for override in overrides]
+    return parse_config(cls, values, source=source, typed=typed)
 
 
 def _set(config: Any, override: str, cls: type[Config]) -> None:
@@ -111,8 +119,16 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         raise UserError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from None
 
 
-def parse_config(cls: type[C], values: Mapping[Any, Any], source: str = "configuration") -> C:
+def parse_config(
+    cls: type[C], values: Mapping[Any, Any], source: str = "configuration", typed: Sequence[str] = ()
+) -> C:
     """Validate a plain mapping as `cls`.
+
+    Args:
+        cls: what to build.
+        values: of its fields.
+        source: where they stand, for messages.
+        typed: keys that stand on the command line instead.
 
     Raises:
         UserError: names each offending key, with the nearest known one for a misspelling.
@@ -120,8 +136,36 @@ def parse_config(cls: type[C], values: Mapping[Any, Any], source: str = "configu
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        problems = "; ".join(_describe(cls, problem) for problem in error.errors(include_url=False))
-        raise UserError(f"{source}: {_one_line(problems)}") from None
+        problems = error.errors(include_url=False)
+        if all(_concerns(problem["loc"], typed) for problem in problems):
+            source = "settings"
+        raise UserError(f"{source}: {_one_line('; '.join(_describe(cls, one) for one in problems))}") from None
+
+
+def refuse_unknown_keys(cls: type[BaseModel], values: Mapping[Any, Any], section: str = "") -> None:
+    """Check the keys alone, before their values are complete.
+
+    Args:
+        cls: what the values are to become.
+        values: of some of its fields.
+        section: where the user has them, with a dot behind it.
+
+    Raises:
+        UserError: names each unknown key, with the nearest known one.
+    """
+    try:
+        cls.model_validate(dict(values))
+    except ValidationError as error:
+        unknown = [one for one in error.errors(include_url=False) if one["type"] == "extra_forbidden"]
+        if unknown:
+            texts = [_unknown(cls, one["loc"], one["input"], section) for one in unknown]
+            raise UserError(f"settings: {_one_line('; '.join(texts))}") from None
+
+
+def _concerns(location: Sequence[Any], keys: Sequence[str]) -> bool:
+    """Whether a problem lies in one of these keys, or above it."""
+    name = ".".join(map(str, location))
+    return any(f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.") for key in keys)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -191,29 +235,35 @@ def _describe(cls: type[BaseModel], problem: Mapping[str, Any]) -> str:
     return f"`{name}` = {problem['input']!r}: {message}" if name else message
 
 
-def _unknown(cls: type[BaseModel], location: Sequence[Any], value: Any) -> str:
+def _unknown(cls: type[BaseModel], location: Sequence[Any], value: Any, section: str = "") -> str:
     """One line on a key that does not exist, and the key that was probably meant."""
     parts = [str(part) for part in location]
     while isinstance(value, dict) and value:  # clips.fps is one unknown key, not `clips`
         key, value = next(iter(value.items()))
         parts.append(str(key))
+    above, (word, *below) = parts[: len(location) - 1], parts[len(location) - 1 :]
     known, settings = _known_keys(cls, location[:-1]), settings_of(cls)
-    names = {setting.name for setting in settings}
-    near = nearest(parts[len(location) - 1], known)
-    if parts[-1] not in names and near:
-        hint = f"did you mean `{'.'.join([*parts[: len(location) - 1], near])}`?"
+    near = nearest(word, known)
+    beside = ".".join([*above, near or word, *below])
+    exists = near is not None and (not below or any(setting.key == beside for setting in settings))
+    elsewhere = likeness(parts[-1], {setting.name for setting in settings})
+    if not exists or (not below and elsewhere > likeness(word, known)):
+        meant = keys_like(parts[-1], settings)
+        if exists and likeness(word, known) > _VERY_ALIKE:
+            meant = [beside, *meant]
     else:
-        hint = suggest_key(parts[-1], settings) or f"known keys: {', '.join(sorted(known))}"
-    return f"unknown key `{'.'.join(parts)}`, {hint}"
+        meant = [beside]
+    question = " or ".join(f"`{section}{key}`" for key in meant)
+    hint = f"did you mean {question}?" if meant else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key `{section}{'.'.join(parts)}`, {hint}"
 
 
-def suggest_key(name: str, settings: Sequence[Setting]) -> str:
-    """A question with the full keys of the settings that are called `name`, or nearly so; empty if there are none."""
+def keys_like(name: str, settings: Sequence[Setting]) -> list[str]:
+    """The full keys of the settings that are called `name`, or nearly so, the outermost only."""
     near = nearest(name, {setting.name for setting in settings})
     keys = [setting.key for setting in settings if setting.name == near]
     depth = min((key.count(".") for key in keys), default=0)
-    shown = " or ".join(f"`{key}`" for key in keys if key.count(".") == depth)
-    return f"did you mean {shown}?" if shown else ""
+    return [key for key in keys if key.count(".") == depth]
 
 
 def _known_keys(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:
@@ -243,16 +293,21 @@ def packaged(name: str) -> Path:
     return Path(str(resources.files(__package__) / "configs" / name))
 
 
-def find_config(path: Path) -> Path:
+def find_config(path: Path, *, compared: bool | None = None) -> Path:
     """A file of the user's, or else the packaged configuration of that name (with or without `.yaml`).
+
+    Args:
+        path: what the user typed.
+        compared: propose those of comparisons (True) or of single trainings (False) alone.
 
     Raises:
         UserError: there is neither.
     """
     own = packaged(path.name if path.suffix else f"{path.name}.yaml")
-    if not path.exists() and not own.exists():
-        names = sorted(file.stem for file in own.parent.glob("*.yaml") if not file.stem.startswith("compare_"))
+    if not path.is_file() and not own.exists():
+        names = sorted(file.stem for file in own.parent.glob("*.yaml"))
+        names = [name for name in names if compared in (None, name.startswith(_COMPARISON))]
         aliases = [name.replace("article_", ARTICLE_NAME) for name in names if name.startswith("article_")]
         hint = did_you_mean(path.stem, [*names, *aliases], f"packaged ones are {', '.join(names)}")
         raise UserError(f"{path}: no such configuration file; {hint}")
-    return path if path.exists() else own
+    return path if path.is_file() else own

@@ -15,6 +15,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return words[near[0]] if near else None
 
 
+def likeness(word: str, known: Iterable[str]) -> float:
+    """How alike `word` and the nearest known word are: 0, or `nearest`'s limit to 1."""
+    near = nearest(word, known)
+    return difflib.SequenceMatcher(None, near.lower(), word.lower()).ratio() if near else 0.0
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """A question with the nearest known word; `otherwise` if none is near."""
     near = nearest(word, known)

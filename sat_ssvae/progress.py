@@ -178,6 +178,7 @@ class _LineBar(_Bar):
     monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
 
     last_line: float | None = None  # time of the last line, as `time.monotonic()`
+    last_state: tuple[Any, ...] = ()  # what it said
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -195,13 +196,17 @@ class _LineBar(_Bar):
             with contextlib.suppress(OSError):  # a full disk under the log
                 self.fp.write(f"{msg or self}\n")
                 self.fp.flush()
-            self.last_line = self._time()
+            self.last_line, self.last_state = self._time(), self._state()
+
+    def _state(self) -> tuple[Any, ...]:
+        return self.n, self.total, self.postfix
 
     def close(self) -> None:
         """Write the final state, once."""
         if not self.disable:
             if self.complete and self.total is not None:
                 self.total = self.n
-            self.display()
+            if self._state() != self.last_state:
+                self.display()
             self.leave = False  # tqdm would print it again
         super().close()

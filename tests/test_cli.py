@@ -38,17 +38,29 @@ def error_of(capsys, *words: str) -> str:
         (["stats", "vae", "--data", "x", "--num-frames", "17"], "key=value: did you mean `data.num_frames`?"),
         (["convert", "a", "b", "--qqq"], "unknown flag `--qqq`, flags are --help, --to, --latent_stats, --overwrite"),
         (["train", "--name", "y"], "the following arguments are required: --config"),
-        (["train", "--config", "tiny_48p", "--name", "y", "stray"], "unrecognized arguments: stray"),
+        (["train", "--config", "tiny_48p", "--name", "y", "stray"], "unexpected argument `stray`"),
+        (["train", "--config", "tiny_48p", "--name", "y", "data.fps", "8"], "settings are key=value: data.fps=..."),
+        (["train", "--config", "tiny_48p", "--name", "y", "data.pth=x"], "settings: unknown key `data.pth`, did you"),
+        (["train", "--config", "tiny_48p", "--name", "y", "data.path=x", "resoluton=8"], "mean `data.resolution`?"),
         (["train", "--config", "ch48_LCR_256p", "--name", "y"], "did you mean `ch48_LCR_LMR_256p`?"),
         (["train", "--config", "qqq", "--name", "y"], "no such configuration file; packaged ones are "),
         (["compare", "--preset", "smok"], "choose from"),
         (["compare", "--vae", "a=stok", "--vae", "b=lcr"], "did you mean `stock`?"),
         (["compare", "clips.num_frames=9"], "unknown key `clips.num_frames`, did you mean `data.num_frames`?"),
+        (["compare", "--config", "compare_smok"], "did you mean `compare_smoke`?"),
         (["compare", "fps=9"], "unknown key `fps`, did you mean `data.fps`?"),
+        (["compare", "seed=9"], "unknown key `seed`, did you mean `seeds` or `scoring.seed`?"),
+        (["compare", "vae.model.base_chanels=9"], "`vae.model.base_chanels`, did you mean `vae.model.base_channels`?"),
+        (["init", "mine", "--config", "compare_defalt"], "did you mean `compare_default`?"),
+        (["settings", "trian"], "did you mean `train`?"),
+        (["settings", "cogvideo", "compar"], "did you mean `cogvideo compare`?"),
+        (["settings"], "settings: name one of these commands: compare, train, "),
+        (["settings", "convert"], "convert has flags alone"),
         (["compare", "transformer.optimizer.beta=9"], "did you mean `transformer.optimizer.betas`?"),
     ],
 )
-def test_a_misspelt_word_is_one_line_with_the_right_one(capsys, words, expected):
+def test_a_misspelt_word_is_one_line_with_the_right_one(tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
     assert expected in error_of(capsys, *words)
 
 
@@ -135,14 +147,14 @@ def test_the_version_is_that_of_the_project(capsys):
 
 
 def commands() -> list[list[str]]:
-    found = []
+    found: list[list[str]] = []
     for name, command in build_parser().commands.choices.items():
         below = command.commands.choices if command.commands else {"": None}
         found += [[name, *([task] if task else [])] for task in below]
     return found
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["cogvideo"], *commands()], ids=" ".join)
 def test_every_help_has_a_description_and_an_example_that_parses(capsys, words):
     with pytest.raises(SystemExit) as caught:
         main([*words, "--help"])
@@ -150,7 +162,7 @@ def test_every_help_has_a_description_and_an_example_that_parses(capsys, words):
     assert caught.value.code == 0
     description = text.split("\n\n")[1]
     assert description[0].isupper() and description.endswith(".")
-    assert f"  sat-ssvae {' '.join(words)} " in text.partition("example")[2]
+    assert f"  {' '.join(['sat-ssvae', *words])} " in text.partition("example")[2]
     assert not re.search(r"--\w+-\w", text.partition("example")[0]), "flags have underscores, hyphens become them"
 
 

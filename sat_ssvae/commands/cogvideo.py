@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
         "cogvideo",
         help="check CogVideoX's configurations, adapt its transformers, compare on its own training",
         description="CogVideoX with SSVAE's latents.",
+        epilog="example:\n  sat-ssvae cogvideo check --help",
     ).add_subparsers(metavar="TASK")
     check = add_command(
         tasks,
@@ -34,8 +35,9 @@ def add(commands: Any) -> None:
         "copy a transformer without the tensors whose shapes depend on the latents",
         "sat-ssvae cogvideo adapt CogVideoX-2b-sat/transformer transformer_48 --base CONFIG.yaml OVERLAY.yaml",
     )
-    adapt.add_argument("transformer", type=Path, help="folder with CogVideoX's transformer, which holds `latest`")
-    adapt.add_argument("output", type=Path, help="folder to write; name it as args.load")
+    help_of_input = "folder with CogVideoX's transformer, which holds `latest`"
+    adapt.add_argument("transformer", type=Path, metavar="TRANSFORMER", help=help_of_input)
+    adapt.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write; name it as args.load")
     _add_base(adapt)
     _add_export(tasks)
     _add_compare(tasks)
@@ -50,8 +52,10 @@ def _add_export(tasks: Any) -> None:
         "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00 pipeline",
         "sat-ssvae cogvideo export ckpts/lora-disney-11-28-20-00/1000-ema pipeline",
     )
-    command.add_argument("transformer", type=Path, help="folder that training saved to, or one iteration's below it")
-    command.add_argument("output", type=Path, help="folder to write, for CogVideoXPipeline.from_pretrained")
+    help_of_input = "folder that training saved to, or one iteration's below it"
+    command.add_argument("transformer", type=Path, metavar="TRANSFORMER", help=help_of_input)
+    help_of_output = "folder to write, for CogVideoXPipeline.from_pretrained"
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=help_of_output)
     command.add_argument(
         "--base", type=Path, nargs="+", metavar="YAML", help="configuration files (default: its training_config.yaml)"
     )

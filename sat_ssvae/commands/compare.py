@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import load_config, packaged, read_yaml
+from ..config import find_config, load_config, packaged, read_yaml
 from ..errors import UserError, did_you_mean
 from .grammar import add_command, working_device
 
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         settings="comparison.settings:CompareConfig",
     )
     command.add_argument("--preset", choices=["smoke", "default", "full"], default="default", help="size of the run")
-    command.add_argument("--config", type=Path, metavar="YAML", help="a configuration of your own instead of a preset")
+    command.add_argument("--config", type=Path, metavar="YAML", help="a file instead of a preset, as `init` writes it")
     command.add_argument(
         "--data",
         type=Path,
@@ -54,7 +54,9 @@ def run(options: argparse.Namespace) -> None:
     from ..comparison.settings import ClipSource, CompareConfig
     from ..comparison.verdict import summary_table
 
-    path = options.config or packaged(f"compare_{options.preset}.yaml")
+    path = packaged(f"compare_{options.preset}.yaml")
+    if options.config:
+        path = find_config(options.config, compared=True)
     arms = options.vae or ([] if options.config else DEFAULT_ARMS)
     config = load_config(CompareConfig, path, options.overrides, replace={"arms": parse_arms(arms)} if arms else {})
     clips = ClipSource.of_user(options.data) if options.data else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..addresses import path_of
-from ..config import Config, settings_of, suggest_key
+from ..config import Config, keys_like, settings_of
 from ..errors import UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Parser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(rest, namespace)
         if self.get_default("settings"):
             options.overrides = [words[number] for number in settings]
+        if unknown and not self.commands:
+            self.error(self._unexpected(unknown[0]))
         return options, unknown
 
     def format_help(self) -> str:
@@ -78,7 +80,14 @@ class Parser(argparse.ArgumentParser):
             return f"unknown flag `{flag}`, flags are {', '.join(flags)}"
         if f"--{near}" in flags:
             return f"unknown flag `{flag}`, did you mean `--{near}`?"
-        return f"unknown flag `{flag}`, settings are key=value: {suggest_key(near, settings)}"
+        keys = " or ".join(f"`{key}`" for key in keys_like(near, settings))
+        return f"unknown flag `{flag}`, settings are key=value: did you mean {keys}?"
+
+    def _unexpected(self, word: str) -> str:
+        of_command = self.get_default("settings")
+        if of_command and any(setting.key == word for setting in settings_of(of_command())):
+            return f"`{word}` is a setting, settings are key=value: {word}=..."
+        return f"unexpected argument `{word}`"
 
 
 def add_command(

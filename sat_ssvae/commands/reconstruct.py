@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(ReconstructConfig, None, options.overrides)
     vae = open_autoencoder(options.checkpoint)
     if options.config:
-        _check_sizes(find_config(options.config), vae)
+        _check_sizes(find_config(options.config, compared=False), vae)
     report = reconstruct(vae, options.input, options.output, config, device)
     rows = _rows(report)
     write_csv(options.output / "scores.csv", rows)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from ..config import Config, Setting, settings_of
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ._table import aligned
 from .grammar import Parser, add_command
 
@@ -55,7 +55,10 @@ def run(parsers: dict[str, Parser], options: argparse.Namespace) -> None:
     classes = {name: settings for name, _, settings in commands_with_settings(parsers)}
     name = " ".join(options.command)
     if name not in classes:
-        raise UserError(f"settings {name}: name one of these commands: {', '.join(classes)}")
+        known = f"name one of these commands: {', '.join(classes)}"
+        if name in parsers and not parsers[name].commands:
+            raise UserError(f"{name} has flags alone (sat-ssvae {name} --help); {known}")
+        raise UserError(f"settings{' ' * bool(name)}{name}: {did_you_mean(name, classes, known)}")
     rows = [
         (setting.key, *(("", "") if setting.is_section else (type_of(setting), default_of(setting))), meaning(setting))
         for setting in settings_of(classes[name]())

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 
     flags = {name: getattr(options, name) for name in ("resume_from", "freeze_encoder")}
     overrides = [*options.overrides, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
-    config = load_config(TrainConfig, find_config(options.config), overrides)
+    config = load_config(TrainConfig, find_config(options.config, compared=False), overrides)
     device = working_device()
     initialize(device)
     folder = train(config, options.output / options.name, device)

@@ -25,7 +25,7 @@ from .answer import answer, commit
 from .arms import common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, machine
 from .clips import demo_source, split_data
-from .layout import Layout, Member, stages_of
+from .layout import Layout, Member, refuse_wrong_arms, stages_of
 from .members import MemberResult, Work
 from .plan import Plan, planned
 from .pooling import pooled
@@ -81,7 +81,8 @@ class _Comparison:
     ) -> None:
         self.config, self.output, self.device, self.command = config, output, device, command
         self.minutes = Stopwatch(output / "minutes.json")
-        # All arms are checked before the first one is trained.
+        # All arms are checked before clips are cut and the first one is trained.
+        refuse_wrong_arms(config)
         given = open_given(config.arms)
         if clips is None:
             with self.minutes("clips"):

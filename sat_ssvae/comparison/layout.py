@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import fingerprint, parse_config
+from ..config import fingerprint, parse_config, refuse_unknown_keys
 from ..diffusion.training import DiTTrainConfig
 from ..training.settings import TrainConfig
 from .bookkeeping import content
@@ -34,6 +34,18 @@ def stages_of(config: CompareConfig, member: Member, data: dict[str, Any]) -> li
     shared = {**config.vae, **arm.settings, "data": data, "seed": member.vae_seed}
     stages = arm.stages or config.stages or ({},)
     return [parse_config(TrainConfig, {**shared, **stage}, source=f"arm {member.arm}") for stage in stages]
+
+
+def refuse_wrong_arms(config: CompareConfig) -> None:
+    """Check the settings of all arms before there are clips.
+
+    Raises:
+        UserError: as `stages_of`; a key in `vae` is named in full.
+    """
+    data = config.data.data(Path("videos"), "train")
+    refuse_unknown_keys(TrainConfig, {**config.vae, "data": data}, "vae.")
+    for arm in config.arms:
+        stages_of(config, Member(arm, config.vae_seeds[0]), data)
 
 
 @dataclass(frozen=True)
