@@ -63,6 +63,7 @@ def test_a_member_has_a_gpu_to_itself(cores):
 def start(folder, shards, jobs=2, arms=ARMS):
     """`sat-ssvae compare` in `folder`."""
     long = settings(arms=arms, jobs=jobs)
+    long["data"]["num_workers"] = 1  # which has to end with its member
     long["vae"] |= {"max_steps": 6, "checkpoint_every": 1}
     long["transformer"] |= {"max_steps": 6, "checkpoint_interval": 1}
     long["transformer"]["evaluation_steps"] = [2, 6]
@@ -158,7 +159,7 @@ def test_a_member_that_fails_ends_the_others_in_one_line(shards, tmp_path):
     assert process.wait() == 2
     said = log.read_text()
     assert said.count("error:") == 1 and "1 steps in a row without a finite" in said.splitlines()[-1]
-    assert "Traceback" not in said and "stock-vae0: " in said
+    assert "Traceback" not in said and "ssvae-vae0: " in said
 
 
 @pytest.mark.slow

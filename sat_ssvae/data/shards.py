@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -227,8 +228,10 @@ def _loader(source: Dataset[Any], indices: Sequence[int], num_workers: int) -> I
             worker_init_fn=partial(_obey_sigterm, ending),
         )
     )
-    # Runs before what DataLoader registered, which terminates the workers that do not end by themselves.
+    # Both run before what terminates the workers: DataLoader's function at exit, which a process of multiprocessing
+    # does not come to, and the end of such a process, which waits for them without a limit.
     atexit.register(setattr, ending, "value", 1)
+    Finalize(None, setattr, (ending, "value", 1), exitpriority=0)
     return loaded
 
 
