@@ -19,6 +19,7 @@ import torch
 from pydantic import JsonValue
 
 from .. import distributed
+from ..engine.precision import tell_precision
 from ..storage import write_text
 from ..training.run_folder import alone
 from .answer import answer, commit
@@ -67,7 +68,8 @@ def compare(
         if distributed.rank() == 0:
             output.mkdir(parents=True, exist_ok=True)
             held.enter_context(alone(output))  # `sat-ssvae runs` shows that it runs, and cleans nothing
-        return _Comparison(config, output, device, command, clips).run()
+        tell_precision(config.transformer.precision, device)
+        return _Comparison(config.settled(device), output, device, command, clips).run()
 
 
 class _Comparison:

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from ..config import Config
 from ..diffusion.process import FlowMatching
 from ..diffusion.training import DiTTrainConfig
+from ..engine.precision import resolved
 from ..errors import UserError
 from .scoring import ScoringConfig
 
@@ -94,6 +96,20 @@ class CompareConfig(Config):
     jobs: int | None = Field(default=None, gt=0)
     """Autoencoders, each with its transformers, that are worked on at a time, each in a process of its own; empty for
     as many as there are cores, or GPUs. Does not change the result; fewer need less memory."""
+
+    def settled(self, device: torch.device) -> "CompareConfig":
+        """This configuration with the precision that auto stands for on `device`.
+
+        It is in the names of the stages' folders, so a comparison that continues on another machine does not mix two.
+        """
+
+        def settle(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return [settle(part) for part in value] if isinstance(value, (list, tuple)) else value
+            chosen = {"precision": resolved("auto", device)} if value.get("precision") == "auto" else {}
+            return {key: settle(part) for key, part in value.items()} | chosen
+
+        return type(self).model_validate(settle(self.model_dump()))
 
     @model_validator(mode="after")
     def _there_is_something_to_compare(self) -> "CompareConfig":

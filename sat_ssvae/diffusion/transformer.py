@@ -47,7 +47,7 @@ class DiTConfig(Config):
     """Width of the text states joined to the video tokens; 0 trains without text."""
     text_length: int = Field(default=0, ge=0)
     """Text tokens per sample; 0 trains without text."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """What matrix products and attention compute in; parameters and residual stream are float32 anyway."""
 
     @model_validator(mode="after")

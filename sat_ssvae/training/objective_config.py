@@ -81,8 +81,9 @@ class ObjectiveConfig(Config):
     scale: ScaleConfig = ScaleConfig()
     """By how much latents shrink."""
     precision: Precision = "float32"
-    """Precision of the convolutions; weights, losses and regularisers stay in float32. float16 scales the loss by a
-    power of two that adapts to the gradients."""
+    """Precision of the convolutions; weights, losses and regularisers stay in float32. auto is bfloat16 where the
+    device has instructions for it, and float32 elsewhere. float16 scales the loss by a power of two that adapts to the
+    gradients."""
 
     @model_validator(mode="after")
     def _probabilities_sum_to_one(self) -> "ObjectiveConfig":

@@ -30,6 +30,7 @@ from ..engine.average import Average
 from ..engine.checkpoints import complete_steps, save_weights
 from ..engine.log import JsonLog, MetricsLog
 from ..engine.optimization import build_engine
+from ..engine.precision import tell_precision
 from ..engine.run import Run
 from ..engine.seeds import generator, seeded
 from ..engine.stability import LossScale, Outcome
@@ -71,6 +72,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
             if distributed.any_rank((output / "done").exists(), device):
                 logger.info("%s is finished", output)
             else:
+                tell_precision(config.precision, device)
                 AutoencoderTrainer(config, output, device).train()
     except RuntimeError as error:
         if not distributed.lost_rank(error):
