@@ -143,7 +143,7 @@ def _verdict(results: ComparisonResults, read: tuple[SpeedUp, ...], measures: Co
         counted = ()
     else:
         first = _convergence(results, candidate, counted, conclusion)
-    sentences = first, _quality(results, candidate, read)
+    sentences = first, _quality(results, candidate, read, judged=bool(counted))
     return Verdict(results.baseline.name, candidate, conclusion, sentences, read, counted)
 
 
@@ -320,7 +320,7 @@ def _why_none(read: Sequence[SpeedUp]) -> str:
     return "no sample distance has an interval, transformers that improve, and a floor small enough"
 
 
-def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
+def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], *, judged: bool) -> str:
     """The second sentence: what the latents cost in reconstruction, and which distances measure blur."""
     base, arm = results.baseline.name, results.arm(candidate)
     shared = [m for m in _QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
@@ -336,7 +336,8 @@ def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]
     if worse and better:
         text = f"By some measures {candidate} reconstructs better and by others worse than {base} ({numbers})"
     elif worse:
-        text = f"{candidate} reconstructs worse ({numbers}), so part of any speed-up may come from blur"
+        doubt = ", so part of any speed-up may come from blur" if judged else ""
+        text = f"{candidate} reconstructs worse ({numbers}){doubt}"
     elif better:
         text = f"{candidate} also reconstructs better ({numbers})"
     elif all(sign is None for sign in signs):
