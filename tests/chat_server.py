@@ -8,8 +8,8 @@
 Every answer depends on the JPEG frames and the text that were sent. A plan says what happens to the next requests, one
 word each: ok, slow (4 s late), nonsense (no JSON), empty (JSON without an answer), chatter (an answer without ratings),
 drop (the connection ends), key (refused without the bearer token `k`), short (cut off below 2048 tokens), or an HTTP
-status; or an object: a `choice` as the API has it, with RATING where the ratings belong, or a `status` and an `error`.
-After the plan all is ok.
+status; or an object: a `choice` as the API has it, with RATING where the ratings belong, a `status` and an `error`, or
+`raw`, the characters of a whole response, after which the connection ends. After the plan all is ok.
 """
 
 import base64
@@ -81,7 +81,10 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {"choices": [{"message": {"role": "assistant", "content": answer}}]})
 
     def meet_object(self, fate, request):
-        if "status" in fate:
+        if "raw" in fate:
+            self.wfile.write(fate["raw"].encode("latin-1"))
+            self.close_connection = True
+        elif "status" in fate:
             self.reply(fate["status"], fate["error"])
         else:
             escaped = json.dumps(rating(request))[1:-1]

@@ -1,5 +1,7 @@
 """What a judge's server may answer, or not: trouble that passes, trouble that lasts, and ratings in any wording."""
 
+import gzip
+import json
 import time
 
 import pytest
@@ -43,7 +45,7 @@ def test_lasting_trouble_fails_one_video_and_keeps_the_others(judge, gray, fate,
 
 
 @pytest.mark.parametrize(
-    ("fate", "reason"), [("nonsense", "no chat completion"), ("empty", "no chat"), ("400", "HTTP 400")]
+    ("fate", "reason"), [("nonsense", "no chat completion"), ("empty", "an answer without a text"), ("400", "HTTP 400")]
 )
 def test_what_repetition_does_not_mend_is_not_repeated(judge, gray, fate, reason):
     judge.plan([fate])
@@ -168,3 +170,75 @@ def test_an_unknown_model_name_ends_the_run_at_once(judge, gray):
     with pytest.raises(UserError, match="model Other: HTTP 404 Not Found: The model `Other` does not exist"):
         score(gray, config(judge, model="Other", batch_size=1))
     assert len(judge.requests) == 1
+
+
+GOOD = "Alignment Score (1-5): 3.5\nPhysics Score (1-5): 2.5\nStyle Score (1-5): 4"
+
+
+def http(body, status="200 OK", *head, length=None):
+    """A whole response, as `chat_server.py` sends it."""
+    data = body if isinstance(body, bytes) else body.encode()
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(data) if length is None else length}", *head, "", ""]
+    return {"raw": "\r\n".join(lines) + data.decode("latin-1")}
+
+
+def completion(content=GOOD, finish_reason="stop", **more):
+    return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": finish_reason}], **more})
+
+
+AROUND = [
+    http(completion(finish_reason=None, usage=None)),
+    http(completion(usage=[1])),
+    http(completion(usage={"completion_tokens": "9"})),
+    http(f"\ufeff{completion()}"),
+    http(gzip.compress(completion().encode()), "200 OK", "Content-Encoding: gzip"),
+]
+
+
+def test_what_servers_put_around_an_answer_is_no_matter(judge, gray):
+    judge.plan(AROUND)
+    assert ratings(score(gray, config(judge))) == [4.0] * 5
+
+
+OVERLOADED = {"error": {"message": "overloaded", "code": 503}}
+
+
+NO_ANSWERS = [
+    (http(completion("", None)), "an answer without a text: finish_reason None"),
+    (http(completion(None)), "an answer without a text: finish_reason stop"),
+    (http(json.dumps({"choices": [{"message": {"content": "", "refusal": "I may not."}}]})), "I may not"),
+    (http(json.dumps({"choices": [OVERLOADED | {"message": {"content": ""}}]})), "without a text: overloaded"),
+    (http(json.dumps(OVERLOADED)), "an error instead of an answer: overloaded"),
+    (http('{"choices": []}'), "no chat completion in the response"),
+    (http(f"data: {completion()}\n\ndata: [DONE]"), "no chat completion in the response: data:"),
+    (http(""), "no chat completion in the response: it is empty"),
+    (http("[" * 100_000), "no chat completion in the response"),
+    (http(completion('{"a":' * 20_000)), "no rating from 1 to 5"),
+    (http(completion(), length=9999), "connection lost"),
+    (http(completion(), "200 OK", "Content-Encoding: gzip"), "connection lost"),
+    (http("null", "400 Bad Request"), "HTTP 400 Bad Request"),
+    (http('{"error": null, "message": "no vision"}', "400 Bad Request"), "HTTP 400 Bad Request: no vision"),
+    (http("{}", "429 Too Many Requests", "Retry-After: 3600"), "it asks for a pause of 3600 s"),
+]
+
+
+@pytest.mark.parametrize("first", range(0, len(NO_ANSWERS), 5))
+def test_what_is_no_answer_is_one_line_and_is_asked_again(judge, gray, first):
+    settings = config(judge, batch_size=1, retries=0)
+    responses, reasons = zip(*NO_ANSWERS[first : first + 5], strict=True)
+    judge.plan(responses)
+    failures = score(gray, settings).failures
+    assert list(failures) == [f"clip{number}" for number in range(5)]
+    assert all(reason in failure for reason, failure in zip(reasons, failures.values(), strict=True))
+    judge.plan([])
+    assert len(score(gray, settings).rated) == 5 and len(judge.requests) == 5
+
+
+def test_a_redirection_is_named_where_it_fails(judge, gray):
+    settings = config(judge, batch_size=1, retries=0)
+    judge.plan([http("", "301 Moved Permanently", "Location: /login")])
+    scored = score(gray, settings)
+    assert f"the request was redirected to {judge.url}/login; give that server" in scored.failures["clip0"]
+    judge.plan([http("", "307 Temporary Redirect", "Location: http://127.0.0.1:9/v1")])
+    with pytest.raises(UserError, match=f"{judge.url}: redirects to http://127.0.0.1:9/v1, where no server is"):
+        score(gray, settings)

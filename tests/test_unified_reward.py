@@ -1,5 +1,6 @@
 import io
 import json
+import time
 
 import pytest
 import torch
@@ -108,6 +109,14 @@ def test_answers_of_version_1():
         "Alignment Score (1-5): 3\nPhysics Score (1-5): -3\nStyle Score (1-5): 3",
         "Alignment: 3/10\nPhysics: 3/10\nStyle: 3/10",  # another scale
         '{"Alignment": 3, "Physics": null, "Style": 3}',
+        "Alignment Score (1-10): 4\nPhysics Score (1-10): 4\nStyle Score (1-10): 4",
+        "Alignment Score (out of 10): 4\nPhysics Score [0-100]: 4\nStyle Score (0-5): 4",
+        "Alignment: 4 of 10\nPhysics: 4 of 10\nStyle: 4 of 10",
+        "Alignment: 4%\nPhysics: 4 %\nStyle: 4%",
+        "Alignment: 3½\nPhysics: 3\nStyle: 3",
+        "Alignment: 3\nPhysics: 3\nStyle: 3D animation",
+        "1. Alignment Score (1-5):\n2. Physics Score (1-5): 3\n3. Style Score (1-5): 4",  # 2 is no rating
+        "| Axis | Frame 1 | Score |\n|---|---|---|\n| Alignment | 1 | n/a |\n| Physics | 1 | 2 |\n| Style | 1 | 4 |",
     ],
 )
 def test_incomplete_answers_and_ratings_off_the_scale_are_refused(answer):
@@ -142,6 +151,12 @@ WIDE = "Ratings:\n\n| Alignment | Physics | Style |\n| --- | --- | --- |\n| 3.5 
         "Alignment Score (1-5): 3.5/5\nPhysics Score (1-5): 2.5 / 5\nStyle Score (1-5): 4 out of 5",
         "Alignment Score（1-5）：3.5\nPhysics：2.5\nStyle rating: **4**",
         "Alignment Score (1 to 5, decimals allowed): 3,5\nPhysics Score = 2.5\n'Style': 4",
+        "| # | Axis | Score |\n|---|---|---|\n| 1 | Alignment | 3.5 |\n| 2 | Physics | 2.5 |\n| 3 | Style | 4 |",
+        "| Axis | Best | Score |\n|---|---|---|\n| Alignment | 5 | 3.5 |\n| Physics | 5 | 2.5 |\n| Style | 5 | 4 |",
+        "| Axis | Scale | Score |\n| Alignment | 1-5 | 3.5 |\n| Physics | 1-5 | 2.5 |\n| Style | 1-5 | 4 |",
+        "| Alignment | Physics | Style |\n|---|---|---|\n| 3.5/5 | 2.5/5 | 4/5 |\n| fine | weak | good |",
+        '{"Alignment": {"value": 3.5}, "Physics": {"value": 2.5}, "Style": {"value": 4}}',
+        "Alignment Score (1-5): 3.5\nPhysics Score (1-5): 2.5\nStyle Score (1-5): 4\nPhysics: 2 balls; style is 1960s.",
     ],
 )
 def test_ratings_in_tables_json_and_fractions(answer):
@@ -162,6 +177,13 @@ DRESSES = (
     "{} Score (1-5): ~{}",
     "{} | {}",
     "{}\t{}",
+    "{} Score (1-5): <{}>",
+    "{} Score (1-5): {}\n- 2 dogs",
+    "{} Score (1-5): {} of 5",
+    "{} Score {};",
+    "{}: Score +{}",
+    "- {}\n  - Score: {}",
+    "{}:\n  score: {}",
 )
 
 
@@ -184,6 +206,16 @@ def test_ratings_in_less_usual_dress(dress):
 )
 def test_ratings_in_full_width_lists_and_ranges(answer):
     assert parse_answer(answer, V2) == {"alignment": 3.5, "physics": 2.5, "style": 4}
+
+
+@pytest.mark.parametrize(
+    "stuck", ["\\__", " *_", "Alignment ", '{"a":', "{", "|", "★ ", "Alignment Score:-", "Alignment (", "\n", "<"]
+)
+def test_a_model_that_repeats_itself_costs_no_time(stuck):
+    started = time.monotonic()
+    with pytest.raises(UnparsableAnswer):
+        parse_answer("Alignment Score: " + stuck * (8000 // len(stuck)), V2)
+    assert time.monotonic() - started < 5
 
 
 def test_json_keys_of_version_1():

@@ -132,20 +132,28 @@ class ChatClient:
                 model=config.model, messages=messages, temperature=0, max_tokens=config.max_tokens
             )
         except openai.APIStatusError as error:
-            raise self._refused(error) from None
+            raise self._refused(_status(error), error.response) from None
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from None
-        return _read_answer(response.text, config.max_tokens)
+        try:
+            return _read_answer(response.text, config.max_tokens)
+        except RequestFailed as error:
+            raise self._refused(str(error), response.http_response) from None
 
-    def _refused(self, error: openai.APIStatusError) -> Exception:
-        said = self._without_key(_status(error))
+    def _refused(self, said: str, response: Any) -> Exception:
+        """The error that belongs to an answer without a completion, with what can be done about it."""
+        said, code = self._without_key(said), response.status_code
         hints = list(dict.fromkeys(hint for words, hint in _HINTS.items() if words in said))
-        if error.status_code in (401, 403):
+        if code in (401, 403):
             hints = [f"give the server's key with api_key=... or in {KEY_VARIABLE}"]
-        if self._proxy and error.status_code in (403, 407, 502, 503, 504):
+        if response.history:
+            hints.append(f"the request was redirected to {response.url}; give that server with url=...")
+        if (pause := response.headers.get("Retry-After", "")).isdecimal():
+            hints.append(f"it asks for a pause of {pause[:9]} s")
+        if self._proxy and code in (403, 407, 502, 503, 504):
             hints.append(f"it came through the proxy {self._proxy}; {self._bypass}")
         text = "; ".join([said.rstrip("."), *hints])
-        if error.status_code in _HOPELESS or _MORE_IMAGES in hints:
+        if code in _HOPELESS or _MORE_IMAGES in hints:
             return UserError(f"{self.config.url}, model {self.config.model}: {text}")
         return RequestFailed(text)
 
@@ -158,6 +166,9 @@ class ChatClient:
             return UserError(
                 f"{self.config.url}: not reached through the proxy {self._proxy} ({reason}); {self._bypass}"
             )
+        asked = str(getattr(cause, "request", error.request).url)
+        if never_sent and _place(asked) != _place(self.config.url):
+            return UserError(f"{self.config.url}: redirects to {asked}, where no server is")
         if never_sent:
             return UserError(f"{self.config.url}: no server there; start it, or give its address with url=...")
         through = f", through the proxy {self._proxy}" if self._proxy else ""
@@ -176,21 +187,31 @@ class ChatClient:
 
 
 def _read_answer(response: str, max_tokens: int) -> Answer:
+    """The answer in a response that has the status 200, which does not say that it holds one.
+
+    Raises:
+        RequestFailed: it is something else.
+    """
     try:
-        body = json.loads(response)
+        body = json.loads(response.removeprefix("\ufeff"))
+        if isinstance(body, dict) and body.get("error"):
+            raise RequestFailed(f"an error instead of an answer: {_shortened(str(_said(body)))}")
         choice = body["choices"][0]
         message = choice["message"]
         content = _joined(message.get("content"))
         thoughts = [_joined(message.get(name)) for name in ("reasoning_content", "reasoning")]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise RequestFailed(f"no chat completion in the response: {_shortened(response)}") from None
+        said = _said({"error": choice.get("error")}) or message.get("refusal")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise RequestFailed(f"no chat completion in the response: {_shortened(response) or 'it is empty'}") from None
     # The text after the reasoning; reasoning that was never closed is no answer.
     spoken = content.rpartition("</think>")[2].partition("<think>")[0]
     texts = tuple(text for text in (spoken, *thoughts) if text.strip())
-    used = (body.get("usage") or {}).get("completion_tokens") or 0
-    cut_off = choice.get("finish_reason") == "length" or used >= max_tokens
+    usage = body.get("usage")
+    used = usage.get("completion_tokens") if isinstance(usage, dict) else 0
+    cut_off = choice.get("finish_reason") == "length" or (isinstance(used, int) and used >= max_tokens)
     if not texts and not cut_off:
-        raise RequestFailed(f"no chat completion with a text in the response: {_shortened(response)}")
+        detail = _shortened(str(said)) if said else f"finish_reason {choice.get('finish_reason')}"
+        raise RequestFailed(f"an answer without a text: {detail}")
     return Answer(texts, cut_off)
 
 
@@ -199,6 +220,11 @@ def _joined(content: Any) -> str:
     if isinstance(content, list):
         return "\n".join(str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in content)
     return content if isinstance(content, str) else ""
+
+
+def _place(url: str) -> tuple[str | None, int]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
 def _is_loopback(url: str) -> bool:
@@ -223,13 +249,19 @@ def _status(error: openai.APIStatusError) -> str:
     """`HTTP 429 Too Many Requests: what the server said`."""
     response = error.response
     try:
-        content = response.json()
-        said = content.get("error", content.get("detail", content))
-        detail = said.get("message") if isinstance(said, dict) else said
-    except (ValueError, AttributeError):
+        detail = _said(response.json())
+    except (ValueError, RecursionError):
         detail = response.text
     detail = _shortened(str(detail or ""))
-    return f"HTTP {response.status_code} {response.reason_phrase}" + (f": {detail}" if detail else "")
+    return f"HTTP {response.status_code} {response.reason_phrase}".rstrip() + (f": {detail}" if detail else "")
+
+
+def _said(content: Any) -> Any:
+    """What a server's JSON says of an error."""
+    if not isinstance(content, dict):
+        return content
+    said = next((content[key] for key in ("error", "detail", "message") if content.get(key)), "")
+    return said.get("message", said) if isinstance(said, dict) else said
 
 
 def _shortened(text: str, length: int = 160) -> str:

@@ -147,11 +147,11 @@ def parse_answer(answer: str, version: RewardVersion) -> dict[str, float]:
     text = _as_lines(answer)
     scores = {}
     for axis, words in version.axes.items():
-        rating = _last_rating(words, high, text)
+        rating = _last_rating(words, version.scale, text)
         if rating is None or not low <= rating <= high:
             raise UnparsableAnswer(f"no rating from {low} to {high} for {words}")
         scores[axis] = rating
-    final = _last_rating("Final", 10, text)
+    final = _last_rating("Final", (1, 10), text)
     if version.number == 1 and final is not None and 1 <= final <= 10:
         scores["final"] = final
     return scores
@@ -177,29 +177,51 @@ def read_instruction(path: Path) -> str:
     return text
 
 
-_NUMBER = r"(-?\d+(?:[.,]\d+)?)"
-_SCALE = r"(?:[(\[][^()\[\]\n]*[)\]]|\d+[ -]\d+)"  # (1-5), [1-5] or what is left of alignment_score_1_5
-_MARKS = r"(?:\\\w+|[\s*_`\"'~≈★☆⭐$(\[{])*"  # Markdown, LaTeX and other decoration before a number
-_RATINGS = ("score", "rating")
+_NUMBER = r"([-+]?\d+(?:[.,]\d+)?)"
+_WHOLE = r"(?!\d|[.,]\d|[A-Za-z]|[^\S\n]*(?:%|(?:[-–]|to\b)[^\S\n]*\d))"  # not the 3 of 3D, 3 % or 3-4
+_SCALE = r"(?:[(\[][^()\[\]\n]{0,80}[)\]]|\d+[ -]\d+)"  # (1-5), [1-5] or what is left of alignment_score_1_5
+_ENDS = re.compile(r"(\d+)\s*(?:[- –—]|to|\.\.)\s*(\d+)|(?:\bof|/|max)\s*(\d+)", re.IGNORECASE)  # of a scale
+_OPENED = r"[\s(\[{<]{0,4}"  # brackets around a number
+_DECORATION = re.compile(r"\\[A-Za-z]*|[*_`\"'~≈★☆⭐$]")  # Markdown, LaTeX and the like
+_RATINGS = ("score", "rating", "value")
 _FORMATTING = re.compile(r"</?(?:b|strong|i|em|u|br|p|li|span|code|h\d|td|th|tr|div)\b[^>]*>", re.IGNORECASE)
-_TAG = re.compile(r"<(/?)(\w+)[^<>]*>")
+_TAG = re.compile(r"<(/?)([A-Za-z]\w*)[^<>]*>")
+_LIST_ITEM = re.compile(r"[.)][^\S\n]+\S")  # what follows the number of one
 
 
-def _last_rating(words: str, high: int, text: str) -> float | None:
-    """The last number after `words: `, None if there is none or it is one of another scale (`3/10`)."""
-    name = re.sub(r"[ -]", r"[\\s_-]", words)
-    label = rf"{name}(?P<score>[\s_]+(?:Score|Rating))?[\s*_`\"']*{_SCALE}?[\s*_`\"']*"
-    stop = r"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?(score)\n|(?!)))"
-    one_number = rf"{_NUMBER}(?![\d.,]*\s*(?:[-–]|to\b)\s*\d)"  # not a range
-    found = list(re.finditer(rf"{label}{stop}{_MARKS}{one_number}(?:\s*(?:/|out of)\s*(\d+))?", text, re.IGNORECASE))
+def _last_rating(words: str, scale: tuple[int, int], text: str) -> float | None:
+    """The last number after `words: `, None if there is none or it is one of another scale (`3/10`).
+
+    Numbers after `words Score` or `words (1-5)` go before those after the mere words (`Physics: 2 balls collide`).
+    """
+    name = re.sub(r"[ -]", r"[\\s-]", words)
+    label = rf"{name}(?P<score>[\s:-]{{1,5}}(?:Score|Rating))?\s?(?P<scale>{_SCALE})?\s?"
+    stop = r"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?(score)[\n ]|(?!)))"
+    pattern = rf"{label}{stop}(?P<opened>{_OPENED}){_NUMBER}{_WHOLE}(?:\s?(?:/|(?:out )?of)\s?(?P<best>\d+))?"
+    found = [
+        match
+        for match in re.finditer(pattern, text, re.IGNORECASE)
+        if not ("\n" in match["opened"] and _LIST_ITEM.match(text, match.end()))
+    ]
+    found = [match for match in found if match["score"] or match["scale"]] or found
     if not found:
         return None
-    number, scale = found[-1].groups()[-2:]
-    return float(number.replace(",", ".")) if scale in (None, str(high)) else None
+    number, best = found[-1].groups()[-2:]
+    scales = found[-1]["scale"] or "", f"/{best}" if best else ""
+    return float(number.replace(",", ".")) if all(_is_scale(written, scale) for written in scales) else None
+
+
+def _is_scale(written: str, scale: tuple[int, int]) -> bool:
+    """Whether a note such as `(1-5)`, `[out of 5]` or `/5` names this scale, or none."""
+    ends = _ENDS.search(written)
+    return ends is None or (ends[1] in (None, str(scale[0])) and (ends[2] or ends[3]) == str(scale[1]))
 
 
 def _as_lines(answer: str) -> str:
-    """The answer with its Markdown tables, JSON objects and tags as lines `name: value`."""
+    """The answer with its Markdown tables, JSON objects and tags as lines `name: value`, without decoration.
+
+    Of spaces side by side one is left: a model that writes nothing else any more costs no time.
+    """
     answer = unicodedata.normalize("NFKC", answer)  # digits and colons of full width
     lines: list[str] = []
     rows: list[list[str]] = []
@@ -210,16 +232,24 @@ def _as_lines(answer: str) -> str:
             continue
         lines += _table_lines(rows)
         rows = []
-    return "\n".join([*lines, *_json_lines(answer)])
+    text = _DECORATION.sub(" ", "\n".join([*lines, *_json_lines(answer)]))
+    return re.sub(r"\s+", lambda space: next((kind for kind in "\n\t" if kind in space[0]), " "), text)
 
 
 def _table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's rows, first cell and first number, and where each column has a head and one row: the columns."""
+    """`name: rating` of each row, from the column with ratings; of a single row of numbers `head: number` as well."""
     rows = [row for row in rows if any(set(cell) - set("-: ") for cell in row)]
-    numbers = [[cell for cell in row[1:] if re.match(_NUMBER, cell)] for row in rows]
-    lines = [f"{row[0]}: {cells[0]}" for row, cells in zip(rows, numbers, strict=True) if cells]
-    if len(rows) == 2 and len(rows[0]) == len(rows[1]):
-        lines += [f"{head}: {cell}" for head, cell in zip(*rows, strict=True)]
+    head = [cell.lower() for cell in rows[0]] if rows else []
+    rated = next((place for place, cell in enumerate(head) if place and any(word in cell for word in _RATINGS)), 0)
+    lines = []
+    for row in rows:
+        name = next((cell for cell in row if not re.match(_NUMBER, cell)), "")
+        numbers = [cell for cell in row if re.match(_NUMBER, cell) and name in row[: row.index(cell)]]
+        chosen = row[rated : rated + 1] if rated else numbers[:1]
+        lines += [f"{name}: {cell}" for cell in chosen if cell in numbers]
+    with_numbers = [row for row in rows[1:] if any(re.match(_NUMBER, cell) for cell in row)]
+    if len(with_numbers) == 1 and len(head) == len(with_numbers[0]):
+        lines += [f"{name}: {cell}" for name, cell in zip(rows[0], with_numbers[0], strict=True)]
     return lines
 
 
@@ -230,6 +260,8 @@ def _json_lines(answer: str) -> list[str]:
     while start >= 0:
         try:
             found, end = json.JSONDecoder().raw_decode(answer, start)
+        except RecursionError:
+            break
         except ValueError:
             end = start + 1
         else:
