@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sat_ssvae.data.clips import unsuitable
+from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import Sample
 from sat_ssvae.data.video_io import probe, read_frames
 
@@ -159,3 +160,49 @@ def test_a_cover_picture_without_a_mark(tmp_path):
             output.mux(stream.encode(None))
     info = probe(path)
     assert (info.height, info.width, info.frames) == (64, 64, 9)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.ts"])
+def test_pictures_before_the_first_key_frame_that_decode_are_the_beginning(tmp_path, name):
+    """Leading pictures of H.265 and VVC that need none from before a cut: Matroska's start is not the first one's."""
+    source, path = tmp_path / "long.mkv", tmp_path / "in" / name
+    path.parent.mkdir()
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream(
+            "libx265",
+            rate=24,
+            options={
+                "x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=0:radl=2:bframes=3:b-adapt=0:log-level=0"
+            },
+        )
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for picture in numbered(70):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        output.mux(stream.encode(None))
+    with av.open(str(source)) as given, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(given.streams.video[0]) if packet.size]
+        first = [index for index, packet in enumerate(packets) if packet.is_keyframe][1]
+        leading = [packet for packet in packets[first + 1 :] if packet.pts < packets[first].pts]
+        for packet in packets[first:]:
+            packet.stream = stream
+            output.mux(packet)
+    assert leading
+    assert is_whole(path, 70 - first, 24, tmp_path / "out")
+
+
+@pytest.mark.parametrize("second", ["a", "long", "late"])
+@pytest.mark.parametrize("suffix", [".ts", ".m2ts", ".mkv"])
+def test_joined_files_say_so(tmp_path, second, suffix):
+    """`cat a.ts b.ts > joined.ts`: times begin anew in the middle, or go on much later."""
+    if suffix == ".mkv" and second == "late":
+        return
+    first = record(tmp_path / f"first{suffix}", 30, 24)
+    count, start = {"a": (30, 0), "long": (50, 0), "late": (30, 500)}[second]
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes(first.read_bytes() + record(tmp_path / f"second{suffix}", count, 24, start=start).read_bytes())
+    readers = [lambda: list(read_frames(joined))] + ([lambda: probe(joined)] if suffix != ".mkv" else [])
+    for read in readers:
+        with pytest.raises(VideoError, match=r"joined\S+: joined of parts with times of their own") as raised:
+            read()
+        assert raised.value.cause == "several clocks"

@@ -45,6 +45,8 @@ _ASF = "asf"  # WMV: every stream says when the whole file ends
 _USUAL_FPS = Fraction(25)  # for files that do not say
 _MAX_REORDERED = 16  # pictures that a picture shown later may precede in a file
 _UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
+_MENDED = "; ffmpeg -i IN -c copy OUT.mp4 gives them one clock"
+_MAX_GAP = 10.0  # seconds between pictures of a transport stream, which is sent as it is shown
 SLACK = 0.5
 """Seconds by which the duration of a whole file may exceed its last packet."""
 _PICTURE_CODECS = frozenset(
@@ -112,11 +114,11 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
     decoding instead of times: frames get the times in that order.
 
     Raises:
-        VideoError: "truncated" at a packet of which a part is missing.
+        VideoError: "truncated" at a packet of which a part is missing, "several clocks" where times start anew.
     """
     held: VideoFrame | None = None
     times: deque[int | None] | None = deque() if is_reordered_avi(container, stream) else None
-    for packet in _packets(container, stream):
+    for packet in _packets(container, stream, source):
         if _repeats(packet):
             if held is not None:
                 held.duration += packet.duration or 0
@@ -159,8 +161,8 @@ class Start(NamedTuple):
     """How a video begins.
 
     `untimed`: frames have to be counted because not all have times, as those that Matroska stores below 0 seconds.
-    `shown`: the first frame's time in the stream's ticks, if pictures before it cannot be decoded: they need some
-    from before a cut.
+    `shown`: the first frame's time in the stream's ticks, if the header tells another: pictures before it cannot be
+    decoded, as they need some from before a cut, or pictures stored after the first one are shown before it.
     """
 
     untimed: bool
@@ -181,7 +183,9 @@ def start_of(source: Path | bytes) -> Start:
         if not before:
             return Start(untimed, None)
         shown = next((frame.pts for packet in chain(head, packets) for frame in packet.decode()), None)
-        return Start(untimed, shown if shown is not None and min(before) < shown else None)
+        # FFmpeg takes the first picture of a Matroska file for its beginning, also if it is shown after others.
+        unlike_told = shown is not None and (min(before) < shown or shown < (stream.start_time or 0))
+        return Start(untimed, shown if unlike_told else None)
 
 
 def is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
@@ -205,13 +209,24 @@ def _gap(container: InputContainer, stream: VideoStream) -> int:
     return max(0, second - first - _avi_step(container, stream))
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+def _packets(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[Packet]:
     """The packets from the current position on; AVI's first one directly before the second."""
     gap = _gap(container, stream)
     first = stream.index_entries[0].timestamp if gap else None
+    timed = stream.time_base is not None and container.format.name not in _UNTIMED
+    gap_allowed, advice = (_MAX_GAP, _MENDED) if container.format.name == "mpegts" else (math.inf, "")
+    last = math.nan  # in seconds; NaN is neither larger nor smaller than a time
     for packet in container.demux(stream):
         if gap and packet.size and packet.dts is not None and packet.dts == first:
             packet.pts = packet.dts = packet.dts + gap
+        if timed and packet.size and packet.pts is not None:
+            time = float(packet.pts * (stream.time_base or 0))
+            # Files put one behind the other: the next one's times begin anew, or at any later one.
+            if (packet.is_keyframe and time < last - SLACK) or time > last + gap_allowed:
+                raise VideoError(
+                    "several clocks", f"{name_of(source)}: joined of parts with times of their own{advice}"
+                )
+            last = last if last > time else time
         yield packet
 
 
@@ -243,8 +258,9 @@ def length_of(
     ):
         duration = _end_of_pictures(container, stream) or duration
     hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
-    if not fps or not duration or hides_some or start.shown is not None:
-        counted, span, last = _count(container, stream, start.shown)
+    joined = container.format.name == "mpegts"  # often of parts, which only their packets tell
+    if not fps or not duration or hides_some or joined or start.shown is not None:
+        counted, span, last = _count(source, start.shown)
         told = min(duration, frames / fps) if frames and fps else duration
         if fps and span and span + SLACK < told:  # truncated: readers will notice
             return Length(frames or round(told * fps), fps, duration)
@@ -370,21 +386,21 @@ def _is_before(packet: Packet, shown: int | None) -> bool:
     return shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
 
 
-def _count(container: InputContainer, stream: VideoStream, shown: int | None) -> tuple[int, float, float]:
+def _count(source: Path | bytes, shown: int | None) -> tuple[int, float, float]:
     """The number of frames shown, and the seconds from the first to the last and that the last is shown.
 
-    The seconds are 0 if the packets do not say.
+    The seconds are 0 if the packets do not say. The file is opened anew: not every container can go back to its start.
     """
-    container.seek(0)
     frames, first, last, lasts = 0, math.inf, -math.inf, 0.0
-    for packet in _packets(container, stream):
-        # Outside of an edit list; the end.
-        if packet.is_discard or not (packet.size or _repeats(packet)) or _is_before(packet, shown):
-            continue
-        frames += 1
-        if packet.pts is not None and stream.time_base:
-            time = float(packet.pts * stream.time_base)
-            if time > last:
-                last, lasts = time, float((packet.duration or 0) * stream.time_base)
-            first = min(first, time)
+    with open_video(source) as (container, stream):
+        for packet in _packets(container, stream, source):
+            # Outside of an edit list; the end.
+            if packet.is_discard or not (packet.size or _repeats(packet)) or _is_before(packet, shown):
+                continue
+            frames += 1
+            if packet.pts is not None and stream.time_base:
+                time = float(packet.pts * stream.time_base)
+                if time > last:
+                    last, lasts = time, float((packet.duration or 0) * stream.time_base)
+                first = min(first, time)
     return (frames, last - first, lasts) if last > first else (frames, 0.0, 0.0)
