@@ -19,6 +19,7 @@ from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.video_io import probe, read_clip, read_frames
 from sat_ssvae.data.video_write import VideoWriter
+from sat_ssvae.errors import UserError
 
 from .numbered_videos import CODECS, CUT, PACK, is_whole, number_of, numbered, record
 from .shard_files import small
@@ -271,3 +272,36 @@ def test_a_name_is_never_an_address(tmp_path, monkeypatch, name):
         for frame in read_frames(Path(name)):
             writer.write(frame.picture, frame.time)
     assert probe(Path(f"out-{name}")).frames == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("a.avi", "mjpeg", "yuvj420p"),
+        ("a.avi", "huffyuv", "rgb24"),
+        ("a.avi", "rawvideo", "bgr24"),
+        ("a.avi", "mpeg4", ""),
+        ("a.wmv", "wmv2", ""),
+        ("a.flv", "flv", ""),
+    ],
+)
+@pytest.mark.parametrize("share", [0.6, 0.75])
+def test_a_file_without_its_end_is_truncated(tmp_path, name, codec, pixels, share):
+    """FFmpeg fills the rest of the last picture, shortens AVI's duration and drops that of WMV."""
+    pictures = np.random.default_rng(0).integers(0, 255, (72, 32, 48, 3), np.uint8)
+    whole = tmp_path / f"whole{name[1:]}"
+    with av.open(str(whole), "w") as output:
+        stream = output.add_stream(codec, rate=24)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, pixels or "yuv420p"
+        for picture in pictures:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=stream.pix_fmt)))
+        output.mux(stream.encode(None))
+    assert probe(whole).frames == sum(1 for _ in read_frames(whole)) == 72
+    path = tmp_path / name
+    path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    with pytest.raises(VideoError, match="truncated"):
+        list(read_frames(path))
+    with pytest.raises(VideoError, match="truncated"):
+        list(read_resampled(path, 8, (32, 48)))
+    with pytest.raises(UserError, match=r"no usable video or image \(1 truncated\)"):
+        pack(path, tmp_path / "out", PACK)

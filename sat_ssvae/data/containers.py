@@ -6,6 +6,8 @@ with open_video(source) as (container, stream):
 
 import io
 import math
+import struct
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +44,8 @@ _FORMATS = (
 # MPEG program streams stamp few packets and FFmpeg guesses the times between; raw streams have none.
 _UNTIMED = frozenset({"mpeg", "h264", "hevc", "m4v", "mpegvideo"})
 _ASF = "asf"  # WMV: every stream says when the whole file ends
+_ASF_FILE_PROPERTIES = uuid.UUID("8CABDCA1-A947-11CF-8EE4-00C00C205365").bytes_le
+_ASF_HEAD = 1 << 16  # bytes in which it is sought
 _USUAL_FPS = Fraction(25)  # for files that do not say
 _MAX_REORDERED = 16  # pictures that a picture shown later may precede in a file
 _UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
@@ -125,13 +129,7 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
             continue
         if times is not None and packet.size:
             times.append(packet.dts)
-        try:
-            frames = packet.decode()
-        except av.InvalidDataError:
-            if packet.is_corrupt:
-                raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame") from None
-            raise
-        for frame in frames:
+        for frame in _pictures(packet, container, source):
             if times:
                 frame.pts = times.popleft()
             if not frame.width or not frame.height:
@@ -144,6 +142,20 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
                 held = None
     if held is not None:
         yield held
+
+
+def _pictures(packet: Packet, container: InputContainer, source: Path | bytes) -> list[VideoFrame]:
+    try:
+        pictures = packet.decode()
+        # Decoders fill what is missing of a picture. Transport streams mark those with losses on the way, too.
+        cut_off = packet.is_corrupt and container.format.name != "mpegts"
+    except (av.InvalidDataError, av.ArgumentError):
+        if not packet.is_corrupt:
+            raise
+        cut_off = True
+    if cut_off:
+        raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame")
+    return pictures
 
 
 def origin(container: InputContainer, stream: VideoStream) -> float:
@@ -247,7 +259,7 @@ def length_of(
     if start.untimed:
         return _count_all(source, start.shown)
     step = _avi_step(container, stream)
-    fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream)
+    fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream, source)
     if is_mov(container) and not stream.frames and fps > 1.5 * float(stream.guessed_rate or fps):
         fps = 0.0  # from the first of many fragments
     frames = 0 if _has_placeholder(stream) else max(0, stream.frames - _gap(container, stream)) // step
@@ -256,7 +268,7 @@ def length_of(
         and not _own_duration(container, stream)
         and (len(container.streams) > 1 or not _is_matroska(container))
     ):
-        duration = _end_of_pictures(container, stream) or duration
+        duration = _end_of_pictures(container, stream, source) or duration
     hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
     joined = container.format.name == "mpegts"  # often of parts, which only their packets tell
     if not fps or not duration or hides_some or joined or start.shown is not None:
@@ -278,7 +290,7 @@ def length_of(
     return Length(frames, fps, duration)
 
 
-def told_duration(container: InputContainer, stream: VideoStream) -> float:
+def told_duration(container: InputContainer, stream: VideoStream, source: Path | bytes) -> float:
     """Seconds according to the header, of the video or of all streams together; 0 if it does not say."""
     if own := _own_duration(container, stream):
         return own
@@ -287,7 +299,7 @@ def told_duration(container: InputContainer, stream: VideoStream) -> float:
     begin = origin(container, stream)
     if not _is_matroska(container):
         begin = max(0.0, begin)
-    return max(0.0, _told_end(container) - begin) if container.duration else 0.0
+    return max(0.0, _told_end(container, source) - begin)
 
 
 def _own_duration(container: InputContainer, stream: VideoStream) -> float:
@@ -297,17 +309,32 @@ def _own_duration(container: InputContainer, stream: VideoStream) -> float:
         return 0.0
     if _has_placeholder(stream):
         return 0.0
-    return float((stream.duration - _gap(container, stream)) * stream.time_base)
+    # Of an incomplete AVI file FFmpeg shortens the duration; the number of frames stays.
+    ticks = max(stream.duration, stream.frames) if container.format.name == "avi" else stream.duration
+    return float((ticks - _gap(container, stream)) * stream.time_base)
 
 
-def _told_end(container: InputContainer) -> float:
+def _told_end(container: InputContainer, source: Path | bytes) -> float:
     """Seconds at which the last stream ends, by the header: Matroska stores just that, other formats a duration."""
     if container.format.name == _ASF:
-        return max(
-            (float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base), default=0
-        )
+        ends = [float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base]
+        return max(ends) if ends else _asf_duration(source)
     begin = 0 if _is_matroska(container) else max(0, container.start_time or 0)
     return (begin + (container.duration or 0)) / av.time_base
+
+
+def _asf_duration(source: Path | bytes) -> float:
+    """Seconds by the header of a WMV file, which FFmpeg ignores if the file is smaller than it says; 0 of a stream."""
+    if isinstance(source, bytes):
+        head = source[:_ASF_HEAD]
+    else:
+        with source.open("rb") as file:
+            head = file.read(_ASF_HEAD)
+    place = head.find(_ASF_FILE_PROPERTIES)
+    if place < 0 or len(head) < place + 92:
+        return 0.0
+    played, _, preroll, flags = struct.unpack_from("<QQQI", head, place + 64)
+    return 0.0 if flags & 1 else max(0.0, played / 1e7 - preroll / 1e3)
 
 
 def is_mov(container: InputContainer) -> bool:
@@ -325,13 +352,13 @@ def _is_matroska(container: InputContainer) -> bool:
 
 def breaks_off(container: InputContainer, stream: VideoStream, source: Path | bytes, reached: float) -> bool:
     """Whether the header promises more than the pictures up to `reached` seconds, which no other stream explains."""
-    promised = told_duration(container, stream)
+    promised = told_duration(container, stream, source)
     if promised <= reached + SLACK:
         return False
     if _own_duration(container, stream) or len(container.streams) == 1:
         return True
     with open_video(source) as (fresh, _):  # where no key frame has a time, there is no way back to the start
-        return max(_ends(fresh).values(), default=0.0) < _told_end(fresh) - SLACK
+        return max(_ends(fresh).values(), default=0.0) < _told_end(fresh, source) - SLACK
 
 
 def check_end(source: Path | bytes) -> None:
@@ -353,14 +380,14 @@ def check_end(source: Path | bytes) -> None:
             raise VideoError("truncated", f"{name_of(source)}: it ends after {reached:.2f} s")
 
 
-def _end_of_pictures(container: InputContainer, stream: VideoStream) -> float:
+def _end_of_pictures(container: InputContainer, stream: VideoStream, source: Path | bytes) -> float:
     """Seconds from the first frame to the end of the last; 0 if the file breaks off before its end."""
     container.seek(container.duration or 0, any_frame=False)
     ends = _ends(container)
-    if stream.index not in ends or max(ends.values()) < _told_end(container) - SLACK:  # subtitles last long
+    if stream.index not in ends or max(ends.values()) < _told_end(container, source) - SLACK:  # subtitles last long
         container.seek(0)
         ends = _ends(container)
-    if stream.index not in ends or max(ends.values()) < _told_end(container) - SLACK:
+    if stream.index not in ends or max(ends.values()) < _told_end(container, source) - SLACK:
         return 0.0
     return ends[stream.index] - origin(container, stream)
 
