@@ -280,9 +280,9 @@ def test_a_name_is_never_an_address(tmp_path, monkeypatch, name):
         ("a.avi", "mjpeg", "yuvj420p"),
         ("a.avi", "huffyuv", "rgb24"),
         ("a.avi", "rawvideo", "bgr24"),
-        ("a.avi", "mpeg4", ""),
-        ("a.wmv", "wmv2", ""),
-        ("a.flv", "flv", ""),
+        ("a.avi", "mpeg4", "yuv420p"),
+        ("a.wmv", "wmv2", "yuv420p"),
+        ("a.flv", "flv", "yuv420p"),
     ],
 )
 @pytest.mark.parametrize("share", [0.6, 0.75])
@@ -292,7 +292,7 @@ def test_a_file_without_its_end_is_truncated(tmp_path, name, codec, pixels, shar
     whole = tmp_path / f"whole{name[1:]}"
     with av.open(str(whole), "w") as output:
         stream = output.add_stream(codec, rate=24)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, pixels or "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = 32, 48, pixels
         for picture in pictures:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=stream.pix_fmt)))
         output.mux(stream.encode(None))
