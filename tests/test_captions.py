@@ -350,7 +350,8 @@ def test_accents_are_the_same_however_they_are_written(tmp_path, tiny_video, vid
     assert store.caption(key) == "a cat" and store.media(name) == ("mp4", tiny_video)
 
 
-def test_a_table_in_a_tar_is_named(tmp_path, tiny_video, caplog):
-    store = TarStore(write_tar(tmp_path / "a.tar", [("a.mp4", tiny_video), ("metadata.csv", b"path,caption\na.mp4,x")]))
-    assert store.caption("a") == ""
-    assert "no captions from metadata.csv, tables in tars are not read; put KEY.txt beside KEY.mp4" in caplog.text
+@pytest.mark.parametrize("table", ["metadata.csv", "set/captions.jsonl", "metadata.json", "a.parquet", "prompts.txt"])
+def test_a_table_in_a_tar_is_named(tmp_path, tiny_video, caplog, table):
+    store = TarStore(write_tar(tmp_path / "a.tar", [("0.mp4", tiny_video), (table, b"path,caption\n0.mp4,x")]))
+    assert store.caption("0") == ""
+    assert f"no captions from {table}, tables in tars are not read; put KEY.txt beside KEY.mp4" in caplog.text

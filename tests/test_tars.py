@@ -13,10 +13,12 @@ from webdataset.tariterators import base_plus_ext
 
 from sat_ssvae.data import tars
 from sat_ssvae.data.files import VideoError
+from sat_ssvae.data.index import find_stores
 from sat_ssvae.data.remote import Remote, ShardCache
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
 from sat_ssvae.data.tars import TarStore
+from sat_ssvae.errors import UserError
 
 from .processes import unmeasured
 from .shard_files import meta, small, write_tar
@@ -57,6 +59,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from sat_ssvae.data.tars import TarStore
+from sat_ssvae.errors import UserError
 from sat_ssvae.data.video_io import VideoError
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -144,3 +147,29 @@ def test_a_tar_of_a_whole_folder_is_found_by_the_meta_file(tmp_path, tiny_video,
     assert skips.counts == {"not in the tar": 1}
     tar.with_name("s.meta.jsonl").unlink()
     assert len(list(fixed_clips(small(tar), stride=100))) == 3
+
+
+def test_what_a_tar_holds_twice_is_used_once_and_named(tmp_path, tiny_video, caplog):
+    members = [("a.mp4", tiny_video), ("a.txt", b"one"), ("a.txt", b"two"), ("b.mp4", tiny_video), ("b.mkv", b"")]
+    store = TarStore(write_tar(tmp_path / "a.tar", members))
+    assert store.keys() == ["a", "b"] and store.caption("a") == "one" and store.media("b") == ("mp4", tiny_video)
+    assert "1 names are there again, such as a.txt; the first is used" in caplog.text
+    assert "several videos in 1 samples, such as b; one is used" in caplog.text
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar.gz", "w:gz"), (".TGZ", "w:gz"), (".tar.bz2", "w:bz2")])
+def test_a_compressed_archive_is_named(tmp_path, tiny_video, caplog, suffix, mode):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    packed = folder / f"b{suffix}"
+    with tarfile.open(packed, mode) as tar:
+        tar.addfile(tarfile.TarInfo("0.txt"))
+    for path in (folder, packed):
+        with pytest.raises(UserError, match=r"b\.\S+: an archive that is compressed .* unpack it"):
+            find_stores(str(path), lambda skip: None)
+    write_tar(folder / "a.tar", [("0.mp4", tiny_video)])
+    assert len(find_stores(str(folder), lambda skip: None)) == 1
+    assert f"{packed} is not read" in caplog.text
+    disguised = packed.rename(tmp_path / "c.tar")
+    with pytest.raises(VideoError, match=r"compressed with .*, unpack it"):
+        TarStore(disguised).keys()

@@ -33,6 +33,23 @@ META_SUFFIX = ".meta.jsonl"
 _MIN_FPS = 1e-3
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 
+_ARCHIVES = (
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tar.xz",
+    ".txz",
+    ".tar.zst",
+    ".tzst",
+    ".tar.lz4",
+    ".zip",
+    ".7z",
+    ".rar",
+)
+_UNPACK = (
+    "an archive that is compressed as a whole cannot be read at random; unpack it to a .tar or to a folder of videos"
+)
 OnSkip = Callable[[Skip], None]
 
 
@@ -104,8 +121,8 @@ def _stores_of(place: str, on_skip: OnSkip, cache: ShardCache | None) -> list[St
     path = Path(place).expanduser()
     if path.is_dir():
         return _stores_in(path, on_skip)
-    if path.name.endswith((".tar.gz", ".tgz")):
-        raise UserError(f"{path}: compressed shards cannot be read at random, `gunzip` it first")
+    if path.name.lower().endswith(_ARCHIVES):
+        raise UserError(f"{path}: {_UNPACK}")
     if path.is_file() and path.suffix == ".tar":
         return [TarStore(path)]
     problem = "is not a .tar file" if path.exists() else "does not exist"
@@ -143,15 +160,21 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
-    files = sorted(path for path in files_below(folder) if path.name.endswith((".tar", META_SUFFIX)))
+    wanted = (".tar", META_SUFFIX, *_ARCHIVES)
+    files = sorted(path for path in files_below(folder) if path.name.lower().endswith(wanted))
     tars = [path for path in files if path.suffix == ".tar"]
     there = set(tars)
-    for meta in (path for path in files if path.suffix != ".tar"):
+    for meta in (path for path in files if path.name.endswith(META_SUFFIX)):
         tar = meta.with_name(meta.name.removesuffix(META_SUFFIX) + ".tar")
         if tar not in there:
             on_skip(Skip(str(meta), "meta without tar", f"{tar.name} is missing"))
             logger.warning("%s: its shard %s is missing", meta, tar.name)
+    archive = next((path for path in files if path.name.lower().endswith(_ARCHIVES)), None)
     videos = next(media_files(folder), None)
+    if archive is not None:
+        if not tars and videos is None:
+            raise UserError(f"{folder}: {archive.name}: {_UNPACK}")
+        logger.warning("%s is not read: %s", archive, _UNPACK)
     if tars and (videos is None or any(tar.parent == folder for tar in tars)):
         if videos is not None:
             logger.warning("%s: only its .tar shards are read, not %s and other files beside them", folder, videos)

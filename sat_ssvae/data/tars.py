@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 _COPIED = 1 << 20  # bytes at a time
-_TABLES = frozenset({"csv", "tsv", "jsonl"})
+_TABLES = frozenset({"csv", "tsv", "jsonl", "parquet"})
+_TABLE_NAMES = frozenset({"metadata.json", "captions.json", "prompts.json", "prompts.txt", "captions.txt"})
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
+"""First bytes of files that a program of that name unpacks."""
 _KINDS = (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
 
 
@@ -112,8 +115,16 @@ class TarStore:
             except VideoError:
                 raise
             except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-                raise VideoError("unreadable tar", f"{self.path} ({error})") from None
+                raise VideoError("unreadable tar", f"{self.path} ({self._compression() or error})") from None
         return self._members
+
+    def _compression(self) -> str:
+        with contextlib.suppress(OSError), self._open() as file:
+            start = file.read(2)
+            return next(
+                (f"compressed with {name}, unpack it" for mark, name in _COMPRESSED.items() if start == mark), ""
+            )
+        return ""
 
     def forget(self) -> None:
         """Drop the index; it is built again when it is needed."""
@@ -294,21 +305,36 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem, suffix.lower()) if stem and "." in file else ("", "")
 
 
+def _warn_of_unused(index: dict[str, dict[str, tuple[int, int]]], repeated: list[str], path: Path) -> None:
+    """Say what of a tar is left out although somebody put it there."""
+    names = [f"{key}.{suffix}" for key, members in index.items() if not _media(members) for suffix in members]
+    tables = [n for n in names if n.rpartition(".")[2] in _TABLES or n.rpartition("/")[2] in _TABLE_NAMES]
+    videos = {key: [s for s in _with_kind(members, VIDEO_SUFFIXES) if "." not in s] for key, members in index.items()}
+    several = [key for key, suffixes in videos.items() if len(suffixes) > 1]
+    if tables:
+        text = "%s: no captions from %s, tables in tars are not read; put KEY.txt beside KEY.mp4"
+        logger.warning(text, path, tables[0])
+    if repeated:
+        logger.warning("%s: %d names are there again, such as %s; the first is used", path, len(repeated), repeated[0])
+    if several:
+        logger.warning("%s: several videos in %d samples, such as %s; one is used", path, len(several), several[0])
+
+
 def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Offsets of the members by key and suffix; a repeated name counts once."""
+    """Offsets of the members by key and suffix; of a repeated name the first one counts, and a warning says so."""
     index: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
+    repeated: list[str] = []
     bounded = _Bounded(file)
     with tarfile.open(fileobj=bounded, mode="r:") as tar:  # type: ignore[call-overload]  # it needs no other methods
         for member in _whole_members(tar):
             end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
             key, suffix = split_name(composed(member.name))
             if member.isreg() and not member.issparse() and key:
-                index.setdefault(key, {}).setdefault(suffix, (member.offset_data, member.size))
-    tables = [key for key, members in index.items() if _TABLES & members.keys() and _media(members) is None]
-    if tables:
-        table = f"{tables[0]}.{min(_TABLES & index[tables[0]].keys())}"
-        logger.warning("%s: no captions from %s, tables in tars are not read; put KEY.txt beside KEY.mp4", path, table)
+                place = member.offset_data, member.size
+                if index.setdefault(key, {}).setdefault(suffix, place) != place:
+                    repeated.append(f"{key}.{suffix}")
+    _warn_of_unused(index, repeated, path)
     bounded.seek(end)
     if bounded.read(_TAR_BLOCK).strip(b"\0") or bounded.tell() < end + _TAR_BLOCK:
         logger.warning("%s: damaged or cut off after %d samples", path, len(index))
