@@ -36,7 +36,7 @@ from sat_ssvae.config import load_config, packaged, read_yaml
 from sat_ssvae.distributed import default_device
 from sat_ssvae.spectral.correlation import correlation_loss, local_correlation
 from sat_ssvae.training.losses import Objective
-from sat_ssvae.training.memory import PLANS, Plan
+from sat_ssvae.training.memory import PLANS, StepPlan
 from sat_ssvae.training.objective_config import ObjectiveConfig
 from sat_ssvae.vae.posterior import Posterior
 
@@ -67,7 +67,7 @@ CHECKPOINTED = PLANS[2]
 """The plain way to save memory, which the others are compared with."""
 
 
-def step(objective: Objective, video: torch.Tensor, plan: Plan = PLANS[0]) -> None:
+def step(objective: Objective, video: torch.Tensor, plan: StepPlan = PLANS[0]) -> None:
     """One forward and backward pass."""
     plan.apply(objective)
     objective.zero_grad()
@@ -86,7 +86,7 @@ def published_step(network: PublishedNetwork, video: torch.Tensor) -> None:
     (error + 5e-4 * posterior.kl().mean() + weight * correlation).backward()
 
 
-def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], plan: Plan, device: str) -> float:
+def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], plan: StepPlan, device: str) -> float:
     """Bytes that a step of the full objective needs at its peak, beside weights and gradients."""
     objective = Objective(SSVAE(sizes).to(device), variants("float32")[FULL]).to(device)
     video = torch.rand(shape, device=device) * 2 - 1

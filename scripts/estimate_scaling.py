@@ -29,7 +29,7 @@ from sat_ssvae.training.memory import (
     GIB,
     PLANS,
     RESERVE,
-    Plan,
+    StepPlan,
     build_step,
     choose_plan,
     largest_batch,
@@ -49,7 +49,7 @@ def training(name: str, *overrides: str) -> TrainConfig:
     return load_config(TrainConfig, path, [*places, *overrides])
 
 
-def operations(config: TrainConfig, plan: Plan) -> float:
+def operations(config: TrainConfig, plan: StepPlan) -> float:
     """Operations (two a multiply-add) of one step of one rank, all its micro-batches."""
 
     def attention(query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
@@ -68,7 +68,7 @@ def operations(config: TrainConfig, plan: Plan) -> float:
     return float(counter.get_total_flops() * config.optimizer.accumulation_steps)
 
 
-def measured_rate(config: TrainConfig, plan: Plan, device: torch.device, rounds: int = 10) -> float:
+def measured_rate(config: TrainConfig, plan: StepPlan, device: torch.device, rounds: int = 10) -> float:
     """Operations a second that this device reaches in such a step: in the fastest of some."""
     torch.manual_seed(0)
     objective, critic = build_step(config, plan)
@@ -87,7 +87,7 @@ def measured_rate(config: TrainConfig, plan: Plan, device: torch.device, rounds:
     return operations(config, plan) / config.optimizer.accumulation_steps / min(seconds[1:])
 
 
-def plan(config: TrainConfig, card: float) -> Plan:
+def plan(config: TrainConfig, card: float) -> StepPlan:
     """How a GPU of so many GiB takes the configuration's step."""
     return choose_plan(config, int(card * GIB) - RESERVE).plan
 

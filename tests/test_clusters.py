@@ -9,9 +9,9 @@ from scipy import stats
 
 from sat_ssvae.comparison.clusters import (
     VideoResampling,
-    mean_interval,
     mean_over_videos,
     over_videos,
+    student_interval,
     video_numbers,
 )
 from sat_ssvae.comparison.results import Estimate
@@ -42,8 +42,8 @@ def test_videos_are_numbered_and_clips_count_where_nothing_is_known_of_videos():
 @given(st.lists(st.floats(-9, 9), min_size=4, max_size=12), st.integers(2, 5))
 def test_equal_clips_of_a_video_count_once(values, repeats):
     """However often a video's clip is repeated, the interval is Student's over videos."""
-    low, high = mean_interval(np.repeat(values, repeats), np.repeat(np.arange(len(values)), repeats))
-    expected = mean_interval(values)
+    low, high = student_interval(np.repeat(values, repeats), np.repeat(np.arange(len(values)), repeats))
+    expected = student_interval(values)
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     assert (low, high) == pytest.approx(expected, abs=1e-9)
     assert (high - low) / 2 == pytest.approx(half, abs=1e-9)
@@ -57,7 +57,7 @@ def test_the_interval_of_a_mean_holds_the_truth(sizes, share):
     held = alone = 0
     for _ in range(trials):
         values = clustered(rng, sizes, share)[:, 0]
-        for over, low_high in ((True, mean_interval(values, videos)), (False, mean_interval(values))):
+        for over, low_high in ((True, student_interval(values, videos)), (False, student_interval(values))):
             covered = low_high[0] <= 0 <= low_high[1]
             held, alone = held + (over and covered), alone + (not over and covered)
     assert 0.92 * trials <= held <= 0.995 * trials

@@ -19,7 +19,7 @@ from sat_ssvae.diffusion.text import CaptionStates
 from sat_ssvae.diffusion.training import (
     LOSS_COLUMNS,
     DiTTrainConfig,
-    draw,
+    draw_step,
     load_dit,
     save_dit,
     train_dit,
@@ -68,26 +68,26 @@ def assert_same_weights(first, second):
 def test_every_clip_comes_once_in_each_epoch(clips, batch, seed):
     cfg = config(batch_size=batch)
     steps = -(-3 * clips // batch)
-    order = torch.cat([draw(cfg, seed, step, clips, (1, 1, 1, 1)).clips for step in range(steps)]).tolist()
+    order = torch.cat([draw_step(cfg, seed, step, clips, (1, 1, 1, 1)).clips for step in range(steps)]).tolist()
     for epoch in range(3):
         assert sorted(order[epoch * clips : (epoch + 1) * clips]) == list(range(clips))
 
 
 def test_arms_see_equal_draws_and_other_seeds_and_steps_do_not():
     torch.manual_seed(1)
-    first = draw(config(), 3, 7, 40, (4, 2, 4, 4))
+    first = draw_step(config(), 3, 7, 40, (4, 2, 4, 4))
     torch.manual_seed(2)
-    second = draw(config(), 3, 7, 40, (4, 2, 4, 4))
+    second = draw_step(config(), 3, 7, 40, (4, 2, 4, 4))
     for name in ("clips", "t", "noise", "without_text"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    for other in (draw(config(), 4, 7, 40, (4, 2, 4, 4)), draw(config(), 3, 8, 40, (4, 2, 4, 4))):
+    for other in (draw_step(config(), 4, 7, 40, (4, 2, 4, 4)), draw_step(config(), 3, 8, 40, (4, 2, 4, 4))):
         assert not torch.equal(first.noise, other.noise)
         assert not torch.equal(first.t, other.t)
 
 
 def test_text_is_dropped_at_its_rate():
     cfg = config(text_dropout=0.25, batch_size=64)
-    dropped = torch.cat([draw(cfg, 0, step, 40, (1, 1, 1, 1)).without_text for step in range(40)])
+    dropped = torch.cat([draw_step(cfg, 0, step, 40, (1, 1, 1, 1)).without_text for step in range(40)])
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
@@ -113,7 +113,7 @@ def test_training_writes_what_it_says_and_repeats_itself(tmp_path):
 def test_first_loss_is_that_of_predicting_zero(tmp_path):
     cfg, latents = config(max_steps=1), latent_set()
     train(tmp_path, cfg, latents)
-    first = draw(cfg, 0, 0, len(latents), latents.shape)
+    first = draw_step(cfg, 0, 0, len(latents), latents.shape)
     x0 = latents.standardize(latents.latents[first.clips])
     expected = (first.noise - x0).square().mean().item()
     assert float(rows(tmp_path)[1][1]) == pytest.approx(expected, rel=1e-5)

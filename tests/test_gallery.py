@@ -7,7 +7,7 @@ import pytest
 
 from sat_ssvae.data.skips import Skip
 from sat_ssvae.evaluation import gallery
-from sat_ssvae.evaluation.gallery import Gallery, clips_shown, in_words, write_gallery
+from sat_ssvae.evaluation.gallery import Gallery, clips_shown, scores_in_words, write_gallery
 from sat_ssvae.evaluation.moments import Exhibit
 from sat_ssvae.pages.clips import ClipCell, ClipRow, film
 
@@ -64,7 +64,9 @@ def test_how_many_are_shown_and_why(count, total, scored, words):
 
 
 def test_scores_in_words():
-    assert in_words({"psnr": 23.104, "ssim": 0.7124, "stlpips": 0.2}) == "PSNR 23.10 dB, SSIM 0.712, ST-LPIPS 0.200"
+    assert (
+        scores_in_words({"psnr": 23.104, "ssim": 0.7124, "stlpips": 0.2}) == "PSNR 23.10 dB, SSIM 0.712, ST-LPIPS 0.200"
+    )
 
 
 def test_paths_of_other_folders_are_linked_by_name(tmp_path):

@@ -18,7 +18,7 @@ from sat_ssvae.evaluation.spectra import (
     measure_latents,
     measure_pixels,
 )
-from sat_ssvae.evaluation.spectra_page import SpectraResults, table, write_spectra
+from sat_ssvae.evaluation.spectra_page import SpectraResults, numbers_table, write_spectra
 from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.spectral.spectrum import dct_amplitude
 from sat_ssvae.vae.statistics import LatentStats
@@ -86,7 +86,7 @@ def test_the_page_holds_every_number_and_curve(tmp_path):
     pixels = measure_pixels(clips(), config())
     results = SpectraResults(arms, *pixels, {"clips": "six"}, "sat-ssvae spectrum --vae a=b", "sat-ssvae compare")
     page = Parsed(write_spectra(results, tmp_path).read_text())
-    for row in table(results):
+    for row in numbers_table(results):
         assert all(cell in page.text for cell in row)
     assert results.meaning in page.text and "sat-ssvae compare" in page.text
     space, time, modes, noise, dropped = [json.loads(text) for text in page.data if text.startswith("{")]

@@ -17,7 +17,7 @@ from ..vae.tiling import tiled_stream
 from .padding import pad_space
 from .protocol import VideoAutoencoder
 
-Run = Callable[[Tensor], Tensor]
+Coder = Callable[[Tensor], Tensor]
 
 
 def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor], tile_size: int | None = None) -> Iterator[Tensor]:
@@ -50,7 +50,7 @@ def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor], tile_size: int |
         yield video[:, :, : given - returned, : last.shape[3], : last.shape[4]]
 
 
-def _coders(vae: VideoAutoencoder, tile_size: int | None) -> tuple[Run, Run]:
+def _coders(vae: VideoAutoencoder, tile_size: int | None) -> tuple[Coder, Coder]:
     """Functions from a chunk to its latents and back, with a stream for each tile."""
     if tile_size is None:
         return _means(vae.encode_stream()), vae.decode_stream()
@@ -62,5 +62,5 @@ def _coders(vae: VideoAutoencoder, tile_size: int | None) -> tuple[Run, Run]:
     return encode, tiled_stream(vae.decode_stream, tile, 1, factor)
 
 
-def _means(encode: Callable[[Tensor], Posterior]) -> Run:
+def _means(encode: Callable[[Tensor], Posterior]) -> Coder:
     return lambda chunk: encode(chunk).mode()

@@ -46,7 +46,7 @@ RENAMED = (
 """How the names of SAT's tensors begin, and diffusers'; {} where one tensor becomes several."""
 UNUSED = re.compile(r"transformer\.(word|position)_embeddings\.|mixins\.pos_embed\.freqs_(sin|cos)$")
 """Tensors that the model does not use, or that follow from the configuration."""
-POSITIONS = "mixins.pos_embed.pos_embedding"
+POSITION_TABLE = "mixins.pos_embed.pos_embedding"
 _LORA = re.compile(r"(.*)\.(?:original\.(weight|bias)|matrix_([AB])\.(\d+))$")
 
 
@@ -130,7 +130,7 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     settings = transformer_settings(config, spatial_factor)
     own = {name.removeprefix(MODEL): value for name, value in weights.items() if name.startswith(MODEL)}
     own = _merge_lora(own, float(config.network("modules.lora_config.params.lora_alpha") or 1))
-    table = own.pop(POSITIONS, None)
+    table = own.pop(POSITION_TABLE, None)
     converted = {name: part for key, value in own.items() for name, part in _converted(key, value)}
     if settings["use_learned_positional_embeddings"] and table is not None:
         converted["patch_embed.pos_embedding"] = table
@@ -252,7 +252,7 @@ def _positions(settings: Mapping[str, Any], table: Tensor | None) -> Tensor:
     expected: Tensor = computed.pos_embedding.float()
     if table is None or (table.shape == expected.shape and torch.allclose(table.float(), expected, atol=0.01)):
         return expected  # half precision rounds the checkpoint's
-    raise UserError(f"{MODEL}{POSITIONS} is not the table that diffusers computes for this configuration")
+    raise UserError(f"{MODEL}{POSITION_TABLE} is not the table that diffusers computes for this configuration")
 
 
 def _read_text_encoder(folder: Path) -> tuple[Any, Any]:

@@ -135,7 +135,7 @@ class _Comparison:
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def _measure(self, arm: NativeArm) -> Path:
-        """The folder that `worker.measure` wrote, to which the scores are added."""
+        """The folder that `worker.measure_autoencoder` wrote, to which the scores are added."""
         folder = self._scores(arm)
         if not is_measured(folder):
             name = f"measuring {arm.name}"
@@ -198,7 +198,7 @@ class _Comparison:
         return finished
 
     def _score(self, arm: NativeArm, runs: dict[int, Path], folder: Path) -> None:
-        """Have `worker.score` write the scores that are missing in `folder`."""
+        """Have `worker.score_checkpoints` write the scores that are missing in `folder`."""
         named = {_name(run): run for run in runs.values()}
         if not all(is_scored(folder / name, self.steps) for name in named):
             name = f"scoring {arm.name}"

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..storage import write_text
 from ..vae.autoencoder import SSVAE
 from .first_stage import SSVAEFirstStage
-from .sat_transformer import write_checkpoint
+from .sat_transformer import write_sat_checkpoint
 
 MODEL_CLASS = "SSVAEFirstStage"
 """Name in SAT's registry, and `model_class` in a folder's model_config.json."""
@@ -118,4 +118,4 @@ def save_sat(vae: SSVAE, folder: str | Path) -> None:
     module = {f"vae.{name}": value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
     config = {"model_class": MODEL_CLASS, "model_parallel_size": 1, "first_stage": first_stage}
     write_text(folder / "model_config.json", json.dumps(config, indent=1) + "\n")
-    write_checkpoint(module, folder, _ITERATION)
+    write_sat_checkpoint(module, folder, _ITERATION)

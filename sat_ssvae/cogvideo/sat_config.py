@@ -31,7 +31,7 @@ DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.s
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = tuple[Count, Count]
-FORMS: Mapping[str, Any] = MappingProxyType(
+VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
     {
         **{
             f"{NETWORK}.{name}": Count
@@ -117,7 +117,7 @@ class SATConfig:
             value = value.get(part) if isinstance(value, dict) else None
         if value is None:
             return DEFAULTS.get(key)
-        if key in FORMS:
+        if key in VALUE_FORMS:
             _check_form(key, value)
         return value
 
@@ -231,4 +231,4 @@ def _check_form(key: str, value: Any) -> None:
 
 @cache
 def _form(key: str) -> TypeAdapter[Any]:
-    return TypeAdapter(FORMS[key])
+    return TypeAdapter(VALUE_FORMS[key])

@@ -138,10 +138,10 @@ def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
 
     In pretrain mode SAT would take a folder's number for the iteration to continue from.
     """
-    write_checkpoint(tensors, output, _RELEASE)
+    write_sat_checkpoint(tensors, output, _RELEASE)
 
 
-def write_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration: str) -> None:
+def write_sat_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration: str) -> None:
     """Write tensors as SAT does, into `folder/iteration`, and name it in `folder/latest` when they are there."""
     (folder / iteration).mkdir(parents=True, exist_ok=True)
     with atomic(folder / iteration / SAT_WEIGHTS_NAME) as partial:

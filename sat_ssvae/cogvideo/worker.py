@@ -93,7 +93,7 @@ class ArmJob(Config):
     scoring: EvaluationConfig
     """How much is scored."""
     output: Path
-    """The folder that `measure` and `score` write to."""
+    """The folder that `measure_autoencoder` and `score_checkpoints` write to."""
 
 
 def build_diffusion_engine(files: Sequence[Path], seed: int = 1) -> tuple[Any, Any]:
@@ -227,7 +227,7 @@ def caption_states(engine: Any, captions: Sequence[str]) -> CaptionStates:
 
 
 @torch.no_grad()
-def measure(job: ArmJob) -> None:
+def measure_autoencoder(job: ArmJob) -> None:
     """Write what needs no checkpoint: what `read_arm`, `read_environment` and the report read.
 
     Raises:
@@ -245,8 +245,8 @@ def measure(job: ArmJob) -> None:
 
 
 @torch.no_grad()
-def score(job: ArmJob) -> None:
-    """Score each checkpoint that has no scores yet, into RUN/step_* for each run's name; `measure` must have run.
+def score_checkpoints(job: ArmJob) -> None:
+    """Score each checkpoint that has no scores yet, into RUN/step_* by each run's name, after `measure_autoencoder`.
 
     Raises:
         UserError: too few held-out clips.
@@ -268,12 +268,12 @@ def score(job: ArmJob) -> None:
 
 
 def is_measured(folder: Path) -> bool:
-    """Whether `measure` finished there."""
+    """Whether `measure_autoencoder` finished there."""
     return (folder / "arm.json").exists()
 
 
 def read_arm(folder: Path) -> ArmResult:
-    """What `measure` found about the autoencoder."""
+    """What `measure_autoencoder` found about the autoencoder."""
     return TypeAdapter(ArmResult).validate_json((folder / "arm.json").read_bytes())
 
 
@@ -337,9 +337,9 @@ def main(path: Path) -> None:
         if isinstance(job, InitialJob):
             write_initial(job)
         elif job.task == "measure":
-            measure(job)
+            measure_autoencoder(job)
         else:
-            score(job)
+            score_checkpoints(job)
     except UserError as error:
         sys.exit(f"error: {error}")
 

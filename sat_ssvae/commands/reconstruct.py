@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _gallery(report: "ReconstructionReport", rows: list[list[str]], options: argparse.Namespace, measured: str) -> Path:
     """Write the page of the worst videos."""
-    from ..evaluation.gallery import TITLES, Gallery, clips_shown, errors, in_words, where, wipe, write_gallery
+    from ..evaluation.gallery import TITLES, Gallery, clips_shown, errors, scores_in_words, where, wipe, write_gallery
     from ..evaluation.moments import ORIGINAL
     from ..evaluation.reconstruct import OWN
     from ..pages.clips import ClipRow
@@ -93,7 +93,7 @@ def _gallery(report: "ReconstructionReport", rows: list[list[str]], options: arg
         ClipRow(
             exhibit.name,
             [wipe(exhibit, ORIGINAL, OWN, where(exhibit)), errors(exhibit, OWN)],
-            in_words(clips[exhibit.name].scores),
+            scores_in_words(clips[exhibit.name].scores),
         )
         for exhibit in report.exhibits
     ]

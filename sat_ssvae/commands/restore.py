@@ -119,13 +119,13 @@ def _unscored(video: "RestoredVideo", columns: int) -> list[str]:
 
 def _clips(exhibit: "Exhibit", video: "RestoredVideo", config: "RestoreConfig") -> "ClipRow":
     """A video's views: what was given and each restoration over each other, the others beside them."""
-    from ..evaluation.gallery import errors, in_words, still, where, wipe
+    from ..evaluation.gallery import errors, scores_in_words, still, where, wipe
     from ..evaluation.moments import ORIGINAL
     from ..evaluation.restore import INPUT, ROUND_TRIP, strength_name
     from ..pages.clips import ClipRow
 
     def caption(view: str) -> str:
-        return in_words(video.scores[view]) if view in video.scores else ""
+        return scores_in_words(video.scores[view]) if view in video.scores else ""
 
     cells = []
     for view in map(strength_name, config.strengths):

@@ -60,7 +60,11 @@ def run(parsers: dict[str, Parser], options: argparse.Namespace) -> None:
             raise UserError(f"{name} has flags alone (sat-ssvae {name} --help); {known}")
         raise UserError(f"settings{' ' * bool(name)}{name}: {did_you_mean(name, classes, known)}")
     rows = [
-        (setting.key, *(("", "") if setting.is_section else (type_of(setting), default_of(setting))), meaning(setting))
+        (
+            setting.key,
+            *(("", "") if setting.is_section else (type_of(setting), default_of(setting))),
+            first_sentence(setting),
+        )
         for setting in settings_of(classes[name]())
     ]
     sys.stdout.write(aligned([("key", "type", "default", "meaning"), *rows], right=False))
@@ -109,7 +113,7 @@ def in_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).strip().removesuffix("\n...").strip()
 
 
-def meaning(setting: Setting) -> str:
+def first_sentence(setting: Setting) -> str:
     """The first sentence of the documentation."""
     return setting.description.partition(". ")[0].removesuffix(".")
 

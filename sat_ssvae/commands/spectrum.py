@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure all autoencoders on the same clips; write the page and print the table."""
     from ..autoencoders.specification import open_autoencoder
     from ..evaluation.spectra import SpectraConfig, load_clips, measure_latents, measure_pixels
-    from ..evaluation.spectra_page import SpectraResults, table, write_spectra
+    from ..evaluation.spectra_page import SpectraResults, numbers_table, write_spectra
 
     places = _places(options.vae)
     config = load_config(SpectraConfig, None, options.overrides, replace={"data": {"path": options.data}})
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     curves = measure_pixels(clips, config)
     results = SpectraResults(arms, *curves, measurement, options.command_line, following)
     page = write_spectra(results, options.output)
-    sys.stdout.write(f"{aligned(table(results))}\n{results.meaning}\npage: {page}\n")
+    sys.stdout.write(f"{aligned(numbers_table(results))}\n{results.meaning}\npage: {page}\n")
 
 
 def _places(specifications: list[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from .clusters import CONFIDENCE, mean_interval
+from .clusters import CONFIDENCE, student_interval
 from .curves import NO_PROGRESS, PairReading, read_pair, smooth_curve, without_outliers
 from .results import ComparisonResults, CurvePoint, Estimate
 
@@ -182,7 +182,7 @@ def paired_difference(
     mean = float(difference.mean())
     if len(difference) == 1:
         return Estimate(mean)
-    return Estimate(mean, *mean_interval(difference.tolist(), videos))
+    return Estimate(mean, *student_interval(difference.tolist(), videos))
 
 
 def _interval(
@@ -192,7 +192,7 @@ def _interval(
     ends = []
     if len(readings) > 1:
         gaps = _by_autoencoder([reading.gap for reading in readings], vae_seeds, lambda some: float(np.mean(some)))
-        missed = all(math.isinf(gap) for gap in gaps) or mean_interval(gaps)[0] > 0
+        missed = all(math.isinf(gap) for gap in gaps) or student_interval(gaps)[0] > 0
         ranges = [reading.range(missed) for reading in readings]
         lows, highs = (_by_autoencoder([r[side] for r in ranges], vae_seeds, _geometric_mean) for side in (0, 1))
         ends.append((_t_of_logs(lows)[0], _t_of_logs(highs)[1]))
@@ -287,7 +287,7 @@ def _t_of_logs(values: list[float]) -> tuple[float, float]:
     """Student's 95 % interval of the geometric mean; an end of 0 or infinity stays open."""
     if 0 in values or math.inf in values:
         return _geometric_mean(values), _geometric_mean(values)
-    low, high = mean_interval(np.log(values).tolist())
+    low, high = student_interval(np.log(values).tolist())
     return math.exp(low), math.exp(high)
 
 

@@ -38,7 +38,7 @@ def video_numbers(keys: Sequence[str]) -> NDArray[np.int64] | None:
     return None if alone or _equal_videos(numbers) < _FEWEST else numbers.astype(np.int64)
 
 
-def mean_interval(values: Sequence[float], videos: NDArray[np.int64] | None = None) -> tuple[float, float]:
+def student_interval(values: Sequence[float], videos: NDArray[np.int64] | None = None) -> tuple[float, float]:
     """The 95 % interval of the mean of clips' values; open at both ends where a value is not finite.
 
     Args:
@@ -56,7 +56,7 @@ def mean_interval(values: Sequence[float], videos: NDArray[np.int64] | None = No
 
 def mean_over_videos(values: Sequence[float], keys: Sequence[str]) -> Estimate:
     """The mean of clips' values with its interval; keys: of the clips, `VIDEO@START`."""
-    return Estimate(float(np.mean(values)), *mean_interval(values, video_numbers(keys)))
+    return Estimate(float(np.mean(values)), *student_interval(values, video_numbers(keys)))
 
 
 def over_videos(estimate: Estimate, counts: NDArray[np.float64], keys: Sequence[str]) -> Estimate:

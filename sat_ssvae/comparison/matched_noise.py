@@ -21,7 +21,7 @@ from torch import Tensor
 from ..latents.latent_set import LatentSet
 from ..spectral.spectrum import dct3, inverse_dct3
 from ..storage import write_text
-from .scoring import ArmReference, EvaluationConfig, NoiseFactors, decoded, denoising_clips, standardised
+from .scoring import ArmReference, EvaluationConfig, NoiseFactors, decode_standardised, denoising_clips, standardised
 
 _GRID = 14
 """Levels at which an error is measured."""
@@ -72,7 +72,7 @@ def linear_errors(
         signal, sigma = (factor.item() for factor in noise_factors(torch.tensor([level])))
         estimate = denoiser(signal * clean + sigma * noise, signal, sigma)
         parts = estimate.to(arm.device).split(config.batch_size)
-        return (torch.cat([decoded(arm, part) for part in parts]) - own).square().mean().item()
+        return (torch.cat([decode_standardised(arm, part) for part in parts]) - own).square().mean().item()
 
     return error
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .clusters import mean_interval
+from .clusters import student_interval
 from .results import ArmResult, Estimate
 
 
@@ -37,7 +37,7 @@ def pooled(results: Sequence[ArmResult]) -> ArmResult:
 def pooled_estimate(estimates: Sequence[Estimate]) -> Estimate:
     """Their mean. Its interval: the wider of the mean interval over clips and Student's over the estimates."""
     values = [estimate.value for estimate in estimates]
-    low, high = mean_interval(values) if len(values) > 1 else (values[0], values[0])
+    low, high = student_interval(values) if len(values) > 1 else (values[0], values[0])
     lows = [estimate.low for estimate in estimates if estimate.low is not None]
     highs = [estimate.high for estimate in estimates if estimate.high is not None]
     if len(lows) == len(highs) == len(values):

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..training.run_folder import alone, is_held
 from .score_files import is_scored
 
-State = Literal["finished", "running", "interrupted", "unknown"]
+RunState = Literal["finished", "running", "interrupted", "unknown"]
 """`unknown` on a file system without locks: it may be running."""
 _TAIL = 1 << 20
 """Bytes from the end of a log that are read for its last line."""
@@ -30,7 +30,7 @@ class RunStatus:
     folder: Path
     kind: Literal["training", "comparison"]
     step: str
-    state: State
+    state: RunState
     size: int
     score: str
     unneeded: tuple[Path, ...]
@@ -112,7 +112,7 @@ def _status(folder: Path) -> RunStatus:
     return RunStatus(folder, "training", f"{log.get('step', 0)} of {limit}", state, size_of(folder), score, unneeded)
 
 
-def _state(folder: Path) -> State:
+def _state(folder: Path) -> RunState:
     try:
         if any(map(is_held, (folder, *_parts(folder)))):
             return "running"

@@ -341,7 +341,7 @@ def _denoising_errors(
     to_original, to_own = [], []
     for part, text in _parts(arm, chosen, config):
         t = torch.full((len(clean[part]),), arm.noise_levels.get(level, level), device=clean.device)
-        video = decoded(arm, generator.denoise(clean[part], noise[part], t, text))
+        video = decode_standardised(arm, generator.denoise(clean[part], noise[part], t, text))
         to_original.append((video - arm.clips[chosen[part]]).square().flatten(1).mean(1))
         to_own.append((video - arm.reconstructions[chosen[part]]).square().flatten(1).mean(1))
     return torch.cat(to_original), torch.cat(to_own)
@@ -356,7 +356,7 @@ def _samples(generator: Generator, arm: ArmReference, config: EvaluationConfig) 
     with progress_bar(config.samples, "sampling", "clip") as bar:
         for part, text in _parts(arm, torch.arange(config.samples) % len(arm.heldout), config):
             latents = generator.sample(noise[part], text, empty)
-            videos.append(decoded(arm, latents))
+            videos.append(decode_standardised(arm, latents))
             bar.update(len(latents))
     return torch.cat(videos)
 
@@ -386,7 +386,7 @@ def _parts(arm: ArmReference, clips: Tensor, config: EvaluationConfig) -> Sequen
     return parts
 
 
-def decoded(arm: ArmReference, latents: Tensor) -> Tensor:
+def decode_standardised(arm: ArmReference, latents: Tensor) -> Tensor:
     """Videos `N C T H W` in [-1, 1], on the CPU, of latents as the transformer sees them."""
     return arm.decode(arm.heldout.unstandardize(latents)).float().clamp(-1, 1).cpu()
 

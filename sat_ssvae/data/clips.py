@@ -20,7 +20,7 @@ from .index import OnSkip, RecentStores, Sample, find_stores
 from .remote import ShardCache
 from .samples import Samples, cached_samples
 from .settings import DataConfig, nearest_bucket
-from .skips import Skip, SkipLog, in_words
+from .skips import Skip, SkipLog, causes_in_words
 from .video_io import read_clip
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def open_readers(config: DataConfig, skips: SkipLog, rank: int = 0) -> list[Clip
     folder = Path(config.cache).expanduser() if config.cache else cache_dir() / "shards"
     stores = find_stores(config.path, on_skip, ShardCache(folder, int(config.cache_gib * 2**30)))
     samples = _part(suitable(cached_samples(stores, config.filters, on_skip, write=rank == 0), config, on_skip), config)
-    left_out = in_words(skips.counts - before)
+    left_out = causes_in_words(skips.counts - before)
     if not samples:
         raise UserError(f"{config.shown_path}: no usable sample ({left_out or 'empty'}){example}")
     if left_out:

@@ -92,7 +92,7 @@ class InputFiles:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PackedSample:
     """A sample of a shard."""
 
     suffix: str
@@ -121,7 +121,7 @@ def cut(item: PackItem, config: PackConfig, inputs: InputFiles) -> list[tuple[fl
     return list(itertools.pairwise(edges))
 
 
-def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Sample | Skip:
+def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> PackedSample | Skip:
     """The sample that a file or a part of it becomes, or why it becomes none."""
     source = segment.source
     try:
@@ -137,7 +137,7 @@ def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Sample
     except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
         return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
     caption = {"caption": segment.caption} if segment.caption else {}
-    return Sample(suffix, data, {**segment.fields, **asdict(info), "source": source, **caption})
+    return PackedSample(suffix, data, {**segment.fields, **asdict(info), "source": source, **caption})
 
 
 def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes | Path, VideoInfo]:

@@ -31,7 +31,7 @@ from ..jobs.settings import JOB_SETTINGS, Part
 from ..storage import atomic, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
-from .convert import InputFiles, PackConfig, Sample, convert, cut
+from .convert import InputFiles, PackConfig, PackedSample, convert, cut
 from .files import VideoError
 from .images import IMAGE_SUFFIXES
 from .inputs import PackItem, pack_items
@@ -293,7 +293,9 @@ class _PackJob:
             yield write
 
 
-def _write_shard(shard: _Shard, outcomes: Iterator[Sample | Skip | Crashed], output: Path, advance: Advance) -> None:
+def _write_shard(
+    shard: _Shard, outcomes: Iterator[PackedSample | Skip | Crashed], output: Path, advance: Advance
+) -> None:
     """Write one tar, its skips and its meta file; the last one's final name is what marks the shard as finished."""
     records: list[dict[str, Any]] = []
     skips: list[Skip] = []
@@ -315,7 +317,7 @@ def _write_shard(shard: _Shard, outcomes: Iterator[Sample | Skip | Crashed], out
         write_text(output / f"{shard.name}.meta.jsonl", "".join(lines))
 
 
-def _written(writer: PlainTar, key: str, source: str, outcome: Sample | Skip | Crashed) -> dict[str, Any] | Skip:
+def _written(writer: PlainTar, key: str, source: str, outcome: PackedSample | Skip | Crashed) -> dict[str, Any] | Skip:
     """Append a sample to the tar; returns its line of the meta file, or why it is not there."""
     if isinstance(outcome, Skip):
         return outcome

@@ -14,7 +14,7 @@ from .containers import MAX_PIXELS
 from .files import VideoError, name_of
 
 
-class Shape(NamedTuple):
+class DisplayedShape(NamedTuple):
     """Size as displayed, and how to turn a stored frame upright: transpose it first, then flip it."""
 
     height: int
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
     """A decoded frame and its displayed shape."""
 
     frame: VideoFrame
-    shape: Shape
+    shape: DisplayedShape
 
 
 def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
@@ -81,9 +81,9 @@ def displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> P
         raise VideoError("impossible header", f"{name_of(source)}: {height}x{width} pixels as displayed")
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return Picture(frame, Shape(height, width))
+        return Picture(frame, DisplayedShape(height, width))
     # Displayed x = a x + c y, y = b x + d y, by the nearest quarter turn.
     a, b, _, c, d = struct.unpack("=9i", bytes(cast(bytes, matrix)))[:5]
     if abs(a) + abs(d) >= abs(b) + abs(c):
-        return Picture(frame, Shape(height, width, upside_down=d < 0, mirrored=a < 0))
-    return Picture(frame, Shape(width, height, transposed=True, upside_down=b < 0, mirrored=c < 0))
+        return Picture(frame, DisplayedShape(height, width, upside_down=d < 0, mirrored=a < 0))
+    return Picture(frame, DisplayedShape(width, height, transposed=True, upside_down=b < 0, mirrored=c < 0))

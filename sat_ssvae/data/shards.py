@@ -30,7 +30,7 @@ from ..jobs.isolation import Crashed, IsolatedCalls
 from .clips import ClipReader, LoadedClip, open_readers
 from .mixture import Mixture, epoch_order
 from .settings import DataConfig
-from .skips import Skip, SkipLog, in_words
+from .skips import Skip, SkipLog, causes_in_words
 from .video_io import to_unit_range
 
 _ENDLESS = 1 << 62
@@ -95,7 +95,9 @@ def training_batches(
         skips.check()
         if not loaded.complete:
             place = f"{config.shown_path}: " if config.path else ""
-            raise UserError(f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({in_words(skips.failures)})")
+            raise UserError(
+                f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({causes_in_words(skips.failures)})"
+            )
         yield Batch(loaded.video, loaded.keys, loaded.captions)
 
 

@@ -90,7 +90,7 @@ class SkipLog:
         if self.reads >= self.min_reads and failed > self.max_share * self.reads:
             where = f", listed in {self.path}" if self.path else ""
             raise UserError(
-                f"{failed} of {self.reads} clips could not be read ({in_words(self.failures)}){where}: "
+                f"{failed} of {self.reads} clips could not be read ({causes_in_words(self.failures)}){where}: "
                 "repair or remove them"
             )
 
@@ -133,7 +133,7 @@ class SkipLog:
         return self._file
 
 
-def in_words(causes: Counter[str]) -> str:
+def causes_in_words(causes: Counter[str]) -> str:
     """The causes with their counts, most frequent first."""
     return ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
 

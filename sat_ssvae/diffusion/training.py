@@ -110,7 +110,7 @@ class DiTTrainConfig(Config):
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepDraw:
     """What one step takes at random, for the batch of all ranks."""
 
     clips: Tensor
@@ -123,7 +123,9 @@ class Draw:
     """(b,) bool: which clips lose their caption."""
 
 
-def draw(config: DiTTrainConfig, seed: int, step: int, clips: int, latent_shape: tuple[int, int, int, int]) -> Draw:
+def draw_step(
+    config: DiTTrainConfig, seed: int, step: int, clips: int, latent_shape: tuple[int, int, int, int]
+) -> StepDraw:
     """The draws of one step (counted from 0): a function of the arguments alone.
 
     Clips come in a new order each epoch, every clip once in each.
@@ -133,7 +135,7 @@ def draw(config: DiTTrainConfig, seed: int, step: int, clips: int, latent_shape:
     epochs = range(positions[0] // clips, positions[-1] // clips + 1)
     order = {epoch: torch.randperm(clips, generator=generator(seed, ORDER, epoch)) for epoch in epochs}
     draws = generator(seed, NOISE, step)
-    return Draw(
+    return StepDraw(
         clips=torch.stack([order[position // clips][position % clips] for position in positions]),
         t=config.diffusion.sample_t(batch, draws),
         without_text=torch.rand(batch, generator=draws) < config.text_dropout,
@@ -219,7 +221,7 @@ class TransformerTrainer:
     def _take_step(self) -> Mapping[str, float]:
         """Evaluate what the last step left, if that is due, and take the next one; returns what the bar shows."""
         self._evaluate()
-        step_draw = draw(self.config, self.seed, self.run.step, len(self.data), self.shape)
+        step_draw = draw_step(self.config, self.seed, self.run.step, len(self.data), self.shape)
         learning_rate = self.run.engines["transformer"].get_lr()[0]
         parts = self.config.optimizer.accumulation_steps
         losses = []
@@ -239,7 +241,7 @@ class TransformerTrainer:
         self.log.write(step, row)
         return outcome.measured
 
-    def _loss(self, step_draw: Draw, part: slice) -> Tensor:
+    def _loss(self, step_draw: StepDraw, part: slice) -> Tensor:
         clips, t, noise = step_draw.clips[part], step_draw.t[part], step_draw.noise[part]
         condition: tuple[Tensor, ...] = ()
         if self.text is not None:

@@ -27,7 +27,7 @@ from .average import Average
 from .checkpoints import load_checkpoint, load_other, save_checkpoint
 from .stability import (
     LossScale,
-    Outcome,
+    StepOutcome,
     StopRequest,
     Vote,
     discard_gradients,
@@ -78,7 +78,7 @@ class Run:
 
     def take_step(
         self, losses: Sequence[Tensor], measured: Mapping[str, Tensor], *, engines: Sequence[str] | None = None
-    ) -> Outcome:
+    ) -> StepOutcome:
         """Step engines with the gradients they have, or discard them on all ranks if something is not finite.
 
         Args:

@@ -16,7 +16,7 @@ from .. import distributed
 STDERR = 2
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """What the ranks agreed on at the end of a step, and what they measured in it."""
 
     bad_loss: bool
@@ -69,12 +69,12 @@ class Vote:
         self.norms = self._sums[self.FLAGS : self.FLAGS + self._engines].sqrt()
         """Norm of each engine's gradients, float64 on the device."""
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> StepOutcome:
         """Wait for the device and read the result, the same on all ranks."""
         bad_loss, bad_gradient, stop, *rest = self._sums.tolist()
         norms = [value**0.5 for value in rest[: self._engines]]
         measured = dict(zip(self._names, rest[self._engines :], strict=True))
-        return Outcome(bad_loss > 0, bad_gradient > 0, stop > 0, norms, measured)
+        return StepOutcome(bad_loss > 0, bad_gradient > 0, stop > 0, norms, measured)
 
 
 def held_gradients(engine: Any) -> list[Tensor]:
@@ -128,7 +128,7 @@ class LossScale:
         self.scale = 2.0**16 if enabled else 1.0
         self.good_steps = 0
 
-    def update(self, outcome: Outcome) -> bool:
+    def update(self, outcome: StepOutcome) -> bool:
         """Adapt to a step's outcome; True if it was a mere overflow, which a smaller scale may cure."""
         if not self.enabled:
             return False

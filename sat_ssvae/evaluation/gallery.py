@@ -92,7 +92,7 @@ def clips_shown(exhibits: Sequence[Exhibit], total: int, *, scored: bool = True)
     )
 
 
-def in_words(scores: Mapping[str, float]) -> str:
+def scores_in_words(scores: Mapping[str, float]) -> str:
     """Scores of a video, such as `PSNR 23.10 dB, SSIM 0.712`."""
     words = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "stlpips": "ST-LPIPS {:.3f}", "lpips": "LPIPS {:.3f}"}
     return ", ".join(words[name].format(value) for name, value in scores.items())

@@ -19,7 +19,7 @@ from ..progress import already_done, progress_bar
 from .journal import append, read_journal
 
 
-class Item(NamedTuple):
+class VideoItem(NamedTuple):
     """A video, its place in the output folder, without the suffix, and its caption, which may be empty."""
 
     name: str
@@ -47,33 +47,35 @@ R = TypeVar("R", bound=ItemResult)
 
 
 @dataclass(frozen=True)
-class Job(Generic[R]):
+class VideoJob(Generic[R]):
     """What is done to each video."""
 
     description: str
     """For the progress bar."""
     kind: type[R]
     """Of the results."""
-    key: Callable[[Item], str]
+    key: Callable[[VideoItem], str]
     """Fingerprint of an item and the settings; raises UserError where the item cannot be used."""
-    paths: Callable[[Item], Iterable[Path]]
+    paths: Callable[[VideoItem], Iterable[Path]]
     """The files that are made of an item."""
     frames: Callable[[VideoInfo], int]
     """How many frames are made of a video, as far as its header tells."""
-    work: Callable[[Item, str, Callable[[int], object]], R]
+    work: Callable[[VideoItem, str, Callable[[int], object]], R]
     """Processes an item with its key; the last argument is called with the number of frames done since."""
     known: Callable[[R], object]
     """Is told the result of an item that an earlier run has done."""
 
 
-def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
+def list_items(source: Path, skipped: list[Skip]) -> Iterator[VideoItem]:
     """The videos of a file, a folder, or shards; anything else is added to `skipped`.
 
     Raises:
         UserError: there is no such file or folder, or it holds neither videos nor shards.
     """
     if source.is_file() and source.suffix != ".tar":
-        yield Item(source.name.removesuffix(".mp4"), source, _caption(FolderStore(source.parent), {"key": source.name}))
+        yield VideoItem(
+            source.name.removesuffix(".mp4"), source, _caption(FolderStore(source.parent), {"key": source.name})
+        )
         return
     for store in find_stores(str(source), skipped.append):
         for record in read_records(store, skipped.append):
@@ -84,12 +86,12 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[Item]:
                 skipped.append(Skip(name, error.cause, str(error)))
                 continue
             if f".{suffix}" in VIDEO_SUFFIXES:
-                yield Item(name.removesuffix(".mp4"), media, _caption(store, record))
+                yield VideoItem(name.removesuffix(".mp4"), media, _caption(store, record))
             else:
                 skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
 
 
-def work_through(source: Path, journal: Path, job: Job[R], skipped: list[Skip]) -> list[R]:
+def work_through(source: Path, journal: Path, job: VideoJob[R], skipped: list[Skip]) -> list[R]:
     """Do the job for each item of `source`; results are kept in `journal`, unusable items in `skipped`.
 
     An item is not done again while its key is the one of the journal and all paths that it makes are there. A progress
@@ -130,7 +132,7 @@ def work_through(source: Path, journal: Path, job: Job[R], skipped: list[Skip]) 
     return records
 
 
-def _expected_frames(item: Item, job: Job[Any]) -> int:
+def _expected_frames(item: VideoItem, job: VideoJob[Any]) -> int:
     try:
         return max(0, job.frames(probe(item.source)))
     except VideoError:  # reported when its turn comes

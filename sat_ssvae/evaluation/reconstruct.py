@@ -33,7 +33,7 @@ from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
 from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..storage import digest_of, save_tensors
 from ..vae.checkpoint import weights_digest
-from .items import Item, Job, work_through
+from .items import VideoItem, VideoJob, work_through
 from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import side_by_side
 
@@ -142,7 +142,7 @@ def reconstruct(
     run = _Run(vae.to(device).eval(), output, config, device, perceptual, i3d, moments)
     weights = [weights_digest(vae.state_dict()), *([i3d.sha256] if i3d else [])]
     skipped: list[Skip] = []
-    job = Job(
+    job = VideoJob(
         "reconstructing",
         ClipScores,
         key=lambda item: fingerprint(item.name, digest_of(item.source), *weights, config),
@@ -168,7 +168,7 @@ class _Run:
     i3d: I3D | None
     moments: Moments
 
-    def video(self, item: Item, key: str, advance: Callable[[int], object]) -> ClipScores:
+    def video(self, item: VideoItem, key: str, advance: Callable[[int], object]) -> ClipScores:
         """Reconstruct, write and score a video."""
         info, paths = probe(item.source), _paths(item.name, self.output, self.config)
         sums: defaultdict[str, float] = defaultdict(float)

@@ -42,7 +42,7 @@ from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .degradations import Degradation
-from .items import Item, Job, check_output, list_items, work_through
+from .items import VideoItem, VideoJob, check_output, list_items, work_through
 from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import apart, side_by_side
 from .windows import Window, join, windows
@@ -209,7 +209,7 @@ def restore(
     clean = _originals(originals, source, output, skipped) if originals else {}
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(restorer.device)
     run = _Run(restorer, output, config, degradation, clean, perceptual, Moments(output / MOMENTS))
-    job = Job(
+    job = VideoJob(
         "restoring",
         RestoredVideo,
         key=run.key(),
@@ -235,12 +235,12 @@ class _Run:
     perceptual: Perceptual | None
     moments: Moments
 
-    def key(self) -> Callable[[Item], str]:
+    def key(self) -> Callable[[VideoItem], str]:
         """What gives the fingerprint of everything that a restored video depends on."""
         weights = weights_digest(self.restorer.model.state_dict())
         identity = [weights, self.restorer.trained, str(self.degradation), self.config]
 
-        def key(item: Item) -> str:
+        def key(item: VideoItem) -> str:
             original = self.clean.get(item.name)
             return fingerprint(item.name, digest_of(item.source), original and digest_of(original), *identity)
 
@@ -265,7 +265,7 @@ class _Video:
     """One video."""
 
     shared: _Run
-    item: Item
+    item: VideoItem
 
     @property
     def original(self) -> Path | None:

@@ -32,7 +32,7 @@ from ..metrics.temporal import flicker, motion, smoothness
 from ..progress import already_done
 from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
-from .items import Item, list_items
+from .items import VideoItem, list_items
 from .journal import append, read_journal
 
 TEMPORAL: Mapping[str, Callable[[Tensor], Tensor]] = {"smoothness": smoothness, "flicker": flicker, "motion": motion}
@@ -143,11 +143,11 @@ class Measuring:
         measured.features = {name: torch.cat([video.tensor(name) for video in found]) for name in found[0].features}
         return measured
 
-    def _key(self, item: Item, prompt: str) -> str:
+    def _key(self, item: VideoItem, prompt: str) -> str:
         text = prompt if self.networks.similarity else ""
         return fingerprint(digest_of(item.source), text, self.clips, self.clips_per_video, *self.networks.identity)
 
-    def _measure(self, item: Item, prompt: str, key: str) -> MeasuredVideo:
+    def _measure(self, item: VideoItem, prompt: str, key: str) -> MeasuredVideo:
         """The clips of a video through all networks."""
         features: defaultdict[str, list[Tensor]] = defaultdict(list)
         values: defaultdict[str, list[float]] = defaultdict(list)
@@ -167,7 +167,7 @@ class Measuring:
             {name: sum(some) / len(some) for name, some in values.items()},
         )
 
-    def _clips(self, item: Item) -> Iterator[Tensor]:
+    def _clips(self, item: VideoItem) -> Iterator[Tensor]:
         """The clips of a video, uint8 `3 T H W`, each beginning on one of the video's frames."""
         info, clips = probe(item.source), self.clips
         if info.fps < 0.99 * clips.fps:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..pages.blocks import Legend, box, command, facts, paragraph, section
-from ..pages.blocks import table as html_table
+from ..pages.blocks import Legend, box, command, facts, paragraph, section, table
 from ..pages.charts import Axis, chart, charts, line
 from ..pages.document import document
 from ..storage import write_text
@@ -69,7 +68,7 @@ def write_spectra(results: SpectraResults, folder: Path) -> Path:
     return page
 
 
-def table(results: SpectraResults) -> list[list[str]]:
+def numbers_table(results: SpectraResults) -> list[list[str]]:
     """A header and one row per autoencoder."""
     header = ["", "latent c×t×h×w", "amplitude falls as", "low frequencies", "modes for 90 %", "first mode"]
     return [[*header, "local correlation", "Gaussian floor"], *(_row(arm) for arm in results.arms)]
@@ -90,7 +89,7 @@ def _row(arm: LatentSpectra) -> list[str]:
 
 def _render(results: SpectraResults) -> str:
     legend = Legend([*(arm.name for arm in results.arms), PIXELS])
-    header, *rows = table(results)
+    header, *rows = numbers_table(results)
     numbers = [[legend.label(row[0]), *row[1:]] for row in rows]
     drawings = [
         _amplitude(results, legend, "Detail in space", "pixel", lambda arm: arm.spatial, results.pixels),
@@ -105,7 +104,7 @@ def _render(results: SpectraResults) -> str:
         legend.toggles(),
         box(paragraph(Markup("<b>{}</b>").format(results.meaning)), paragraph(_NEXT), command(results.next_command)),
         section("Spectra of the latents", charts(drawings), note=_NOTES[0]),
-        section("Numbers", html_table(header, numbers, sortable=True), note=_NOTES[1]),
+        section("Numbers", table(header, numbers, sortable=True), note=_NOTES[1]),
         section(
             "Decoder under disturbed latents", charts(robustness), note="PSNR to the clip; flatter is more robust."
         ),

@@ -27,7 +27,7 @@ INFO_NAME = "latents.json"
 _STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
 """Parameters of CogVideoX's SFTDataset that a merged configuration passes on; the shards decide here."""
 
-Shape = tuple[int, int, int, int]
+LatentShape = tuple[int, int, int, int]
 """(c, t, h, w)."""
 PerChannel = tuple[float, ...] | tuple[tuple[float, ...], ...]
 """A number per channel, or one per channel and latent frame."""
@@ -38,7 +38,7 @@ class LatentInfo(Config):
 
     fingerprint: str
     """Of the configuration and the autoencoder's weights."""
-    shapes: tuple[Shape, ...]
+    shapes: tuple[LatentShape, ...]
     """(c, t, h, w) that the latents have, one or several."""
     num_frames: int
     """Frames of the videos."""
@@ -91,8 +91,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         folders = latent_folders(place)
         self.infos = tuple(LatentInfo.read(folder) for folder in folders)
         self._places: list[tuple[int, TarStore, str]] = []  # number of the folder, tar, key
-        self._bucket_of: list[Shape] = []
-        self._buckets: dict[Shape, list[int]] = {}
+        self._bucket_of: list[LatentShape] = []
+        self._buckets: dict[LatentShape, list[int]] = {}
         for number, folder in enumerate(folders):
             for path in sorted(folder.glob("*.tar")):
                 self._add(number, _store(path))
@@ -164,7 +164,7 @@ def _check_one_size(paths: list[str], batch_size: int) -> None:
         )
 
 
-def _shapes(place: str) -> set[Shape]:
+def _shapes(place: str) -> set[LatentShape]:
     return {shape for folder in latent_folders(place) for shape in LatentInfo.read(folder).shapes}
 
 
@@ -184,6 +184,6 @@ def _read(store: TarStore, key: str) -> Tensor:
         raise UserError(f"{store.path}: {key} is damaged ({error}); delete the tar and encode again") from None
 
 
-def _shape(latent: Tensor) -> Shape:
+def _shape(latent: Tensor) -> LatentShape:
     c, t, h, w = latent.shape
     return c, t, h, w

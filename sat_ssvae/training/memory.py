@@ -35,7 +35,7 @@ _BYTES_PER_ELEMENT = 400
 """More than a step keeps for each element of the network's widest activations, float32 ones of all layers."""
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """How a step trades time for memory."""
 
     name: str
@@ -51,10 +51,10 @@ class Plan(NamedTuple):
 
 
 PLANS = (
-    Plan("the whole batch at once", sample_by_sample=False, checkpointed=False),
-    Plan("sample by sample", sample_by_sample=True, checkpointed=False),
-    Plan("the whole batch, checkpointed", sample_by_sample=False, checkpointed=True),
-    Plan("sample by sample, checkpointed", sample_by_sample=True, checkpointed=True),
+    StepPlan("the whole batch at once", sample_by_sample=False, checkpointed=False),
+    StepPlan("sample by sample", sample_by_sample=True, checkpointed=False),
+    StepPlan("the whole batch, checkpointed", sample_by_sample=False, checkpointed=True),
+    StepPlan("sample by sample, checkpointed", sample_by_sample=True, checkpointed=True),
 )
 """From the fastest to the smallest."""
 
@@ -77,7 +77,7 @@ class StepMemory(NamedTuple):
         return sum(self)
 
 
-def step_memory(config: TrainConfig, plan: Plan, batch_size: int | None = None, ranks: int = 1) -> StepMemory:
+def step_memory(config: TrainConfig, plan: StepPlan, batch_size: int | None = None, ranks: int = 1) -> StepMemory:
     """The memory of one step of a run, with the discriminators if it has some, at its largest size of clips.
 
     Args:
@@ -100,7 +100,7 @@ def step_memory(config: TrainConfig, plan: Plan, batch_size: int | None = None, 
     return StepMemory(weights + average, gradients, optimizer, working)
 
 
-def build_step(config: TrainConfig, plan: Plan) -> tuple[Objective, Discriminator | None]:
+def build_step(config: TrainConfig, plan: StepPlan) -> tuple[Objective, Discriminator | None]:
     """New networks of a run, the discriminators with them, that take their steps by a plan."""
     vae = SSVAE(config.model)
     vae.encoder.requires_grad_(not config.freeze_encoder)
@@ -135,7 +135,7 @@ def _optimizer_bytes(trained: int, stage: int, ranks: int) -> int:
 class Choice(NamedTuple):
     """The plan of a run, what it needs, and the largest batch that the device could take with it."""
 
-    plan: Plan
+    plan: StepPlan
     memory: StepMemory
     largest_batch: int
 

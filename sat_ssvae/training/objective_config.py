@@ -11,7 +11,7 @@ from ..spectral.correlation import Tiling
 from ..spectral.masking import MaskKind
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
-Window = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+Extent = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
 class ReconstructionConfig(Config):
@@ -35,7 +35,7 @@ class ReconstructionConfig(Config):
 class LCRConfig(Config):
     """Local correlation regularisation. Its weight is `lcr_weight`, beside this section."""
 
-    window: Window = (2, 2, 2)
+    window: Extent = (2, 2, 2)
     """Latent positions (t, h, w) whose vectors are correlated with each other."""
     threshold: float = Field(default=0.75, gt=-1, le=1)
     """Correlation that is enough: the loss is relu(threshold - R); 1 gives the article's 1 - R."""
@@ -51,7 +51,7 @@ class LMRConfig(Config):
 
     kind: MaskKind = "channel"
     """What is masked: whole channels, blocks of positions, or the last latent frames."""
-    block: Window = (1, 1, 1)
+    block: Extent = (1, 1, 1)
     """Size (t, h, w) of a block mask's blocks."""
 
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from markupsafe import Markup
 
 from ..data.video_io import read_frames
+from ..engine.run import Run
 from ..pages.blocks import Legend, Tone, badge, box, code, command, details, facts, paragraph, section
 from ..pages.charts import Axis, chart, charts, line
 from ..pages.clips import ClipCell, ClipRow, Film, film, player
@@ -60,13 +61,6 @@ _HEALTH = {
 }
 
 
-class Progress(Protocol):
-    """How far a run is."""
-
-    step: int
-    max_steps: int
-
-
 @dataclass
 class _Evaluation:
     """Clips beside each other: films of the originals and of their reconstructions."""
@@ -85,7 +79,7 @@ class RunPage:
         self._failed = False
 
     @contextlib.contextmanager
-    def told(self, run: Progress) -> Iterator[None]:
+    def told(self, run: Run) -> Iterator[None]:
         """Write how the block that trains ended."""
         try:
             yield

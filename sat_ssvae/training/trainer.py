@@ -33,7 +33,7 @@ from ..engine.optimization import build_engine
 from ..engine.precision import tell_precision
 from ..engine.run import Run
 from ..engine.seeds import generator, seeded
-from ..engine.stability import LossScale, Outcome
+from ..engine.stability import LossScale, StepOutcome
 from ..errors import UserError
 from ..storage import sync
 from ..vae.autoencoder import SSVAE
@@ -197,7 +197,7 @@ class AutoencoderTrainer:
             self._show(step)
         return {"loss": measured["total"], "PSNR": _psnr(measured["squared_error"])}
 
-    def _turn(self, networks: Sequence[str]) -> Outcome:
+    def _turn(self, networks: Sequence[str]) -> StepOutcome:
         """Batches for an optimiser step of some of the engines, or of none if a loss or gradient is not finite."""
         batches = self._next_batches()
         parts = [self._backward(batch, networks, micro) for micro, batch in enumerate(batches)]
@@ -257,7 +257,7 @@ class AutoencoderTrainer:
         named = losses._replace(total=total)._asdict()
         return {**{name: named[name] for name in _loss_names(self.config)}, "lcr_weight": weight, **extra}
 
-    def _count_skip(self, outcome: Outcome, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
+    def _count_skip(self, outcome: StepOutcome, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
         """Note a step that no rank took and the samples that may be why; stop after too many in a row."""
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -297,7 +297,7 @@ class AutoencoderTrainer:
 
     # --- checkpoints and logs -----------------------------------------------------------------------------------------
 
-    def _log(self, step: int, outcome: Outcome) -> None:
+    def _log(self, step: int, outcome: StepOutcome) -> None:
         """Write a row; `lr` is the learning rate of the step to come."""
         if step % self.config.log_every and step != self.config.max_steps:
             return

@@ -22,13 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..addresses import TRIES, copy_files, files_at, is_address
-from ..addresses import download as download_file
+from ..addresses import TRIES, copy_files, download, files_at, is_address
 from ..config import parse_config
 from ..errors import UserError
 from ..storage import atomic, write_text
 from .config import SSVAEConfig
-from .hub import PUBLISHED_NAME, download, is_hub_name
+from .hub import PUBLISHED_NAME, download_files, is_hub_name
 from .statistics import LatentStats
 from .training_file import read_torch_file
 
@@ -91,7 +90,7 @@ def _fetched(address: str, scratch: Path) -> Path:
     try:
         there = {name for name, _ in files_at(address)}
         if WEIGHTS_NAME not in there:
-            download_file(address, scratch / address.rpartition("/")[2], TRIES)
+            download(address, scratch / address.rpartition("/")[2], TRIES)
             return scratch / address.rpartition("/")[2]
         copy_files(address, sorted(there & {WEIGHTS_NAME, CONFIG_NAME, STATISTICS_NAME}), scratch)
     except OSError as error:
@@ -231,7 +230,7 @@ def check_fits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
 
 def _from_hub(name: str, revision: str | None) -> Path:
     """The folder, or the published file, that a repository holds."""
-    folder = download(name, revision, (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, PUBLISHED_NAME))
+    folder = download_files(name, revision, (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, PUBLISHED_NAME))
     if (folder / WEIGHTS_NAME).exists() and (folder / CONFIG_NAME).exists():
         return folder
     if (folder / PUBLISHED_NAME).exists():

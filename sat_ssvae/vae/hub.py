@@ -20,7 +20,7 @@ def is_hub_name(path: str) -> bool:
     return _NAME.fullmatch(path) is not None and not path.endswith(_SUFFIXES)
 
 
-def download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
+def download_files(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     """A local folder with those of `files` that the repository `name` has; each is downloaded once.
 
     Raises:
