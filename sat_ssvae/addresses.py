@@ -27,7 +27,7 @@ from fsspec.registry import known_implementations
 from upath import UPath
 from upath.extensions import ProxyUPath
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -172,10 +172,9 @@ def _number(error: Exception) -> int:
 
 
 def _reason(error: Exception) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
     if type(error).__name__ in _NO_RIGHTS:
         return "no credentials in the environment"
-    return without_secrets(words)
+    return without_secrets(one_line(error))
 
 
 def upload(local: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ from .commands import (
     train,
 )
 from .commands.grammar import Parser
-from .errors import UserError
+from .errors import UserError, one_line
 from .progress import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionResetError):
             raise
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise every worker that ends from now on raises it again
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         hint = "a decoding process died; if memory was short, lower data.num_workers; the same command then continues"
         _end(parser, error, 2, f"error: {reason}; {hint}\n")
     except KeyboardInterrupt as error:

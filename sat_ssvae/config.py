@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from .errors import UserError, did_you_mean, likeness, nearest
+from .errors import UserError, did_you_mean, likeness, nearest, one_line
 
 C = TypeVar("C", bound="Config")
 
@@ -75,7 +75,7 @@ def load_config(
     except UserError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{source}: not a readable YAML configuration ({_one_line(error)})") from None
+        raise UserError(f"{source}: not a readable YAML configuration ({one_line(error)})") from None
     typed = [override.partition("=")[0] for override in overrides]
     return parse_config(cls, values, source=source, typed=typed)
 
@@ -83,7 +83,7 @@ def load_config(
 def _set(config: Any, override: str, cls: type[Config]) -> None:
     """Apply one `key=value`; a number in the key counts the items of a list, from 0."""
     if not re.match(r"\w+(\.\w+)*=", override):
-        raise UserError(f"`{_one_line(override)}`: expected key=value, for example max_steps=1000")
+        raise UserError(f"`{one_line(override)}`: expected key=value, for example max_steps=1000")
     key = override.partition("=")[0]
     above, number, _ = re.split(r"\.(\d+)(?:\.|$)", key, maxsplit=1) if re.search(r"\.\d", key) else ("", "", "")
     try:
@@ -97,7 +97,7 @@ def _set(config: Any, override: str, cls: type[Config]) -> None:
         length = len(OmegaConf.select(config, above))
         raise UserError(f"`{override}`: {above} has {length} items, counted from 0") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"`{_one_line(override)}`: cannot be set ({_one_line(error)})") from None
+        raise UserError(f"`{one_line(override)}`: cannot be set ({one_line(error)})") from None
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
@@ -116,7 +116,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     except UserError:
         raise
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from None
+        raise UserError(f"{path}: not a readable YAML configuration ({one_line(error)})") from None
 
 
 def parse_config(
@@ -139,7 +139,7 @@ def parse_config(
         problems = error.errors(include_url=False)
         if all(_concerns(problem["loc"], typed) for problem in problems):
             source = "settings"
-        raise UserError(f"{source}: {_one_line('; '.join(_describe(cls, one) for one in problems))}") from None
+        raise UserError(f"{source}: {one_line('; '.join(_describe(cls, one) for one in problems))}") from None
 
 
 def refuse_unknown_keys(cls: type[BaseModel], values: Mapping[Any, Any], section: str = "") -> None:
@@ -159,7 +159,7 @@ def refuse_unknown_keys(cls: type[BaseModel], values: Mapping[Any, Any], section
         unknown = [one for one in error.errors(include_url=False) if one["type"] == "extra_forbidden"]
         if unknown:
             texts = [_unknown(cls, one["loc"], one["input"], section) for one in unknown]
-            raise UserError(f"settings: {_one_line('; '.join(texts))}") from None
+            raise UserError(f"settings: {one_line('; '.join(texts))}") from None
 
 
 def _concerns(location: Sequence[Any], keys: Sequence[str]) -> bool:
@@ -280,10 +280,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split())
 
 
 def packaged(name: str) -> Path:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ def initialize(device: torch.device) -> None:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     except (dist.DistError, OSError, ValueError) as error:
         place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot join the other processes at {place} ({reason})") from None
+        raise UserError(f"cannot join the other processes at {place} ({one_line(error, 200)})") from None
 
 
 def _launched() -> bool:

@@ -8,6 +8,11 @@ class UserError(ValueError):
     """A mistake in the input, the configuration or the environment. The message says what to do about it."""
 
 
+def one_line(said: object, length: int | None = None) -> str:
+    """A text, or what an error says, without line breaks; the error's class where it says nothing."""
+    return " ".join(str(said).split())[:length] or type(said).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` is probably a misspelling of."""
     words = {name.lower(): name for name in known}

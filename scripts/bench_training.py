@@ -109,8 +109,8 @@ def plans(vae: SSVAE, video: torch.Tensor, options: argparse.Namespace) -> None:
         print(f"{plan.name:<36}{typical(times[plan.name], options):>10.3f}{ratio:>15.3f}{peak / 2**20:>10.0f}")
 
 
-def main() -> None:
-    """Print the tables."""
+def parse_options() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="published")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
@@ -120,8 +120,12 @@ def main() -> None:
         "--only", nargs="+", metavar="TEXT", help="variants whose name holds one of these texts, or plain"
     )
     add_clock(parser)
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Print the tables."""
+    options = parse_options()
     sizes, shape = PRESETS[options.preset]
     if sizes is None:
         shared = read_yaml(packaged("compare_default.yaml"))["vae"]

@@ -114,7 +114,7 @@ def test_first_loss_is_that_of_predicting_zero(tmp_path):
     cfg, latents = config(max_steps=1), latent_set()
     train(tmp_path, cfg, latents)
     first = draw_step(cfg, 0, 0, len(latents), latents.shape)
-    x0 = latents.standardize(latents.latents[first.clips])
+    x0 = latents.statistics.standardize(latents.latents[first.clips])
     expected = (first.noise - x0).square().mean().item()
     assert float(rows(tmp_path)[1][1]) == pytest.approx(expected, rel=1e-5)
 
@@ -200,7 +200,7 @@ def test_it_learns_a_simple_distribution(tmp_path, process):
     cfg = config(max_steps=120, batch_size=16, ema_decay=0.95, diffusion=process)
     latents, heldout = latent_set(400), latent_set(64, seed=1)
     model = train(tmp_path, cfg, latents)
-    x0 = latents.standardize(heldout.latents)
+    x0 = latents.statistics.standardize(heldout.latents)
     fresh = build_dit(model.config, 0)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     before, after = torch.zeros(3), torch.zeros(3)

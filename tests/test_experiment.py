@@ -129,12 +129,21 @@ def test_finished_transformers_are_listed_for_restoring(finished, tiny_videos, t
     restorer = Restorer.open(output, "ssvae", 0, CPU)
     assert restorer.model.config.text_dim == 384 and restorer.clips.num_frames == 5
     latents = LatentSet.load(next((output / "latents").glob("ssvae-*")) / "train.safetensors")
-    torch.testing.assert_close(restorer.stats.mean, latents.mean)
+    torch.testing.assert_close(restorer.stats.mean, latents.statistics.mean)
     config = RestoreConfig(perceptual="none", steps=1)
     noise = Degradation.parse("noise:20")
     report = restore(restorer, tiny_videos / "bars1.mp4", tmp_path, config, noise)
     (video,) = report.videos
     assert video.frames == 16 and video.scores["degraded"]["psnr"] > video.scores["strength 0.3"]["psnr"]
+
+
+def assert_only_the_decoder_learned(folder, label):
+    """In the second of two stages."""
+    files = (next(folder.glob(f"{label}-stage{n}-*")) / "vae" / "model.safetensors" for n in (1, 2))
+    one, two = map(load_file, files)
+    same = {name: torch.equal(one[name], two[name]) for name in one}
+    assert all(same[name] for name in one if name.startswith("encoder."))
+    assert not all(same[name] for name in one if name.startswith("decoder."))
 
 
 @pytest.mark.slow
@@ -158,15 +167,7 @@ def test_stages_autoencoder_seeds_and_shifts(tiny_shards, tmp_path):
         listed = [one for one in RunIndex.read(tmp_path).transformers if one.arm == arm]
         assert {(one.vae_seed, one.seed, one.diffusion.shift) for one in listed} == {(0, 0, chosen), (7, 0, chosen)}
         for vae_seed in (0, 7):
-            one, two = (
-                load_file(
-                    next((tmp_path / "vae").glob(f"{arm}-vae{vae_seed}-stage{n}-*")) / "vae" / "model.safetensors"
-                )
-                for n in (1, 2)
-            )
-            same = {name: torch.equal(one[name], two[name]) for name in one}
-            assert all(same[name] for name in one if name.startswith("encoder."))
-            assert not all(same[name] for name in one if name.startswith("decoder."))
+            assert_only_the_decoder_learned(tmp_path / "vae", f"{arm}-vae{vae_seed}")
         own = ComparisonResults.from_json((tmp_path / f"report/shifts-{arm}/results.json").read_text())
         assert [one.name for one in own.arms] == [f"{arm}, shift 1", f"{arm}, shift 3"]
         assert (own.seeds, own.vae_seeds) == ((99,), (0,))
@@ -202,18 +203,23 @@ def test_shifts_are_those_of_flow_matching():
         configured(shifts=[1, 2], transformer=transformer)
 
 
+def with_given_arms(places):
+    """A comparison of the stock autoencoder with given ones."""
+    small = settings()
+    small["data"] |= {"num_frames": 9, "heldout_stride": 0.2, "max_heldout": 10}
+    small["transformer"] |= {"evaluation_steps": [3]}
+    small["scoring"] |= {"samples": 4, "denoising_clips": 2, "noise_levels": [0.5]}
+    arms = {"stock": ARMS["stock"]} | {kind: {"checkpoint": place} for kind, place in places.items()}
+    return parse_config(CompareConfig, small | {"arms": arms})
+
+
 @pytest.mark.slow
 def test_autoencoders_of_other_kinds_are_arms(tiny_shards, tmp_path):
     """Of other compression in space and in time; nothing is redone but what another model at its place changes."""
     foreign_models.save_all(tmp_path / "models")
     places = {kind: f"{kind}:{tmp_path / 'models' / kind}" for kind in ("cogvideox", "wan2.2", "modelscope")}
     output, source = tmp_path / "run", ClipSource.separate(tiny_shards, tiny_shards)
-    small = settings()
-    small["data"] |= {"num_frames": 9, "heldout_stride": 0.2, "max_heldout": 10}
-    small["transformer"] |= {"evaluation_steps": [3]}
-    small["scoring"] |= {"samples": 4, "denoising_clips": 2, "noise_levels": [0.5]}
-    arms = {"stock": ARMS["stock"]} | {kind: {"checkpoint": place} for kind, place in places.items()}
-    config = parse_config(CompareConfig, small | {"arms": arms})
+    config = with_given_arms(places)
     results, _ = compare(config, output, CPU, "sat-ssvae compare", source)
     for kind, place in places.items():
         arm = results.arm(kind)

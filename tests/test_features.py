@@ -1,7 +1,5 @@
 """The feature networks against numbers of the original packages, and what a distance needs of features."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +10,6 @@ from sat_ssvae.metrics.features import (
     IMAGENET_STD,
     ClipFeatures,
     FrameFeatures,
-    spaced_frames,
 )
 from sat_ssvae.metrics.kernel_distance import kernel_distance
 
@@ -178,18 +175,6 @@ def test_resolution_and_frames_are_what_they_say():
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     expected = features.network(((video[:, :, 2] + 1) / 2 - mean) / std).mean((2, 3))
     torch.testing.assert_close(features(video), expected, rtol=1e-4, atol=1e-5)
-
-
-@given(total=st.integers(1, 100), wanted=st.integers(1, 100))
-def test_spaced_frames_are_even_and_distinct(total, wanted):
-    chosen = spaced_frames(total, wanted)
-    assert len(chosen) == min(total, wanted)
-    assert chosen == sorted(set(chosen)) and chosen[0] >= 0 and chosen[-1] < total
-    if 1 < wanted <= total:
-        assert (chosen[0], chosen[-1]) == (0, total - 1)
-        gaps = [after - before for before, after in pairwise(chosen)]
-        assert max(gaps) - min(gaps) <= 1
-    assert spaced_frames(9, 1) == [4]
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 32, 32), (1, 1, 9, 32, 32), (1, 3, 0, 32, 32)])

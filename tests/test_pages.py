@@ -31,7 +31,7 @@ from sat_ssvae.pages.blocks import (
     table,
 )
 from sat_ssvae.pages.charts import Axis, chart, charts, line
-from sat_ssvae.pages.clips import ClipCell, ClipRow, before_after, film, player
+from sat_ssvae.pages.clips import ClipCell, ClipRow, film, player
 from sat_ssvae.pages.document import document
 
 from .parsed_page import Parsed
@@ -61,6 +61,7 @@ def everything(legend):
         MatrixGroup("", [MatrixRow(HOSTILE, [cell] * len(names))]),
         MatrixGroup("Folded", [MatrixRow("b", ["x"] * len(names))], folded=True),
     ]
+    wipe = ClipCell("x", film(moving(0)), under=(HOSTILE, film(moving(1)), "own"))
     return [
         legend.toggles(HOSTILE),
         box(badge(HOSTILE, "bad"), paragraph(HOSTILE), command(f"run '{HOSTILE}'"), tone="warn"),
@@ -68,7 +69,7 @@ def everything(legend):
         section("Numbers", matrix(legend, names, groups), facts({HOSTILE: HOSTILE})),
         section("Curves", subheading("x"), charts([chart(HOSTILE, curves, Axis(HOSTILE), Axis("y"))])),
         section("Table", table(["a", "b"], [["x", Cell("1.5", sort=2.0)]], sortable=True)),
-        section("Wipe", before_after(film(moving(0)), film(moving(1)), (HOSTILE, "after"))),
+        section("Wipe", player([ClipRow("w", [wipe])], fps=8)),
         details(HOSTILE, code(HOSTILE), bullets([HOSTILE])),
     ]
 
@@ -158,7 +159,7 @@ class TestPlayer:
 
     def test_only_equal_clips_lie_over_each_other(self):
         with pytest.raises(ValueError, match="one size"):
-            before_after(film(moving()), film(moving(size=(24, 40))))
+            player([ClipRow("", [ClipCell("", film(moving()), under=("a", film(moving(size=(24, 40))), "b"))])], fps=8)
 
 
 class TestChart:

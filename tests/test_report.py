@@ -12,14 +12,14 @@ from PIL import Image
 
 from sat_ssvae.comparison.provenance import LeftOut, Provenance
 from sat_ssvae.comparison.report.page import render, write_report
-from sat_ssvae.comparison.report.pictures import Pictures, enlarge, file_name, tile
+from sat_ssvae.comparison.report.pictures import Pictures, file_name
 from sat_ssvae.comparison.report.speed_ups import axis_limit
 from sat_ssvae.comparison.results import ComparisonResults, CurvePoint, Estimate
 from sat_ssvae.comparison.verdict import describe, judge, speed_up_text
 from sat_ssvae.data.video_io import probe, read_clip
 from sat_ssvae.errors import UserError
 
-from .comparisons import DENOISING, SAMPLES, STEPS, clips, comparison, judged, pictures
+from .comparisons import DENOISING, SAMPLES, STEPS, comparison, judged, pictures
 from .parsed_page import Parsed
 
 METRICS = (SAMPLES[0], SAMPLES[2], DENOISING[1], "loss")
@@ -254,27 +254,6 @@ class TestCases:
 
 
 class TestPictures:
-    def test_tile_keeps_every_clip_in_its_place(self):
-        tiled = tile(clips(5, 0), columns=2)
-        assert tiled.shape == (5, 3 * 32 + 2 * 4, 2 * 48 + 4, 3)
-        for i, clip in enumerate(clips(5, 0)):
-            top, left = (i // 2) * 36, (i % 2) * 52
-            assert torch.equal(tiled[:, top : top + 32, left : left + 48], clip)
-        assert (tiled[:, 72:, 52:] == 255).all()
-
-    def test_shorter_clips_rest_on_their_last_frame(self):
-        long, short = clips(1, 0)[0], clips(1, 1)[0][:2]
-        tiled = tile([long, short])
-        assert torch.equal(tiled[4, :, 52:], short[-1])
-
-    def test_small_clips_are_enlarged_and_large_ones_are_not(self):
-        clip = clips(1, 0)[0]
-        (large,) = enlarge([clip], 96)
-        assert large.shape == (5, 64, 96, 3)
-        back = torch.nn.functional.avg_pool2d(large.permute(0, 3, 1, 2).float(), 2).permute(0, 2, 3, 1)
-        assert (back - clip.float()).abs().mean() < 2
-        assert torch.equal(enlarge([clip], 20)[0], clip)
-
     @pytest.mark.parametrize("clip", [torch.zeros(3, 5, 8, 8, dtype=torch.uint8), torch.zeros(5, 8, 8, 3)])
     def test_other_shapes_and_types_are_refused(self, clip):
         with pytest.raises(ValueError, match="uint8 T H W 3"):

@@ -71,7 +71,7 @@ def arm():
 
 
 def test_a_perfect_denoiser_is_left_with_the_reconstruction_error(arm):
-    known = arm.heldout.standardize(arm.heldout.latents)
+    known = arm.heldout.statistics.standardize(arm.heldout.latents)
     scores, shown = score_generator(generator(Perfect(known)), arm, CONFIG, loss_floor=0.25)
     floors = distance_floors(arm, CONFIG)
     assert scores["denoising_error_reconstruction/0.5"].value < 1e-6
@@ -83,7 +83,7 @@ def test_a_perfect_denoiser_is_left_with_the_reconstruction_error(arm):
 
 
 def test_equal_calls_give_equal_scores_whatever_the_batch_size(arm):
-    model = Perfect(arm.heldout.standardize(arm.heldout.latents) * 0.9)
+    model = Perfect(arm.heldout.statistics.standardize(arm.heldout.latents) * 0.9)
     first, _ = score_generator(generator(model), arm, CONFIG, 0.0)
     other, _ = score_generator(generator(model), arm, CONFIG.model_copy(update={"batch_size": 3}), 0.0)
     for metric, estimate in first.items():
@@ -91,7 +91,7 @@ def test_equal_calls_give_equal_scores_whatever_the_batch_size(arm):
 
 
 def test_worse_predictions_score_worse(arm):
-    known = arm.heldout.standardize(arm.heldout.latents)
+    known = arm.heldout.statistics.standardize(arm.heldout.latents)
     good, _ = score_generator(generator(Perfect(known)), arm, CONFIG, 0.0)
     bad, _ = score_generator(generator(Perfect(torch.zeros_like(known[:1]))), arm, CONFIG, 0.0)
     # This untrained autoencoder reconstructs nothing, so the distances to real clips do not order anything.
@@ -112,7 +112,7 @@ def test_loss_floor_is_the_analytic_one(arm):
     mixed = torch.einsum("ij,njthw->nithw", torch.tensor([[1.0, 0, 0], [0.9, 0.3, 0], [0.5, 0.5, 0.5]]), latents)
     train = LatentSet(mixed, ("k",) * 400, ("",) * 400, LatentStats.measure(mixed))
     fine = ScoringConfig(loss_levels=400)
-    eigenvalues = latent_eigenvalues(train.standardize(mixed))
+    eigenvalues = latent_eigenvalues(train.statistics.standardize(mixed))
     assert gaussian_loss_floor(train, FlowMatching().signal_and_noise, fine) == pytest.approx(
         mean_gaussian_floor(eigenvalues), rel=0.01
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.evaluation.side_by_side import GAP, STRIP, apart, side_by_side
+from sat_ssvae.evaluation.side_by_side import GAP, STRIP, apart, labelled_grid, side_by_side
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 120), count=st.integers(2, 5), even=st.booleans())
@@ -28,3 +28,14 @@ def test_each_label_is_above_its_own_picture_and_white_lies_between(width):
     for number, label in enumerate(labels):
         left = number * (width + GAP)
         assert (page[:STRIP, left : left + width] < 128).any() == bool(label)
+
+
+def test_small_pictures_are_enlarged_in_a_grid_and_keep_their_places():
+    greys = [[np.full((30, 40, 3), value, np.uint8) for value in row] for row in ((10, 60), (110, 200))]
+    grid = np.asarray(labelled_grid(greys, ["left", "right"]))
+    assert grid.shape == (STRIP + 120 + GAP + 120, 160 + GAP + 160, 3)
+    middles = [[int(grid[top + 60, left + 80, 0]) for left in (0, 164)] for top in (STRIP, STRIP + 124)]
+    assert middles == [[10, 60], [110, 200]]
+    assert (grid[STRIP + 120 : STRIP + 124] == 255).all()
+    large = np.full((30, 200, 3), 7, np.uint8)
+    assert labelled_grid([[large]], [""]).size == (200, STRIP + 30)

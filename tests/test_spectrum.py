@@ -164,6 +164,12 @@ def test_modes_by_hand():
     assert [spectrum.modes_for(values, share) for share in (0.5, 0.51, 0.8, 0.9, 1.0)] == [1, 2, 2, 3, 4]
 
 
+def flow_floor(values, t):
+    """The floor of flow matching at noise levels t."""
+    level = torch.as_tensor(t, dtype=torch.float64)
+    return spectrum.gaussian_floor(values, 1 - level, level)
+
+
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.8])
 def test_floor_is_what_a_fitted_linear_predictor_leaves(t):
     values = torch.tensor([3.0, 0.8, 0.15, 0.05], dtype=torch.float64)
@@ -173,13 +179,13 @@ def test_floor_is_what_a_fitted_linear_predictor_leaves(t):
     noisy, target = (1 - t) * clean + t * noise, noise - clean
     predictor = torch.linalg.lstsq(noisy, target).solution
     left = (target - noisy @ predictor).square().mean().item()
-    assert spectrum.gaussian_floor(values, t).item() == pytest.approx(left, rel=0.01)
+    assert flow_floor(values, t).item() == pytest.approx(left, rel=0.01)
 
 
 @given(values=EIGENVALUES)
 def test_mean_floor_is_the_integral_over_t(values):
     t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    integral = np.mean([spectrum.gaussian_floor(values[i : i + 1], t).mean().item() for i in range(len(values))])
+    integral = np.mean([flow_floor(values[i : i + 1], t).mean().item() for i in range(len(values))])
     closed = (math.pi / 2 * values.sqrt().sum() / len(values)).item()
     assert spectrum.mean_gaussian_floor(values) == pytest.approx(closed)
     assert integral == pytest.approx(closed, rel=2e-3)
@@ -193,9 +199,9 @@ def test_an_uneven_spectrum_lowers_the_floor(values):
 
 def test_floor_at_the_ends():
     values = torch.tensor([2.0, 0.0])
-    assert spectrum.gaussian_floor(values, torch.tensor([1.0])).tolist() == [1.0]  # only the mean is known
-    assert spectrum.gaussian_floor(torch.tensor([2.0, 3.0]), 0.0).item() == 1.0  # only the noise is unknown
-    assert spectrum.gaussian_floor(values, torch.zeros(2, 3) + 0.5).shape == (2, 3)
+    assert flow_floor(values, torch.tensor([1.0])).tolist() == [1.0]  # only the mean is known
+    assert flow_floor(torch.tensor([2.0, 3.0]), 0.0).item() == 1.0  # only the noise is unknown
+    assert flow_floor(values, torch.zeros(2, 3) + 0.5).shape == (2, 3)
 
 
 def test_half_precision_latents_are_analysed_in_double():

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from sat_ssvae.config import parse_config
 from sat_ssvae.diffusion.transformer import (
@@ -193,17 +192,6 @@ def test_timestep_features_resolve_a_thousandth():
     near = timestep_features(torch.tensor([0.5, 0.501]))
     assert near.shape == (2, 256)
     assert (near[0] - near[1]).norm() > 0.5
-
-
-def test_flops_agree_with_torchs_counter():
-    cfg = config(width=64, depth=3, precision="bfloat16")
-    model = build_dit(cfg, 0)
-    # In bfloat16, as the counter does not know torch's fused attention kernel for CPUs.
-    with FlopCounterMode(display=False) as counter:
-        model(randn(1, 5, 3, 4, 6), torch.tensor([0.5]))
-    # The counter also sees the few layers that work on the timestep instead of on tokens.
-    condition = 2 * (256 * 64 + 64 * 64 + 3 * 64 * 6 * 64 + 64 * 2 * 64)
-    assert counter.get_total_flops() == model.flops_per_sample() + condition
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..vae.posterior import LOGVAR_RANGE, Posterior
 from ..vae.sizes import latent_size
 from ..vae.statistics import LatentStats
@@ -185,7 +185,9 @@ class DiffusersAutoencoder(nn.Module):
         try:
             stats = self._stats()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.name}: unreadable statistics in its configuration ({one_line(error)})") from None
+            raise UserError(
+                f"{self.name}: unreadable statistics in its configuration ({one_line(error, 200)})"
+            ) from None
         if len(stats.mean) != self.latent_channels:
             found = f"statistics of {len(stats.mean)} channels for latents of {self.latent_channels}"
             raise UserError(f"{self.name}: {found}")
@@ -278,7 +280,7 @@ class DiffusersAutoencoder(nn.Module):
         )
 
     def _failure(self, what: str, video: Tensor, error: Exception) -> UserError:
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         return UserError(f"{self.name}: cannot {what} a video {tuple(video.shape)} ({reason}); it cannot be used here")
 
     # --- details ------------------------------------------------------------------------------------------------------
@@ -321,11 +323,6 @@ class DiffusersAutoencoder(nn.Module):
     def _check_chunks(self, chunk_frames: int | None) -> None:
         if chunk_frames is not None:
             raise UserError(f"chunk_frames={chunk_frames}: for SSVAE alone, {self.name} takes a clip as a whole")
-
-
-def one_line(error: Exception, length: int = 200) -> str:
-    """What an exception says, without line breaks."""
-    return " ".join(str(error).split())[:length]
 
 
 def moments_of(output: Any) -> Tensor:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..addresses import is_address
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..vae.autoencoder import SSVAE
 from .classes import as_autoencoder
-from .foreign import one_line
 from .protocol import VideoAutoencoder
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
         try:
             return subfolder, dict(AutoencoderKL.load_config(place, subfolder=subfolder))
         except (OSError, ValueError) as error:
-            problems.append(one_line(error))
+            problems.append(one_line(error, 200))
     raise UserError(f"{place}: no autoencoder of diffusers there ({problems[-1]})")
 
 
@@ -121,7 +120,7 @@ def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
     try:
         vae, report = cls.from_pretrained(place, subfolder=subfolder, output_loading_info=True, **options)
     except Exception as error:  # whatever a class makes of a configuration or of files that are not its own
-        raise UserError(f"{place}: not a readable {cls.__name__} ({one_line(error)})") from None
+        raise UserError(f"{place}: not a readable {cls.__name__} ({one_line(error, 200)})") from None
     if missing := report["missing_keys"] + report["mismatched_keys"]:
         raise UserError(f"{place}: {len(missing)} tensors of {cls.__name__} are missing, the first is {missing[0]}")
     return vae

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 
+from ..engine.run import exit_on_sigterm
 from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import write_text
@@ -158,10 +159,6 @@ def exclusive(output: Path) -> Iterator[int]:
     Raises:
         UserError: another process holds the lock.
     """
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as file:
         try:
@@ -171,8 +168,5 @@ def exclusive(output: Path) -> Iterator[int]:
                 f"{output}: in use by another comparison or by a process that it left running; "
                 "wait for it, stop it, or choose another --output"
             ) from None
-        previous = signal.signal(signal.SIGTERM, stop)
-        try:
+        with exit_on_sigterm():
             yield file.fileno()
-        finally:
-            signal.signal(signal.SIGTERM, previous)

@@ -25,13 +25,14 @@ from ..comparison.bookkeeping import Stopwatch, content
 from ..comparison.plan import Plan, Stage
 from ..comparison.provenance import Provenance, few_warnings
 from ..comparison.report.page import write_report
-from ..comparison.report.pictures import Pictures, as_pictures, spread_places
+from ..comparison.report.pictures import Pictures, as_pictures
 from ..comparison.results import ComparisonResults, CurvePoint
 from ..comparison.score_files import curve_points, is_scored, read_samples, read_scores
 from ..comparison.scoring import EvaluationConfig, compared
 from ..comparison.verdict import Verdict, judge
 from ..config import Config, fingerprint
 from ..errors import UserError
+from ..spacing import evenly_spaced
 from ..storage import write_text
 from .launch import LOSS, Launch, exclusive
 from .native_arms import BASELINE, NativeArm
@@ -289,7 +290,7 @@ class _Comparison:
         clips = {name: load_file(folder / "clips.safetensors") for name, folder in scores.items()}
         first = {name: scores[name] / _name(runs[name][self.config.seeds[0]]) for name in scores}
         shown = self.config.scoring.shown_clips
-        psnr = {name: own["psnr"][spread_places(len(own["psnr"]), shown)].tolist() for name, own in quality.items()}
+        psnr = {name: own["psnr"][evenly_spaced(len(own["psnr"]), shown)].tolist() for name, own in quality.items()}
         return Pictures(
             float(self.baseline.settings.get("data.params.fps") or 8),
             as_pictures(clips[BASELINE]["originals"]),

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .sat_transformer import TransformerSizes
 
 Era = Literal["v1.0", "main"]
@@ -96,8 +96,7 @@ def merge_configs(files: Sequence[str | Path]) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such configuration file") from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{' '.join(map(str, files))}: not readable YAML configurations ({reason})") from None
+        raise UserError(f"{' '.join(map(str, files))}: not readable YAML configurations ({one_line(error)})") from None
 
 
 class SATConfig:

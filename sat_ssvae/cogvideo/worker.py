@@ -41,6 +41,7 @@ from ..latents.latent_set import LatentSet
 from ..metrics.features import ClipFeatures, FrameFeatures
 from ..metrics.perceptual import build_perceptual
 from ..progress import progress_bar, setup_logging
+from ..spacing import evenly_spaced
 from ..storage import save_tensors, write_text
 from ..vae.statistics import LatentStats
 from .registry import import_sat
@@ -181,8 +182,7 @@ class Clips:
         target = importlib.import_module("sgm.util").get_obj_from_str(args.data_config["target"])
         sets = [target.create_dataset_function(str(path), args, **args.data_config["params"]) for path in folders]
         places = [(data, index) for data in sets for index in range(len(data))]
-        chosen = torch.linspace(0, len(places) - 1, min(limit, len(places))).round().long().tolist()
-        self._places = [places[index] for index in chosen]
+        self._places = [places[index] for index in evenly_spaced(len(places), limit)]
 
     def __len__(self) -> int:
         return len(self._places)

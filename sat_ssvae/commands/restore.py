@@ -208,13 +208,13 @@ def _mean_and_change(videos: list[Any], view: str, metric: str) -> tuple[str, st
 
 
 def _write_picture(report: "RestorationReport", config: "RestoreConfig", output: Path, path: Path) -> None:
-    from ..comparison.report.pictures import labelled_grid
     from ..evaluation.restore import middle_frames, view_names
-    from ..metrics.features import spaced_frames
+    from ..evaluation.side_by_side import labelled_grid
+    from ..spacing import evenly_spaced
 
     alike = [video for video in report.videos if video.scores] or report.videos  # as many views in every row
     names = view_names(config, scored=bool(alike[0].scores))
-    shown = [alike[number] for number in spaced_frames(len(alike), 4)]
+    shown = [alike[number] for number in evenly_spaced(len(alike), 4)]
     rows = [middle_frames(output, video, len(names)) for video in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial:

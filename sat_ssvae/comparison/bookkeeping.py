@@ -28,23 +28,18 @@ class Stopwatch:
         self._minutes: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     @contextlib.contextmanager
-    def __call__(self, stage: str, inner: str | None = None) -> Iterator[None]:
-        """Time a stage; what the stage `inner` takes meanwhile counts for that one alone."""
-        start, inner_before = time.monotonic(), self.of(inner)
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            minutes = (time.monotonic() - start) / 60
-            self.add(stage, minutes - (self.of(inner) - inner_before))
+            self.add(stage, (time.monotonic() - start) / 60)
 
     def add(self, stage: str, minutes: float) -> None:
         """Count time that was measured elsewhere."""
-        self._minutes[stage] = self.of(stage) + minutes
+        self._minutes[stage] = self._minutes.get(stage, 0.0) + minutes
         write_text(self._path, json.dumps(self._minutes, indent=1))
-
-    def of(self, stage: str | None) -> float:
-        """Minutes of a stage so far."""
-        return self._minutes.get(stage, 0.0) if stage else 0.0
 
     def rounded(self) -> dict[str, float]:
         """Minutes by stage, to two decimals."""

@@ -20,6 +20,7 @@ from pydantic import JsonValue
 
 from .. import distributed
 from ..engine.precision import tell_precision
+from ..spacing import evenly_spaced
 from ..storage import write_text
 from ..training.run_folder import alone
 from .answer import answer, commit
@@ -33,7 +34,7 @@ from .pooling import pooled
 from .processes import run_members, shared_out
 from .provenance import Provenance, few_warnings
 from .report.page import write_report
-from .report.pictures import Pictures, as_pictures, spread, spread_places
+from .report.pictures import Pictures, as_pictures, spread
 from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
 from .score_files import read_samples
@@ -110,7 +111,7 @@ class _Comparison:
         steps, shown = self.config.transformer.evaluation_steps, self.config.scoring.shown_clips
         curves = [point for result in results.values() for point in result.curves]
         firsts = {member.arm: own for member, own in results.items() if member.vae_seed == self.config.vae_seeds[0]}
-        places = spread_places(len(heldout), shown)
+        places = evenly_spaced(len(heldout), shown)
         keys = next(iter(results.values())).keys
         pictures = Pictures(
             self.config.data.fps,
@@ -132,7 +133,6 @@ class _Comparison:
         provenance: Provenance,
     ) -> tuple[ComparisonResults, list[Verdict]]:
         config, heldout = self.config, sum(provenance.heldout.values())
-        shifts: dict[str, JsonValue] = {member.arm: own.shift for member, own in members.items() if own.shift}
         results = ComparisonResults(
             arms=self._arms(members),
             curves=tuple(curves),
@@ -146,19 +146,7 @@ class _Comparison:
             machine=machine(self.device),
             packages={name: metadata.version(name) for name in ("torch", "deepspeed", "numpy", "av")},
             configuration=config.model_dump(mode="json"),
-            measurement={
-                "held-out clips": heldout,
-                "clip": config.data.model_dump(mode="json"),
-                "scoring": config.scoring.model_dump(mode="json"),
-                "seeds vary": "the transformer's initial weights, clip order and noise",
-                "autoencoders": f"one per arm and seed: {', '.join(map(str, config.vae_seeds))}",
-                "denoised at, by the baseline's level": {
-                    self.layout.label(member): {f"{level:g}": own for level, own in result.levels.items()}
-                    for member, result in members.items()
-                    if member != self.layout.baseline(member)
-                },
-                **({"timestep shifts": shifts} if shifts else {}),
-            },
+            measurement={"held-out clips": heldout, **self._measurement(members)},
             command=self.command,
             attribution=self.source.attribution,
             warnings=(*self._warnings(), *few_warnings(heldout, len(provenance.heldout))),
@@ -173,6 +161,22 @@ class _Comparison:
                 shown = shift_comparison(results, member.arm, own.search, config.shift_seed)
                 write_report(shown, judge(shown), self.output / "report" / f"shifts-{member.arm}")
         return results, verdicts
+
+    def _measurement(self, members: Mapping[Member, MemberResult]) -> dict[str, JsonValue]:
+        config = self.config
+        shifts: dict[str, JsonValue] = {member.arm: own.shift for member, own in members.items() if own.shift}
+        return {
+            "clip": config.data.model_dump(mode="json"),
+            "scoring": config.scoring.model_dump(mode="json"),
+            "seeds vary": "the transformer's initial weights, clip order and noise",
+            "autoencoders": f"one per arm and seed: {', '.join(map(str, config.vae_seeds))}",
+            "denoised at, by the baseline's level": {
+                self.layout.label(member): {f"{level:g}": own for level, own in result.levels.items()}
+                for member, result in members.items()
+                if member != self.layout.baseline(member)
+            },
+            **({"timestep shifts": shifts} if shifts else {}),
+        }
 
     def _arms(self, members: Mapping[Member, MemberResult]) -> tuple[ArmResult, ...]:
         """Each arm over its autoencoders."""

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ..latents.latent_set import LatentSet
-from ..spectral.spectrum import dct3, inverse_dct3
+from ..spectral.spectrum import dct3, frequency_covariance, inverse_dct3
 from ..storage import write_text
 from .scoring import ArmReference, EvaluationConfig, NoiseFactors, decode_standardised, denoising_clips, standardised
 
 _GRID = 14
-"""Levels at which an error is measured."""
+"""Levels at which an error is measured, from `_SMALLEST` to 1 - `_SMALLEST`."""
+_SMALLEST = 0.02
 _DECIMALS = 3
 """Of a level: finer than it is measured, and the same on every machine that resumes a comparison."""
 
@@ -43,10 +44,7 @@ class LinearDenoiser:
     @classmethod
     def fit(cls, latents: Tensor) -> "LinearDenoiser":
         """On standardised training latents `N c t h w`."""
-        coefficients = dct3(latents.double())
-        mean = coefficients.mean(0)
-        centred = (coefficients - mean).flatten(2)
-        covariance = torch.einsum("nck,ndk->kcd", centred, centred) / max(len(latents) - 1, 1)
+        mean, covariance = frequency_covariance(latents)
         variances, directions = torch.linalg.eigh(covariance)
         return cls(mean, variances.clamp_min(0), directions)
 
@@ -63,7 +61,7 @@ def linear_errors(
     train: LatentSet, arm: ArmReference, noise_factors: NoiseFactors, config: EvaluationConfig
 ) -> Callable[[float], float]:
     """Noise level -> decoded squared error of the linear predictor to the arm's own reconstructions."""
-    denoiser = LinearDenoiser.fit(train.standardize(train.latents))
+    denoiser = LinearDenoiser.fit(train.statistics.standardize(train.latents))
     clean, noise = (x.cpu() for x in standardised(arm, config))
     own = arm.reconstructions[denoising_clips(arm, config)]
 
@@ -77,17 +75,14 @@ def linear_errors(
     return error
 
 
-def equivalent_levels(
-    error: Callable[[float], float], wanted: Mapping[float, float], smallest: float = 0.02
-) -> dict[float, float]:
+def equivalent_levels(error: Callable[[float], float], wanted: Mapping[float, float]) -> dict[float, float]:
     """The level at which `error` reaches each wanted value, by the level that the value belongs to.
 
     Args:
         error: rises with the level.
-        wanted: error by level of the baseline.
-        smallest: levels lie between it and 1 - smallest; an error outside gets the end that is nearest.
+        wanted: error by level of the baseline; one that no measured level has gets the end that is nearest.
     """
-    levels = np.linspace(smallest, 1 - smallest, _GRID)
+    levels = np.linspace(_SMALLEST, 1 - _SMALLEST, _GRID)
     errors = np.maximum.accumulate([max(error(float(level)), 1e-12) for level in levels])
     return {
         level: round(float(np.interp(np.log(max(value, 1e-12)), np.log(errors), levels)), _DECIMALS)

@@ -283,8 +283,8 @@ class MemberRunner:
                     autoencoder=self._place(prepared.member),
                     weights=weights,
                     diffusion=training.diffusion,
-                    latent_mean=tuple(prepared.train_set.mean.tolist()),
-                    latent_std=tuple(prepared.train_set.std.tolist()),
+                    latent_mean=tuple(prepared.train_set.statistics.mean.tolist()),
+                    latent_std=tuple(prepared.train_set.statistics.std.tolist()),
                 )
             )
         return scored

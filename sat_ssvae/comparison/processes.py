@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..allocator import keep_freed_memory
-from ..engine.run import TERMINATED
+from ..engine.run import TERMINATED, exit_on_sigterm
 from ..errors import UserError
 from ..jobs.isolation import cause_of_death
 from ..progress import setup_logging
@@ -92,7 +92,7 @@ def _in_processes(work: Work, members: Sequence[Member], records: Records, share
     waiting, free = deque(members), list(range(share.jobs))
     running: dict[Member, _Process] = {}
     results: dict[Member, MemberResult] = {}
-    with _exit_on_sigterm():
+    with exit_on_sigterm():
         try:
             while waiting or running:
                 while waiting and free:
@@ -198,7 +198,7 @@ def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads
     if work.device.type == "cpu":
         keep_freed_memory()
     try:
-        with _exit_on_sigterm():
+        with exit_on_sigterm():
             connection.send(("result", MemberRunner(work, work.clips.heldout(), _Told(connection)).run(member)))
     except Exception as error:
         connection.send(("error", error, traceback.format_exc()))
@@ -210,23 +210,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Leave by SystemExit when SIGTERM comes; only the main thread can catch signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        raise SystemExit(TERMINATED)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

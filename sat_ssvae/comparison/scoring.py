@@ -24,11 +24,13 @@ from ..metrics.fidelity import reconstruction_scores
 from ..metrics.kernel_distance import bootstrap_counts, bootstrap_distances, bootstrap_interval, kernel_distance
 from ..metrics.perceptual import Perceptual
 from ..progress import progress_bar
+from ..spacing import evenly_spaced
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import (
     channel_eigenvalues,
     cumulative_explained_variance,
     dct_amplitude,
+    gaussian_floor,
     latent_eigenvalues,
     spatial_spectrum,
 )
@@ -194,15 +196,9 @@ def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Es
 
 
 def gaussian_loss_floor(train: LatentSet, signal_and_noise: NoiseFactors, config: EvaluationConfig) -> float:
-    """Loss that the best linear predictor leaves on Gaussian latents with these latents' covariance.
-
-    For x_t = a x_0 + s e, an eigenvalue l leaves l / (a^2 l + s^2): of the velocity e - x_0 when a + s = 1 (flow
-    matching, `measuring_convergence` item 3) it is the same expression as of v = a e - s x_0 when a^2 + s^2 = 1.
-    """
-    eigenvalues = latent_eigenvalues(train.standardize(train.latents)).clamp_min(0)
-    signal, noise = signal_and_noise(_loss_levels(config))
-    signal, noise = signal.double()[:, None], noise.double()[:, None]
-    return (eigenvalues / (signal.square() * eigenvalues + noise.square())).mean().item()
+    """Loss, mean over noise levels, that the best linear predictor leaves on Gaussian latents of these covariances."""
+    eigenvalues = latent_eigenvalues(train.statistics.standardize(train.latents))
+    return gaussian_floor(eigenvalues, *signal_and_noise(_loss_levels(config))).mean().item()
 
 
 def arm_result(
@@ -363,13 +359,12 @@ def _samples(generator: Generator, arm: ArmReference, config: EvaluationConfig) 
 
 def denoising_clips(arm: ArmReference, config: EvaluationConfig) -> Tensor:
     """Numbers of the held-out clips that are denoised, evenly spread: neighbours show the same scene."""
-    count = min(config.denoising_clips, len(arm.heldout))
-    return torch.linspace(0, len(arm.heldout) - 1, count).round().long()
+    return torch.tensor(evenly_spaced(len(arm.heldout), config.denoising_clips))
 
 
 def standardised(arm: ArmReference, config: EvaluationConfig) -> tuple[Tensor, Tensor]:
     """The latents to denoise as the transformer sees them, and their fixed noise."""
-    clean = arm.heldout.standardize(arm.heldout.latents[denoising_clips(arm, config)])
+    clean = arm.heldout.statistics.standardize(arm.heldout.latents[denoising_clips(arm, config)])
     generator = torch.Generator().manual_seed(config.seed + 1)
     noise = torch.randn(clean.shape, generator=generator)
     device = arm.device
@@ -388,7 +383,7 @@ def _parts(arm: ArmReference, clips: Tensor, config: EvaluationConfig) -> Sequen
 
 def decode_standardised(arm: ArmReference, latents: Tensor) -> Tensor:
     """Videos `N C T H W` in [-1, 1], on the CPU, of latents as the transformer sees them."""
-    return arm.decode(arm.heldout.unstandardize(latents)).float().clamp(-1, 1).cpu()
+    return arm.decode(arm.heldout.statistics.unstandardize(latents)).float().clamp(-1, 1).cpu()
 
 
 def _loss_levels(config: EvaluationConfig) -> Tensor:

@@ -98,14 +98,11 @@ def describe(metric: str) -> Metric:
     return Metric(metric, family, title, detail.format(parameter) if parameter else "", group)
 
 
-def judge(results: ComparisonResults, *, seed: int = 0) -> list[Verdict]:
-    """Read all metrics of every candidate against the baseline. `seed` draws the evaluation noise."""
+def judge(results: ComparisonResults) -> list[Verdict]:
+    """Read all metrics of every candidate against the baseline."""
     groups = ("samples", "denoising", "loss", "other")
     metrics = sorted(results.metrics, key=lambda name: groups.index(describe(name).group))
-    read = [
-        tuple(speed_up(results, candidate.name, metric, seed=seed) for metric in metrics)
-        for candidate in results.candidates
-    ]
+    read = [tuple(speed_up(results, candidate.name, metric) for metric in metrics) for candidate in results.candidates]
     measures = counting(read)
     return [_verdict(results, one, measures) for one in read]
 

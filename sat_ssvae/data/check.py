@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..config import fingerprint
 from ..jobs.job import Advance, Item
 from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
-from ..jobs.settings import JOB_SETTINGS, JobConfig
+from ..jobs.settings import JobConfig
 from .settings import DataConfig
 from .shards import FixedClips, clips_by_size
 from .skips import SKIPPED_FILE, Skip, SkipLog
@@ -76,8 +76,7 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
         for number, clips in enumerate(sources)
         for start, stop in clips.blocks(CLIPS_IN_PIECE)
     ]
-    without: Any = {"data": {"num_workers"}, **dict.fromkeys(JOB_SETTINGS, True)}
-    identity = fingerprint(config.model_dump(mode="json", exclude=without), [len(clips) for clips in sources])
+    identity = fingerprint(config.identity(), [len(clips) for clips in sources])
     with claimed(output, "check-data", part):
         ledger = Ledger(output / ".check-data", identity)
         job = _CheckJob(tuple(clips.noting(SkipLog(max_share=1)) for clips in sources))
@@ -105,11 +104,10 @@ class _CheckJob:
         """See `Job`."""
 
         def read(block: _Block, advance: Advance) -> dict[str, Any]:
-            failed: list[Skip] = []
-            skips = SkipLog(max_share=1, note=failed.append)
+            clips, failed = self.sources[block.clips].part(block.start, block.stop, cpus)
             captioned: dict[str, bool] = {}
             count = 0
-            for clip in self.sources[block.clips].noting(skips, cpus)[block.start : block.stop]:
+            for clip in clips:
                 captioned[clip.key] = bool(clip.caption)
                 count += 1
                 advance(1)

@@ -68,9 +68,7 @@ class Length(NamedTuple):
 
 
 @contextmanager
-def open_video(
-    source: Path | bytes, threads: int = 1, *, header_only: bool = False
-) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(source: Path | bytes, *, header_only: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
 
     Of several video streams it is the largest, of equal ones the default one; covers and thumbnails do not count. A
@@ -97,7 +95,7 @@ def open_video(
                 raise VideoError("not a video", f"{name_of(source)}: unknown codec")
             if stream.width * stream.height > MAX_PIXELS:
                 raise VideoError("too large", f"{name_of(source)}: {stream.height}x{stream.width} pixels")
-            stream.codec_context.thread_count = threads
+            stream.codec_context.thread_count = 1
             yield container, stream
     except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: another stream begins in the middle
         unknown = isinstance(error, (av.InvalidDataError, av.ArgumentError))

@@ -23,6 +23,7 @@ FILM = "big_buck_bunny"
 FILM_START, FILM_END = 8.0, 490.0
 """Seconds of the film between its title and its closing credits."""
 LIVE_CLIPS = ("bikes", "carphone", "faces", "single_face", "skyline")
+_MAX_FPS = 30.0  # the film has 24, so clips at 24, 12, 8 or 6 fps move evenly
 PERIOD_SECONDS = 60.0
 """Seconds, about; a film is cut into equal periods."""
 HELDOUT_SHARE = 0.2
@@ -45,8 +46,6 @@ def prepare_demo(
     *,
     resolution: int,
     film_seconds: float = FILM_END - FILM_START,
-    max_fps: float = 30.0,
-    workers: int = 2,
 ) -> DemoData:
     """Fetch the clips and pack them, short side `resolution` pixels; finished work is not repeated.
 
@@ -54,8 +53,6 @@ def prepare_demo(
         output: receives the folders train and heldout, and ATTRIBUTION.txt.
         film_seconds: how much of the film to use, from its start.
         resolution: pixels of the short side as stored; clips that have fewer are left out.
-        max_fps: highest frame rate stored. The film has 24, so clips at 24, 12, 8 or 6 fps move evenly.
-        workers: videos converted at once.
 
     Raises:
         UserError: no network, no space left, a folder with other content.
@@ -64,7 +61,7 @@ def prepare_demo(
     if not any(parts.values()):
         raise UserError(f"the demo's clips have at most 720 rows: choose a resolution below {resolution}")
     config = PackConfig(
-        max_short_side=resolution, max_fps=max_fps, crf=14, keyframe_seconds=0.5, workers=workers, captions="none"
+        max_short_side=resolution, max_fps=_MAX_FPS, crf=14, keyframe_seconds=0.5, workers=2, captions="none"
     )
     train, heldout = (
         [item for some in parts.values() for item, held in some if held == kind] for kind in (False, True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 
 class VideoError(UserError):
@@ -47,4 +47,4 @@ def name_of(source: Path | bytes) -> str:
 
 def reason_of(error: Exception) -> str:
     """An error's reason on one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    return one_line(getattr(error, "strerror", None) or error)

@@ -27,7 +27,7 @@ from ..jobs.engines import run_job
 from ..jobs.isolation import Crashed, IsolatedCalls
 from ..jobs.job import Advance, Item
 from ..jobs.ledger import Ledger, Progress, claimed, collect, refuse_missing
-from ..jobs.settings import JOB_SETTINGS, Part
+from ..jobs.settings import Part
 from ..storage import atomic, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
@@ -166,7 +166,7 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> _Plan:
     contents = [
         [item.id, item.caption, item.fields, item.start, item.end, item.size or _size(item.path)] for item in items
     ]
-    ours = fingerprint(config.model_dump(exclude={"workers", *JOB_SETTINGS}), contents)
+    ours = fingerprint(config.identity("workers"), contents)
     if (output / _PLAN_FILE).is_file():
         return _continued(_read_plan(output), ours, output, config.chosen_part)
     if any(output.glob("*.tar")):

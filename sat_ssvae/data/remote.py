@@ -25,7 +25,7 @@ from typing import IO
 
 from filelock import FileLock
 
-from ..addresses import download, is_address, without_secrets
+from ..addresses import PAUSE, TRIES, download, is_address, without_secrets
 from ..errors import UserError
 from ..storage import atomic
 from .files import VideoError, reason_of
@@ -34,13 +34,10 @@ logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 _HTTP = ("http://", "https://")
-TRIES = 3
 TIMEOUT = 60.0
 """Seconds that a server may stay silent."""
 PIPE_TIMEOUT = 600.0
 """Seconds that a command may print nothing."""
-PAUSE = 1.0
-"""Seconds before a shard is fetched again; each further time twice as many."""
 _FETCHED_AT_ONCE = 8
 REST = 300.0
 """Seconds for which a failed fetch is not retried: a shard has a thousand samples."""

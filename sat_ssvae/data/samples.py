@@ -96,9 +96,7 @@ class Samples:
         return self._columns[name][ends[row - 1] if row else 0 : ends[row]].tobytes().decode("utf-8", "surrogatepass")
 
 
-def cached_samples(
-    stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *, write: bool = True, folder: Path | None = None
-) -> Samples:
+def cached_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *, write: bool = True) -> Samples:
     """What `list_samples` gives, from the cache or the index beside the shards as long as no meta file changes.
 
     The index has all samples, so it does not serve filters.
@@ -108,14 +106,13 @@ def cached_samples(
         filters: as for `list_samples`.
         on_skip: receives what is left out, also where it was left out when the cache was made.
         write: keep a new listing of many samples.
-        folder: of the cache; by default listings/ in the package's.
     """
     names = [store.name for store in stores]
     if not all(isinstance(store, TarStore) for store in stores):
         return Samples.collect(names, list_samples(stores, filters, on_skip))
     shown = {name: [*wanted] if isinstance(wanted, tuple) else wanted.any_of for name, wanted in filters.items()}
     places = [str(store.path.absolute()) for store in stores]
-    file = (folder or cache_dir() / "listings") / f"{fingerprint(places, names, shown)}.npz"
+    file = cache_dir() / "listings" / f"{fingerprint(places, names, shown)}.npz"
     marks = fingerprint([_mark(store) for store in stores])
     known = _read(file, names, marks, on_skip)
     if known is None and not filters:

@@ -147,6 +147,11 @@ class FixedClips(Sized, Iterable[Clip]):
         config = self._reader.config.model_copy(update={"num_workers": workers})
         return FixedClips(replace(self._reader, config=config), self._places, skips)
 
+    def part(self, start: int, stop: int, num_workers: int | None) -> tuple["FixedClips", list[Skip]]:
+        """Clips `start` to `stop` for a worker, and the list that receives those of them that it cannot read."""
+        failed: list[Skip] = []
+        return self.noting(SkipLog(max_share=1, note=failed.append), num_workers)[start:stop], failed
+
     def blocks(self, clips: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of runs of at least `clips` clips; all clips of a sample are in one run."""
         start = 0

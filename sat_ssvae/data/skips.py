@@ -20,6 +20,7 @@ from ..storage import GrowingText
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped.jsonl"
+_MIN_READS = 50  # before the share of failed ones means anything
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class SkipLog:
     Args:
         path: the skipped.jsonl to append to, open from the first skip on; None only counts. Several ranks may share it.
         max_share: share of failed reads above which `check` raises, 0..1.
-        min_reads: reads before the share means anything.
         note: called with every read that failed, known or not.
     """
 
@@ -50,12 +50,10 @@ class SkipLog:
         path: Path | None = None,
         *,
         max_share: float = 0.1,
-        min_reads: int = 50,
         note: Callable[[Skip], object] | None = None,
     ) -> None:
         self.path, self._note = path, note
         self.max_share = max_share
-        self.min_reads = min_reads
         self.counts: Counter[str] = Counter()
         self.reads = 0
         self.failures: Counter[str] = Counter()
@@ -87,7 +85,7 @@ class SkipLog:
     def check(self) -> None:
         """Raise UserError, naming the causes, when more than `max_share` of the reads failed."""
         failed = self.failures.total()
-        if self.reads >= self.min_reads and failed > self.max_share * self.reads:
+        if self.reads >= _MIN_READS and failed > self.max_share * self.reads:
             where = f", listed in {self.path}" if self.path else ""
             raise UserError(
                 f"{failed} of {self.reads} clips could not be read ({causes_in_words(self.failures)}){where}: "

@@ -79,7 +79,6 @@ def read_clip(
     num_frames: int,
     fps: float,
     size: tuple[int, int],
-    threads: int = 1,
 ) -> Tensor:
     """Frames nearest to `start + k / fps` seconds, scaled to cover `size`, cropped at the centre.
 
@@ -93,7 +92,7 @@ def read_clip(
     """
     times = [start + step / fps for step in range(num_frames)]
     scaler = VideoReformatter()
-    with open_video(source, threads) as (container, stream):
+    with open_video(source) as (container, stream):
         frames = [cover(picture, size, scaler) for picture in nearest_frames(container, stream, times, source)]
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
 
@@ -126,14 +125,11 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def encode_h264(pictures: Iterable[np.ndarray], fps: float, *, crf: int, keyframe_interval: float = 1.0) -> bytes:
-    """Encode uint8 RGB pictures `H W C` of one size as an mp4 file.
-
-    See `encode_frames`.
-    """
+def encode_h264(pictures: Iterable[np.ndarray], fps: float, *, crf: int) -> bytes:
+    """Encode uint8 RGB pictures `H W C` of one size as an mp4 file, see `encode_frames`."""
     scaler = VideoReformatter()
     frames = (to_yuv420p(even_frame(picture), scaler) for picture in pictures)
-    return encode_frames(frames, fps, crf=crf, keyframe_interval=keyframe_interval)
+    return encode_frames(frames, fps, crf=crf)
 
 
 def encode_frames(frames: Iterable[VideoFrame], fps: float, *, crf: int, keyframe_interval: float = 1.0) -> bytes:

@@ -179,7 +179,7 @@ class TransformerTrainer:
         text: "CaptionStates | None",
     ) -> None:
         self.config, self.out, self.seed, self.device, self.text = config, out, seed, device, text
-        self.data = latents.standardize(latents.latents)
+        self.data = latents.statistics.standardize(latents.latents)
         self.shape = latents.shape
         out.mkdir(parents=True, exist_ok=True)
         distributed.initialize(device)

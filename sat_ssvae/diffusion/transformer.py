@@ -246,14 +246,6 @@ class DiT(nn.Module):
         for zeroed in (*experts, self.out_modulation, self.video_out):
             nn.init.zeros_(cast(nn.Linear, zeroed).weight)
 
-    def flops_per_sample(self) -> int:
-        """Operations of a forward pass on one sample (a multiply-add is two); a training step costs three."""
-        config = self.config
-        tokens = math.prod(config.grid) + config.text_length
-        per_token = int((4 + 2 * config.mlp_ratio) * config.width**2) + 2 * tokens * config.width
-        ends = math.prod(config.grid) * 2 * config.patch_dim + config.text_length * config.text_dim
-        return 2 * (config.depth * tokens * per_token + ends * config.width)
-
 
 def build_dit(config: DiTConfig, seed: int) -> DiT:
     """A float32 DiT on the CPU whose initial weights depend on `config` and `seed` alone."""

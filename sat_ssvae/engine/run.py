@@ -14,8 +14,11 @@
 A loss or gradient that is infinite or NaN on one rank discards the step on all of them, before it can harm the weights.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,23 @@ TERMINATED = 143
 """Exit status after SIGTERM, as shells have it."""
 CLIP_EPSILON = 1e-6
 """Keeps the clipping factor finite; as in `torch.nn.utils.clip_grad_norm_`."""
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Leave by SystemExit when SIGTERM comes; only the main thread can catch signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass

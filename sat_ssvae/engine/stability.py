@@ -117,14 +117,14 @@ def discard_gradients(engine: Any) -> None:
 class LossScale:
     """A power of two that keeps float16 gradients inside their range (Micikevicius et al., arXiv 1710.03740).
 
-    Halved when a gradient overflows, doubled after `patience` steps without. 1 and constant where it is not enabled.
+    Halved when a gradient overflows, doubled after 2000 steps without. 1 and constant where it is not enabled.
     """
 
     SMALLEST = 2.0**-14
+    PATIENCE = 2000
 
-    def __init__(self, enabled: bool = False, patience: int = 2000) -> None:
+    def __init__(self, enabled: bool = False) -> None:
         self.enabled = enabled
-        self.patience = patience
         self.scale = 2.0**16 if enabled else 1.0
         self.good_steps = 0
 
@@ -138,7 +138,7 @@ class LossScale:
             self.good_steps = 0
         elif outcome.finite:
             self.good_steps += 1
-            if self.good_steps % self.patience == 0:
+            if self.good_steps % self.PATIENCE == 0:
                 self.scale *= 2
         return overflow
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from zlib import crc32
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -362,11 +363,10 @@ def strength_name(strength: float) -> str:
     return f"strength {strength:g}"
 
 
-def middle_frames(output: Path, video: RestoredVideo, views: int) -> list[Tensor]:
+def middle_frames(output: Path, video: RestoredVideo, views: int) -> list[np.ndarray]:
     """The middle frame of each view, `H W 3`, from the video with all `views` side by side."""
     frames = read_frames(_beside_path(output, video.name))
-    page = next(islice(frames, video.frames // 2, None)).picture
-    return [torch.from_numpy(picture.copy()) for picture in apart(page, views)]
+    return apart(next(islice(frames, video.frames // 2, None)).picture, views)
 
 
 def _beside_path(output: Path, name: str) -> Path:

@@ -14,6 +14,8 @@ GAP = 4
 """White pixels between two pictures."""
 STRIP = 18
 """Height of the line of labels, in pixels."""
+_ENLARGED = 160
+"""Width of small pictures in a grid, in pixels."""
 _FONT_SIZES = range(13, 5, -1)
 
 
@@ -32,6 +34,21 @@ def apart(page: np.ndarray, columns: int) -> list[np.ndarray]:
     """The two or more pictures of a page, without their labels; a codec may have made its sides even."""
     width = (page.shape[1] + GAP) // columns - GAP
     return [page[STRIP:, left : left + width] for left in range(0, columns * (width + GAP), width + GAP)]
+
+
+def labelled_grid(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -> Image.Image:
+    """Rows of pictures, uint8 H W 3 of one size, enlarged to 160 pixels in width, with the labels above the first."""
+    first, *others = [side_by_side([_enlarged(picture) for picture in row], labels) for row in rows]
+    gap = np.full((GAP, first.shape[1], 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([first, *(part for page in others for part in (gap, page[STRIP:]))]))
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    height, width, _ = picture.shape
+    if width >= _ENLARGED:
+        return picture
+    size = _ENLARGED, round(height * _ENLARGED / width)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
 @lru_cache(maxsize=8)

@@ -21,6 +21,7 @@ from ..data.shards import DataConfig, fixed_clips
 from ..errors import UserError
 from ..metrics.fidelity import psnr
 from ..progress import progress_bar
+from ..spacing import evenly_spaced
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import (
     FrequencySpectrum,
@@ -156,15 +157,10 @@ def measure_latents(
 
 def measure_pixels(clips: Tensor, config: SpectraConfig) -> tuple[AmplitudeCurve, AmplitudeCurve]:
     """Spatial and temporal amplitude of the clips themselves, `N C T H W`, of as many as are disturbed."""
-    some = clips[_spread(len(clips), config.disturbed_clips)]
+    some = clips[evenly_spaced(len(clips), config.disturbed_clips)]
     size = clips.shape[-2], clips.shape[-1]
     spectra = spatial_spectrum(some, size), temporal_spectrum(some, clips.shape[2])
     return AmplitudeCurve.of(spectra[0]), AmplitudeCurve.of(spectra[1])
-
-
-def _spread(count: int, wanted: int) -> Tensor:
-    """Indices of at most `wanted` clips, evenly spread."""
-    return torch.linspace(0, count - 1, min(wanted, count)).long()
 
 
 def add_noise(z: Tensor, stats: LatentStats, level: float, generator: torch.Generator) -> Tensor:
@@ -190,7 +186,7 @@ def _disturbed_psnr(
     device: torch.device,
 ) -> tuple[dict[float, float], dict[float, float]]:
     """PSNR to the clips by noise level and by share of dropped channels; every strength draws the same numbers."""
-    chosen = _spread(len(clips), config.disturbed_clips)
+    chosen = evenly_spaced(len(clips), config.disturbed_clips)
     clips, latents = clips[chosen], latents[chosen]
 
     def score(disturbed: Tensor) -> float:

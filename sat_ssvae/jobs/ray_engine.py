@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .job import Advance, Item, Job
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class RayEngine:
                     raise
                 reason = error.details() if hasattr(error, "details") else str(error)
                 raise UserError(
-                    f"the connection to the Ray cluster was lost ({' '.join(str(reason).split())}); "
+                    f"the connection to the Ray cluster was lost ({one_line(reason)}); "
                     "what is finished is kept, the same command continues"
                 ) from None
 
@@ -124,7 +124,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _why_not(address: str | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if "ersion mismatch" in reason:
         return f"ray_address={address}: the cluster runs other versions than this machine, install the same: {reason}"
     if address == "auto":

@@ -58,6 +58,7 @@ class JobConfig(Config):
         index, count = self.part.split("/")
         return Part(int(index), int(count))
 
-
-JOB_SETTINGS = frozenset(JobConfig.model_fields)
-"""Names of settings that fingerprints leave out."""
+    def identity(self, *unimportant: str) -> dict[str, Any]:
+        """The settings that results depend on, for fingerprints: neither who works, nor the `unimportant` ones."""
+        exclude: Any = {"data": {"num_workers"}, **dict.fromkeys((*JobConfig.model_fields, *unimportant), True)}
+        return self.model_dump(mode="json", exclude=exclude)

@@ -3,8 +3,8 @@
     encode_latents(vae, fixed_clips(data, stride=0.5), path, EncoderSettings(batch_size=8), device)
     train = LatentSet.load(path)
     heldout = LatentSet.load(heldout_path, statistics=train.statistics)
-    x = train.standardize(train.latents[:16])            # what the transformer sees
-    video = vae.decode(train.unstandardize(x))
+    x = train.statistics.standardize(train.latents[:16]) # what the transformer sees
+    video = vae.decode(train.statistics.unstandardize(x))
 
 One safetensors file holds all latents; keys and captions are JSON in its header. While it is written,
 finished parts are beside it in `NAME.parts`, so that an interrupted encoding continues where it stopped.
@@ -68,26 +68,8 @@ class LatentSet:
         c, t, h, w = self.latents.shape[1:]
         return c, t, h, w
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean per channel (c,)."""
-        return self.statistics.mean
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation per channel (c,)."""
-        return self.statistics.std
-
     def __len__(self) -> int:
         return len(self.latents)
-
-    def standardize(self, latents: Tensor) -> Tensor:
-        """See `LatentStats.standardize`."""
-        return self.statistics.standardize(latents)
-
-    def unstandardize(self, latents: Tensor) -> Tensor:
-        """See `LatentStats.unstandardize`."""
-        return self.statistics.unstandardize(latents)
 
 
 def encode_latents(

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -36,7 +36,7 @@ from ..errors import UserError
 from ..jobs.engines import run_job
 from ..jobs.job import Advance, Item
 from ..jobs.ledger import claimed, parts_of, refuse_missing
-from ..jobs.settings import JOB_SETTINGS, JobConfig
+from ..jobs.settings import JobConfig
 from ..storage import atomic, write_text
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
@@ -192,9 +192,7 @@ class _EncodeJob:
         device = self.device if cpus is None else default_device()
 
         def write(shard: Shard, advance: Advance) -> list[Skip]:
-            failed: list[Skip] = []
-            skips = SkipLog(max_share=1, note=failed.append)
-            clips = self.clips[shard.size].noting(skips, cpus)[shard.start : shard.stop]
+            clips, failed = self.clips[shard.size].part(shard.start, shard.stop, cpus)
             assert self.vae.latent_stats is not None
             samples = _normalized(self.vae.latent_stats, encode_clips(self.vae, clips, self.config, device))
             _write_shard(self.output, shard, samples, failed, advance, captions=self.config.captions == "find")
@@ -217,9 +215,7 @@ def _check_captions(by_size: Sequence[FixedClips], config: EncodeConfig) -> None
 
 
 def _info(vae: VideoAutoencoder, stats: LatentStats, config: EncodeConfig, by_size: Sequence[FixedClips]) -> LatentInfo:
-    without: Any = {"batch_size": True, "chunk_frames": True, "data": {"num_workers"}}
-    without |= dict.fromkeys(JOB_SETTINGS, True)
-    settings = config.model_dump(mode="json", exclude=without)
+    settings = config.identity("batch_size", "chunk_frames")
     counts = [len(clips) for clips in by_size]
     sizes = [vae.latent_size(config.data.num_frames, *clips.size) for clips in by_size]
     return LatentInfo(

@@ -16,7 +16,7 @@ from ..data.skips import Skip, SkipLog
 from ..distributed import default_device
 from ..jobs.job import Advance, Item
 from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
-from ..jobs.settings import JOB_SETTINGS, JobConfig
+from ..jobs.settings import JobConfig
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats, StatsMeter
 from .encoding import EncoderSettings, encode_clips
@@ -57,10 +57,7 @@ def measure_stats(
     clips = fixed_clips(config.data, stride=config.stride, limit=config.max_clips, skips=skips)
     edges = range(0, len(clips), CLIPS_IN_PIECE)
     items = [Item(f"clips {start}", len(clips[start : start + CLIPS_IN_PIECE]), start) for start in edges]
-    without: Any = {"data": {"num_workers"}, **dict.fromkeys(JOB_SETTINGS, True)}
-    identity = fingerprint(
-        config.model_dump(mode="json", exclude=without), len(clips), weights_digest(vae.state_dict())
-    )
+    identity = fingerprint(config.identity(), len(clips), weights_digest(vae.state_dict()))
     ledger = Ledger(folder / ".stats", identity)
     meter = StatsMeter(vae.latent_channels)
     with claimed(folder, "stats", config.chosen_part):
@@ -97,8 +94,7 @@ class _StatsJob:
         device = self.device if cpus is None else default_device()
 
         def measure(start: int, advance: Advance) -> Any:
-            failed: list[Skip] = []
-            clips = self.clips.noting(SkipLog(max_share=1, note=failed.append), cpus)[start : start + CLIPS_IN_PIECE]
+            clips, failed = self.clips.part(start, start + CLIPS_IN_PIECE, cpus)
             meter = StatsMeter(self.vae.latent_channels)
             for batch, latents in encode_clips(self.vae, clips, self.config, device):
                 meter.add(latents)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..assets import fetch
+from ..spacing import evenly_spaced
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -189,7 +190,8 @@ class _Features(nn.Module, abc.ABC):
     """A network that is never trained: no gradients, and no batch statistics in a clip's features."""
 
     DIMENSION: int
-    batch_size: int
+    AT_ONCE = 4
+    """Clips at a time, without influence on the features; 4 suits a CPU's cache."""
 
     def train(self, mode: bool = True) -> "_Features":
         """Stay in evaluation mode, even when a parent module is set to training."""
@@ -211,7 +213,7 @@ class _Features(nn.Module, abc.ABC):
         if video.ndim != 5 or video.shape[1] != 3 or not all(video.shape):
             raise ValueError(f"expected video B 3 T H W, got {tuple(video.shape)}")
         device = next(self.parameters()).device
-        parts = (part.to(device, torch.float32).clamp(-1, 1) for part in video.split(self.batch_size))
+        parts = (part.to(device, torch.float32).clamp(-1, 1) for part in video.split(self.AT_ONCE))
         return torch.cat([self._features(part).to(video.device) for part in parts])
 
     @abc.abstractmethod
@@ -226,7 +228,6 @@ class FrameFeatures(_Features):
         frames: how many frames of a clip are used, evenly spaced from first to last (1: the middle one).
         resolution: side in pixels that frames are scaled to; 224 is what the network was trained at, and
             costs four times as much as 112.
-        batch_size: clips at a time, without influence on the features; 4 suits a CPU's cache.
 
     Raises:
         UserError: the weights cannot be fetched.
@@ -234,9 +235,9 @@ class FrameFeatures(_Features):
 
     DIMENSION = _LITE0_HEAD
 
-    def __init__(self, *, frames: int = 4, resolution: int = 112, batch_size: int = 4) -> None:
+    def __init__(self, *, frames: int = 4, resolution: int = 112) -> None:
         super().__init__()
-        self.frames, self.resolution, self.batch_size = frames, resolution, batch_size
+        self.frames, self.resolution = frames, resolution
         self.network = EfficientNetLite0()
         weights = torch.load(fetch("efficientnet_lite0"), map_location="cpu", weights_only=True)
         self.network.load_state_dict({name: v for name, v in weights.items() if not name.startswith("_fc.")})
@@ -245,7 +246,7 @@ class FrameFeatures(_Features):
         self._freeze()
 
     def _features(self, video: Tensor) -> Tensor:
-        chosen = torch.stack([video[:, :, number] for number in spaced_frames(video.shape[2], self.frames)], 2)
+        chosen = torch.stack([video[:, :, number] for number in evenly_spaced(video.shape[2], self.frames)], 2)
         x = _resize(chosen.movedim(2, 1).flatten(0, 1), (self.resolution, self.resolution))
         x = ((x + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
         pooled = self.network(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
@@ -258,18 +259,14 @@ class ClipFeatures(_Features):
     For each channel of each of its three stacks, the mean over the clip and the mean absolute difference of
     neighbouring frames: the first says what is seen, the second how it moves.
 
-    Args:
-        batch_size: clips at a time, without influence on the features; 4 suits a CPU's cache.
-
     Raises:
         UserError: the weights cannot be fetched.
     """
 
     DIMENSION = 2 * 4 * sum(TransNetV2.FILTERS)
 
-    def __init__(self, *, batch_size: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.batch_size = batch_size
         self.network = TransNetV2()
         weights = torch.load(fetch("transnetv2"), map_location="cpu", weights_only=True)
         self.network.load_published(weights)
@@ -285,15 +282,6 @@ class ClipFeatures(_Features):
         else:
             moved = [output.diff(dim=1).abs().mean((1, 3, 4)) for output in outputs]
         return torch.cat(seen + moved, 1)
-
-
-def spaced_frames(total: int, wanted: int) -> list[int]:
-    """Indices of at most `wanted` of `total` frames, evenly spaced from first to last; of one, the middle."""
-    if wanted >= total:
-        return list(range(total))
-    if wanted == 1:
-        return [total // 2]
-    return [round(i * (total - 1) / (wanted - 1)) for i in range(wanted)]
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

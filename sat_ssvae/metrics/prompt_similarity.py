@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .features import spaced_frames
+from ..spacing import evenly_spaced
 
 _FRAMES = 8
 
@@ -56,7 +56,7 @@ class PromptSimilarity:
         video: `3 T H W` in [-1, 1]; frames are scaled to cover CLIP's square and cropped at the centre. The prompt is
         cut to the model's length.
         """
-        frames = video[:, spaced_frames(video.shape[1], _FRAMES)].transpose(0, 1).to(self._device, torch.float32)
+        frames = video[:, evenly_spaced(video.shape[1], _FRAMES)].transpose(0, 1).to(self._device, torch.float32)
         scale = self._size / min(frames.shape[-2:])
         height, width = (max(self._size, round(side * scale)) for side in frames.shape[-2:])
         frames = F.interpolate(frames, size=(height, width), mode="bicubic", align_corners=False, antialias=True)

@@ -143,19 +143,6 @@ def player(
     return _PLAYER.format(" large" if width else "", f"{fps:g}", size, bar, joined(body))
 
 
-def before_after(before: Film, after: Film, labels: tuple[str, str] = ("before", "after"), *, fps: float = 8) -> Markup:
-    """Two versions of one clip over each other, with an edge between them that the pointer moves.
-
-    Raises:
-        ValueError: the two differ in size or number of frames.
-    """
-    _same_size(before, after)
-    poster = before.frames // 2
-    wipe = _WIPE.format(_film(before, poster), _film(after, poster), *labels)
-    bar = Markup('<div class="transport">{}</div>').format(_PLAY.format(last=before.frames - 1, at=poster))
-    return _PLAYER.format("", f"{fps:g}", "--row:100%", bar if before.frames > 1 else "", wipe)
-
-
 _PLAYER = Markup('<div class="player{}" data-fps="{}" style="{}">{}<div class="rows">{}</div></div>')
 _PLAY = Markup(
     '<button class="play" aria-pressed="false">▶ play</button>'

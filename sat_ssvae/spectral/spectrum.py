@@ -157,10 +157,16 @@ def latent_eigenvalues(latents: Tensor) -> Tensor:
     one from `channel_eigenvalues` (up to the variance of the position's mean). The values sum to the
     latents' variance about their mean.
     """
-    coefficients = dct3(latents.double()).flatten(2)  # N c K
-    centred = coefficients - coefficients.mean(0)
-    covariance = torch.einsum("nck,ndk->kcd", centred, centred) / max(len(latents) - 1, 1)
+    _, covariance = frequency_covariance(latents)
     return _descending(torch.linalg.eigvalsh(covariance).flatten())
+
+
+def frequency_covariance(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (c, t, h, w) of the 3-D DCT coefficients of N c t h w, and covariance of channels at each, (t*h*w, c, c)."""
+    coefficients = dct3(latents.double())
+    mean = coefficients.mean(0)
+    centred = (coefficients - mean).flatten(2)
+    return mean, torch.einsum("nck,ndk->kcd", centred, centred) / max(len(latents) - 1, 1)
 
 
 def cumulative_explained_variance(eigenvalues: Tensor) -> Tensor:
@@ -177,28 +183,29 @@ def modes_for(eigenvalues: Tensor, share: float = 0.9) -> int:
     return int(reached.int().argmax()) + 1
 
 
-def gaussian_floor(eigenvalues: Tensor, t: Tensor | float) -> Tensor:
-    """Flow-matching loss per dimension that the best predictor leaves on Gaussian latents, at noise level t.
+def gaussian_floor(eigenvalues: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Diffusion loss per dimension that the best predictor leaves on Gaussian latents, at a noise level.
 
-    For x_t = (1 - t) x_0 + t e and target e - x_0, with `eigenvalues` l_i of the latents' covariance:
-    mean_i l_i / ((1 - t)^2 l_i + t^2) ("Diffusing in the Right Space", arXiv 2606.03578). Latents
-    standardised per channel have mean eigenvalue 1.
+    Of x_t = a x_0 + s e, an eigenvalue l of the latents' covariance leaves l / (a^2 l + s^2): of the velocity e - x_0
+    where a + s = 1 (flow matching; "Diffusing in the Right Space", arXiv 2606.03578), and of v = a e - s x_0 where
+    a^2 + s^2 = 1. Latents standardised per channel have mean eigenvalue 1.
 
     Args:
         eigenvalues: (D,), at least 0.
-        t: noise levels in [0, 1], any shape.
+        signal: a, any shape.
+        noise: s, in the same shape.
 
     Returns:
-        The floor, in the shape of `t`. A dimension without variance costs nothing for t > 0.
+        The floor, in that shape. A dimension without variance costs nothing where there is noise.
     """
-    level = torch.as_tensor(t, dtype=torch.float64, device=eigenvalues.device)[..., None]
+    a, s = (factor.double()[..., None] for factor in (signal, noise))
     values = eigenvalues.double().clamp_min(0.0)
-    noisy = (1 - level) ** 2 * values + level**2
+    noisy = a.square() * values + s.square()
     return (values / noisy.clamp_min(torch.finfo(torch.float64).tiny)).mean(-1)
 
 
 def mean_gaussian_floor(eigenvalues: Tensor) -> float:
-    """`gaussian_floor` averaged over uniform t in [0, 1]: (pi / 2) mean_i sqrt(l_i)."""
+    """`gaussian_floor` of flow matching averaged over uniform t in [0, 1]: (pi / 2) mean_i sqrt(l_i)."""
     return float(math.pi / 2 * eigenvalues.double().clamp_min(0.0).sqrt().mean())
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import imageio.v3 as imageio
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..storage import write_text
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class _Expendable:
             yield
         except Exception as error:
             self._sink = None
-            logger.warning("%s failed, training continues without it (%s)", self.title, _one_line(error))
+            logger.warning("%s failed, training continues without it (%s)", self.title, one_line(error))
 
 
 class _EventFile:
@@ -256,7 +256,7 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
             # Otherwise login() prompts for a key.
             run = begin(mode="online" if wandb.login(prompt=False) else "offline")
         except wandb.Error as error:
-            logger.warning("Weights & Biases does not answer, logging offline (%s)", _one_line(error))
+            logger.warning("Weights & Biases does not answer, logging offline (%s)", one_line(error))
             run = begin(mode="offline")
     else:
         run = begin()
@@ -273,10 +273,6 @@ def _kept_id(path: Path) -> str:
         kept = secrets.token_hex(4)
         write_text(path, kept)
     return kept
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _gif(frames: np.ndarray, fps: float) -> bytes:

@@ -21,6 +21,7 @@ from ..data.video_io import to_uint8, write_video
 from ..engine.log import JsonLog
 from ..engine.precision import Precision, autocast
 from ..errors import UserError
+from ..spacing import evenly_spaced
 from ..spectral.correlation import local_correlation
 from ..spectral.spectrum import channel_eigenvalues, cumulative_explained_variance, dct_amplitude
 from ..storage import atomic
@@ -128,9 +129,9 @@ class Monitor:
         assert self.video is not None
         pairs = torch.cat([_side_by_side(self.video), _side_by_side(rebuilt)], dim=2).cpu()  # C T 2H NW
         folder = self.output / "evaluations"
-        frames = torch.linspace(0, pairs.shape[1] - 1, min(SHOWN_FRAMES, pairs.shape[1])).round().long()
+        frames = evenly_spaced(pairs.shape[1], SHOWN_FRAMES)
         moving = to_uint8(pairs).permute(1, 2, 3, 0).numpy()  # T 2H NW C
-        grid = np.concatenate(moving[frames.numpy()])
+        grid = np.concatenate(moving[frames])
         video = folder / f"step_{step}.mp4"
         try:
             folder.mkdir(exist_ok=True)

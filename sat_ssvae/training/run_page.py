@@ -26,6 +26,7 @@ from ..pages.blocks import Legend, Tone, badge, box, code, command, details, fac
 from ..pages.charts import Axis, chart, charts, line
 from ..pages.clips import ClipCell, ClipRow, Film, film, player
 from ..pages.document import document
+from ..spacing import evenly_spaced
 from ..storage import write_text
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class RunPage:
         if step in self._evaluations:
             return self._evaluations[step]
         frames = list(read_frames(self._path(step)))
-        spread = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
+        spread = evenly_spaced(len(frames), FRAMES)
         pictures = np.stack([frames[number].picture for number in spread])
         seconds = float(frames[-1].time - frames[0].time)
         top, bottom = np.split(pictures[:, : pictures.shape[1] // 2 * 2], 2, axis=1)

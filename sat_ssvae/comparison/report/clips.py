@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...pages.blocks import Legend
 from ...pages.clips import ClipCell, ClipRow, Film, film, player
+from ...spacing import evenly_spaced
 from .pictures import Pictures
 
 _STEPS = 6
@@ -23,7 +24,8 @@ def clip_player(pictures: Pictures, legend: Legend) -> Markup:
     arms = [name for name in legend.names if pictures.reconstructions.get(name) or pictures.samples.get(name)]
     if not arms or not pictures.originals:
         return Markup()
-    steps = _chosen(sorted({step for name in arms for step in pictures.samples.get(name, {})}))
+    steps = sorted({step for name in arms for step in pictures.samples.get(name, {})})
+    steps = [steps[number] for number in evenly_spaced(len(steps), _STEPS)]
     films = _Films(pictures, len(pictures.originals) * (1 + len(arms) * (1 + len(steps))))
     rows = [_row(pictures, number, arms, steps, legend, films) for number in range(len(pictures.originals))]
     return player(
@@ -69,11 +71,3 @@ def clip_name(key: str) -> str:
     """A clip's key `VIDEO@START` for people."""
     video, _, start = key.rpartition("@")
     return f"{video}, from {start} s" if video else key
-
-
-def _chosen(steps: list[int]) -> list[int]:
-    """At most six steps, evenly spread, the first and the last among them."""
-    count = min(_STEPS, len(steps))
-    if count < 2:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
