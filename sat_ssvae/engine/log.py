@@ -6,18 +6,49 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from .. import distributed
 from ..errors import UserError
 from ..storage import atomic, write_text
 
+L = TypeVar("L", bound="_StepLog")
 
-class MetricsLog:
+
+class _StepLog:
+    """A file that a line is appended to at each step; only rank 0 has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        # Every row was flushed. A row that could not be written was reported then, and would fail again here.
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def __enter__(self: L) -> L:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _flushed(self, file: TextIO) -> Iterator[None]:
+        try:
+            yield
+            file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and give the same command again, it "
+                "continues from the last checkpoint"
+            ) from None
+
+
+class MetricsLog(_StepLog):
     """Append rows that begin with a step. Rows after `start`, which an interrupted run left, are dropped first.
-
-    Only rank 0 writes.
 
     Args:
         path: the CSV file.
@@ -29,9 +60,8 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], start: int) -> None:
-        self.path = path
+        super().__init__(path)
         self.columns = list(columns)
-        self._file = None
         if distributed.rank() != 0:
             return
         kept = [row for row in self._read() if int(row["step"]) <= start]
@@ -46,21 +76,8 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it."""
         if self._file is not None:
-            with _room_for(self.path):
+            with self._flushed(self._file):
                 self._writer.writerow({"step": step, **values})
-                self._file.flush()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            _close(self._file)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -73,12 +90,11 @@ class MetricsLog:
             return [row for row in reader if None not in row.values() and row["step"].isdigit()]
 
 
-class JsonLog:
+class JsonLog(_StepLog):
     """Append lines of JSON that begin with a step; infinite and NaN become null. Otherwise as `MetricsLog`."""
 
     def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        self._file = None
+        super().__init__(path)
         if distributed.rank() != 0:
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -92,37 +108,8 @@ class JsonLog:
         """Append one line and flush it."""
         if self._file is not None:
             plain = {name: _finite(value) for name, value in values.items()}
-            with _room_for(self.path):
+            with self._flushed(self._file):
                 self._file.write(json.dumps({"step": step, **plain}) + "\n")
-                self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            _close(self._file)
-
-    def __enter__(self) -> "JsonLog":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-
-@contextlib.contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room and give the same command again, it continues "
-            "from the last checkpoint"
-        ) from None
-
-
-def _close(file: TextIO) -> None:
-    # Every row was flushed. A row that could not be written was reported then, and would fail again here.
-    with contextlib.suppress(OSError):
-        file.close()
 
 
 def _finite(value: float | list[float]) -> Any:

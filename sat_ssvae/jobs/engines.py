@@ -7,7 +7,7 @@ for item, result in run_job(job, items, config, "packing clips", "clip", done=do
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ..progress import progress_bar
 from .isolation import in_order
@@ -18,27 +18,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Engine(Protocol):
-    """Works on items."""
-
-    def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
-        """Items with their results, in the order in which they are finished."""
-        ...
-
-
-class LocalEngine:
-    """This process, and those that the job itself starts."""
-
-    def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
-        """Items with their results, in their order."""
-        with job.open(None) as work:
-            if job.overlap == 1:
-                for item in items:
-                    yield item, work(item.load, advance)
-                return
-            with ThreadPoolExecutor(job.overlap) as threads:
-                results = in_order(threads, lambda item: work(item.load, advance), items, job.overlap)
-                yield from zip(items, results, strict=True)
+def run_locally(job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
+    """Items with their results, in their order, from this process and those that the job itself starts."""
+    with job.open(None) as work:
+        if job.overlap == 1:
+            for item in items:
+                yield item, work(item.load, advance)
+            return
+        with ThreadPoolExecutor(job.overlap) as threads:
+            results = in_order(threads, lambda item: work(item.load, advance), items, job.overlap)
+            yield from zip(items, results, strict=True)
 
 
 def run_job(
@@ -70,12 +59,9 @@ def run_job(
                     waiting = False
                 bar.update(units)
 
-        yield from _engine(config).run(job, items, advance)
+        if config.engine == "local":
+            yield from run_locally(job, items, advance)
+        else:
+            from .ray_engine import RayEngine
 
-
-def _engine(config: JobConfig) -> Engine:
-    if config.engine == "local":
-        return LocalEngine()
-    from .ray_engine import RayEngine
-
-    return RayEngine(config.ray_address)
+            yield from RayEngine(config.ray_address).run(job, items, advance)

@@ -5,6 +5,7 @@ for one in loggers:
     one.scalars(step, {"train/error": 0.1})
 """
 
+import abc
 import contextlib
 import logging
 import secrets
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
@@ -42,25 +43,29 @@ class EvaluationPictures(NamedTuple):
     """Its rate."""
 
 
-class Logger(Protocol):
-    """The interface of both loggers."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers; their names have the form group/name."""
-
-    def pictures(self, step: int, pictures: EvaluationPictures) -> None:
-        """Log reconstructions."""
-
-    def close(self) -> None:
-        """Write or upload what is pending."""
-
-
-class _Expendable:
-    """A logger must never stop training: whatever fails in it is one warning, after which it is left alone."""
+class Logger(abc.ABC):
+    """Takes what a run measures. It must never stop training: its first failure is a warning, and it is left alone."""
 
     title: str
     _sink: Any = None
     """What takes the values; None once it has failed."""
+
+    @abc.abstractmethod
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers; their names have the form group/name."""
+
+    @abc.abstractmethod
+    def pictures(self, step: int, pictures: EvaluationPictures) -> None:
+        """Log reconstructions."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Write or upload what is pending."""
+
+    def _send(self, send: Callable[[Any], object]) -> None:
+        if self._sink is not None:
+            with self._going_on():
+                send(self._sink)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -101,21 +106,20 @@ class _EventFile:
 
     def write(self, data: bytes) -> None:
         """Append."""
-        with self._keeping_errors():
-            if self._file is not None:
-                self._file.write(data)
+        self._on_file(lambda file: file.write(data))
 
     def flush(self) -> None:
         """Hand what was written to the system."""
-        with self._keeping_errors():
-            if self._file is not None:
-                self._file.flush()
+        self._on_file(lambda file: file.flush())
 
     def close(self) -> None:
         """Close the file."""
+        self._on_file(lambda file: file.close())
+
+    def _on_file(self, work: Callable[[IO[bytes]], object]) -> None:
         with self._keeping_errors():
             if self._file is not None:
-                self._file.close()
+                work(self._file)
 
     @contextlib.contextmanager
     def _keeping_errors(self) -> Iterator[None]:
@@ -125,7 +129,7 @@ class _EventFile:
             self._error, self._file = self._error or error, None
 
 
-class TensorBoard(_Expendable):
+class TensorBoard(Logger):
     """Event files in `folder`; what an earlier process wrote beyond step `start` is not shown.
 
     Raises:
@@ -178,13 +182,14 @@ class TensorBoard(_Expendable):
         self._sink = None
 
     def _send(self, send: Callable[[Any], object]) -> None:
-        if self._sink is not None:
-            with self._going_on():
-                self._file.check()
-                send(self._sink)
+        def checked(writer: Any) -> None:
+            self._file.check()
+            send(writer)
+
+        super()._send(checked)
 
 
-class WeightsAndBiases(_Expendable):
+class WeightsAndBiases(Logger):
     """A run of Weights & Biases, the same one again when the training continues: its id is kept in the run's folder.
 
     WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL and so on mean what they always do. Without a key or an answer from the
@@ -218,14 +223,10 @@ class WeightsAndBiases(_Expendable):
 
     def close(self) -> None:
         """As `Logger`; uploads that take too long are left to `wandb sync`."""
-        if self._sink is not None:
-            with self._going_on():
-                self._sink.finish()
+        self._send(lambda run: run.finish())
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._sink is not None:
-            with self._going_on():
-                self._sink.log({**values, "step": step})
+        self._send(lambda run: run.log({**values, "step": step}))
 
 
 def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
