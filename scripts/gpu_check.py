@@ -22,6 +22,7 @@ from sat_ssvae import SSVAE, SSVAEConfig, UserError, distributed
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.distributed import default_device
+from sat_ssvae.engine.precision import resolved
 from sat_ssvae.metrics.perceptual import build_perceptual
 from sat_ssvae.training.memory import GIB, RESERVE, choose_plan, device_memory, step_memory
 from sat_ssvae.training.settings import TrainConfig
@@ -96,8 +97,8 @@ def waits(options: argparse.Namespace) -> Iterator[Row]:
         note = "torch.cuda.set_sync_debug_mode; steps that are neither first nor logged"
     counts, places = [], set()
     for steps in (STEPS, 2 * STEPS):
-        settings = [*_narrow_settings(), f"max_steps={steps}", "log_every=1000000", "resume_from=null"]
-        config = training("article_256p", "reconstruction.perceptual_weight=0", *settings)
+        narrow = ["reconstruction.perceptual_weight=0", "precision=auto", *_narrow_settings()]
+        config = training("article_256p", *narrow, f"max_steps={steps}", "log_every=1000000", "resume_from=null")
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train(_with_shards(config, Path(folder)), Path(folder) / "run", options.device)
@@ -133,7 +134,8 @@ def compiled(options: argparse.Namespace) -> Iterator[Row]:
         latents = vae.encode(video).mean
         pairs = ((vae.encoder(video), encode(video)), (vae.decoder(latents), decode(latents)))
         error = max(((ours - theirs).abs().max() / ours.std()).item() for ours, theirs in pairs)
-        vae, video, latents = vae.bfloat16(), video.bfloat16(), latents.bfloat16()
+        dtype = _dtype(options)
+        vae, video, latents = vae.to(dtype), video.to(dtype), latents.to(dtype)
         ways: dict[str, Callable[[], object]] = {
             "plain": lambda: (vae.encoder(video), vae.decoder(latents)),
             "compiled": lambda: (encode(video), decode(latents)),
@@ -149,7 +151,7 @@ def speed(options: argparse.Namespace, size: int) -> Iterator[Row]:
     frames = 9 if size == 1080 else 17
     if options.tiny:
         height, width, frames = 32, 32 + size // 64 * 16, 5
-    video = _video(options, frames, height, width).bfloat16()
+    video = _video(options, frames, height, width).to(_dtype(options))
     for name, build in _autoencoders(options).items():
         row: Row = {"part": f"speed {size}", "model": name, "frames": frames, "height": height, "width": width}
         try:
@@ -216,6 +218,8 @@ def _training_config(options: argparse.Namespace, name: str, memory: str) -> tup
         notes.append("videos alone, st-lpips-vgg, discriminators from the first step")
     if options.tiny:
         changes += [*_narrow_settings(), "adversarial.num_layers=2", "adversarial.base_channels=8"]
+        if not name.startswith("published"):  # those are in float32
+            changes.append("precision=auto")
     if options.tiny or not _has_weights("st-lpips-vgg"):
         changes.append("reconstruction.perceptual_weight=0")
         notes.append("no perceptual term")
@@ -242,6 +246,11 @@ def _new_vae(options: argparse.Namespace) -> SSVAE:
     return SSVAE(NARROW if options.tiny else SSVAEConfig()).to(options.device).eval()
 
 
+def _dtype(options: argparse.Namespace) -> torch.dtype:
+    """bfloat16; at tiny sizes, what the device has instructions for."""
+    return getattr(torch, resolved("auto" if options.tiny else "bfloat16", options.device))
+
+
 def _video(options: argparse.Namespace, frames: int, height: int, width: int | None = None) -> torch.Tensor:
     return torch.rand(1, 3, frames, height, width or height, device=options.device) * 2 - 1
 
@@ -250,17 +259,17 @@ def _autoencoders(options: argparse.Namespace) -> dict[str, Callable[[], Callabl
     """What builds a function from a video to its reconstruction, by name; random weights in bf16."""
 
     def ours() -> Callable[[torch.Tensor], object]:
-        vae = _new_vae(options).bfloat16().for_inference()
+        vae = _new_vae(options).to(_dtype(options)).for_inference()
         return lambda video: vae.decode(vae.encode(video, chunk_frames=4).mean, chunk_frames=1)
 
     def published() -> Callable[[torch.Tensor], object]:
         vae = _new_vae(options)
-        return PublishedNetwork(options.published, vae).to(options.device).bfloat16().eval()
+        return PublishedNetwork(options.published, vae).to(options.device, _dtype(options)).eval()
 
     def foreign(name: str, settings: dict[str, Any]) -> Callable[[torch.Tensor], object]:
         import diffusers
 
-        vae = getattr(diffusers, name)(**settings).to(options.device).bfloat16().eval()
+        vae = getattr(diffusers, name)(**settings).to(options.device, _dtype(options)).eval()
         return lambda video: vae.decode(vae.encode(video).latent_dist.mode()).sample
 
     built: dict[str, Callable[[], Callable[[torch.Tensor], object]]] = {"this project": ours}
