@@ -69,8 +69,9 @@ def compare(
         if distributed.rank() == 0:
             output.mkdir(parents=True, exist_ok=True)
             held.enter_context(alone(output))  # `sat-ssvae runs` shows that it runs, and cleans nothing
+        comparison = _Comparison(config.settled(device), output, device, command, clips)
         tell_precision(config.transformer.precision, device)
-        return _Comparison(config.settled(device), output, device, command, clips).run()
+        return comparison.run()
 
 
 class _Comparison:
