@@ -161,6 +161,26 @@ def test_damaged_transformers_are_one_line(tmp_path):
         read_transformer(tmp_path)
 
 
+def test_what_is_no_transformer_of_sat_says_what_to_give(tmp_path):
+    weights = {"model.diffusion_model.time_embed.0.weight": torch.zeros(2)}
+    lora = {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.zeros(2, 2)}
+
+    def refused(name, saved, given="", tensors=weights):
+        path = tmp_path / name / saved
+        path.parent.mkdir(parents=True)
+        (tmp_path / name / "latest").write_text("1")
+        torch.save({"module": tensors}, path)
+        with pytest.raises(UserError) as raised:
+            read_transformer(tmp_path / name / given)
+        return str(raised.value)
+
+    assert "ZeRO stage 3 has split" in refused("zero", "1/zero_pp_rank_0_mp_rank_00_model_states.pt")
+    assert "these are diffusers' files" in refused("pipeline", "transformer/model.safetensors")
+    assert "give the folder that holds `latest`" in refused("file", "1/mp_rank_00_model_states.pt", "latest")
+    assert "LoRA matrices without the layers" in refused("lora", "1/mp_rank_00_model_states.pt", tensors=lora)
+    assert "holds no tensors" in refused("empty", "1/mp_rank_00_model_states.pt", tensors={})
+
+
 def test_an_adapted_transformer_starts_any_training_at_its_first_step(configuration, transformer, tmp_path):
     """SAT counts a folder named by a number as so many iterations of a pretraining; this name it does not."""
     adapt(transformer, tmp_path / "adapted", SATConfig(merge_configs(configuration("cogvideox_2b_5b"))).transformer())

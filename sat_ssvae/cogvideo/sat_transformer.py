@@ -155,10 +155,8 @@ def _read(folder: Path) -> dict[str, Any]:
         if not path.exists():
             path = folder / (folder / "latest").read_text(encoding="utf-8").strip() / SAT_WEIGHTS_NAME
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: no such file; a transformer's folder holds `latest` and 1/{SAT_WEIGHTS_NAME}"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{error.filename}: no such file; {_wanted(folder)}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "Unsupported global" in str(error):
@@ -168,4 +166,25 @@ def _read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent}: split by model parallelism; merge it with SAT, to one mp_rank_00 file, first")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("module"), dict):
         raise UserError(f"{path}: not a checkpoint of SAT, which holds its tensors under `module`")
+    _check_complete(checkpoint["module"], path)
     return checkpoint
+
+
+def _wanted(folder: Path) -> str:
+    """What to give instead of a folder that is none of SAT's."""
+    if folder.is_file():
+        return "give the folder that holds `latest`, not one of its files"
+    if any(folder.rglob("zero_pp_rank_*_model_states.pt")):
+        return "ZeRO stage 3 has split the tensors; merge them with the folder's zero_to_fp32.py, or train at stage 2"
+    if any(folder.rglob("*.safetensors")):
+        return "these are diffusers' files; give CogVideoX's SAT files, whose folder holds `latest`"
+    return f"a transformer's folder holds `latest` and 1/{SAT_WEIGHTS_NAME}"
+
+
+def _check_complete(weights: Mapping[str, Tensor], path: Path) -> None:
+    if not weights:
+        raise UserError(f"{path}: holds no tensors")
+    for name in weights:
+        layer, matrix, _ = name.partition(".matrix_A.")
+        if matrix and not {f"{layer}.original.weight", f"{layer}.weight"} & weights.keys():
+            raise UserError(f"{path}: holds LoRA matrices without the layers that they change; give the whole model's")
