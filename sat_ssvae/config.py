@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -91,13 +91,37 @@ def _set(config: Any, override: str, cls: type[Config]) -> None:
             default = next((setting.default for setting in settings_of(cls) if setting.key == above), None)
             if isinstance(default, list):
                 OmegaConf.update(config, above, default)
-        value = OmegaConf.from_dotlist(["value" + override[len(key) :]])._get_node("value")
-        OmegaConf.update(config, key, value, merge=True)
+        OmegaConf.update(config, key, _value(key, override[len(key) + 1 :], cls), merge=True)
     except IndexError:
         length = len(OmegaConf.select(config, above))
         raise UserError(f"`{override}`: {above} has {length} items, counted from 0") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"`{one_line(override)}`: cannot be set ({one_line(error)})") from None
+
+
+def _value(key: str, written: str, cls: type[Config]) -> Any:
+    """What `key=written` means: YAML; but a path or another text that looks like a number or a comment is a text."""
+    pattern = re.compile(
+        r"\.".join(r"(N|NAME|\d+)" if part.isdecimal() else rf"({part}|NAME)" for part in key.split("."))
+    )
+    is_text = any(_is_text(setting.annotation) for setting in settings_of(cls) if pattern.fullmatch(setting.key))
+    try:
+        parsed = OmegaConf.from_dotlist([f"value={written}"])
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        if is_text:
+            return written
+        raise
+    value = cast(dict[Any, Any], OmegaConf.to_container(parsed))["value"]
+    as_yaml = value is None or isinstance(value, list) or (isinstance(value, str) and " #" not in written)
+    return parsed._get_node("value") if as_yaml or not is_text else written
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a setting is a text, a path, or several of these."""
+    kinds, origin = [kind for kind in get_args(annotation) if kind not in (type(None), ...)], get_origin(annotation)
+    if origin in (dict, Literal):
+        return False
+    return all(map(_is_text, kinds)) if kinds else annotation in (str, Path)
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:

@@ -1,5 +1,6 @@
 import json
 import string
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -242,6 +243,28 @@ def test_misspelt_override_names_the_nearest_key(tmp_path):
     path = written(tmp_path, "name: demo\n")
     with pytest.raises(UserError, match="did you mean `max_steps`"):
         load_config(Train, path, ["max_stps=3"])
+
+
+class Files(Config):
+    path: str | tuple[str, ...] = ""
+    """One path or several."""
+    file: Path | None = None
+    """A file, if any."""
+    number: float | str = 0.0
+    """A number or a name."""
+
+
+@pytest.mark.parametrize(
+    "name", ["2024", "007", "1e5", "yes", "12:30", "my: videos", "a #1", "[a] b", "@a", "*a", "a:"]
+)
+def test_a_path_is_taken_as_it_is_typed(name):
+    assert load_config(Files, None, [f"path={name}", f"file={name}"]) == Files(path=name, file=Path(name))
+
+
+def test_lists_quotes_and_null_stay_what_they_are_in_yaml():
+    files = load_config(Files, None, ["path=[a, 'b c']", "file=null", "number=1e3"])
+    assert files == Files(path=("a", "b c"), file=None, number=1000.0)
+    assert load_config(Files, None, ["path='2024'"]).path == "2024"
 
 
 def test_configuration_cannot_be_changed_after_its_checks():
