@@ -17,7 +17,7 @@ from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
-from sat_ssvae.data.video_io import probe, read_clip, read_frames
+from sat_ssvae.data.video_io import encode_h264, probe, read_clip, read_frames
 
 from .shard_files import small
 
@@ -221,3 +221,37 @@ def test_a_damaged_float_image_is_no_crash():
     values = np.full((16, 16), np.nan, np.float32)
     values[0, 0], values[0, 1] = np.inf, -np.inf
     assert read_image(image_of(values, "TIFF"), size=(16, 16)).shape == (3, 1, 16, 16)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.mkv", "mpeg4")])
+@pytest.mark.parametrize("short_side", [None, 32])
+def test_colour_stays_where_it_is(tmp_path, name, codec, short_side):
+    """Written, read, packed and read again, a wave of colour has the phase that it had: no half pixels add up."""
+    wave = 60 * np.sin(2 * np.pi * np.arange(128) / 32)
+    picture = np.full((64, 128, 3), 120.0)
+    picture[..., 0] += wave
+    picture[..., 2] -= wave
+
+    def shift(shown):
+        """In pixels of 128 a row."""
+        red_over_blue = shown.astype(float).mean(0) @ [1, 0, -1]
+        first = np.fft.fft(red_over_blue)[4] / np.fft.fft(wave)[4]
+        return abs(np.angle(first * np.exp(-1j * np.pi * 4 * (1 / len(red_over_blue) - 1 / 128))) * 32 / (2 * np.pi))
+
+    written = tmp_path / "written.mp4"
+    written.write_bytes(encode_h264([picture.astype(np.uint8)] * 4, 8, crf=5))
+    assert shift(next(read_frames(written)).picture) < 0.06
+    source = tmp_path / name
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 64, "yuv420p", 4_000_000
+        for frame in read_frames(written):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.picture), "rgb24")))
+        output.mux(stream.encode(None))
+    before = shift(next(read_frames(source)).picture)
+    pack(source, tmp_path / "out", PackConfig(captions="none", workers=1, max_short_side=short_side, crf=5, max_fps=4))
+    (clip,) = fixed_clips(
+        small(tmp_path / "out", num_frames=1, fps=4, resolution=(short_side or 64, 2 * (short_side or 64))), stride=9
+    )
+    after = shift(clip.video[:, 0].permute(1, 2, 0).numpy())
+    assert after == pytest.approx(before, abs=0.08)

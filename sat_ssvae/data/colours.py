@@ -90,31 +90,55 @@ def to_rgb(frame: VideoFrame, width: int, height: int, scaler: VideoReformatter)
 
 
 def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
-    """An RGB frame in 8 bits of limited range and the colours of `default_matrix`."""
-    return _to_yuv420p(frame, frame.height, frame.width, scaler)
+    """An RGB frame of even size in 8 bits of limited range and the colours of `default_matrix`.
+
+    Colour samples lie on the left one of two columns, as H.264 has it; libswscale by itself puts them in the middle,
+    and what is then written is half a pixel off.
+    """
+    matrix = _matrix_for(frame.height, frame.width)
+    flags = BICUBIC | ACCURATE_ROUNDING
+    whole = scaler.reformat(
+        frame, format="yuv444p", dst_colorspace=matrix, dst_color_range=1, interpolation=flags, threads=1
+    )
+    luma, *colours = (
+        np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        for plane in whole.planes
+    )
+    planes = np.concatenate([luma.ravel(), *(_halved(plane).ravel() for plane in colours)])
+    halved = VideoFrame.from_ndarray(planes.reshape(-1, frame.width), "yuv420p")
+    halved.colorspace, halved.color_range = whole.colorspace, whole.color_range
+    return halved
 
 
-def _to_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame:
-    is_bt709 = default_matrix(height, width) == BT709
+def _halved(plane: np.ndarray) -> np.ndarray:
+    """Means of two rows, and around each even column with the weights 1, 2, 1: uint8, half the size."""
+    rows = plane[0::2].astype(np.uint16) + plane[1::2]
+    even, odd = rows[:, 0::2], rows[:, 1::2]
+    before = np.concatenate([even[:, :1], odd[:, :-1]], axis=1)
+    return ((before + 2 * even + odd + 4) >> 3).astype(np.uint8)
+
+
+def _matrix_for(height: int, width: int) -> Colorspace:
+    return Colorspace.ITU709 if default_matrix(height, width) == BT709 else Colorspace.ITU601
+
+
+def scaled_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame | None:
+    """A frame of left colour samples as it is stored (not turned), scaled; None if that takes RGB in between."""
+    if frame.format.name != "yuv420p" or frame.color_range == _FULL_RANGE:
+        return None
+    if frame.colorspace in (0, UNSPECIFIED):
+        frame.colorspace = default_matrix(frame.height, frame.width)
+    flags = BICUBIC | ACCURATE_ROUNDING
     return scaler.reformat(
         frame,
         width,
         height,
         "yuv420p",
-        dst_colorspace=Colorspace.ITU709 if is_bt709 else Colorspace.ITU601,
+        dst_colorspace=_matrix_for(height, width),
         dst_color_range=1,
-        interpolation=BICUBIC | ACCURATE_ROUNDING,
+        interpolation=flags,
         threads=1,
     )
-
-
-def scaled_yuv420p(frame: VideoFrame, height: int, width: int, scaler: VideoReformatter) -> VideoFrame | None:
-    """A frame as it is stored (not turned), scaled, as `to_yuv420p` has it; None if that takes RGB in between."""
-    if frame.format.name != "yuv420p" or frame.color_range == _FULL_RANGE:
-        return None
-    if frame.colorspace in (0, UNSPECIFIED):
-        frame.colorspace = default_matrix(frame.height, frame.width)
-    return _to_yuv420p(frame, height, width, scaler)
 
 
 def even_frame(picture: np.ndarray) -> VideoFrame:

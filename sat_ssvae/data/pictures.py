@@ -13,6 +13,9 @@ from .colours import check_colours, even_frame, scaled_yuv420p, to_rgb, to_yuv42
 from .containers import MAX_PIXELS
 from .files import VideoError, name_of
 
+_LEFT_COLOUR = frozenset({"h264", "hevc", "mpeg2video"})
+"""Codecs whose colour samples lie on the left if nothing else is said; PyAV does not tell."""
+
 
 class DisplayedShape(NamedTuple):
     """Size as displayed, and how to turn a stored frame upright: transpose it first, then flip it."""
@@ -25,10 +28,11 @@ class DisplayedShape(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A decoded frame and its displayed shape."""
+    """A decoded frame and its displayed shape; `left_colour`: its colour samples lie on the left of two columns."""
 
     frame: VideoFrame
     shape: DisplayedShape
+    left_colour: bool = False
 
 
 def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
@@ -63,7 +67,8 @@ def upright_yuv420p(
     A size that is odd becomes even: the last row or column is repeated. Most frames need no detour over RGB.
     """
     turned = picture.shape.transposed or picture.shape.upside_down or picture.shape.mirrored
-    if not (turned or size[0] % 2 or size[1] % 2) and (scaled := scaled_yuv420p(picture.frame, *size, scaler)):
+    direct = picture.left_colour and not (turned or size[0] % 2 or size[1] % 2)
+    if direct and (scaled := scaled_yuv420p(picture.frame, *size, scaler)):
         return scaled
     return to_yuv420p(even_frame(upright_rgb(picture, size, scaler)), second)
 
@@ -81,7 +86,7 @@ def displayed(stream: VideoStream, frame: VideoFrame, source: Path | bytes) -> P
         raise VideoError("impossible header", f"{name_of(source)}: {height}x{width} pixels as displayed")
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return Picture(frame, DisplayedShape(height, width))
+        return Picture(frame, DisplayedShape(height, width), stream.codec_context.name in _LEFT_COLOUR)
     # Displayed x = a x + c y, y = b x + d y, by the nearest quarter turn.
     a, b, _, c, d = struct.unpack("=9i", bytes(cast(bytes, matrix)))[:5]
     if abs(a) + abs(d) >= abs(b) + abs(c):
