@@ -81,8 +81,8 @@ def already_done(bar: "tqdm[Any]", units: int) -> None:
 def setup_logging(verbose: bool = False) -> None:
     """Send log records to stderr, above any progress bar on it; ranks other than the first send warnings only.
 
-    A warning of the same words is shown once. Calling it again replaces the earlier set-up. If stderr cannot be written
-    (a full disk), lines are lost and nothing stops.
+    A warning or a notice of the same words is shown once. Calling it again replaces the earlier set-up. If stderr
+    cannot be written (a full disk), lines are lost and nothing stops.
 
     Args:
         verbose: show the package's debug records and other libraries' information too.
@@ -119,14 +119,14 @@ def _give_up_unwritten() -> None:
 
 
 class _OnlyOnce(logging.Filter):
-    """Passes the first of several warnings of one logger with the same words, and everything that is no warning."""
+    """Passes the first of several records of one logger with the same words; errors and debug records always."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: set[tuple[str, str]] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno != logging.WARNING:
+        if record.levelno not in (logging.INFO, logging.WARNING):
             return True
         said = (record.name, record.getMessage())
         if said in self._said:

@@ -55,7 +55,7 @@ def arm_result(name, *, psnr=20.3, floors=None, baseline_psnr=None, rng=None):
         dct_amplitude=tuple(float(a) for a in np.exp(-steep * np.sqrt(index)) * (1 + 0.1 * rng.random(64))),
         explained_variance=tuple(float(v) for v in np.cumsum(eigenvalues) / eigenvalues.sum()),
         reconstruction_difference=difference,
-        spatial_spectrum=tuple((f, float((0.02 / f) ** steep)) for f in (0.02, 0.04, 0.08, 0.16)),
+        spatial_spectrum=tuple((f, float((0.02 / f) ** steep)) for f in (0.0217824, 0.0430943, 0.0836184, 0.160244)),
     )
 
 

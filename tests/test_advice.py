@@ -108,6 +108,12 @@ class TestNextCommand:
         advice = advised(comparison([2.6], metrics=FEW, seeds=(4,)))
         assert advice.command == "bash scripts/compare_convergence.sh 'seeds=[4,5,6]'" and "one run" in advice.why
 
+    @pytest.mark.parametrize("stage", ["transformer", "training"])  # of a comparison, of CogVideoX itself
+    def test_more_seeds_take_the_time_of_training_again(self, stage):
+        minutes = {f"{stage} stock": 600.0, f"{stage} ssvae": 300.0, "scoring ssvae": 60.0, "latents ssvae": 500.0}
+        results = dataclasses.replace(comparison([2.6], metrics=FEW, seeds=(0,)), budget={"minutes": minutes})
+        assert advised(results).minutes == 2 * 960
+
     def test_what_cannot_be_judged_is_trained_longer(self):
         results = without_gain(comparison([2.6], metrics=FEW), "stock")
         results = dataclasses.replace(results, configuration={"vae": {"max_steps": 1000}}, command="sat-ssvae compare")

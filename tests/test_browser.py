@@ -5,6 +5,7 @@ Needs Chromium, Debian's package `chromium`. Screenshots go to $SAT_SSVAE_SCREEN
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,15 @@ def opened(open_page, reports):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1300, 700])
+@pytest.mark.parametrize("width", [1300, 700, 360])
 @pytest.mark.parametrize("arms", [2, 8])
 def test_fits_the_window(opened, arms, width, scheme, tmp_path):
     page = opened(arms, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     films = page.locator(".film:visible")
     assert films.count() >= 9 and all(films.nth(n).bounding_box()["width"] >= 160 for n in range(9))
+    for place in page.locator(".box .scroll").all():  # the answer is in sight whole
+        assert place.evaluate("(scroll) => scroll.scrollWidth <= scroll.clientWidth")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert light == (scheme == "light")
     folder = Path(os.environ.get("SAT_SSVAE_SCREENSHOTS", tmp_path))
@@ -127,6 +130,13 @@ def test_a_curve_tells_its_values_and_zooms(opened):
     assert page.evaluate(ticks) == before
 
 
+def test_axes_have_no_more_digits_than_a_person_reads(opened):
+    page = opened(2)
+    page.locator("details").evaluate_all("(folds) => folds.forEach((fold) => { fold.open = true; })")
+    ticks = [text for text in page.locator(".chart text").all_text_contents() if re.fullmatch(r"[\d.,]+", text)]
+    assert len(ticks) > 20 and max(map(len, ticks)) <= 6
+
+
 def test_what_counts_as_blur_unfolds(opened):
     page = opened(2)
     head = page.locator(".matrix .group button", has_text="blur")
@@ -149,3 +159,4 @@ def test_prints_light_and_unfolded(opened, tmp_path):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("button.theme").is_visible()
+    assert page.locator(".matrix tbody[data-folded=true] tr:not(.group)").first.is_visible()

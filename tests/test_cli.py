@@ -172,6 +172,8 @@ def test_settings_lists_every_key_with_type_default_and_meaning(capsys):
     assert {setting.key for setting in settings_of(TrainConfig)} <= set(rows)
     assert re.fullmatch(r"max_steps +int > 0 +150000 +\S.*", rows["max_steps"])
     assert re.fullmatch(r"optimizer.warmup_steps +int >= 0 +1000 +\S.*", rows["optimizer.warmup_steps"])
+    assert main(["settings", "compare"]) == 0
+    assert capsys.readouterr().out.index("meaning") < 110, "one long default pushes every meaning off the screen"
     assert main(["settings", "cogvideo", "compare"]) == 0
     assert "evaluations" in capsys.readouterr().out
     assert main(["settings", "reward"]) == 0

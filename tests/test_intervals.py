@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_ssvae.metrics.intervals import MIN_VALUES, mean_interval
+from sat_ssvae.metrics.intervals import MIN_VALUES, mean_interval, written
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.floats(-50, 50))
@@ -29,6 +29,20 @@ def test_seeds_decide_the_resamples():
     values = [0.1, 0.5, 0.7, 0.9, 0.2]
     one, same, other = (mean_interval(values, seed=seed, resamples=50) for seed in (1, 1, 2))
     assert one == same != other
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [
+        (-0.004, True, "0.00"),
+        (-0.004, False, "0.00"),
+        (0.004, True, "0.00"),
+        (-1.5, False, "−1.50"),
+        (2, True, "+2.00"),
+    ],
+)
+def test_numbers_have_a_true_minus_and_zero_has_no_sign(value, signed, text):
+    assert written(value, 2, signed=signed) == text
 
 
 def test_how_it_reads():

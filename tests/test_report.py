@@ -87,6 +87,10 @@ class TestPage:
         assert "Euler, 50 steps" in page.text
         assert results.attribution in page.text
 
+    def test_what_is_not_decided_is_said_without_a_colour(self):
+        results = comparison([1.0], metrics=(SAMPLES[2],), width=0.3)
+        assert "undecided 0." in Parsed(render(results, judge(results))).text
+
     def test_is_for_phones_and_printers(self, folder):
         text = (folder / "report.html").read_text(encoding="utf-8")
         assert '<meta name="viewport" content="width=device-width' in text

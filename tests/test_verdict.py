@@ -10,6 +10,7 @@ from sat_ssvae.comparison.analysis import SpeedUp
 from sat_ssvae.comparison.curves import NO_PROGRESS
 from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR, Estimate
 from sat_ssvae.comparison.verdict import (
+    blur,
     conclude,
     counting,
     describe,
@@ -374,6 +375,11 @@ def test_texts_of_speed_ups(read, text):
 @given(st.floats(0.01, 1000))
 def test_ratios_read_back_within_their_digits(value):
     assert float(ratio(value)[:-1]) == pytest.approx(value, rel=0.05, abs=0.006)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.64, "64 %"), (1.28, "100 %")])
+def test_a_distance_is_not_blur_by_more_than_all_of_it(share, text):
+    assert blur(share) == text
 
 
 def test_unknown_metrics_are_shown_under_their_own_name():

@@ -253,7 +253,8 @@ class _Comparison:
                 **{arm.name: arm.values for arm in self.arms},
             },
             measurement={
-                "training": f"CogVideoX's train_video.py in {self.launch.processes} process(es)",
+                "training": "CogVideoX's train_video.py",
+                "processes": self.launch.processes,
                 "initial weights": EQUAL_STARTS + self._origin(),
                 "draws": NOISE,
                 "held-out videos": [str(path) for path in self.heldout],

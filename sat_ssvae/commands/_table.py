@@ -8,9 +8,18 @@ from pathlib import Path
 from ..storage import write_text
 
 
-def aligned(rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
-    """Rows of equal length as lines of aligned columns, all but the first flush right unless `right` is false."""
+def aligned(rows: Sequence[Sequence[str]], *, right: bool = True, most: int | None = None) -> str:
+    """Rows of equal length as lines of aligned columns.
+
+    Args:
+        rows: of cells.
+        right: all columns but the first are flush right.
+        most: widest column after the first; a longer cell moves the rest of its line alone.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if most is not None:
+        columns = list(zip(*rows, strict=True))[1:]
+        widths[1:] = [max(len(cell) for cell in column if len(cell) <= most) for column in columns]
     lines = [
         [
             row[0].ljust(widths[0]),

@@ -24,6 +24,8 @@ _NAMES = {
     Any: "anything",
     NoneType: "null",
 }
+_COLUMN = 24
+"""Characters of a column on the terminal."""
 _RANGES = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 _HEAD = """# Settings
 
@@ -67,7 +69,7 @@ def run(parsers: dict[str, Parser], options: argparse.Namespace) -> None:
         )
         for setting in settings_of(classes[name]())
     ]
-    sys.stdout.write(aligned([("key", "type", "default", "meaning"), *rows], right=False))
+    sys.stdout.write(aligned([("key", "type", "default", "meaning"), *rows], right=False, most=_COLUMN))
 
 
 def markdown(parsers: dict[str, Parser]) -> str:

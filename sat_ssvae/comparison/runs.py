@@ -159,9 +159,9 @@ def _progress(folder: Path) -> str:
 
 
 def _verdict(folder: Path) -> str:
-    """What the report concluded, its first sentence for each candidate."""
+    """What the report concluded on each candidate, without the numbers."""
     verdict = _json(folder / "report" / "results.json").get("verdict", {})
-    return " ".join(f"{text.partition('. ')[0].removesuffix('.')}." for text in verdict.values())
+    return "; ".join(text.partition(": ")[0] for text in verdict.values())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from ..metrics.intervals import written
 from .analysis import Outcome, SpeedUp, speed_up
 from .curves import NO_PROGRESS
 from .results import ABOVE_MEAN_COLOUR, ComparisonResults, Estimate
@@ -222,11 +223,11 @@ def ratio(value: float) -> str:
 def quality_text(metric: str, estimate: Estimate, *, signed: bool = False) -> str:
     """A reconstruction metric with unit and interval, as in `20.31 dB (19.90 to 20.72)`."""
     _, unit, decimals, _ = _QUALITY.get(metric, (metric, "", 4, True))
-    sign = "+" if signed else ""
-    text = f"{estimate.value:{sign}.{decimals}f}{unit}"
+    text = f"{written(estimate.value, decimals, signed=signed)}{unit}"
     if estimate.low is None or estimate.high is None:
         return text
-    return f"{text} ({estimate.low:{sign}.{decimals}f} to {estimate.high:{sign}.{decimals}f})"
+    low, high = (written(end, decimals, signed=signed) for end in (estimate.low, estimate.high))
+    return f"{text} ({low} to {high})"
 
 
 def quality_name(metric: str, *, arrow: bool = True) -> str:
@@ -349,7 +350,7 @@ def _blur(read: Sequence[SpeedUp]) -> str:
     blurred = [s for s in read if s.measures_blur]
     if not blurred:
         return ""
-    share = _span(sorted(s.floor_share for s in blurred if s.floor_share is not None), percent)
+    share = _span(sorted(s.floor_share for s in blurred if s.floor_share is not None), blur)
     kinds = sorted({describe(s.metric).title[0].lower() + describe(s.metric).title[1:] for s in blurred})
     which = f"{len(blurred)} measure{'s' if len(blurred) > 1 else ''} ({' and '.join(kinds)})"
     verb, pronoun, each = ("compare", "are", "each") if len(blurred) > 1 else ("compares", "is", "it")
@@ -380,6 +381,11 @@ def _speed_up_line(read: SpeedUp, verdict: Verdict) -> str:
 def percent(share: float) -> str:
     """`81 %`."""
     return f"{100 * share:.0f} %"
+
+
+def blur(share: float) -> str:
+    """How much of a distance is there without a generator; noise may make that more than the whole."""
+    return percent(min(share, 1.0))
 
 
 def _span(ordered: list[float], form: Callable[[float], str]) -> str:

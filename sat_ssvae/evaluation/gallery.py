@@ -3,6 +3,7 @@
 write_gallery(output / "gallery.html", Gallery(title, sentence, rows, ...))
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ..data.skips import Skip
+from ..metrics.intervals import written
 from ..pages.blocks import Text, command, details, facts, paragraph, section, table
 from ..pages.clips import ClipCell, ClipRow, player
 from ..pages.document import document
@@ -68,7 +70,7 @@ def write_gallery(path: Path, gallery: Gallery) -> Path:
         else "",
         section(
             "All videos",
-            table(gallery.header, shown, sortable=True),
+            table(gallery.header, [list(map(_short, row)) for row in shown], sortable=True),
             note=Markup('Click on a title to sort.{} All numbers: <a href="{}">{}</a>').format(
                 more, gallery.csv.name, gallery.csv
             ),
@@ -77,6 +79,11 @@ def write_gallery(path: Path, gallery: Gallery) -> Path:
     ]
     write_text(path, document(gallery.title, blocks))
     return path
+
+
+def _short(text: str) -> str:
+    """A number of the CSV file with as many digits as a person reads; anything else as it is."""
+    return written(float(text), 3, signed=text[0] == "+") if re.fullmatch(r"[+-]?\d+\.\d{3,}", text) else text
 
 
 def clips_shown(exhibits: Sequence[Exhibit], total: int, *, scored: bool = True) -> str:
@@ -94,8 +101,12 @@ def clips_shown(exhibits: Sequence[Exhibit], total: int, *, scored: bool = True)
 
 def scores_in_words(scores: Mapping[str, float]) -> str:
     """Scores of a video, such as `PSNR 23.10 dB, SSIM 0.712`."""
-    words = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "stlpips": "ST-LPIPS {:.3f}", "lpips": "LPIPS {:.3f}"}
-    return ", ".join(words[name].format(value) for name, value in scores.items())
+    titles = {name: title.removesuffix(", dB") for name, title in TITLES.items()}
+    units = {"psnr": " dB"}
+    return ", ".join(
+        f"{titles[name]} {written(value, 2 if name in units else 3)}{units.get(name, '')}"
+        for name, value in scores.items()
+    )
 
 
 def error_scale() -> Markup:

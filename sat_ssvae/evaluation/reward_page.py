@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data.skips import Skip
 from ..data.video_io import probe, read_clip
-from ..metrics.intervals import MeanInterval
+from ..metrics.intervals import MeanInterval, written
 from ..pages.clips import ClipCell, ClipRow, Film, film
 from .gallery import Gallery, write_gallery
 from .generated import GeneratedVideo
@@ -66,7 +66,7 @@ def write_pairs_page(
                 baseline.cell(baseline_one, f"baseline: {baseline.folder.name}"),
                 candidate.cell(candidate_one, f"candidate: {candidate.folder.name}"),
             ],
-            f"{candidate_one.prompt} (overall {rows[number][2]} and {rows[number][3]}: {rows[number][4]})",
+            f"{candidate_one.prompt} ({_overall(rows[number])})",
         )
         for number, (baseline_one, candidate_one) in ((number, pairs[number - 1]) for number in ordered[:SHOWN])
     ]
@@ -116,6 +116,12 @@ def _write(
         _RATE,
     )
     return write_gallery(page, gallery)
+
+
+def _overall(row: Sequence[str]) -> str:
+    """The ratings of a pair and their difference."""
+    theirs, ours, difference = (float(text) for text in row[2:5])
+    return f"overall {theirs:.2f} and {ours:.2f}: {written(difference, 2, signed=True)}"
 
 
 def _without_prompt(row: Sequence[str]) -> list[str]:

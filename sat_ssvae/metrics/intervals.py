@@ -10,6 +10,12 @@ MIN_VALUES = 4
 """With fewer, resamples repeat themselves and the interval would be far too narrow."""
 
 
+def written(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number for people, `−0.03`: with a true minus, and with no sign where it is rounded to 0."""
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", "−")
+
+
 @dataclass(frozen=True)
 class MeanInterval:
     """Mean of `count` values, and the 95 % interval of the mean where there are enough of them."""
@@ -20,8 +26,12 @@ class MeanInterval:
     count: int
 
     def __str__(self) -> str:
-        interval = "" if self.low is None or self.high is None else f" ({self.low:.3f} to {self.high:.3f})"
-        return f"{self.mean:.3f}{interval}"
+        mean = written(self.mean, 3)
+        return (
+            mean
+            if self.low is None or self.high is None
+            else f"{mean} ({written(self.low, 3)} to {written(self.high, 3)})"
+        )
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> MeanInterval:

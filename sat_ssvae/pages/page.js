@@ -240,7 +240,8 @@
       const across = makeAxis(x[0], x[1], this.data.log_x, box.left, box.right, smallest);
       const up = makeAxis(y[0], y[1], this.data.log_y, box.bottom, box.top, 1);
       const places = [...new Set(lines.filter((line) => line.style === "main").flatMap((line) => line.x))].sort((a, b) => a - b);
-      if (places.length <= 12) across.ticks = places.filter((place) => place >= x[0] && place <= x[1]);  // a tick each
+      this.placed = places.length <= 12;
+      if (this.placed) across.ticks = places.filter((place) => place >= x[0] && place <= x[1]);  // a tick each
       Object.assign(this, { across, up, box, width, height });
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       this.svg.replaceChildren();
@@ -263,7 +264,7 @@
         element(this.svg, "text", { x: box.left - 7, y: at + 4, "text-anchor": "end" }, plain(tick, 7));
       }
       const labels = across.ticks.map((tick) => {
-        const text = plain(tick, 7), half = text.length * 3.4, at = across.at(tick);
+        const text = plain(tick, this.placed ? 3 : 7), half = text.length * 3.4, at = across.at(tick);
         element(this.svg, "line", { class: "axis", x1: at, x2: at, y1: box.bottom, y2: box.bottom + 4 });
         return { text, half, at: Math.min(at, width - half) };
       });

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ...metrics.intervals import written
 from ...pages.blocks import Tone
 from ..analysis import SpeedUp
 from ..answer import PRIMARY
@@ -79,6 +80,12 @@ def leading_value(verdict: Verdict) -> float:
     return math.sqrt(read.low * read.high) if read.low > 0 else read.high
 
 
+def speed_up_title(verdicts: Sequence[Verdict]) -> str:
+    """What the column of `speed_up_words` is called."""
+    read = [one.metric for verdict in verdicts if (one := leading(verdict)) is not None]
+    return "speed-up by the primary measure" if all(metric == PRIMARY for metric in read) else "speed-up"
+
+
 def speed_up_words(verdict: Verdict) -> str:
     """That measure's speed-up with its interval, `2.6× (2.1× to 3.0×)`; `–` where none counts."""
     read = leading(verdict)
@@ -93,10 +100,9 @@ def psnr_cost(results: ComparisonResults, arm: str) -> str:
     if ours is None or theirs is None:
         return ""
     difference = results.arm(arm).reconstruction_difference.get("psnr") or Estimate(ours.value - theirs.value)
-    gain = f"{difference.value:+.2f} dB PSNR"
+    gain = f"{written(difference.value, 2, signed=True)} dB PSNR"
     if difference.low is not None and difference.high is not None:
-        gain += f" ({difference.low:+.2f} to {difference.high:+.2f})"
-    gain = gain.replace("-", "−")
+        gain += f" ({written(difference.low, 2, signed=True)} to {written(difference.high, 2, signed=True)})"
     word = {1: "better", -1: "worse", 0: "no clear difference", None: ""}[reconstruction_verdict(results, arm, "psnr")]
     return f"{gain}{', ' if word else ''}{word}"
 
@@ -167,11 +173,18 @@ def basis(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     best, read = verdicts[0], leading(verdicts[0])
     assert read is not None, "a verdict with measures has a leading one"
     label = describe(read.metric).label
-    primary = "The primary measure" if read.metric == PRIMARY else "The first measure that counts"
-    others = len(best.counted) - 1
-    count = f"{others} other{'s' * (others != 1)} count{'s' * (others == 1)}" if others else "no other counts"
-    faster = sum(one.outcome == "faster" for one in best.counted)
-    text = f"{primary} is {label[0].lower()}{label[1:]}; {count}. {best.candidate} is faster on {faster or 'none'}."
+    text = f"The first measure that counts is {label[0].lower()}{label[1:]}"
+    if read.metric == PRIMARY:
+        text = (
+            "The primary measure is how far decoded samples are from the VAE's own reconstructions of held-out clips,"
+            " by features of their frames"
+        )
+    others, faster = len(best.counted) - 1, sum(one.outcome == "faster" for one in best.counted)
+    if others:
+        text += f"; {others} other measure{'s count' if others > 1 else ' counts'}"
+        text += f". {best.candidate} is faster on {faster or 'none'} of these {len(best.counted)}."
+    else:
+        text += "; no other measure counts."
     videos = len(results.provenance.heldout)
     over = f" Intervals are 95 % and taken over the {videos} held-out videos" if videos > 1 else " Intervals are 95 %"
     scope = ", and cover evaluation noise only: another run may differ" if len(results.runs) == 1 else ""
@@ -216,7 +229,8 @@ def _more_seeds(results: ComparisonResults, why: str) -> Advice:
     old = results.vae_seeds if name == "vae_seeds" else results.seeds
     more = max(2, len(old))
     seeds = [*old, *range(max(old) + 1, max(old) + 1 + more)]
-    stages = ("transformer", "scoring") if name == "seeds" else ("autoencoder", "latents", "transformer", "scoring")
+    first = ("autoencoder", "latents") if name == "vae_seeds" else ()
+    stages = (*first, "transformer", "training", "scoring")  # `training`: of CogVideoX itself
     spent = _minutes(results, *stages)
     minutes = None if spent is None else spent / len(old) * more
     return Advice(with_setting(results.command, name, f"[{','.join(map(str, seeds))}]"), why, minutes)

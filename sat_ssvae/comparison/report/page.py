@@ -32,7 +32,7 @@ from ...storage import write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
-from ..verdict import Verdict, describe, percent, quality_name, quality_text, ratio
+from ..verdict import Verdict, blur, describe, percent, quality_name, quality_text, ratio
 from .advice import (
     BADGES,
     Standing,
@@ -43,6 +43,7 @@ from .advice import (
     next_command,
     psnr_cost,
     ranking,
+    speed_up_title,
     speed_up_words,
     time_words,
 )
@@ -107,6 +108,7 @@ def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pi
 _TERMS = (
     "An arm is one video autoencoder (VAE). The same diffusion transformer is trained on the latents of each. Speed-up:"
     " steps that the baseline needs for its final score, divided by the arm's steps to the same score."
+    " PSNR: how close a reconstruction is to its clip; higher is better."
 )
 _CLIPS_NOTE = (
     "Under each arm: its reconstruction of the held-out clip with the PSNR, and a sample that its transformer made from"
@@ -153,9 +155,9 @@ def _top(
     best = standings[0]
     advice = next_command(results, verdicts, best)
     lines = [_arm_line(results, one, legend) for one in standings]
-    header = ["arm", "verdict", "speed-up by the primary measure", "reconstruction against the baseline", "time spent"]
+    header = ["arm", "verdict", speed_up_title(verdicts), "reconstruction against the baseline", "time spent"]
     shown = len(header) if any(minutes_of(results, one.arm) for one in standings) else len(header) - 1
-    verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False)
+    verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False, stacked=True)
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
@@ -195,8 +197,8 @@ def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list
 def _matrix_note() -> str:
     return (
         "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster,"
-        f" orange: slower, grey: about equal (the whole interval within {ratio(EQUAL_WITHIN)} of 1), no colour:"
-        f" undecided, framed: not counted. A measure is blur where more than {percent(FLOOR_DOMINATES)} of it, in any"
+        f" orange: slower, framed: not counted. About equal: the whole interval is within {ratio(EQUAL_WITHIN)} of 1."
+        f" A measure is blur where more than {percent(FLOOR_DOMINATES)} of it, in any"
         " arm, is there already when the VAE only reconstructs real clips. “Not reached”: the arm never got to the"
         " baseline's final score; its interval is that at the best score both have. “At once”: it had that score at its"
         " first evaluation."
@@ -235,7 +237,7 @@ def _quality_table(results: ComparisonResults, legend: Legend) -> Markup:
             value, difference = arm.reconstruction.get(metric), arm.reconstruction_difference.get(metric)
             text = Markup("{}").format(quality_text(metric, value)) if value else Markup("–")
             if difference:
-                signed = quality_text(metric, difference, signed=True).replace("-", "−")
+                signed = quality_text(metric, difference, signed=True)
                 text += Markup("<small>{}</small>").format(signed)
             cells.append(text)
         rows.append(cells)
@@ -303,7 +305,8 @@ def _measurement(results: ComparisonResults, legend: Legend) -> list[Markup]:
         values |= {name.replace("_", " "): _plain(value) for name, value in group.items()}
     minutes = results.budget.get("minutes")
     if isinstance(minutes, dict):  # by stage in the matrix
-        values["minutes"] = f"{sum(float(value) for value in minutes.values() if isinstance(value, (int, float))):.0f}"
+        del values["minutes"]
+        values["time"] = duration(sum(float(value) for value in minutes.values() if isinstance(value, (int, float))))
     packages = "\n".join(f"{name}=={version}" for name, version in results.packages.items())
     return [
         command(results.command),
@@ -341,7 +344,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
         limits.append(
-            f"Up to {percent(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur."
+            f"Up to {blur(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur."
             " Train the VAEs longer, or compress less, to make it count."
         )
     missed = sum(s.status == "not reached" for s in read)

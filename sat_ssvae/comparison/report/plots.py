@@ -57,13 +57,12 @@ def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp]
 
 
 def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
-    """The latents' spatio-temporal spectrum and the variance that their channels' components explain."""
-    amplitudes = [(arm.name, arm.dct_amplitude, 0) for arm in results.arms if arm.dct_amplitude]
-    variances = [(arm.name, arm.explained_variance, 1) for arm in results.arms if arm.explained_variance]
-
-    def lines(values: Sequence[tuple[str, Sequence[float], int]]) -> list[Line]:
-        return [line(legend, name, list(range(first, first + len(y))), y) for name, y, first in values]
-
+    """The latents' spectrum in space and the variance that their channels' components explain."""
+    variances = [
+        line(legend, arm.name, list(range(1, 1 + len(arm.explained_variance))), arm.explained_variance)
+        for arm in results.arms
+        if arm.explained_variance
+    ]
     spatial = chart(
         "Detail in space",
         [
@@ -76,23 +75,16 @@ def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
         note="relative to white noise of the same variance (dotted), for any compression; steeper: easier to diffuse",
         targets=[1.0],
     )
-    amplitude = chart(
-        "Spatio-temporal spectrum",
-        lines(amplitudes),
-        Axis("zigzag index of 3-D DCT coefficient", log=False),
-        Axis("amplitude / DC", log=True),
-        note="faster decay: smoother latents, biased to low frequencies",
-    )
     variance = chart(
         "Channel spectrum",
-        lines(variances),
-        Axis("components", log=False),
-        Axis("explained variance", ends=(0, 1.02)),
-        note="higher: few modes carry the signal; dotted: 90 %",
+        variances,
+        Axis("components of the channels, largest first", log=False),
+        Axis("share of the variance", ends=(0, 1.02)),
+        note="higher: few components carry the signal; dotted: 90 %",
         targets=[0.9],
     )
     known = any(arm.spatial_spectrum for arm in results.arms)
-    return charts([spatial] * known + [amplitude] * bool(amplitudes) + [variance] * bool(variances))
+    return charts([spatial] * known + [variance] * bool(variances))
 
 
 def _arm_lines(results: ComparisonResults, metric: str, arm: str, legend: Legend) -> list[Line]:

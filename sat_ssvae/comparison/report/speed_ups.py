@@ -11,15 +11,15 @@ from ..answer import PRIMARY
 from ..results import ComparisonResults, Estimate
 from ..verdict import (
     Verdict,
+    blur,
     describe,
     interval_text,
-    percent,
     quality_name,
     quality_text,
     ratio,
     reconstruction_verdict,
 )
-from .advice import BADGES, Standing, minutes_of, speed_up_words, time_words
+from .advice import BADGES, Standing, minutes_of, time_words
 
 _TITLES = {
     "samples": ("Sample distances", ""),
@@ -27,6 +27,7 @@ _TITLES = {
     "loss": ("Training loss", "Not counted: its floor differs between latents."),
 }
 _TONES: dict[str, Tone] = {"faster": "good", "slower": "bad", "equal": "neutral"}
+_WORDS = {"equal": "about equal", "undecided": "undecided"}
 
 Read = dict[str, SpeedUp]
 """The speed-ups of one measure by candidate."""
@@ -68,8 +69,7 @@ def _summary(results: ComparisonResults, standings: Sequence[Standing]) -> list[
     for one in standings:
         words, tone = BADGES[one.verdict.conclusion] if one.verdict else ("baseline", "neutral")
         verdicts.append(Cell(badge(words, tone), "" if one.verdict else "1× by definition"))
-        words = speed_up_words(one.verdict) if one.verdict and math.isfinite(one.speed_up) else ""
-        places.append(Cell(str(one.place or "–"), words))
+        places.append(Cell(str(one.place or "–")))
     rows = [MatrixRow("Verdict", verdicts), MatrixRow("Rank", places, "equal ranks are not shown to differ")]
     for metric in dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction):
         if metric in ("psnr", "ssim", "stlpips"):
@@ -93,7 +93,6 @@ def _qualities(results: ComparisonResults, standings: Sequence[Standing], metric
         plain = quality_text(metric, Estimate(value.value))
         difference = arm.reconstruction_difference.get(metric)
         note = span(metric, value) if difference is None else quality_text(metric, difference, signed=True)
-        note = note.replace("-", "−")
         sign = reconstruction_verdict(results, one.arm, metric) if one.verdict else None
         tone: Tone | None = {1: "good", -1: "bad"}.get(sign or 0)  # type: ignore[assignment]
         cells.append(Cell(plain, note, tone))
@@ -146,13 +145,15 @@ def _cell(read: SpeedUp | None, verdict: Verdict, limit: float, colour: str) -> 
     counted = read in verdict.counted
     words = {"not reached": "not reached", "undefined": "not defined", "at least": "at once"}.get(read.status)
     text = words or ratio(read.value or 1)
-    notes = [read.reason or interval_text(read) or "no interval"]
+    words = _WORDS.get(read.outcome) if counted else None  # the others have a colour
+    notes = [words] if words else []
+    notes.append(read.reason or interval_text(read) or "no interval")
     if read.candidate_steps is not None and read.status == "measured":
         notes.append(f"at {read.candidate_steps:,.0f} steps")
     if read.status == "not reached" and read.seeds > 1:
         notes.append(f"in {read.seeds - read.reached} of {read.seeds} seeds")
     if read.measures_blur and read.floor_share is not None:
-        notes.append(f"{percent(read.floor_share)} is blur")
+        notes.append(f"{blur(read.floor_share)} is blur")
 
     def place(value: float) -> float:
         clipped = min(max(value, 1 / limit), limit)
