@@ -57,12 +57,16 @@ def written(run, videos, tiny_videos, tiny_shards, tmp_path_factory):  # noqa: F
     return {name: home / path for name, path in PAGES.items()}
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (700, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (700, "dark"), (360, "light")])
 @pytest.mark.parametrize("name", PAGES)
 def test_fits_the_window_without_errors(open_page, written, name, width, scheme, tmp_path):
     page = open_page(written[name], width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".film:visible, .chart:visible").count() >= 2
+    facts = page.locator(".facts td:visible")
+    assert all(facts.nth(n).bounding_box()["width"] > 60 for n in range(facts.count()))
+    for table in page.locator(".stacked:visible").all() if width < 500 else ():
+        assert table.evaluate("(table) => table.scrollWidth <= table.parentNode.clientWidth"), "no hidden columns"
     shot = Path(os.environ.get("SAT_SSVAE_SCREENSHOTS", tmp_path)) / f"{name}-{width}-{scheme}.png"
     page.screenshot(path=shot, full_page=True)
     assert shot.stat().st_size > 10_000

@@ -130,27 +130,25 @@ class Cell(NamedTuple):
 
 
 def table(
-    header: Sequence[Text],
-    rows: Sequence[Sequence[Text | Cell]],
-    *,
-    sortable: bool = False,
-    numbers: bool = True,
-    stacked: bool = False,
+    header: Sequence[Text], rows: Sequence[Sequence[Text | Cell]], *, sortable: bool = False, numbers: bool = True
 ) -> Markup:
     """A table that scrolls sideways where the window is narrow.
+
+    On a phone every cell is a line of its own, after its column's title, unless the table is sortable.
 
     Args:
         header: one title a column.
         rows: as many cells each.
         sortable: a click on a title sorts by that column.
         numbers: all columns but the first hold numbers and are set to the right.
-        stacked: on a phone every cell is a line of its own, after its column's title, instead.
     """
     sort = Markup(' data-sort=""') if sortable else Markup()
 
     def aligned(column: int) -> Markup:
         number = Markup(' class="number"') if numbers and column else Markup()
-        return number + Markup(' data-title="{}"').format(Markup(header[column]).striptags()) if stacked else number
+        return (
+            number + Markup(' data-title="{}"').format(Markup(header[column]).striptags()) if not sortable else number
+        )
 
     heads = [
         Markup("<th{}{}>{}</th>").format(aligned(column), sort, title) if title else Markup("<th></th>")
@@ -159,7 +157,7 @@ def table(
     cells = [joined([_cell(cell, aligned(column)) for column, cell in enumerate(row)]) for row in rows]
     lines = [Markup("<tr>{}</tr>").format(row) for row in cells]
     return Markup('<div class="scroll"><table{}><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
-        Markup(' class="stacked"') if stacked else "", joined(heads), joined(lines)
+        "" if sortable else Markup(' class="stacked"'), joined(heads), joined(lines)
     )
 
 

@@ -172,8 +172,9 @@ def basis(results: ComparisonResults, standings: Sequence[Standing]) -> str:
         return ""
     best, read = verdicts[0], leading(verdicts[0])
     assert read is not None, "a verdict with measures has a leading one"
-    label = describe(read.metric).label
-    text = f"The first measure that counts is {label[0].lower()}{label[1:]}"
+    info = describe(read.metric)
+    text = f"The first measure that counts is the distance of decoded {info.title[0].lower()}{info.title[1:]}"
+    text += f", by {info.detail}"
     if read.metric == PRIMARY:
         text = (
             "The primary measure is how far decoded samples are from the VAE's own reconstructions of held-out clips,"

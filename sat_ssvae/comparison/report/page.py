@@ -157,7 +157,7 @@ def _top(
     lines = [_arm_line(results, one, legend) for one in standings]
     header = ["arm", "verdict", speed_up_title(verdicts), "reconstruction against the baseline", "time spent"]
     shown = len(header) if any(minutes_of(results, one.arm) for one in standings) else len(header) - 1
-    verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False, stacked=True)
+    verdict_table = table(header[:shown], [line[:shown] for line in lines], numbers=False)
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))

@@ -76,11 +76,11 @@ def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
         targets=[1.0],
     )
     variance = chart(
-        "Channel spectrum",
+        "Channel modes",
         variances,
-        Axis("components of the channels, largest first", log=False),
+        Axis("principal components of the channels, largest first", log=False),
         Axis("share of the variance", ends=(0, 1.02)),
-        note="higher: few components carry the signal; dotted: 90 %",
+        note="higher: few modes carry the signal; dotted: 90 %",
         targets=[0.9],
     )
     known = any(arm.spatial_spectrum for arm in results.arms)
