@@ -187,3 +187,24 @@ def test_wrong_folders_are_one_line(training, tmp_path, capsys):
     assert f"{tmp_path}: exists already" in refused(folder, tmp_path, "--text_encoder", "none")
     (folder / "training_config.yaml").unlink()
     assert "training_config.yaml: no such configuration file" in refused(folder, tmp_path / "out")
+
+
+@torch.no_grad()
+def test_the_offset_embedding_of_image_to_video_1_5_is_taken_along(training):
+    folder, config, weights = training("cogvideox1.5_5b")
+    size = config.network("time_embed_dim") or config.required_network("hidden_size")
+    names = [f"model.diffusion_model.ofs_embed.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
+    offsets = {name: torch.randn((size, size) if name.endswith("weight") else (size,)) for name in names}
+    with pytest.raises(UserError, match="does not fit the configuration"):
+        build_transformer(config, weights | offsets, SPACE)
+    offset = {"model": {"network_config": {"params": {"ofs_embed_dim": size}}}}
+    (folder / "offset.yaml").write_text(yaml.safe_dump(offset))
+    config = SATConfig(merge_configs([folder / "training_config.yaml", folder / "offset.yaml"]))
+    transformer = build_transformer(config, weights | offsets, SPACE)
+    assert torch.equal(transformer.ofs_embedding.linear_2.weight, offsets[names[2]])
+    x, steps, text = inputs(config.required_network("in_channels"))
+    pipeline = diffusers.CogVideoXPipeline(None, None, None, transformer, None)
+    pipeline.vae_scale_factor_spatial = SPACE
+    tables = pipeline._prepare_rotary_positional_embeddings(*(SPACE * side for side in GRID), x.shape[1], x.device)
+    shown = [transformer(x, text, steps, ofs=torch.tensor([v]), image_rotary_emb=tables)[0] for v in (2.0, 7.0)]
+    assert not torch.equal(*shown)
