@@ -104,7 +104,7 @@ def _render(results: SpectraResults) -> str:
         legend.toggles(),
         box(paragraph(Markup("<b>{}</b>").format(results.meaning)), paragraph(_NEXT), command(results.next_command)),
         section("Spectra of the latents", charts(drawings), note=_NOTES[0]),
-        section("Numbers", table(header, numbers, sortable=True), note=_NOTES[1]),
+        section("Numbers", table(header, numbers), note=_NOTES[1]),
         section(
             "Decoder under disturbed latents", charts(robustness), note="PSNR to the clip; flatter is more robust."
         ),

@@ -78,7 +78,7 @@ def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
     variance = chart(
         "Channel modes",
         variances,
-        Axis("principal components of the channels, largest first", log=False),
+        Axis("modes, largest first", log=False),
         Axis("share of the variance", ends=(0, 1.02)),
         note="higher: few modes carry the signal; dotted: 90 %",
         targets=[0.9],
