@@ -137,7 +137,7 @@ def test_a_comparison_is_one_run_and_is_found_finished_after_cleaning(tiny_shard
     (one,) = list_runs(tmp_path)
     assert (one.kind, one.state) == ("comparison", "finished")
     assert one.step == "autoencoders 2 of 2, transformers 2 of 2"
-    assert re.fullmatch(r"(Whether d|D|In this one run d|No clear difference )[^:]+", one.score)
+    assert "ssvae" in one.score and ":" not in one.score
     assert {path.parts[-4] for path in one.unneeded} == {"transformer"}
     with held(output):
         (busy,) = list_runs(tmp_path)
