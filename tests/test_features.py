@@ -108,9 +108,9 @@ def test_features_of_a_clip_do_not_depend_on_its_company(kind, request):
     assert not together.requires_grad
     alone = torch.cat([features(clips[b : b + 1]) for b in range(5)])
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-4)
-    features.batch_size, usual = 2, features.batch_size
+    features.AT_ONCE, usual = 2, features.AT_ONCE
     in_twos = features(clips)
-    features.batch_size = usual
+    features.AT_ONCE = usual
     torch.testing.assert_close(in_twos, together, rtol=1e-3, atol=1e-4)
 
 
