@@ -7,6 +7,7 @@ import pytest
 
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.generated import list_videos
+from sat_ssvae.evaluation.items import list_items
 
 from .judged import gray_videos
 
@@ -67,3 +68,25 @@ def test_folders_that_hold_nothing_to_score(videos, tmp_path):
     (videos / "clip2.txt").unlink()
     with pytest.raises(UserError, match=r"clip2.mp4: no prompt .* write it to .*clip2.txt or give --prompts"):
         list_videos(videos, None)
+
+
+def test_views_of_other_videos_are_not_counted(tmp_path):
+    """`reconstruct` and `restore` write them beside the videos that they show."""
+    videos = gray_videos(tmp_path / "videos", [0.0, 0.5])
+    first, second = sorted(videos.glob("*.mp4"))
+    named = {
+        first: ["a[1].mp4", "a[1].side_by_side.mp4", "a[1].error_map.mp4"],
+        second: ["b.strength0.5.mp4", "b.side_by_side.mp4", "c.side_by_side.mp4"],
+    }
+    output = tmp_path / "output"
+    output.mkdir()
+    for source, names in named.items():
+        for name in names:
+            shutil.copy(source, output / name)
+    own = ["a[1]", "b.strength0.5", "c.side_by_side"]  # nothing that the last one could be a view of
+    skipped = []
+    assert [item.name for item in list_items(output, skipped)] == own
+    assert [skip.cause for skip in skipped] == ["a view of another video"] * 3
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps(dict.fromkeys(own, "gray")))
+    assert [video.name for video in list_videos(output, prompts)] == own

@@ -17,6 +17,7 @@ from ..data.captions import CaptionFinder
 from ..data.containers import VIDEO_SUFFIXES
 from ..data.skips import printable
 from ..errors import UserError
+from .items import is_view
 
 _SAMPLE = re.compile(r"(\d+)_(.*)/\d+/\d{6}")
 """Path of a sample of CogVideoX, without the suffix."""
@@ -46,7 +47,8 @@ def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of videos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    paths = sorted(path for path in found if not is_view(path))
     if not paths:
         raise UserError(f"{folder}: no video in it (known: {', '.join(sorted(VIDEO_SUFFIXES))})")
     known = _read_prompts(prompts) if prompts else CaptionFinder(folder)

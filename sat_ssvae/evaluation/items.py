@@ -3,6 +3,8 @@
 for item in list_items(Path("videos"), skipped): ...
 """
 
+import glob
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from ..data.video_io import VideoInfo, probe
 from ..errors import UserError
 from ..progress import already_done, progress_bar
 from .journal import append, read_journal
+
+_VIEW = re.compile(r"(.+)\.(side_by_side|error_map)\.mp4")
 
 
 class VideoItem(NamedTuple):
@@ -85,10 +89,19 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[VideoItem]:
             except VideoError as error:
                 skipped.append(Skip(name, error.cause, str(error)))
                 continue
-            if f".{suffix}" in VIDEO_SUFFIXES:
+            if isinstance(media, Path) and is_view(media):
+                skipped.append(Skip(name, "a view of another video", str(media)))
+            elif f".{suffix}" in VIDEO_SUFFIXES:
                 yield VideoItem(name.removesuffix(".mp4"), media, _caption(store, record))
             else:
                 skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
+
+
+def is_view(path: Path) -> bool:
+    """Whether a video only shows another one that is beside it, as `reconstruct` and `restore` write them."""
+    view = _VIEW.fullmatch(path.name)
+    others = path.parent.glob(f"{glob.escape(view[1])}.*mp4") if view else ()
+    return any(not _VIEW.fullmatch(other.name) for other in others)
 
 
 def work_through(source: Path, journal: Path, job: VideoJob[R], skipped: list[Skip]) -> list[R]:
