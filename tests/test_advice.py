@@ -96,7 +96,7 @@ class TestHeadline:
     def test_nothing_is_taken_where_nothing_can_be_judged(self):
         results = without_gain(comparison([2.6], metrics=FEW), "stock")
         assert self.headline(results) == "Take none yet: no arm can be judged."
-        assert "train it longer, or compress less" in render(results, judge(results))
+        assert "train longer, or compress less" in render(results, judge(results))
 
 
 class TestNextCommand:

@@ -147,14 +147,18 @@ def _verdict(results: ComparisonResults, read: tuple[SpeedUp, ...], measures: Co
 
 def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
     """Why the arms cannot be judged; empty if they can."""
+    blind = {}
     for name in (results.baseline.name, candidate):
         gain = results.arm(name).reconstruction.get(ABOVE_MEAN_COLOUR)
         if gain is not None and (gain.value if gain.low is None else gain.low) < LEAST_GAIN:
-            return (
-                f"the VAE of {name} explains less than half of the clips' variance, its PSNR is "
-                f"{quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)} above that of a flat mean-colour image; train "
-                "it longer, or compress less"
-            )
+            blind[name] = quality_text(ABOVE_MEAN_COLOUR, Estimate(gain.value), signed=True)
+    if blind:
+        which = "each VAE" if len(blind) == 2 else f"the VAE of {next(iter(blind))}"
+        return (
+            f"{which} explains less than half of the clips' variance (PSNR against that of a flat image in the clip's "
+            f"mean colour: {', '.join(f'{name} {gain}' for name, gain in blind.items())}); train longer, or compress "
+            "less"
+        )
     samples = [s for s in read if describe(s.metric).group == "samples"]
     stuck = [s for s in samples if s.reason.endswith(NO_PROGRESS)]
     if 2 * len(stuck) > len(samples):

@@ -31,6 +31,8 @@ HELDOUT_GAP = 1.0
 MIN_HELDOUT_SECONDS = 1.5
 """Seconds; a part shorter than this holds no clip worth scoring, so a short clip is for training only."""
 
+_ORIGIN = "Clips, scaled down and cut; training and held-out ones are different stretches of the same films.\n\n"
+
 
 @dataclass(frozen=True)
 class DemoData:
@@ -69,7 +71,7 @@ def prepare_demo(
     pack(train, output / "train", config.model_copy(update={"segment_seconds": 6.0}))
     pack(heldout, output / "heldout", config)
     text = output / "ATTRIBUTION.txt"
-    write_text(text, "Clips, scaled down and cut:\n\n" + attribution([name for name in parts if parts[name]]))
+    write_text(text, _ORIGIN + attribution([name for name in parts if parts[name]]))
     return DemoData(output / "train", output / "heldout", text)
 
 

@@ -126,7 +126,7 @@ def time_words(results: ComparisonResults, arm: str) -> tuple[str, str]:
     given = "autoencoder trained elsewhere" if "checkpoint" in results.arm(arm).training else ""
     if not stages:
         return "–", given
-    parts = [f"{name} {value:.0f}" for name, value in stages.items() if value >= 0.5]
+    parts = [f"{name} {f'{value:.0f}' if value >= 0.5 else 'under 1'}" for name, value in stages.items()]
     return duration(sum(stages.values())), ", ".join(filter(None, [*parts, given]))
 
 
@@ -196,7 +196,10 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
     """What to run next: the first of the steps that the result calls for."""
     if "--preset smoke" in results.command:
         size = results.command.replace("--preset smoke", "--preset default")
-        why = "the smoke preset only shows that every stage runs; this one measures (about half an hour on two cores)."
+        why = (
+            "the smoke preset only shows that every stage runs; this one measures and trains everything anew (about "
+            "half an hour on two cores that compute in bfloat16, hours on others)."
+        )
         return Advice(size, why)
     if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
         return _train_longer(results, verdicts)

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from ...pages.blocks import Legend, details, subheading
 from ...pages.charts import Axis, Line, chart, charts, line
 from ..analysis import SpeedUp
+from ..answer import PRIMARY
 from ..curves import MAX_POINTS, smooth_curve
 from ..results import ComparisonResults, CurvePoint
 from ..verdict import Verdict, describe
@@ -53,7 +54,8 @@ def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp]
     targets = {one.target for one in read if one.metric == metric and one.target is not None}
     scores = _SCORES.get(info.group, "")
     target = sorted(targets)[:1]
-    return chart(info.title, lines, Axis("transformer steps"), Axis(scores), note=info.detail, targets=target)
+    note = f"{info.detail}, the primary measure" if metric == PRIMARY else info.detail
+    return chart(info.title, lines, Axis("transformer steps"), Axis(scores), note=note, targets=target)
 
 
 def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:

@@ -53,7 +53,8 @@ def speed_up_matrix(results: ComparisonResults, standings: Sequence[Standing], l
         return MatrixRow(info.title, cells, Markup("{} {}").format(info.detail, primary))
 
     groups = [MatrixGroup("", _summary(results, standings)), *_groups(by_metric, verdicts, row)]
-    return matrix(legend, names, groups, corner="ranked, best first")
+    ranked = any(one.verdict and one.place for one in standings)
+    return matrix(legend, names, groups, corner="ranked, best first" if ranked else "not ranked")
 
 
 def axis_limit(read: Sequence[SpeedUp]) -> float:
@@ -70,11 +71,13 @@ def _summary(results: ComparisonResults, standings: Sequence[Standing]) -> list[
         words, tone = BADGES[one.verdict.conclusion] if one.verdict else ("baseline", "neutral")
         verdicts.append(Cell(badge(words, tone), "" if one.verdict else "1× by definition"))
         places.append(Cell(str(one.place or "–")))
-    rows = [MatrixRow("Verdict", verdicts), MatrixRow("Rank", places, "equal ranks are not shown to differ")]
+    rows = [MatrixRow("Verdict", verdicts)]
+    if any(one.verdict and one.place for one in standings):
+        rows.append(MatrixRow("Rank", places, "equal ranks are not shown to differ"))
     for metric in dict.fromkeys(metric for arm in results.arms for metric in arm.reconstruction):
         if metric in ("psnr", "ssim", "stlpips"):
             rows.append(
-                MatrixRow(f"Cost: {quality_name(metric)}", _qualities(results, standings, metric), "held-out clips")
+                MatrixRow(f"Reconstruction: {quality_name(metric)}", _qualities(results, standings, metric), "held out")
             )
     if any(minutes_of(results, one.arm) for one in standings):
         cells = [Cell(*time_words(results, one.arm)) for one in standings]
@@ -121,10 +124,8 @@ def _groups(
     for group, metrics in rest.items():
         title, why = _TITLES.get(group, ("Other measures", ""))
         if group == "samples":
-            title, why = (
-                "Sample distances that do not count",
-                "No arm has a speed-up with an interval here; see the cells.",
-            )
+            title = "Sample distances that do not count" if evidence else "Sample distances"
+            why = "No arm has a speed-up with an interval here; see the cells."
         groups.append(MatrixGroup(title, list(map(row, metrics)), why, folded=bool(evidence) or group != "samples"))
     why = "Most of such a distance is there already when the VAE only reconstructs real clips."
     groups.append(MatrixGroup("Measures blur, not convergence", list(map(row, blur)), why, folded=True))
