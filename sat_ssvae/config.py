@@ -104,16 +104,16 @@ def _value(key: str, written: str, cls: type[Config]) -> Any:
     pattern = re.compile(
         r"\.".join(r"(N|NAME|\d+)" if part.isdecimal() else rf"({part}|NAME)" for part in key.split("."))
     )
-    is_text = any(_is_text(setting.annotation) for setting in settings_of(cls) if pattern.fullmatch(setting.key))
+    if not any(_is_text(setting.annotation) for setting in settings_of(cls) if pattern.fullmatch(setting.key)):
+        return OmegaConf.from_dotlist([f"value={written}"])._get_node("value")
+    if written.strip() in ("", "~", "null", "Null", "NULL"):
+        return None
     try:
-        parsed = OmegaConf.from_dotlist([f"value={written}"])
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
-        if is_text:
-            return written
-        raise
-    value = cast(dict[Any, Any], OmegaConf.to_container(parsed))["value"]
-    as_yaml = value is None or isinstance(value, list) or (isinstance(value, str) and " #" not in written)
-    return parsed._get_node("value") if as_yaml or not is_text else written
+        parsed = yaml.load(written, yaml.BaseLoader)  # which knows texts only
+    except yaml.YAMLError:
+        return written
+    quoted = isinstance(parsed, str) and written.lstrip()[0] in "'\""
+    return parsed if quoted or isinstance(parsed, list) else written
 
 
 def _is_text(annotation: Any) -> bool:

@@ -255,7 +255,7 @@ class Files(Config):
 
 
 @pytest.mark.parametrize(
-    "name", ["2024", "007", "1e5", "yes", "12:30", "my: videos", "a #1", "[a] b", "@a", "*a", "a:"]
+    "name", ["2024", "007", "1e5", "yes", "12:30", "my: videos", "a #1", "[a] b", "@a", "*a", "a:", "# a", "'a' b"]
 )
 def test_a_path_is_taken_as_it_is_typed(name):
     assert load_config(Files, None, [f"path={name}", f"file={name}"]) == Files(path=name, file=Path(name))
@@ -265,6 +265,8 @@ def test_lists_quotes_and_null_stay_what_they_are_in_yaml():
     files = load_config(Files, None, ["path=[a, 'b c']", "file=null", "number=1e3"])
     assert files == Files(path=("a", "b c"), file=None, number=1000.0)
     assert load_config(Files, None, ["path='2024'"]).path == "2024"
+    assert load_config(Files, None, ['path="a # b"']).path == "a # b"
+    assert load_config(Files, None, ["path=[2024, 007]"]).path == ("2024", "007")
 
 
 def test_configuration_cannot_be_changed_after_its_checks():
