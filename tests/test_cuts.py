@@ -1,6 +1,7 @@
 """Videos that were cut or recorded without encoding them again, and less usual containers."""
 
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -33,6 +34,32 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
         shown = sum(1 for _ in container.decode(video=0))
         assert container.streams.video[0].frames > shown
     assert is_whole(path, shown, 24, tmp_path / "out")
+
+
+@pytest.mark.parametrize("parts", [[(0, 20), (50, 30)], [(35, 25), (5, 20)], [(10, 15), (10, 15)]])
+def test_an_mp4_with_several_edits_has_one_clock(tmp_path, parts):
+    """As QuickTime cuts: parts of one file follow each other, and pictures that a part needs come hidden before it."""
+    path = record(tmp_path / "a.mp4", 90, 24)
+    data = path.read_bytes()
+    at = data.index(b"elst") - 4
+    size, delay = struct.unpack_from(">I", data, at)[0], struct.unpack_from(">i", data, at + 20)[0]
+    movie, media = (struct.unpack_from(">I", data, data.index(name) + 16)[0] for name in (b"mvhd", b"mdhd"))
+    entries = [(count * movie // 24, delay + first * media // 24, 1 << 16) for first, count in parts]
+    edits = struct.pack(">I4sII", 16 + 12 * len(parts), b"elst", 0, len(parts))
+    edits += b"".join(struct.pack(">IiI", *entry) for entry in entries)
+    head = bytearray(data[:at] + edits)
+    for name in (b"moov", b"trak", b"edts"):
+        place = head.index(name) - 4
+        struct.pack_into(">I", head, place, struct.unpack_from(">I", head, place)[0] + len(edits) - size)
+    path.write_bytes(head + data[at + size :])
+    wanted = [first + index for first, count in parts for index in range(count)]
+    assert probe(path).frames == len(wanted)
+    assert [number_of(frame.picture) for frame in read_frames(path)] == wanted
+
+
+def test_slides_in_a_transport_stream_have_one_clock(tmp_path):
+    path = record(tmp_path / "a.ts", 4, Fraction(1, 15))
+    assert [number_of(frame.picture) for frame in read_frames(path)] == [0, 1, 2, 3]
 
 
 def test_a_cut_that_lost_pictures_keeps_its_rate(tmp_path):

@@ -224,12 +224,15 @@ def _packets(container: InputContainer, stream: VideoStream, source: Path | byte
     gap = _gap(container, stream)
     first = stream.index_entries[0].timestamp if gap else None
     timed = stream.time_base is not None and container.format.name not in _UNTIMED
-    gap_allowed, advice = (_MAX_GAP, _MENDED) if container.format.name == "mpegts" else (math.inf, "")
+    gap_allowed, advice = math.inf, ""
+    if container.format.name == "mpegts":
+        gap_allowed, advice = max(_MAX_GAP, 2 / float(rate_of(stream))), _MENDED
     last = math.nan  # in seconds; NaN is neither larger nor smaller than a time
     for packet in container.demux(stream):
         if gap and packet.size and packet.dts is not None and packet.dts == first:
             packet.pts = packet.dts = packet.dts + gap
-        if timed and packet.size and packet.pts is not None:
+        # What an edit list hides of mp4 begins before what was shown last.
+        if timed and packet.size and packet.pts is not None and not packet.is_discard:
             time = float(packet.pts * (stream.time_base or 0))
             # Files put one behind the other: the next one's times begin anew, or at any later one.
             if (packet.is_keyframe and time < last - SLACK) or time > last + gap_allowed:
