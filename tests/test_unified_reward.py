@@ -113,6 +113,9 @@ def test_answers_of_version_1():
         "Alignment Score (out of 10): 4\nPhysics Score [0-100]: 4\nStyle Score (0-5): 4",
         "Alignment: 4 of 10\nPhysics: 4 of 10\nStyle: 4 of 10",
         "Alignment: 4%\nPhysics: 4 %\nStyle: 4%",
+        "Alignment: 3-4\nPhysics: 3\nStyle: 3",
+        "Alignment: 3 - 4 out of 5\nPhysics: 3\nStyle: 3",
+        "Alignment: 3 to 4 points\nPhysics: 3\nStyle: 3",
         "Alignment: 3½\nPhysics: 3\nStyle: 3",
         "Alignment: 3\nPhysics: 3\nStyle: 3D animation",
         "1. Alignment Score (1-5):\n2. Physics Score (1-5): 3\n3. Style Score (1-5): 4",  # 2 is no rating
@@ -184,6 +187,11 @@ DRESSES = (
     "{}: Score +{}",
     "- {}\n  - Score: {}",
     "{}:\n  score: {}",
+    "{} Score (1-5): {}pts",
+    "{} Score (1-5): {} points",
+    "{} Score (1.0-5.0): {}",
+    "{} Score (weight 1/3): {}",
+    "{} Score (1-5): {} - 15 things are odd",
 )
 
 

@@ -178,9 +178,13 @@ def read_instruction(path: Path) -> str:
 
 
 _NUMBER = r"([-+]?\d+(?:[.,]\d+)?)"
-_WHOLE = r"(?!\d|[.,]\d|[A-Za-z]|[^\S\n]*(?:%|(?:[-–]|to\b)[^\S\n]*\d))"  # not the 3 of 3D, 3 % or 3-4
+_UNITS = r"(?:points?|pts?|stars?|out|of)\b"
+_RANGE = rf"(?:[-–]|to\b)[^\S\n]*\d[\d.,]*(?![\d.,]|[^\S\n]+(?!{_UNITS})[A-Za-z])"  # but not "3 - 4 balls fall"
+_WHOLE = rf"(?!\d|[.,]\d|(?!{_UNITS})[A-Za-z]|[^\S\n]*(?:%|{_RANGE}))"  # not the 3 of 3D, 3 % or 3-4
 _SCALE = r"(?:[(\[][^()\[\]\n]{0,80}[)\]]|\d+[ -]\d+)"  # (1-5), [1-5] or what is left of alignment_score_1_5
-_ENDS = re.compile(r"(\d+)\s*(?:[- –—]|to|\.\.)\s*(\d+)|(?:\bof|/|max)\s*(\d+)", re.IGNORECASE)  # of a scale
+_ENDS = re.compile(  # of a scale
+    r"(\d+)(?:\.0+)?\s*(?:[- –—]|to|\.\.)\s*(\d+)|(?:\bof|(?<!\d)/|max)\s*(\d+)", re.IGNORECASE
+)
 _OPENED = r"[\s(\[{<]{0,4}"  # brackets around a number
 _DECORATION = re.compile(r"\\[A-Za-z]*|[*_`\"'~≈★☆⭐$]")  # Markdown, LaTeX and the like
 _RATINGS = ("score", "rating", "value")
