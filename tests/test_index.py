@@ -38,7 +38,7 @@ def test_paths(tiny_videos, tiny_shards, form):
         (lambda folder: folder / "none-{0..3.tar", "Unbalanced braces"),
         (lambda folder: folder, "neither .tar shards nor videos"),
         (lambda folder: folder / "a.mp4", "is not a .tar file"),
-        (lambda folder: folder / "a.tar.gz", "gunzip"),
+        (lambda folder: folder / "a.tar.gz", "compressed as a whole"),
         (lambda folder: folder / "empty.tar", r"no usable sample \(1 unreadable tar\), such as .*empty\.tar"),
     ],
 )
