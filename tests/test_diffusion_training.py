@@ -319,5 +319,5 @@ def test_two_ranks_make_the_steps_of_one(tmp_path):
 if __name__ == "__main__":  # a process for the tests above: FOLDER STEPS [PRECISION]
     train(
         Path(sys.argv[1]),
-        config(max_steps=int(sys.argv[2]), precision=sys.argv[3] if len(sys.argv) > 3 else "bfloat16"),
+        config(max_steps=int(sys.argv[2]), precision=sys.argv[3] if len(sys.argv) > 3 else "auto"),
     )
