@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat_ssvae.data import video_io
-from sat_ssvae.data.containers import check_end
 from sat_ssvae.data.convert import PackConfig
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.headers import info_by_header
+from sat_ssvae.data.lengths import check_end
 from sat_ssvae.data.pack import pack
 from sat_ssvae.data.video_io import probe
 

@@ -1,13 +1,11 @@
-"""Opened video files: which stream is the video, and what they say of its length.
+"""Opened video files: which stream is the video, its packets and its pictures.
 
 with open_video(source) as (container, stream):
-    length = length_of(container, stream, source)
+    for frame in decoded(container, stream, source): ...
 """
 
 import io
 import math
-import struct
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,12 +41,8 @@ _FORMATS = (
 )
 # MPEG program streams stamp few packets and FFmpeg guesses the times between; raw streams have none.
 _UNTIMED = frozenset({"mpeg", "h264", "hevc", "m4v", "mpegvideo"})
-_ASF = "asf"  # WMV: every stream says when the whole file ends
-_ASF_FILE_PROPERTIES = uuid.UUID("8CABDCA1-A947-11CF-8EE4-00C00C205365").bytes_le
-_ASF_HEAD = 1 << 16  # bytes in which it is sought
 _USUAL_FPS = Fraction(25)  # for files that do not say
 _MAX_REORDERED = 16  # pictures that a picture shown later may precede in a file
-_UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
 _MENDED = "; ffmpeg -i IN -c copy OUT.mp4 gives them one clock"
 _MAX_GAP = 10.0  # seconds between pictures of a transport stream, which is sent as it is shown
 SLACK = 0.5
@@ -57,14 +51,6 @@ _PICTURE_CODECS = frozenset(
     {"mjpeg", "png", "bmp", "gif", "webp"}
 )  # of covers, where the container has no mark for them
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-
-
-class Length(NamedTuple):
-    """Frames of a video, their average rate, and seconds from the first one to the end of the last."""
-
-    frames: int
-    fps: float
-    duration: float
 
 
 @contextmanager
@@ -120,8 +106,8 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
     """
     held: VideoFrame | None = None
     times: deque[int | None] | None = deque() if is_reordered_avi(container, stream) else None
-    for packet in _packets(container, stream, source):
-        if _repeats(packet):
+    for packet in read_packets(container, stream, source):
+        if repeats(packet):
             if held is not None:
                 held.duration += packet.duration or 0
             continue
@@ -158,7 +144,7 @@ def _pictures(packet: Packet, container: InputContainer, source: Path | bytes) -
 
 def origin(container: InputContainer, stream: VideoStream) -> float:
     """Seconds at which a file says that the stream begins."""
-    begin = (stream.start_time or 0) + _gap(container, stream)
+    begin = (stream.start_time or 0) + avi_gap(container, stream)
     return float(begin * stream.time_base) if stream.time_base else 0.0
 
 
@@ -203,7 +189,7 @@ def is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
     return container.format.name == "avi" and stream.codec_context.has_b_frames
 
 
-def _avi_step(container: InputContainer, stream: VideoStream) -> int:
+def avi_step(container: InputContainer, stream: VideoStream) -> int:
     """Ticks between the pictures of an AVI file, as most of the first ones have it; 1 in other files."""
     if container.format.name != "avi":
         return 1
@@ -211,17 +197,17 @@ def _avi_step(container: InputContainer, stream: VideoStream) -> int:
     return max(1, int(median_low([after - before for before, after in pairwise(times)] or [1])))
 
 
-def _gap(container: InputContainer, stream: VideoStream) -> int:
+def avi_gap(container: InputContainer, stream: VideoStream) -> int:
     """Ticks by which AVI's second picture is late: FFmpeg writes empty chunks where the sound begins earlier."""
     if container.format.name != "avi" or len(stream.index_entries) < 3:
         return 0
     first, second = (entry.timestamp for entry in islice(stream.index_entries, 2))
-    return max(0, second - first - _avi_step(container, stream))
+    return max(0, second - first - avi_step(container, stream))
 
 
-def _packets(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[Packet]:
+def read_packets(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[Packet]:
     """The packets from the current position on; AVI's first one directly before the second."""
-    gap = _gap(container, stream)
+    gap = avi_gap(container, stream)
     first = stream.index_entries[0].timestamp if gap else None
     timed = stream.time_base is not None and container.format.name not in _UNTIMED
     gap_allowed, advice = math.inf, ""
@@ -243,99 +229,9 @@ def _packets(container: InputContainer, stream: VideoStream, source: Path | byte
         yield packet
 
 
-def _repeats(packet: Packet) -> bool:
+def repeats(packet: Packet) -> bool:
     """Whether a packet shows the picture before it again; the one without a time ends the stream."""
     return not packet.size and packet.pts is not None
-
-
-def length_of(
-    container: InputContainer, stream: VideoStream, source: Path | bytes, start: Start | None = None
-) -> Length:
-    """How long a video is: by its header if that can be right, else by its packets. Moves the current position.
-
-    Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.
-    Without `start`, it is found in the first packets.
-    """
-    start = start or start_of(source)
-    if start.untimed:
-        return _count_all(source, start.shown)
-    step = _avi_step(container, stream)
-    fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream, source)
-    if is_mov(container) and not stream.frames and fps > 1.5 * float(stream.guessed_rate or fps):
-        fps = 0.0  # from the first of many fragments
-    frames = 0 if _has_placeholder(stream) else max(0, stream.frames - _gap(container, stream)) // step
-    if (
-        duration
-        and not _own_duration(container, stream)
-        and (len(container.streams) > 1 or not _is_matroska(container))
-    ):
-        duration = _end_of_pictures(container, stream, source) or duration
-    hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
-    joined = container.format.name == "mpegts"  # often of parts, which only their packets tell
-    if not fps or not duration or hides_some or joined or start.shown is not None:
-        counted, span, last = _count(source, start.shown)
-        told = min(duration, frames / fps) if frames and fps else duration
-        if fps and span and span + SLACK < told:  # truncated: readers will notice
-            return Length(frames or round(told * fps), fps, duration)
-        frames = counted
-        if is_reordered_avi(container, stream):
-            span = 0.0  # its times are those of decoding
-        # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
-        if span and (not fps or (container.format.name == "gif" and abs(frames - 1 - span * fps) > 0.4)):
-            fps = (frames - 1) / span
-        fps = fps or float(rate_of(stream))
-        duration = span + (last or 1 / fps) if span else frames / fps
-    frames = frames or max(1, round(duration * fps))
-    if abs(frames / fps - duration) < 1 / fps:
-        duration = frames / fps
-    return Length(frames, fps, duration)
-
-
-def told_duration(container: InputContainer, stream: VideoStream, source: Path | bytes) -> float:
-    """Seconds according to the header, of the video or of all streams together; 0 if it does not say."""
-    if own := _own_duration(container, stream):
-        return own
-    if _has_placeholder(stream):
-        return 0.0
-    begin = origin(container, stream)
-    if not _is_matroska(container):
-        begin = max(0.0, begin)
-    return max(0.0, _told_end(container, source) - begin)
-
-
-def _own_duration(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds of the video stream alone; 0 if the header has only those of the whole file, or of its last fragment."""
-    fragmented = is_mov(container) and not stream.frames
-    if container.format.name == _ASF or fragmented or not stream.duration or not stream.time_base:
-        return 0.0
-    if _has_placeholder(stream):
-        return 0.0
-    # Of an incomplete AVI file FFmpeg shortens the duration; the number of frames stays.
-    ticks = max(stream.duration, stream.frames) if container.format.name == "avi" else stream.duration
-    return float((ticks - _gap(container, stream)) * stream.time_base)
-
-
-def _told_end(container: InputContainer, source: Path | bytes) -> float:
-    """Seconds at which the last stream ends, by the header: Matroska stores just that, other formats a duration."""
-    if container.format.name == _ASF:
-        ends = [float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base]
-        return max(ends) if ends else _asf_duration(source)
-    begin = 0 if _is_matroska(container) else max(0, container.start_time or 0)
-    return (begin + (container.duration or 0)) / av.time_base
-
-
-def _asf_duration(source: Path | bytes) -> float:
-    """Seconds by the header of a WMV file, which FFmpeg ignores if the file is smaller than it says; 0 of a stream."""
-    if isinstance(source, bytes):
-        head = source[:_ASF_HEAD]
-    else:
-        with source.open("rb") as file:
-            head = file.read(_ASF_HEAD)
-    place = head.find(_ASF_FILE_PROPERTIES)
-    if place < 0 or len(head) < place + 92:
-        return 0.0
-    played, _, preroll, flags = struct.unpack_from("<QQQI", head, place + 64)
-    return 0.0 if flags & 1 else max(0.0, played / 1e7 - preroll / 1e3)
 
 
 def is_mov(container: InputContainer) -> bool:
@@ -343,92 +239,6 @@ def is_mov(container: InputContainer) -> bool:
     return container.format.name.startswith("mov,")
 
 
-def _has_placeholder(stream: VideoStream) -> bool:
-    return stream.frames >= _UNKNOWN_FRAMES
-
-
-def _is_matroska(container: InputContainer) -> bool:
+def is_matroska(container: InputContainer) -> bool:
+    """Whether it is Matroska or WebM."""
     return container.format.name.startswith("matroska")
-
-
-def breaks_off(container: InputContainer, stream: VideoStream, source: Path | bytes, reached: float) -> bool:
-    """Whether the header promises more than the pictures up to `reached` seconds, which no other stream explains."""
-    promised = told_duration(container, stream, source)
-    if promised <= reached + SLACK:
-        return False
-    if _own_duration(container, stream) or len(container.streams) == 1:
-        return True
-    with open_video(source) as (fresh, _):  # where no key frame has a time, there is no way back to the start
-        return max(_ends(fresh).values(), default=0.0) < _told_end(fresh, source) - SLACK
-
-
-def check_end(source: Path | bytes) -> None:
-    """Read the last pictures, undecoded, which shows that the file is complete.
-
-    Raises:
-        VideoError: "truncated", or it cannot be read.
-    """
-    with open_video(source) as (container, stream):
-        container.seek(container.duration or 0, any_frame=False)
-        end = -math.inf
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise VideoError("truncated", f"{name_of(source)}: it ends inside a frame")
-            if packet.size and packet.pts is not None and packet.time_base is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        reached = max(0.0, end - origin(container, stream))
-        if breaks_off(container, stream, source, reached):
-            raise VideoError("truncated", f"{name_of(source)}: it ends after {reached:.2f} s")
-
-
-def _end_of_pictures(container: InputContainer, stream: VideoStream, source: Path | bytes) -> float:
-    """Seconds from the first frame to the end of the last; 0 if the file breaks off before its end."""
-    container.seek(container.duration or 0, any_frame=False)
-    ends = _ends(container)
-    if stream.index not in ends or max(ends.values()) < _told_end(container, source) - SLACK:  # subtitles last long
-        container.seek(0)
-        ends = _ends(container)
-    if stream.index not in ends or max(ends.values()) < _told_end(container, source) - SLACK:
-        return 0.0
-    return ends[stream.index] - origin(container, stream)
-
-
-def _ends(container: InputContainer) -> dict[int, float]:
-    """Seconds at which the last packet of each stream ends, from the current position on."""
-    ends: dict[int, float] = {}
-    for packet in container.demux():
-        if packet.size and packet.pts is not None and packet.time_base is not None:
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            ends[packet.stream_index] = max(end, ends.get(packet.stream_index, -math.inf))
-    return ends
-
-
-def _count_all(source: Path | bytes, shown: int | None) -> Length:
-    """The length of a file with frames without times, at its average rate."""
-    with open_video(source) as (container, stream):
-        frames = sum(1 for packet in container.demux(stream) if packet.size and not _is_before(packet, shown))
-        return Length(frames, float(rate_of(stream)), float(frames / rate_of(stream)))
-
-
-def _is_before(packet: Packet, shown: int | None) -> bool:
-    return shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
-
-
-def _count(source: Path | bytes, shown: int | None) -> tuple[int, float, float]:
-    """The number of frames shown, and the seconds from the first to the last and that the last is shown.
-
-    The seconds are 0 if the packets do not say. The file is opened anew: not every container can go back to its start.
-    """
-    frames, first, last, lasts = 0, math.inf, -math.inf, 0.0
-    with open_video(source) as (container, stream):
-        for packet in _packets(container, stream, source):
-            # Outside of an edit list; the end.
-            if packet.is_discard or not (packet.size or _repeats(packet)) or _is_before(packet, shown):
-                continue
-            frames += 1
-            if packet.pts is not None and stream.time_base:
-                time = float(packet.pts * stream.time_base)
-                if time > last:
-                    last, lasts = time, float((packet.duration or 0) * stream.time_base)
-                first = min(first, time)
-    return (frames, last - first, lasts) if last > first else (frames, 0.0, 0.0)

@@ -17,11 +17,12 @@ from pydantic import Field
 from ..addresses import TRIES, download, is_address
 from ..errors import UserError
 from ..jobs.settings import JobConfig
-from .containers import check_end, open_video
+from .containers import open_video
 from .files import VideoError
 from .headers import VideoInfo, info_by_header
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
 from .inputs import PackItem
+from .lengths import check_end
 from .pictures import upright_yuv420p
 from .skips import Skip
 from .video_io import encode_frames, nearest_frames, probe

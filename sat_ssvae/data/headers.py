@@ -12,8 +12,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .containers import MAX_FPS, MAX_SECONDS, SLACK, Start, is_mov, length_of, open_video
+from .containers import MAX_FPS, MAX_SECONDS, SLACK, Start, is_mov, open_video
 from .files import VideoError
+from .lengths import length_of
 from .pictures import displayed
 
 

@@ -30,11 +30,9 @@ from .containers import (
     MAX_FPS,
     MAX_SECONDS,
     Start,
-    breaks_off,
     decoded,
     is_mov,
     is_reordered_avi,
-    length_of,
     open_video,
     origin,
     rate_of,
@@ -43,6 +41,7 @@ from .containers import (
 from .files import VideoError, name_of
 from .h264 import add_h264_stream
 from .headers import VideoInfo, info_by_header
+from .lengths import breaks_off, length_of
 from .pictures import Picture, cover, displayed, upright_rgb
 
 # Seconds by which to seek earlier if a seek lands after the wanted frame (open GOPs, formats without an index).
