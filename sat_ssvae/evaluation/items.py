@@ -20,7 +20,9 @@ from ..errors import UserError
 from ..progress import already_done, progress_bar
 from .journal import append, read_journal
 
-_VIEW = re.compile(r"(.+)\.(side_by_side|error_map)\.mp4")
+SIDE_BY_SIDE, ERROR_MAP = "side_by_side", "error_map"
+"""Views of a video, which are written beside it as NAME.VIEW.mp4."""
+_VIEW = re.compile(rf"(.+)\.({SIDE_BY_SIDE}|{ERROR_MAP})\.mp4")
 
 
 class VideoItem(NamedTuple):

@@ -33,7 +33,7 @@ from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
 from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..storage import digest_of, save_tensors
 from ..vae.checkpoint import weights_digest
-from .items import VideoItem, VideoJob, work_through
+from .items import ERROR_MAP, SIDE_BY_SIDE, VideoItem, VideoJob, work_through
 from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import side_by_side
 
@@ -229,15 +229,15 @@ def _error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 _VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     OWN: lambda original, reconstruction: reconstruction,
-    "side_by_side": lambda original, own: side_by_side([original, own], [ORIGINAL, OWN]),
-    "error_map": _error_map,
+    SIDE_BY_SIDE: lambda original, own: side_by_side([original, own], [ORIGINAL, OWN]),
+    ERROR_MAP: _error_map,
 }
 
 
 def _paths(name: str, output: Path, config: ReconstructConfig) -> dict[str, Path]:
     """The files to write, by view; those that are no view keep I3D's features."""
     paths = {OWN: output / f"{name}.mp4"}
-    for view, wanted in (("side_by_side", config.side_by_side), ("error_map", config.error_map)):
+    for view, wanted in ((SIDE_BY_SIDE, config.side_by_side), (ERROR_MAP, config.error_map)):
         if wanted:
             paths[view] = output / f"{name}.{view}.mp4"
     if config.i3d is not None:

@@ -43,7 +43,7 @@ from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .degradations import Degradation
-from .items import VideoItem, VideoJob, check_output, list_items, work_through
+from .items import SIDE_BY_SIDE, VideoItem, VideoJob, check_output, list_items, work_through
 from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import apart, side_by_side
 from .windows import Window, join, windows
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 RESTORATION_JOURNAL = "restoration.jsonl"
 INPUT, ROUND_TRIP = "degraded", "autoencoder alone"
 """Names of views that are no restoration: what is restored, and that through the autoencoder."""
-_BESIDE = "side_by_side"
 _DEGRADED_AT_ONCE = 48  # frames
 
 
@@ -300,7 +299,8 @@ class _Video:
                     for view, writer in writers.items():
                         at_once = pictures[:, number].numpy()
                         writer.write(
-                            side_by_side(list(at_once), names) if view == _BESIDE else at_once[names.index(view)], time
+                            side_by_side(list(at_once), names) if view == SIDE_BY_SIDE else at_once[names.index(view)],
+                            time,
                         )
                 count += videos.shape[2]
                 advance(videos.shape[2])
@@ -370,7 +370,7 @@ def middle_frames(output: Path, video: RestoredVideo, views: int) -> list[np.nda
 
 
 def _beside_path(output: Path, name: str) -> Path:
-    return output / f"{name}.{_BESIDE}.mp4"
+    return output / f"{name}.{SIDE_BY_SIDE}.mp4"
 
 
 def _paths(name: str, output: Path, config: RestoreConfig) -> dict[str, Path]:
@@ -379,4 +379,4 @@ def _paths(name: str, output: Path, config: RestoreConfig) -> dict[str, Path]:
         paths = {strength_name(config.strengths[0]): output / f"{name}.mp4"}
     else:
         paths = {strength_name(s): output / f"{name}.strength{s:g}.mp4" for s in config.strengths}
-    return paths | ({_BESIDE: _beside_path(output, name)} if config.side_by_side else {})
+    return paths | ({SIDE_BY_SIDE: _beside_path(output, name)} if config.side_by_side else {})
