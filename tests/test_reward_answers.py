@@ -236,9 +236,10 @@ def test_what_is_no_answer_is_one_line_and_is_asked_again(judge, gray, first):
 
 def test_a_redirection_is_named_where_it_fails(judge, gray):
     settings = config(judge, batch_size=1, retries=0)
-    judge.plan([http("", "301 Moved Permanently", "Location: /login")])
+    judge.plan([http("", "301 Moved Permanently", "Location: /login?token=s3cret")])
     scored = score(gray, settings)
-    assert f"the request was redirected to {judge.url}/login; give that server" in scored.failures["clip0"]
-    judge.plan([http("", "307 Temporary Redirect", "Location: http://127.0.0.1:9/v1")])
+    (failure,) = [text for text in scored.failures.values() if "redirected" in text]
+    assert f"the request was redirected to {judge.url}/login; give that server" in failure and "s3cret" not in failure
+    judge.plan([http("", "307 Temporary Redirect", "Location: http://a:s3cret@127.0.0.1:9/v1?token=s3cret")])
     with pytest.raises(UserError, match=f"{judge.url}: redirects to http://127.0.0.1:9/v1, where no server is"):
         score(gray, settings)

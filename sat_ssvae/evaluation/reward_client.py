@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import openai
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
@@ -142,17 +142,17 @@ class ChatClient:
 
     def _refused(self, said: str, response: Any) -> Exception:
         """The error that belongs to an answer without a completion, with what can be done about it."""
-        said, code = self._without_key(said), response.status_code
+        code = response.status_code
         hints = list(dict.fromkeys(hint for words, hint in _HINTS.items() if words in said))
         if code in (401, 403):
             hints = [f"give the server's key with api_key=... or in {KEY_VARIABLE}"]
         if response.history:
-            hints.append(f"the request was redirected to {response.url}; give that server with url=...")
+            hints.append(f"the request was redirected to {_shown(response.url)}; give that server with url=...")
         if (pause := response.headers.get("Retry-After", "")).isdecimal():
             hints.append(f"it asks for a pause of {pause[:9]} s")
         if self._proxy and code in (403, 407, 502, 503, 504):
             hints.append(f"it came through the proxy {self._proxy}; {self._bypass}")
-        text = "; ".join([said.rstrip("."), *hints])
+        text = self._without_key("; ".join([said.rstrip("."), *hints]))
         if code in _HOPELESS or _MORE_IMAGES in hints:
             return UserError(f"{self.config.url}, model {self.config.model}: {text}")
         return RequestFailed(text)
@@ -168,7 +168,8 @@ class ChatClient:
             )
         asked = str(getattr(cause, "request", error.request).url)
         if never_sent and _place(asked) != _place(self.config.url):
-            return UserError(f"{self.config.url}: redirects to {asked}, where no server is")
+            shown = self._without_key(_shown(asked))
+            return UserError(f"{self.config.url}: redirects to {shown}, where no server is")
         if never_sent:
             return UserError(f"{self.config.url}: no server there; start it, or give its address with url=...")
         through = f", through the proxy {self._proxy}" if self._proxy else ""
@@ -225,6 +226,12 @@ def _joined(content: Any) -> str:
 def _place(url: str) -> tuple[str | None, int]:
     parts = urlsplit(url)
     return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
+
+
+def _shown(url: Any) -> str:
+    """An address without what may be a secret in it: user, password and query."""
+    parts = urlsplit(str(url))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _is_loopback(url: str) -> bool:
