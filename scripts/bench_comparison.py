@@ -31,7 +31,7 @@ def processor_seconds():
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 begin = time.monotonic()
-if sys.argv[1] == "processor":
+if sys.argv[1] == "processor":  # threading and queue took the clock before: their timeouts go by it
     time.monotonic = processor_seconds
     begin = 0.0
 from sat_ssvae.cli import main
@@ -136,7 +136,7 @@ def main() -> None:
         preset = yaml.safe_load((checkout / "sat_ssvae/configs/compare_default.yaml").read_text())
         columns[str(checkout)] = extrapolated(preset, cut, short, long)
         print(f"{checkout}\n  N: {short}\n  3 N: {long}", flush=True)
-    print("\n| minutes | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
+    print("\n| minutes | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
     for stage in dict.fromkeys(stage for column in columns.values() for stage in column):
         print(f"| {stage} | " + " | ".join(f"{column.get(stage, 0) / 60:.1f}" for column in columns.values()) + " |")
     for number, way in enumerate(("one by one", "side by side")):
