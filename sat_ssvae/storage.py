@@ -95,7 +95,7 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
     """Delete what killed processes left behind long ago; where a clock jumps, not what is being written."""
     for leftover in folder.glob(f"{glob.escape(prefix)}????????.partial"):
         with contextlib.suppress(OSError):  # another process is deleting it, or it belongs to another user
-            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+            if time.time() - leftover.lstat().st_mtime > _ABANDONED:
                 with leftover.open("ab") as file:
                     if not _hold(file):
                         leftover.unlink()

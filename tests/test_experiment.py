@@ -319,7 +319,7 @@ def test_every_preset_and_packaged_arm_is_valid():
         (["compare", "--vae", "a=stock"], "a comparison needs two arms or more"),
         (["compare", "--vae", "a=stock", "--vae", "b=nothing.yaml"], "nothing.yaml: no such configuration file"),
         (["compare", "transformer.widht=3"], "unknown key `transformer.widht`, did you mean `transformer.width`?"),
-        (["compare", "seeds"], "unrecognized arguments: seeds"),
+        (["compare", "seeds"], "`seeds` is a setting, settings are key=value: seeds=..."),
         (["compare", "--vae", "a=stock", "--vae", "b=stock:gone.pth", "--data", "."], "arm b: gone.pth: no such ch"),
         (["compare", "--vae", "a=stock", "--vae", "b=someone:x"], "`someone` is no file and not packaged, config"),
         (["compare", "--vae", "a=stock", "--vae", "b=wan2.1:/gone"], "arm b: /gone: no autoencoder of diffusers there"),

@@ -19,7 +19,13 @@ SMALL = {
     "batch_size": 4,
     "resolution": 64,
     "channels": 4,
-    "model": {"base_channels": 8, "channel_multipliers": [1, 2, 2], "temporal_downsample": [False, True]},
+    "model": {
+        "base_channels": 8,
+        "channel_multipliers": [1, 2, 2],
+        "temporal_downsample": [False, True],
+        "num_res_blocks": 1,
+        "num_mid_blocks": 1,
+    },
     "data": {"path": "x", "num_frames": 9},
     "reconstruction": {"perceptual_weight": 0.0},
 }
@@ -57,12 +63,11 @@ def test_each_plan_needs_less_than_the_one_before_it_and_auto_takes_the_first_th
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["article_256p", "article_512p", "article_1080p"])
-@pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_the_packaged_settings_fit_on_a_card_of_24_gib(name, weight):
-    given = ["data.path=x", "resume_from=x", f"adversarial.weight={weight}"]
+def test_the_packaged_settings_fit_on_a_card_of_24_gib(name):
+    """With discriminators, which the articles' settings leave out and need more."""
+    given = ["data.path=x", "resume_from=x", "adversarial.weight=0.5"]
     config = load_config(TrainConfig, find_config(Path(f"{name}.yaml")), given)
-    choice = choose_plan(config, 24 * GIB - RESERVE)
-    assert step_memory(config, choice.plan).peak <= 22 * GIB
+    assert choose_plan(config, 24 * GIB - RESERVE).memory.peak <= 22 * GIB
 
 
 RESIDENT = """
@@ -96,7 +101,8 @@ print(json.dumps([estimate, resident("VmHWM") - before]))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read as Linux has it")
 @pytest.mark.parametrize(
     ("channels", "changes"),
-    [(16, {"batch_size": 4}), (32, {"batch_size": 2, "memory": "small", "precision": "bfloat16"})],
+    # PyTorch gives one clip to oneDNN, whose memory the estimate has, only where it is large.
+    [(16, {"batch_size": 4}), (32, {"batch_size": 2, "memory": "small", "resolution": 128})],
 )
 def test_the_estimate_is_the_resident_memory_of_the_trainer(channels, changes, tiny_shards, tmp_path):
     model = {"base_channels": channels, "channel_multipliers": [1, 2, 4], "temporal_downsample": [True, True]}
@@ -105,7 +111,7 @@ def test_the_estimate_is_the_resident_memory_of_the_trainer(channels, changes, t
         **changes,
         "max_steps": 2,
         "model": {**model, "num_res_blocks": 1, "num_mid_blocks": 1},
-        "data": {"path": str(tiny_shards), "num_frames": 9, "fps": 8, "num_workers": 0},
+        "data": {"path": str(tiny_shards), "num_frames": 9, "fps": 8, "enlarge": True, "num_workers": 0},
     }
     # Without these thresholds glibc keeps some of what is freed.
     environment = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}

@@ -8,6 +8,10 @@
 
 Fake tensors compute shapes and nothing else; the tracker adds up the storages that are alive. It sees what PyTorch
 allocates for tensors, not the workspaces of cuDNN or oneDNN and not what a caching allocator loses to fragmentation.
+
+Fake convolutions follow cuDNN and oneDNN in that their results have the layout of their input. PyTorch's own fakes
+follow the machine they are made on: where its processor cannot compute in bfloat16, results are contiguous, and what
+they are copied for afterwards would count on a GPU that never copies.
 """
 
 import weakref
@@ -52,7 +56,23 @@ class MemoryTracker(TorchDispatchMode):
             dtype = args[0].dtype
             return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 0
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default:
+            result = _in_layout_of(args[0], result)
+        elif func is torch.ops.aten.convolution_backward.default:
+            result = (result[0] if result[0] is None else _in_layout_of(args[1], result[0]), *result[1:])
         for value in tree_iter(result):
             if isinstance(value, Tensor):
                 self.follow(value)
         return result
+
+
+def _in_layout_of(x: Tensor, result: Tensor) -> Tensor:
+    """`result`, anew where it is not channels-last as `x` is; both `B C T H W` or `B C H W`."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if channels_last is None or x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
+        return result
+    return (
+        result
+        if result.is_contiguous(memory_format=channels_last)
+        else torch.empty_like(result, memory_format=channels_last)
+    )

@@ -7,6 +7,7 @@ The step itself runs, on fake tensors (see `engine/memory_tracker.py`); what the
 arithmetic. Not in it: the CUDA context, workspaces of cuDNN and fragmentation, for which `RESERVE` is left free.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -151,18 +152,30 @@ def choose_plan(config: TrainConfig, available: int, ranks: int = 1) -> Choice:
         ranks: see `step_memory`.
     """
     plans = {"auto": PLANS, "fast": PLANS[:1], "small": PLANS[-1:]}[config.memory]
-    for plan in plans:
-        one, two, three = (step_memory(config, plan, batch_size, ranks) for batch_size in (1, 2, 3))
-        growth = StepMemory(*(b - a for a, b in zip(two, three, strict=True)))
-        memory = one
-        if config.batch_size > 1:  # the second sample alone finds gradients of the first
-            memory = StepMemory(*(a + (config.batch_size - 2) * b for a, b in zip(two, growth, strict=True)))
-        if memory.peak <= available or plan is plans[-1]:
-            break
-    fitting = int(one.peak <= available)
-    if two.peak <= available:
-        fitting = (available - two.peak) // max(growth.peak, 1) + 2
-    return Choice(plan, memory, fitting)
+
+    @functools.cache  # a step on fake tensors takes seconds
+    def measured(plan: StepPlan, clips: int) -> StepMemory:
+        return step_memory(config, plan, clips, ranks)
+
+    def growth(plan: StepPlan) -> StepMemory:  # the second sample alone finds gradients of the first
+        return StepMemory(*(b - a for a, b in zip(measured(plan, 2), measured(plan, 3), strict=True)))
+
+    def needed(plan: StepPlan) -> StepMemory:
+        if config.batch_size == 1:
+            return measured(plan, 1)
+        pairs = zip(measured(plan, 2), growth(plan), strict=True)
+        return StepMemory(*(two + (config.batch_size - 2) * more for two, more in pairs))
+
+    def fits(plan: StepPlan) -> bool:
+        few = measured(plan, min(config.batch_size, 2))  # already too much for most plans that do not fit
+        return few.peak <= available and needed(plan).peak <= available
+
+    plan = next((plan for plan in plans[:-1] if fits(plan)), plans[-1])
+    if measured(plan, 2).peak <= available:
+        largest = (available - measured(plan, 2).peak) // max(growth(plan).peak, 1) + 2
+    else:
+        largest = int(measured(plan, 1).peak <= available)
+    return Choice(plan, needed(plan), largest)
 
 
 def is_small(config: TrainConfig, available: int) -> bool:
