@@ -7,10 +7,28 @@
 Every mistake that a user can fix is a `UserError`: one line that says what to do.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import UserError
-from .vae.autoencoder import SSVAE
-from .vae.config import SSVAEConfig
+
+if TYPE_CHECKING:
+    from .vae.autoencoder import SSVAE
+    from .vae.config import SSVAEConfig
 
 __version__ = "0.1.0"
 
 __all__ = ["SSVAE", "SSVAEConfig", "UserError", "__version__"]
+
+_HOMES = {"SSVAE": ".vae.autoencoder", "SSVAEConfig": ".vae.config"}
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of the autoencoder when they are asked for: PyTorch takes seconds to import, and not all need it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

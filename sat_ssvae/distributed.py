@@ -1,4 +1,7 @@
-"""The process group: rank, world size, device, and a start-up with or without a launcher."""
+"""The process group: rank, world size, device, and a start-up with or without a launcher.
+
+PyTorch is imported by what needs it, since commands that compute nothing ask for their rank, too.
+"""
 
 import atexit
 import contextlib
@@ -7,32 +10,42 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
 
 def rank() -> int:
     """This process's number; 0 without a process group."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    group = _group()
+    return group.get_rank() if group else 0
 
 
 def world_size() -> int:
     """Number of processes; 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    group = _group()
+    return group.get_world_size() if group else 1
 
 
-def default_device() -> torch.device:
+def _group() -> Any:
+    """`torch.distributed` if this process is in a group; one that has not imported it is in none."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_initialized() else None
+
+
+def default_device() -> "torch.device":
     """This process's GPU if there is one, else the CPU.
 
     Raises:
         UserError: LOCAL_RANK names no GPU that this process sees.
     """
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number, count = os.environ.get("LOCAL_RANK") or "0", torch.cuda.device_count()
@@ -41,13 +54,16 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(number))
 
 
-def initialize(device: torch.device) -> None:
+def initialize(device: "torch.device") -> None:
     """Start DeepSpeed's process group, once: from the launcher's environment, or alone when there is none.
 
     Raises:
         UserError: the environment says that this is one of several processes, but not where the others are, or they
             cannot be reached.
     """
+    import torch
+    from torch import distributed as dist
+
     if dist.is_initialized():
         return
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")  # else it warns of its guess
@@ -96,8 +112,8 @@ def _launched() -> bool:
 
 def leave() -> None:
     """Take the process group down. NCCL then waits for all ranks, so do not call it after one of them failed."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if group := _group():
+        group.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -114,23 +130,29 @@ def _silenced_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(value: "torch.Tensor") -> "torch.Tensor":
     """Add up a tensor over all ranks; every rank must call it. A fake one, which has no numbers, stays as it is."""
+    from torch import distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensor
+
     if world_size() > 1 and not isinstance(value, FakeTensor):
         value = value.clone()
         dist.all_reduce(value)
     return value
 
 
-def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+def mean_over_ranks(value: "torch.Tensor") -> "torch.Tensor":
     """Average a tensor over all ranks; every rank must call it."""
     return sum_over_ranks(value) / world_size() if world_size() > 1 else value
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: "torch.device") -> bool:
     """Whether the flag is set on at least one rank; every rank must call it."""
     if world_size() == 1:
         return flag
+    import torch
+    from torch import distributed as dist
+
     vote = torch.tensor(int(flag), device=device)
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
     return bool(vote)
@@ -139,9 +161,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
-        dist.barrier()
+        _group().barrier()
 
 
 def lost_rank(error: BaseException) -> bool:
     """Whether an error says that another process died or cannot be reached; gloo says so in its message only."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from sat_ssvae.commands.grammar import Parser, add_command
 from sat_ssvae.comparison.settings import CompareConfig
 from sat_ssvae.config import load_config, packaged, read_yaml, settings_of
 from sat_ssvae.training.settings import TrainConfig
+from sat_ssvae.vae.autoencoder import SSVAE
 
 SHORT = {"resolution": "data.resolution", "channels": "model.latent_channels", "lr": "optimizer.lr"}
 
@@ -135,6 +138,21 @@ def test_a_file_with_an_equals_sign_is_a_file(parse, tmp_path, monkeypatch):
 def test_flags_may_be_written_with_hyphens(tmp_path, capsys):
     for flag in ("--latent-stats", "--latent_stats"):
         assert "missing: no such" in error_of(capsys, "convert", "missing", str(tmp_path / "out"), flag, "x.json")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--help"], ["settings"], ["tarin"]])
+def test_answers_do_not_wait_for_pytorch(words):
+    program = (
+        "import sys; from sat_ssvae import cli\ntry: cli.main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert "AssertionError" not in done.stderr and done.returncode in (0, 2)
+
+
+def test_the_package_names_its_classes():
+    assert sat_ssvae.SSVAE is SSVAE and set(sat_ssvae.__all__) <= set(dir(sat_ssvae))
+    with pytest.raises(AttributeError, match="has no attribute 'SSVAEs'"):
+        sat_ssvae.SSVAEs  # noqa: B018
 
 
 def test_the_version_is_that_of_the_project(capsys):
