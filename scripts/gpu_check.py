@@ -24,7 +24,7 @@ from sat_ssvae.data.video_io import write_video
 from sat_ssvae.distributed import default_device
 from sat_ssvae.engine.precision import resolved
 from sat_ssvae.metrics.perceptual import build_perceptual
-from sat_ssvae.training.memory import GIB, RESERVE, choose_plan, device_memory, step_memory
+from sat_ssvae.training.memory import GIB, RESERVE, choose_plan, device_memory
 from sat_ssvae.training.settings import TrainConfig
 from sat_ssvae.training.trainer import train
 
@@ -67,7 +67,7 @@ def training_step(options: argparse.Namespace, name: str, memory: str = "auto") 
     """A few steps of a packaged configuration by the trainer: peak memory against the estimate, steps a second."""
     config, note = _training_config(options, name, memory)
     choice = choose_plan(config, device_memory(options.device) - RESERVE)
-    estimate = step_memory(config, choice.plan).peak
+    estimate = choice.memory.peak
     with tempfile.TemporaryDirectory() as folder:
         config = _with_shards(config, Path(folder))
         run, trace = Path(folder) / "run", Path(folder) / "trace"
