@@ -53,7 +53,7 @@ ensure_env() {
         [[ -n $now || -z $(ls -A "$venv" | grep -vx .lock) ]] ||
             die "$venv holds something that these scripts did not make; choose another: SAT_SSVAE_VENV=FOLDER $0"
         python=$(find_python)
-        say "installing into $venv with $("$python" --version), once, about a minute..."
+        say "installing into $venv with $("$python" --version), once, one to four minutes..."
         if [[ $now != *" "* ]] || ! "$bin/python" -c '' 2>/dev/null; then
             find "$venv" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
             echo installing >"$state"
