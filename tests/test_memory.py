@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sat_ssvae.config import find_config, load_config
@@ -43,6 +44,19 @@ def test_the_tracker_follows_storages_until_they_are_released():
         assert memory.live == 4000 and memory.peak == 8000
         x.relu_()
         assert memory.peak == 8000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_keep_the_layout_of_their_input_whatever_the_processor(dtype):
+    with FakeTensorMode(), MemoryTracker():
+        x = torch.empty(2, 8, 5, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        weight = torch.empty(8, 8, 3, 3, 3, dtype=dtype, requires_grad=True)
+        y = F.conv3d(x, weight, padding=1)
+        (gradient,) = torch.autograd.grad(y, x, torch.empty_like(y))
+        plain = F.conv3d(x.detach().contiguous(), weight)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    assert gradient.is_contiguous(memory_format=torch.channels_last_3d) and gradient.shape == x.shape
+    assert plain.is_contiguous()
 
 
 @pytest.mark.slow
