@@ -160,7 +160,7 @@ def test_latents_and_pictures_are_those_of_the_class(build):
     vae, model = as_autoencoder(build()), build()
     video = sized_video(vae, frames=1)
     latents, pictures = BY_CLASS.get(build, plain)(model, video)
-    torch.testing.assert_close(vae.encode(video).mode(), latents, atol=1e-4, rtol=1e-3)  # float32 in two orders
+    torch.testing.assert_close(vae.encode(video).mode(), latents, atol=5e-5, rtol=1e-4)  # float32 in two orders
     torch.testing.assert_close(vae.decode(latents), pictures, atol=1e-4, rtol=1e-3)
 
 
