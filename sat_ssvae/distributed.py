@@ -132,12 +132,14 @@ def _silenced_stderr() -> Iterator[None]:
 
 def sum_over_ranks(value: "torch.Tensor") -> "torch.Tensor":
     """Add up a tensor over all ranks; every rank must call it. A fake one, which has no numbers, stays as it is."""
-    from torch import distributed as dist
+    if world_size() == 1:
+        return value
     from torch._subclasses.fake_tensor import FakeTensor
 
-    if world_size() > 1 and not isinstance(value, FakeTensor):
-        value = value.clone()
-        dist.all_reduce(value)
+    if isinstance(value, FakeTensor):
+        return value
+    value = value.clone()
+    _group().all_reduce(value)
     return value
 
 
@@ -151,10 +153,9 @@ def any_rank(flag: bool, device: "torch.device") -> bool:
     if world_size() == 1:
         return flag
     import torch
-    from torch import distributed as dist
 
     vote = torch.tensor(int(flag), device=device)
-    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
     return bool(vote)
 
 

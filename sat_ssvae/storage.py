@@ -92,7 +92,10 @@ def _uploaded(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Delete what killed processes left behind long ago; where a clock jumps, not what is being written."""
+    """Delete what killed processes left behind long ago; where a clock jumps, not what is being written.
+
+    A link counts by its own age, not by that of what it leads to.
+    """
     for leftover in folder.glob(f"{glob.escape(prefix)}????????.partial"):
         with contextlib.suppress(OSError):  # another process is deleting it, or it belongs to another user
             if time.time() - leftover.lstat().st_mtime > _ABANDONED:

@@ -119,6 +119,16 @@ def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([path, leftovers[1], other])
 
 
+def test_a_new_link_to_an_old_file_is_no_leftover(tmp_path):
+    old = tmp_path / "old"
+    old.touch()
+    os.utime(old, (0, time.time() - 25 * 3600))
+    link = tmp_path / "shard.tar.00000000.partial"
+    link.symlink_to(old)
+    write_bytes(tmp_path / "shard.tar", b"whole")
+    assert link.is_symlink() and old.exists()
+
+
 def test_a_clock_that_jumps_costs_no_file_that_is_being_written(tmp_path):
     with atomic(tmp_path / "shard.tar") as partial:
         partial.write_bytes(b"half")

@@ -68,11 +68,7 @@ class MemoryTracker(TorchDispatchMode):
 
 def _in_layout_of(x: Tensor, result: Tensor) -> Tensor:
     """`result`, anew where it is not channels-last as `x` is; both `B C T H W` or `B C H W`."""
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if channels_last is None or x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
+    layout = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+    if x.dim() < 4 or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
         return result
-    return (
-        result
-        if result.is_contiguous(memory_format=channels_last)
-        else torch.empty_like(result, memory_format=channels_last)
-    )
+    return result.contiguous(memory_format=layout)
