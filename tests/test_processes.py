@@ -160,6 +160,8 @@ def test_a_member_that_fails_ends_the_others_in_one_line(shards, tmp_path):
     said = log.read_text()
     assert said.count("error:") == 1 and "1 steps in a row without a finite" in said.splitlines()[-1]
     assert "Traceback" not in said and "ssvae-vae0: " in said
+    minutes = json.loads((tmp_path / "fails" / "run" / "minutes.json").read_text())
+    assert minutes["autoencoder stock"] > 0 and minutes["autoencoder ssvae"] > 0  # of what was stopped, too
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def _in_processes(work: Work, members: Sequence[Member], records: Records, share
             for process in running.values():
                 process.end()
             for process in running.values():
-                process.join()
+                process.join(records)
     return results
 
 
@@ -139,7 +139,7 @@ class _Process:
             while self.connection.poll():
                 what, *told = self.connection.recv()
                 if what == "result":
-                    self.join()
+                    self.join(records)
                     result: MemberResult = told[0]
                     return result
                 if what == "error":
@@ -157,9 +157,14 @@ class _Process:
         """Have it save what it has and end."""
         self._process.terminate()
 
-    def join(self) -> None:
-        """Wait until it has ended."""
+    def join(self, records: Records) -> None:
+        """Wait until it has ended, and pass on what it told last: the time that went into a stage it was stopped in."""
         self._process.join()
+        with contextlib.suppress(EOFError):
+            while self.connection.poll():
+                what, *told = self.connection.recv()
+                if what not in ("result", "error"):
+                    getattr(records, what)(*told)
         self.connection.close()
 
 
