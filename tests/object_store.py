@@ -112,10 +112,11 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         """Ask the target; what it answers may be cut off."""
         kind = type(self)
         host = urllib.parse.urlsplit(kind.target).netloc
-        connection = http.client.HTTPConnection(host, timeout=60)
-        connection.request(self.command, self.path, body, {**self.headers, "Host": host})
-        response = connection.getresponse()
-        data = response.read()
+        # Closed before the reply: a client that was killed makes the reply raise.
+        with contextlib.closing(http.client.HTTPConnection(host, timeout=60)) as connection:
+            connection.request(self.command, self.path, body, {**self.headers, "Host": host})
+            response = connection.getresponse()
+            data = response.read()
         headers = {
             name: value
             for name, value in response.getheaders()
@@ -131,7 +132,6 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if cut:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 
