@@ -1,6 +1,8 @@
 """Still images: upright, over white, whatever is wrong with the file one line."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -49,6 +51,26 @@ def test_gray_of_16_bits_keeps_its_brightness(kind):
     ramp = np.repeat(np.linspace(0, 65535, 16).astype(np.uint16)[None], 16, 0)
     levels = read_image(saved(Image.fromarray(ramp), kind), size=(16, 16))[0, 0, 0].int()
     assert (levels - torch.linspace(0, 255, 16)).abs().max() <= 1
+
+
+def png_of_16_bits(values, colour_type):
+    """A PNG file of uint16 `H W C`, which Pillow does not write."""
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_rounded(colour_type, channels):
+    """Pillow drops the lower bits: 254.9 becomes 254."""
+    values = np.random.default_rng(0).integers(0, 65536, (24, 24, channels))
+    values[..., -1] = values[..., -1] if channels == 3 else 65535  # opaque
+    found = read_image(png_of_16_bits(values, colour_type), size=(24, 24))[:, 0].permute(1, 2, 0).numpy()
+    assert (found == (values[..., : 3 if channels > 2 else 1] / 257).round()).all()
 
 
 def test_damaged_exif_data_is_no_crash():

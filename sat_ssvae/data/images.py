@@ -5,12 +5,17 @@ clip = read_image(path, size=(256, 256))     # uint8 C 1 H W
 A source is a path or the file's bytes; what is wrong with a file is a `VideoError`.
 """
 
+import contextlib
 import io
 import struct
 from pathlib import Path
+from typing import cast
 
+import av
 import numpy as np
 import torch
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -53,7 +58,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError("too large", f"{name_of(source)}: {image.height}x{image.width} pixels")
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(_with_rounded_levels(image, source))
             if upright.mode[0] in "IF":  # gray of more bits, which Pillow's own conversion would make white or black
                 upright = Image.fromarray(_gray_of_8_bits(np.asarray(upright)))
             if not upright.has_transparency_data:
@@ -64,6 +69,29 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise
     except _PILLOW_ERRORS as error:
         raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
+
+
+def _with_rounded_levels(image: Image.Image, source: Path | bytes) -> Image.Image:
+    """An opened image; one whose colours have 16 bits is decoded by FFmpeg and rounded, as Pillow only drops bits."""
+    if image.format not in ("PNG", "TIFF") or image.mode[0] not in "RL" or ";16" not in str(image.tile):
+        return image
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    decoder = cast(VideoCodecContext, av.CodecContext.create(image.format.lower(), "r"))
+    with contextlib.suppress(av.FFmpegError):  # Pillow says what is wrong, or reads what FFmpeg cannot
+        for frame in [*decoder.decode(av.Packet(data)), *decoder.decode(None)]:
+            rounded = Image.fromarray(_rounded(frame))
+            rounded.getexif().update(image.getexif())
+            return rounded
+    return image
+
+
+def _rounded(frame: VideoFrame) -> np.ndarray:
+    """The 16-bit values of a packed frame (gray or RGB, with or without alpha) as uint8 `H W C`, or `H W` of gray."""
+    (plane,) = frame.planes
+    rows = np.frombuffer(memoryview(plane), ">u2" if frame.format.is_big_endian else "<u2")
+    values = rows.reshape(frame.height, -1)[:, : frame.width * len(frame.format.components)]
+    levels = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return levels.reshape(frame.height, frame.width, -1)
 
 
 def _gray_of_8_bits(values: np.ndarray) -> np.ndarray:
