@@ -149,6 +149,21 @@ def test_a_tar_of_a_whole_folder_is_found_by_the_meta_file(tmp_path, tiny_video,
     assert len(list(fixed_clips(small(tar), stride=100))) == 3
 
 
+def test_a_tar_of_hard_links_has_each_of_its_videos(tmp_path, tiny_video):
+    """GNU tar stores a file once; the case of the suffix does not matter."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(tiny_video)
+    (folder / "b.mp4").hardlink_to(folder / "a.mp4")
+    (folder / "b.txt").write_text("a cat")
+    (tmp_path / "set").mkdir()
+    tar = tmp_path / "set" / "S.TAR"
+    subprocess.run(["tar", "--sort=name", "-cf", tar, "-C", folder, "."], check=True)
+    assert TarStore(tar).media("b") == ("mp4", tiny_video)
+    for place in (tar, tmp_path / "set"):
+        assert [clip.caption for clip in fixed_clips(small(place), stride=100)] == ["", "a cat"]
+
+
 def test_what_a_tar_holds_twice_is_used_once_and_named(tmp_path, tiny_video, caplog):
     members = [("a.mp4", tiny_video), ("a.txt", b"one"), ("a.txt", b"two"), ("b.mp4", tiny_video), ("b.mkv", b"")]
     store = TarStore(write_tar(tmp_path / "a.tar", members))

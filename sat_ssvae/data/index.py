@@ -123,7 +123,7 @@ def _stores_of(place: str, on_skip: OnSkip, cache: ShardCache | None) -> list[St
         return _stores_in(path, on_skip)
     if path.name.lower().endswith(_ARCHIVES):
         raise UserError(f"{path}: {_UNPACK}")
-    if path.is_file() and path.suffix == ".tar":
+    if path.is_file() and path.suffix.lower() == ".tar":
         return [TarStore(path)]
     problem = "is not a .tar file" if path.exists() else "does not exist"
     raise UserError(f"{path} {problem}: give a folder of shards or videos, a .tar, or a pattern (a-{{0..9}}.tar)")
@@ -162,13 +162,12 @@ def _expanded(pattern: str) -> list[str]:
 def _stores_in(folder: Path, on_skip: OnSkip) -> list[Store]:
     wanted = (".tar", META_SUFFIX, *_ARCHIVES)
     files = sorted(path for path in files_below(folder) if path.name.lower().endswith(wanted))
-    tars = [path for path in files if path.suffix == ".tar"]
-    there = set(tars)
-    for meta in (path for path in files if path.name.endswith(META_SUFFIX)):
-        tar = meta.with_name(meta.name.removesuffix(META_SUFFIX) + ".tar")
-        if tar not in there:
-            on_skip(Skip(str(meta), "meta without tar", f"{tar.name} is missing"))
-            logger.warning("%s: its shard %s is missing", meta, tar.name)
+    tars = [path for path in files if path.suffix.lower() == ".tar"]
+    there = {meta_file(tar) for tar in tars}
+    for meta in (path for path in files if path.name.endswith(META_SUFFIX) and path not in there):
+        tar = meta.name.removesuffix(META_SUFFIX) + ".tar"
+        on_skip(Skip(str(meta), "meta without tar", f"{tar} is missing"))
+        logger.warning("%s: its shard %s is missing", meta, tar)
     archive = next((path for path in files if path.name.lower().endswith(_ARCHIVES)), None)
     videos = next(media_files(folder), None)
     if archive is not None:

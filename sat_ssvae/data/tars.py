@@ -321,7 +321,10 @@ def _warn_of_unused(index: dict[str, dict[str, tuple[int, int]]], repeated: list
 
 
 def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Offsets of the members by key and suffix; of a repeated name the first one counts, and a warning says so."""
+    """Offsets of the members by key and suffix; of a repeated name the first one counts, and a warning says so.
+
+    A link to another member, which tar writes for a file that it has packed under another name, is that member.
+    """
     index: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     repeated: list[str] = []
@@ -330,10 +333,14 @@ def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, in
         for member in _whole_members(tar):
             end = member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
             key, suffix = split_name(composed(member.name))
-            if member.isreg() and not member.issparse() and key:
+            place: tuple[int, int] | None = None
+            if member.isreg() and not member.issparse():
                 place = member.offset_data, member.size
-                if index.setdefault(key, {}).setdefault(suffix, place) != place:
-                    repeated.append(f"{key}.{suffix}")
+            elif member.islnk():
+                target, kind = split_name(composed(member.linkname))
+                place = index.get(target, {}).get(kind)
+            if place and key and index.setdefault(key, {}).setdefault(suffix, place) != place:
+                repeated.append(f"{key}.{suffix}")
     _warn_of_unused(index, repeated, path)
     bounded.seek(end)
     if bounded.read(_TAR_BLOCK).strip(b"\0") or bounded.tell() < end + _TAR_BLOCK:
