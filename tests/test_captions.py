@@ -104,6 +104,7 @@ def test_every_layout_is_found_by_all(tmp_path, tiny_video, layout):
         {"metadata.jsonl": '{"file_name": "videos/deep/a.mp4", "caption": "a cat"}'},
         {"list.csv": "path,prompt\nvideos\\deep\\a.mp4,a cat"},
         {"list.csv": "Path,Caption\nvideos/deep/a.mp4,a cat"},
+        {"captions.json": '{"videos\\\\deep\\\\a.mp4": "a cat"}'},
     ],
     ids=lambda files: next(iter(files)),
 )

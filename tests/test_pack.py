@@ -138,7 +138,7 @@ def test_the_output_may_lie_in_the_input_or_around_it(tiny_videos, tmp_path):
         ("path,start\na.mp4,nan\n", "line 2: start nan must be"),
         ("path,caption\na.mp4,one,two\n", "line 2: expected at most one value per column"),
         ("path,caption\n,one\n", "line 2: there is no path"),
-        ("path\n\xff.mp4\n", "not a CSV file in UTF-8"),
+        ("path\n" + 200_000 * "x", "not a CSV file"),
         ("path\n", "no video or image in it"),
     ],
 )
@@ -147,6 +147,14 @@ def test_malformed_csv(tmp_path, text, message):
     table.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=message):
         pack(table, tmp_path / "out", PackConfig())
+
+
+@pytest.mark.parametrize(("encoding", "tab"), [("utf-16", "\t"), ("cp1252", ";"), ("utf-8-sig", ",")])
+def test_tables_as_excel_writes_them(tiny_videos, tmp_path, encoding, tab):
+    shutil.copy(tiny_videos / "bars0.mp4", tmp_path / "été.mp4")
+    (tmp_path / "clips.csv").write_bytes(f"path{tab}caption\r\nété.mp4{tab}à la plage\r\n".encode(encoding))
+    pack(tmp_path / "clips.csv", tmp_path / "out", PackConfig(workers=1))
+    assert [record["caption"] for record in records_in(tmp_path / "out")] == ["à la plage"]
 
 
 def test_images(tmp_path):

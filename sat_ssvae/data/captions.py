@@ -68,10 +68,10 @@ def composed(name: str) -> str:
 
 def text_of(data: bytes) -> str:
     """A text file's content without a byte order mark and surrounding space."""
-    return _decoded(data).strip()
+    return decoded_text(data).strip()
 
 
-def _decoded(data: bytes) -> str:
+def decoded_text(data: bytes) -> str:
     """UTF-8, UTF-16 with its mark, or the usual encoding of older Windows programs."""
     encoding = next((name for mark, name in _TEXT_MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -240,8 +240,8 @@ class _Table:
         self._by_path: dict[str, Fields] = {}
         self._by_name: dict[str, str | None] = {}
         for written, fields in rows:
-            path = os.path.normpath(os.path.relpath(written, folder) if Path(written).is_absolute() else written)
-            path = composed(path)
+            path = composed(written.replace("\\", "/"))  # Windows writes the first
+            path = os.path.normpath(os.path.relpath(path, folder) if Path(path).is_absolute() else path)
             self._by_path.setdefault(path, fields)
             for name in {Path(path).name, Path(path).stem}:
                 self._by_name[name] = path if self._by_name.get(name, path) == path else None
@@ -309,7 +309,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     broken = 0
-    for row in table_rows(io.StringIO(_decoded(path.read_bytes()), newline="")):
+    for row in table_rows(io.StringIO(decoded_text(path.read_bytes()), newline="")):
         if None in row:  # a caption with a comma and no quotes
             broken += 1
         else:
@@ -330,7 +330,7 @@ def _paired_lines(videos: Path, prompts: Path) -> Iterator[tuple[str, Fields]]:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file; the last one may end in a line break."""
-    return [line.strip() for line in _decoded(path.read_bytes()).removesuffix("\n").split("\n")]
+    return [line.strip() for line in decoded_text(path.read_bytes()).removesuffix("\n").split("\n")]
 
 
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
@@ -340,7 +340,7 @@ def _row(row: object) -> Iterator[tuple[str, Fields]]:
             path = str(row.get("name") or "")
         name = next((str(row[key]) for key in ID_KEYS if row.get(key)), "")
         if path:
-            yield path.replace("\\", "/"), fields_in(row)
+            yield path, fields_in(row)
         elif name:
             yield (
                 name,

@@ -1,6 +1,7 @@
 """The packer's input (a folder, a CSV or a list) as a list of files with captions and time ranges."""
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,17 @@ from typing import cast
 
 from ..addresses import copy_files, files_at, is_address, path_of
 from ..errors import UserError
-from .captions import PATH_KEYS, TABLE_SUFFIXES, TEXT_SUFFIXES, CaptionFinder, Fields, csv_fields, fields_in, table_rows
+from .captions import (
+    PATH_KEYS,
+    TABLE_SUFFIXES,
+    TEXT_SUFFIXES,
+    CaptionFinder,
+    Fields,
+    csv_fields,
+    decoded_text,
+    fields_in,
+    table_rows,
+)
 from .folders import files_below
 from .skips import printable
 
@@ -112,17 +123,14 @@ def _folder_items(folder: Path, output: Path) -> Iterator[PackItem]:
 def _csv_items(table: Path, folder: Path) -> Iterator[PackItem]:
     """The rows of a table, whose paths are relative to a folder, or addresses."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = table_rows(file)
-            if not any(name in PATH_KEYS for name in csv_fields(dict.fromkeys(rows.fieldnames or (), "-"))):
-                raise UserError(
-                    f"{table}: the first line must name a column `path` (and caption, start, end, or others)"
-                )
-            finder = CaptionFinder(table.parent, leave_out=table)
-            for row in rows:
-                yield _csv_item(folder, row, f"{folder / table.name}, line {rows.line_num}", finder)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: not a CSV file in UTF-8 ({error})") from None
+        rows = table_rows(io.StringIO(decoded_text(table.read_bytes()), newline=""))
+        if not any(name in PATH_KEYS for name in csv_fields(dict.fromkeys(rows.fieldnames or (), "-"))):
+            raise UserError(f"{table}: the first line must name a column `path` (and caption, start, end, or others)")
+        finder = CaptionFinder(table.parent, leave_out=table)
+        for row in rows:
+            yield _csv_item(folder, row, f"{folder / table.name}, line {rows.line_num}", finder)
+    except csv.Error as error:
+        raise UserError(f"{table}: not a CSV file ({error})") from None
 
 
 def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder) -> PackItem:
