@@ -71,6 +71,8 @@ def test_colours_of_16_bits_are_rounded(colour_type, channels):
     values[..., -1] = values[..., -1] if channels == 3 else 65535  # opaque
     found = read_image(png_of_16_bits(values, colour_type), size=(24, 24))[:, 0].permute(1, 2, 0).numpy()
     assert (found == (values[..., : 3 if channels > 2 else 1] / 257).round()).all()
+    with pytest.raises(VideoError, match="truncated"):
+        read_image(png_of_16_bits(values, colour_type)[:-300], size=(24, 24))
 
 
 def test_damaged_exif_data_is_no_crash():

@@ -75,9 +75,10 @@ def _with_rounded_levels(image: Image.Image, source: Path | bytes) -> Image.Imag
     """An opened image; one whose colours have 16 bits is decoded by FFmpeg and rounded, as Pillow only drops bits."""
     if image.format not in ("PNG", "TIFF") or image.mode[0] not in "RL" or ";16" not in str(image.tile):
         return image
+    image.load()  # raises where pixels are missing, which FFmpeg would fill
     data = source if isinstance(source, bytes) else source.read_bytes()
     decoder = cast(VideoCodecContext, av.CodecContext.create(image.format.lower(), "r"))
-    with contextlib.suppress(av.FFmpegError):  # Pillow says what is wrong, or reads what FFmpeg cannot
+    with contextlib.suppress(av.FFmpegError):  # Pillow reads what FFmpeg cannot
         for frame in [*decoder.decode(av.Packet(data)), *decoder.decode(None)]:
             rounded = Image.fromarray(_rounded(frame))
             rounded.getexif().update(image.getexif())
