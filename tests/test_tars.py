@@ -172,6 +172,13 @@ def test_what_a_tar_holds_twice_is_used_once_and_named(tmp_path, tiny_video, cap
     assert "several videos in 1 samples, such as b; one is used" in caplog.text
 
 
+def test_a_tar_behind_another_is_named(tmp_path, caplog):
+    first, second = (write_tar(tmp_path / f"{name}.tar", [(f"{name}.mp4", b"video")]) for name in "ab")
+    assert TarStore(first).keys() == ["a"] and not caplog.text
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    assert TarStore(first).keys() == ["a"] and "what follows its end" in caplog.text
+
+
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar.gz", "w:gz"), (".TGZ", "w:gz"), (".tar.bz2", "w:bz2")])
 def test_a_compressed_archive_is_named(tmp_path, tiny_video, caplog, suffix, mode):
     folder = tmp_path / "set"

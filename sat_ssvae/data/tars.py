@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 _COPIED = 1 << 20  # bytes at a time
+_BEHIND = 1 << 16  # bytes behind the end in which another tar is noticed; tar fills up its last 10 KiB
 _TABLES = frozenset({"csv", "tsv", "jsonl", "parquet"})
 _TABLE_NAMES = frozenset({"metadata.json", "captions.json", "prompts.json", "prompts.txt", "captions.txt"})
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
@@ -345,4 +346,6 @@ def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, in
     bounded.seek(end)
     if bounded.read(_TAR_BLOCK).strip(b"\0") or bounded.tell() < end + _TAR_BLOCK:
         logger.warning("%s: damaged or cut off after %d samples", path, len(index))
+    elif bounded.read(_BEHIND).strip(b"\0"):
+        logger.warning("%s: what follows its end, as in joined tars, is not read; join them with tar -A", path)
     return index
