@@ -58,6 +58,15 @@ LAYOUTS = {
     "a CSV file of Latin-1": {"list.csv": "path,caption\na.mp4,a cat\nb.mp4,caf\xe9\n".encode("latin-1")},
     "a CSV file with bars": {"list.csv": "path|caption\na.mp4|a cat\n"},
     "a CSV file in capitals": {"LIST.CSV": "filename,description\na.mp4,a cat\n"},
+    "a CSV file with spaces": {"list.csv": 'caption, path\n"a cat", "a.mp4"\n'},
+    "a list in JSON lines": {"metadata.jsonl": '[\n{"file_name": "a.mp4", "text": "a cat"}\n]'},
+    "JSON lines in a list's file": {"train.json": '{"file_name": "a.mp4", "text": "a cat"}\n{"file_name": "b.mp4"}\n'},
+    "a row of JSON": {"metadata.json": '{"File_Name": "a.mp4", "Text": "a cat"}'},
+    "a list inside of an object": {"all.json": '{"info": {"v": 1}, "data": [{"path": "a.mp4", "caption": "a cat"}]}'},
+    "MSR-VTT": {
+        "train.json": '{"videos": [{"video_id": "a", "split": "train"}], "sentences": ['
+        '{"caption": "a cat", "video_id": "a"}, {"caption": "a pet", "video_id": "a"}]}',
+    },
     "names and captions": {"list.csv": "name,caption\na.mp4,a cat\n"},
     "clips and sentences": {"list.csv": 'clip_path,sentence\na.mp4,"a cat"\n'},
     "two lists of finetrainers": {"videos.txt": "a.mp4\n", "captions.txt": "a cat\n"},
@@ -146,6 +155,8 @@ def test_a_name_that_two_files_have_is_no_guess(tmp_path):
 def test_a_file_of_older_windows_programs(tmp_path):
     write(tmp_path, {"a.mp4": b"", "a.txt": "caf\xe9".encode("cp1252")})
     assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == "caf\xe9"
+    write(tmp_path, {"b.mp4": b"", "b.json": '{"caption": "caf\xe9"}'.encode("cp1252")})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "b.mp4") == "caf\xe9"
 
 
 def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):

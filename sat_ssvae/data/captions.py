@@ -120,7 +120,7 @@ def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
 def json_fields(data: bytes) -> Fields:
     """`fields_in` of a JSON file; empty if it is damaged, since that must not cost the video."""
     try:
-        return fields_in(json.loads(data))
+        return fields_in(json.loads(decoded_text(data)))
     except (ValueError, RecursionError):
         return {}
 
@@ -144,7 +144,7 @@ def table_rows(file: TextIO) -> "csv.DictReader[str]":
     """The rows of an opened CSV or TSV file, whose cells commas, semicolons, tabs or bars separate."""
     head = file.readline()
     file.seek(0)
-    return csv.DictReader(file, delimiter=max(",;\t|", key=head.count))
+    return csv.DictReader(file, delimiter=max(",;\t|", key=head.count), skipinitialspace=True)
 
 
 class CaptionFinder:
@@ -242,7 +242,7 @@ class _Table:
         for written, fields in rows:
             path = composed(written.replace("\\", "/"))  # Windows writes the first
             path = os.path.normpath(os.path.relpath(path, folder) if Path(path).is_absolute() else path)
-            self._by_path.setdefault(path, fields)
+            self._by_path[path] = {**fields, **self._by_path.get(path, {})}  # of several rows, the first
             for name in {Path(path).name, Path(path).stem}:
                 self._by_name[name] = path if self._by_name.get(name, path) == path else None
 
@@ -270,7 +270,7 @@ def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
     prompts = next((path for name in names if (path := folder / name).is_file()), None)
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
     alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
-    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = {".jsonl": _json_lines, ".json": _json_rows}
+    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = dict.fromkeys((".jsonl", ".json"), _json_rows)
     kinds |= dict.fromkeys(TABLE_SUFFIXES, _csv_rows)
     tables = [path for path in files if path.suffix.lower() in kinds and not _OF_OURS.match(path.name)]
     for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
@@ -284,9 +284,26 @@ def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
         yield _Table(folder, _paired_lines(videos, prompts))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Fields]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    """A row, a list of rows, or an object of lists of them, or of fields or captions by path; else JSON lines."""
+    text = text_of(path.read_bytes())
+    try:
+        content = json.loads(text)
+    except ValueError:
+        yield from _json_lines(path, text)
+        return
+    rows = list(_row(content))
+    if isinstance(content, dict) and not rows:
+        rows = [(str(name), fields_in(value)) for name, value in content.items()]
+    yield from rows
+    for values in content.values() if isinstance(content, dict) else [content]:
+        for row in values if isinstance(values, list) else []:
+            yield from _row(row)
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
     broken = 0
-    for line in text_of(path.read_bytes()).split("\n"):
+    for line in text.split("\n"):
         try:
             row = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
@@ -295,16 +312,6 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Fields]]:
         yield from _row(row)
     if broken:
         logger.warning("%s: %d lines are not JSON, they give no captions", path, broken)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
-    """A list of objects, or an object of them (or of captions) by path."""
-    content = json.loads(text_of(path.read_bytes()))
-    if isinstance(content, dict):
-        yield from ((str(name), fields_in(value)) for name, value in content.items())
-    elif isinstance(content, list):
-        for row in content:
-            yield from _row(row)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
@@ -335,10 +342,11 @@ def _lines(path: Path) -> list[str]:
 
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
-        path = next((str(row[key]) for key in PATH_KEYS if row.get(key)), "")
+        known = {str(key).lower(): value for key, value in row.items()}
+        path = next((str(known[key]) for key in PATH_KEYS if known.get(key)), "")
         if not path and caption_in(row):
-            path = str(row.get("name") or "")
-        name = next((str(row[key]) for key in ID_KEYS if row.get(key)), "")
+            path = str(known.get("name") or "")
+        name = next((str(known[key]) for key in ID_KEYS if known.get(key)), "")
         if path:
             yield path, fields_in(row)
         elif name:
