@@ -75,6 +75,17 @@ def test_empty_chunks_behind_the_first_picture_of_an_avi(tmp_path, codec, gap):
         assert number_of(clip[:, 0].permute(1, 2, 0).numpy()) == number
 
 
+def test_wmv_of_frames_that_are_shown_in_another_order(tmp_path):
+    """It stores the times of decoding."""
+    (tmp_path / "in").mkdir()
+    path = record(tmp_path / "in" / "a.wmv", 25, 24)
+    with open_video(path) as (_, stream):
+        assert stream.codec_context.has_b_frames
+    assert is_whole(path, 25, 24, tmp_path / "out")
+    clip = read_clip(path, start=17 / 24, num_frames=1, fps=24, size=(32, 48))
+    assert number_of(clip[:, 0].permute(1, 2, 0).numpy()) == 17
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 @pytest.mark.parametrize("sound", [0.0, 1.0, 4.0])
 def test_a_matroska_file_that_begins_before_zero(tmp_path, codec, sound):
@@ -283,6 +294,8 @@ def test_a_name_is_never_an_address(tmp_path, monkeypatch, name):
         ("a.avi", "mpeg4", "yuv420p"),
         ("a.wmv", "wmv2", "yuv420p"),
         ("a.flv", "flv", "yuv420p"),
+        ("a.gif", "gif", "rgb8"),
+        ("a.ogv", "libvpx", "yuv420p"),
     ],
 )
 @pytest.mark.parametrize("share", [0.6, 0.75])

@@ -98,14 +98,14 @@ def _worth(stream: VideoStream) -> tuple[bool, int, bool]:
 def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:
     """The frames from the current position on.
 
-    Ogg stores an empty packet where a picture is shown again: the frame then lasts longer. AVI stores the order of
-    decoding instead of times: frames get the times in that order.
+    Ogg stores an empty packet where a picture is shown again: the frame then lasts longer. AVI and WMV store times
+    in the order of decoding: frames get them in that order.
 
     Raises:
         VideoError: "truncated" at a packet of which a part is missing, "several clocks" where times start anew.
     """
     held: VideoFrame | None = None
-    times: deque[int | None] | None = deque() if is_reordered_avi(container, stream) else None
+    times: deque[int | None] | None = deque() if is_in_coding_order(container, stream) else None
     for packet in read_packets(container, stream, source):
         if repeats(packet):
             if held is not None:
@@ -184,9 +184,9 @@ def start_of(source: Path | bytes) -> Start:
         return Start(untimed, shown if unlike_told else None)
 
 
-def is_reordered_avi(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether an AVI file has B-frames: times are right only if it is decoded from its start."""
-    return container.format.name == "avi" and stream.codec_context.has_b_frames
+def is_in_coding_order(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether an AVI or WMV file has B-frames: times are right only if it is decoded from its start."""
+    return container.format.name in ("avi", "asf") and stream.codec_context.has_b_frames
 
 
 def avi_step(container: InputContainer, stream: VideoStream) -> int:

@@ -20,9 +20,9 @@ from .containers import (
     Start,
     avi_gap,
     avi_step,
+    is_in_coding_order,
     is_matroska,
     is_mov,
-    is_reordered_avi,
     open_video,
     origin,
     rate_of,
@@ -30,6 +30,7 @@ from .containers import (
     repeats,
     start_of,
 )
+from .endings import is_cut_off, is_joined
 from .files import VideoError, name_of
 
 _ASF = "asf"  # WMV: every stream says when the whole file ends
@@ -53,7 +54,12 @@ def length_of(
 
     Containers give times in milliseconds, count frames that an edit list hides, or say how long the sound lasts.
     Without `start`, it is found in the first packets.
+
+    Raises:
+        VideoError: "truncated" where the file's end is missing and its header does not say how long it was.
     """
+    if is_cut_off(container.format.name, source):
+        raise VideoError("truncated", f"{name_of(source)}: its end is missing")
     start = start or start_of(source)
     if start.untimed:
         return _count_all(source, start.shown)
@@ -61,11 +67,14 @@ def length_of(
     fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream, source)
     if is_mov(container) and not stream.frames and fps > 1.5 * float(stream.guessed_rate or fps):
         fps = 0.0  # from the first of many fragments
+    if container.format.name == _ASF and is_in_coding_order(container, stream):
+        fps = 0.0  # from times in another order than the pictures'
     frames = 0 if _has_placeholder(stream) else max(0, stream.frames - avi_gap(container, stream)) // step
     if duration and not _own_duration(container, stream) and (len(container.streams) > 1 or not is_matroska(container)):
         duration = _end_of_pictures(container, stream, source) or duration
     hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
-    joined = container.format.name == "mpegts"  # often of parts, which only their packets tell
+    # Only the packets tell of joined files, as transport streams often are.
+    joined = container.format.name == "mpegts" or is_joined(container.format.name, source)
     told = Length(frames, fps, duration)
     if not fps or not duration or hides_some or joined or start.shown is not None:
         told = _corrected(told, container, stream, _count(source, start.shown))
@@ -81,7 +90,7 @@ def _corrected(
     least = min(told.duration, told.frames / fps) if told.frames and fps else told.duration
     if fps and span and span + SLACK < least:  # truncated: readers will notice
         return told._replace(frames=told.frames or round(least * fps))
-    if is_reordered_avi(container, stream):
+    if container.format.name == "avi" and is_in_coding_order(container, stream):
         span = 0.0  # its times are those of decoding
     # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
     if span and (not fps or (container.format.name == "gif" and abs(frames - 1 - span * fps) > 0.4)):
@@ -142,7 +151,9 @@ def _has_placeholder(stream: VideoStream) -> bool:
 
 
 def breaks_off(container: InputContainer, stream: VideoStream, source: Path | bytes, reached: float) -> bool:
-    """Whether the header promises more than the pictures up to `reached` seconds, which no other stream explains."""
+    """Whether its end is missing: the header promises more than `reached` seconds, which no other stream explains."""
+    if is_cut_off(container.format.name, source):
+        return True
     promised = told_duration(container, stream, source)
     if promised <= reached + SLACK:
         return False

@@ -31,8 +31,8 @@ from .containers import (
     MAX_SECONDS,
     Start,
     decoded,
+    is_in_coding_order,
     is_mov,
-    is_reordered_avi,
     open_video,
     origin,
     rate_of,
@@ -241,7 +241,7 @@ def _frames_from(
     if start.untimed:
         return 0.0, _numbered(container, stream, source)
     begin = origin(container, stream)
-    if start.shown is not None and not is_reordered_avi(container, stream):
+    if start.shown is not None and not is_in_coding_order(container, stream):
         begin = float(start.shown * (stream.time_base or 1))
     return begin, _sought(container, stream, target, begin, source)
 
@@ -250,7 +250,8 @@ def _sought(
     container: InputContainer, stream: VideoStream, start: float, begin: float, source: Path | bytes
 ) -> Iterator[VideoFrame]:
     """Decode from the key frame at or before `start`, or from further back if seeking overshoots."""
-    if start <= 0 or is_reordered_avi(container, stream):
+    # FFmpeg's index of a GIF ends with the first of joined ones.
+    if start <= 0 or is_in_coding_order(container, stream) or container.format.name == "gif":
         yield from decoded(container, stream, source)
         return
     for back in _STEPS_BACK:
