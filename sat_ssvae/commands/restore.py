@@ -195,15 +195,15 @@ def _mean_and_change(videos: list[Any], view: str, metric: str) -> tuple[str, st
     """Mean of a metric over videos, and of its difference to the degraded video's."""
     from ..comparison.analysis import paired_difference
     from ..evaluation.restore import INPUT
+    from ..metrics.intervals import in_brackets
 
     after, before = ([video.scores[name][metric] for video in videos] for name in (view, INPUT))
     digits = 2 if metric == "psnr" else 3
     if view == INPUT:
         return f"{sum(after) / len(after):.{digits}f}", ""
     change = paired_difference(after, before)
-    text = f"{change.value:+.{digits}f}"
-    if change.low is not None and change.high is not None:
-        text += f" ({change.low:+.{digits}f} to {change.high:+.{digits}f})"
+    signed = f"{{:+.{digits}f}}".format
+    text = f"{signed(change.value)}{in_brackets(change.low, change.high, signed)}"
     return f"{sum(after) / len(after):.{digits}f}", text
 
 

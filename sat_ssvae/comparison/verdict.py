@@ -20,11 +20,12 @@ slower ones make it mixed; equal needs at least half of them within the equal ra
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from ..metrics.intervals import written
+from ..metrics.intervals import in_brackets, written
 from .analysis import Outcome, SpeedUp, speed_up
 from .curves import NO_PROGRESS
 from .results import ABOVE_MEAN_COLOUR, ComparisonResults, Estimate
@@ -207,11 +208,7 @@ def speed_up_text(read: SpeedUp) -> str:
 
 def interval_text(read: SpeedUp) -> str:
     """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty if there is none."""
-    return span_text(read.low, read.high)
-
-
-def span_text(low: float | None, high: float | None) -> str:
-    """As `interval_text`, for two ends."""
+    low, high = read.low, read.high
     if low is None or high is None:
         return ""
     if math.isinf(high):
@@ -227,11 +224,8 @@ def ratio(value: float) -> str:
 def quality_text(metric: str, estimate: Estimate, *, signed: bool = False) -> str:
     """A reconstruction metric with unit and interval, as in `20.31 dB (19.90 to 20.72)`."""
     _, unit, decimals, _ = _QUALITY.get(metric, (metric, "", 4, True))
-    text = f"{written(estimate.value, decimals, signed=signed)}{unit}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    low, high = (written(end, decimals, signed=signed) for end in (estimate.low, estimate.high))
-    return f"{text} ({low} to {high})"
+    form = partial(written, decimals=decimals, signed=signed)
+    return f"{form(estimate.value)}{unit}{in_brackets(estimate.low, estimate.high, form)}"
 
 
 def quality_name(metric: str, *, arrow: bool = True) -> str:

@@ -20,7 +20,7 @@ from ..data.index import find_stores
 from ..data.skips import Skip
 from ..errors import UserError
 from ..metrics.frechet import MIN_FRAMES, frechet_distance, frechet_interval
-from ..metrics.intervals import MIN_VALUES, mean_interval
+from ..metrics.intervals import MIN_VALUES, in_brackets, mean_interval
 from ..metrics.kernel_distance import bootstrap_interval, kernel_distance
 from ..metrics.prompt_similarity import PromptSimilarity
 from ..progress import progress_bar
@@ -110,8 +110,7 @@ class Score:
     """Videos behind a mean, generated clips behind a distance."""
 
     def __str__(self) -> str:
-        interval = "" if self.low is None or self.high is None else f" ({self.low:.3g} to {self.high:.3g})"
-        return f"{self.value:.3g}{interval}"
+        return f"{self.value:.3g}{in_brackets(self.low, self.high, '{:.3g}'.format)}"
 
 
 @dataclass(frozen=True)

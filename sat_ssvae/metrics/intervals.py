@@ -1,6 +1,6 @@
 """The mean of some scores with its bootstrap interval."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,11 @@ def written(value: float, decimals: int, *, signed: bool = False) -> str:
     return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", "−")
 
 
+def in_brackets(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    """An interval to put behind its value, ` (1.9 to 2.3)`; empty where there is none."""
+    return "" if low is None or high is None else f" ({form(low)} to {form(high)})"
+
+
 @dataclass(frozen=True)
 class MeanInterval:
     """Mean of `count` values, and the 95 % interval of the mean where there are enough of them."""
@@ -26,12 +31,7 @@ class MeanInterval:
     count: int
 
     def __str__(self) -> str:
-        mean = written(self.mean, 3)
-        return (
-            mean
-            if self.low is None or self.high is None
-            else f"{mean} ({written(self.low, 3)} to {written(self.high, 3)})"
-        )
+        return written(self.mean, 3) + in_brackets(self.low, self.high, lambda end: written(end, 3))
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> MeanInterval:

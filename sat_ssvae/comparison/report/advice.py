@@ -8,9 +8,10 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from ...metrics.intervals import written
+from ...metrics.intervals import in_brackets, written
 from ...pages.blocks import Tone
 from ..analysis import SpeedUp
 from ..answer import PRIMARY
@@ -100,9 +101,8 @@ def psnr_cost(results: ComparisonResults, arm: str) -> str:
     if ours is None or theirs is None:
         return ""
     difference = results.arm(arm).reconstruction_difference.get("psnr") or Estimate(ours.value - theirs.value)
-    gain = f"{written(difference.value, 2, signed=True)} dB PSNR"
-    if difference.low is not None and difference.high is not None:
-        gain += f" ({written(difference.low, 2, signed=True)} to {written(difference.high, 2, signed=True)})"
+    signed = partial(written, decimals=2, signed=True)
+    gain = f"{signed(difference.value)} dB PSNR{in_brackets(difference.low, difference.high, signed)}"
     word = {1: "better", -1: "worse", 0: "no clear difference", None: ""}[reconstruction_verdict(results, arm, "psnr")]
     return f"{gain}{', ' if word else ''}{word}"
 

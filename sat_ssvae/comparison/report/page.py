@@ -14,6 +14,7 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 
 from ...errors import UserError
+from ...metrics.intervals import in_brackets
 from ...pages.blocks import (
     Legend,
     badge,
@@ -266,9 +267,7 @@ def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
 
 
 def _with_interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.4g}"
-    return f"{estimate.value:.4g} ({estimate.low:.3g} to {estimate.high:.3g})".replace("-", "−")
+    return f"{estimate.value:.4g}{in_brackets(estimate.low, estimate.high, '{:.3g}'.format)}".replace("-", "−")
 
 
 def _provenance(results: ComparisonResults) -> list[Markup]:
