@@ -4,7 +4,7 @@ write_spectra(results, folder)     # folder/spectrum.html spectrum.json
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ..pages.blocks import Legend, box, command, facts, paragraph, section, table
 from ..pages.charts import Axis, chart, charts, line
 from ..pages.document import document
+from ..pages.spectra import amplitude_chart, modes_chart
 from ..storage import write_text
 from .spectra import AmplitudeCurve, LatentSpectra
 from .spectra_meaning import falls, meaning, modes
@@ -91,10 +92,12 @@ def _render(results: SpectraResults) -> str:
     legend = Legend([*(arm.name for arm in results.arms), PIXELS])
     header, *rows = numbers_table(results)
     numbers = [[legend.label(row[0]), *row[1:]] for row in rows]
+    spatial = {arm.name: arm.spatial for arm in results.arms} | {PIXELS: results.pixels}
+    temporal = {arm.name: arm.temporal for arm in results.arms} | {PIXELS: results.pixels_over_time}
     drawings = [
-        _amplitude(results, legend, "Detail in space", "pixel", lambda arm: arm.spatial, results.pixels),
-        _amplitude(results, legend, "Change over time", "frame", lambda arm: arm.temporal, results.pixels_over_time),
-        _variance(results, legend),
+        amplitude_chart(legend, "Detail in space", "pixel", _curves(spatial)),
+        amplitude_chart(legend, "Change over time", "frame", _curves(temporal)),
+        modes_chart(legend, {arm.name: arm.explained_variance for arm in results.arms}),
     ]
     robustness = [
         _robustness(results, legend, "Noise in the latents", "standard deviations", lambda arm: arm.psnr_by_noise),
@@ -114,38 +117,9 @@ def _render(results: SpectraResults) -> str:
     return document("What these latents look like to a diffusion model", blocks, subtitle=size)
 
 
-def _amplitude(
-    results: SpectraResults,
-    legend: Legend,
-    title: str,
-    unit: str,
-    curve_of: Callable[[LatentSpectra], AmplitudeCurve],
-    pixels: AmplitudeCurve,
-) -> Markup:
-    curves = {arm.name: curve_of(arm) for arm in results.arms} | {PIXELS: pixels}
-    return chart(
-        title,
-        [line(legend, name, curve.frequency, curve.amplitude) for name, curve in curves.items() if curve.frequency],
-        Axis(f"cycles per {unit}", log=True),
-        Axis("amplitude", log=True),
-        note="relative to white noise of the same variance (dotted); steeper is easier to diffuse",
-        targets=[1.0],
-    )
-
-
-def _variance(results: SpectraResults, legend: Legend) -> Markup:
-    lines = [
-        line(legend, arm.name, range(1, len(arm.explained_variance) + 1), arm.explained_variance)
-        for arm in results.arms
-    ]
-    return chart(
-        "Channel modes",
-        lines,
-        Axis("largest modes", log=False),
-        Axis("share of the variance", ends=(0, 1.02)),
-        note="fewer for 90 % (dotted) are easier to diffuse",
-        targets=[0.9],
-    )
+def _curves(spectra: Mapping[str, AmplitudeCurve]) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """Frequencies and amplitudes of the curves that have any."""
+    return {name: (one.frequency, one.amplitude) for name, one in spectra.items() if one.frequency}
 
 
 def _robustness(

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from ...pages.blocks import Legend, details, subheading
 from ...pages.charts import Axis, Line, chart, charts, line
+from ...pages.spectra import amplitude_chart, modes_chart
 from ..analysis import SpeedUp
 from ..answer import PRIMARY
 from ..curves import MAX_POINTS, smooth_curve
@@ -60,33 +61,10 @@ def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp]
 
 def spectrum_charts(results: ComparisonResults, legend: Legend) -> Markup:
     """The latents' spectrum in space and the variance that their channels' components explain."""
-    variances = [
-        line(legend, arm.name, list(range(1, 1 + len(arm.explained_variance))), arm.explained_variance)
-        for arm in results.arms
-        if arm.explained_variance
-    ]
-    spatial = chart(
-        "Detail in space",
-        [
-            line(legend, arm.name, *map(list, zip(*arm.spatial_spectrum, strict=True)))
-            for arm in results.arms
-            if arm.spatial_spectrum
-        ],
-        Axis("cycles per pixel", log=True),
-        Axis("amplitude", log=True),
-        note="relative to white noise of the same variance (dotted), for any compression; steeper: easier to diffuse",
-        targets=[1.0],
-    )
-    variance = chart(
-        "Channel modes",
-        variances,
-        Axis("modes, largest first", log=False),
-        Axis("share of the variance", ends=(0, 1.02)),
-        note="higher: few modes carry the signal; dotted: 90 %",
-        targets=[0.9],
-    )
-    known = any(arm.spatial_spectrum for arm in results.arms)
-    return charts([spatial] * known + [variance] * bool(variances))
+    spatial = {arm.name: list(zip(*arm.spatial_spectrum, strict=True)) for arm in results.arms if arm.spatial_spectrum}
+    explained = {arm.name: arm.explained_variance for arm in results.arms if arm.explained_variance}
+    drawings = [amplitude_chart(legend, "Detail in space", "pixel", spatial)] if spatial else []
+    return charts([*drawings, *([modes_chart(legend, explained)] if explained else [])])
 
 
 def _arm_lines(results: ComparisonResults, metric: str, arm: str, legend: Legend) -> list[Line]:
