@@ -15,6 +15,7 @@ from ...metrics.intervals import in_brackets, written
 from ...pages.blocks import Tone
 from ..analysis import SpeedUp
 from ..answer import PRIMARY
+from ..plan import in_minutes
 from ..provenance import FEW_CLIPS
 from ..results import ComparisonResults, Estimate
 from ..verdict import Conclusion, Verdict, describe, interval_text, ratio, reconstruction_verdict, speed_up_text
@@ -127,14 +128,7 @@ def time_words(results: ComparisonResults, arm: str) -> tuple[str, str]:
     if not stages:
         return "–", given
     parts = [f"{name} {f'{value:.0f}' if value >= 0.5 else 'under 1'}" for name, value in stages.items()]
-    return duration(sum(stages.values())), ", ".join(filter(None, [*parts, given]))
-
-
-def duration(minutes: float) -> str:
-    """`12 min` or `3.5 h`."""
-    if minutes < 1:
-        return "under 1 min"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    return in_minutes(60 * sum(stages.values())), ", ".join(filter(None, [*parts, given]))
 
 
 def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:

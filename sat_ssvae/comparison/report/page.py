@@ -31,6 +31,7 @@ from ...pages.blocks import (
 from ...pages.document import document, joined
 from ...storage import write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
+from ..plan import in_minutes
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
 from ..verdict import Verdict, blur, describe, percent, quality_name, quality_text, ratio
@@ -38,7 +39,6 @@ from .advice import (
     BADGES,
     Standing,
     basis,
-    duration,
     headline,
     minutes_of,
     next_command,
@@ -175,7 +175,7 @@ def _top(
         *[box(paragraph(warning), tone="warn") for warning in results.warnings],
         box(
             Markup("<p><b>Run next</b> – {}{}</p>").format(
-                advice.why, f" About {duration(advice.minutes)} on this machine." if advice.minutes else ""
+                advice.why, f" About {in_minutes(60 * advice.minutes)} on this machine." if advice.minutes else ""
             ),
             command(advice.command),
         ),
@@ -305,7 +305,8 @@ def _measurement(results: ComparisonResults, legend: Legend) -> list[Markup]:
     minutes = results.budget.get("minutes")
     if isinstance(minutes, dict):  # by stage in the matrix
         del values["minutes"]
-        values["time"] = duration(sum(float(value) for value in minutes.values() if isinstance(value, (int, float))))
+        total = sum(float(value) for value in minutes.values() if isinstance(value, (int, float)))
+        values["time"] = in_minutes(60 * total)
     packages = "\n".join(f"{name}=={version}" for name, version in results.packages.items())
     return [
         command(results.command),
