@@ -62,10 +62,6 @@ def write_report(
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from None
     page = render(results, verdicts, pictures)
     # Through text, because that makes an open end of an interval (infinity) a null.
     speed_ups = json.loads(TypeAdapter(list[SpeedUp]).dump_json([s for v in verdicts for s in v.speed_ups]))
