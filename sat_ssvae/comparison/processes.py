@@ -15,7 +15,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -30,7 +30,6 @@ from ..jobs.isolation import cause_of_death
 from ..progress import setup_logging
 from .layout import Member
 from .members import MemberResult, MemberRunner, Records, Work
-from .run_index import TrainedTransformer
 
 _WATCH = 1.0
 """Seconds between two looks at whether the processes are alive."""
@@ -135,16 +134,14 @@ class _Process:
             SystemExit: SIGTERM ended it.
         """
         alive = self._process.is_alive()  # asked first: what a process told before it died is there by then
-        with contextlib.suppress(EOFError):
-            while self.connection.poll():
-                what, *told = self.connection.recv()
-                if what == "result":
-                    self.join(records)
-                    result: MemberResult = told[0]
-                    return result
-                if what == "error":
-                    raise told[0] from RuntimeError(told[1])
-                getattr(records, what)(*told)
+        for what, *told in self._messages():
+            if what == "result":
+                self.join(records)
+                result: MemberResult = told[0]
+                return result
+            if what == "error":
+                raise told[0] from RuntimeError(told[1])
+            getattr(records, what)(*told)
         if alive:
             return None
         code = self._process.exitcode
@@ -160,35 +157,26 @@ class _Process:
     def join(self, records: Records) -> None:
         """Wait until it has ended, and pass on what it told last: the time that went into a stage it was stopped in."""
         self._process.join()
+        for what, *told in self._messages():
+            if what not in ("result", "error"):
+                getattr(records, what)(*told)
+        self.connection.close()
+
+    def _messages(self) -> Iterator[tuple[Any, ...]]:
+        """What the member has sent since the last call."""
         with contextlib.suppress(EOFError):
             while self.connection.poll():
-                what, *told = self.connection.recv()
-                if what not in ("result", "error"):
-                    getattr(records, what)(*told)
-        self.connection.close()
+                yield self.connection.recv()
 
 
 class _Told:
     """`Records` in another process."""
 
     def __init__(self, connection: "Connection[Any, Any]") -> None:
-        self._connection = connection
+        def sends(what: str) -> Callable[..., None]:
+            return lambda *told: connection.send((what, *told))
 
-    def begin(self, stage: str) -> None:
-        """See `Records`."""
-        self._connection.send(("begin", stage))
-
-    def end(self, stage: str, seconds: float | None) -> None:
-        """See `Records`."""
-        self._connection.send(("end", stage, seconds))
-
-    def spent(self, what: str, seconds: float) -> None:
-        """See `Records`."""
-        self._connection.send(("spent", what, seconds))
-
-    def finished(self, transformer: TrainedTransformer) -> None:
-        """See `Records`."""
-        self._connection.send(("finished", transformer))
+        self.begin, self.end, self.spent, self.finished = map(sends, ("begin", "end", "spent", "finished"))
 
 
 def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads: int, verbose: bool) -> None:
