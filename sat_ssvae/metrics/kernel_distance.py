@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .intervals import MIN_VALUES
 
-MIN_SAMPLES_FOR_INTERVAL = 4
-"""With fewer, most resamples are one sample over and over, and the interval would be far too narrow."""
 _RESAMPLES_AT_ONCE = 256
 
 
@@ -83,10 +82,8 @@ def bootstrap_distances(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int =
         ValueError: as `kernel_distance`.
     """
     gram = _gram(x, y)
-    if min(len(x), len(y)) < MIN_SAMPLES_FOR_INTERVAL:
-        raise UserError(
-            f"an interval needs at least {MIN_SAMPLES_FOR_INTERVAL} clips in each set, got {len(x)} and {len(y)}"
-        )
+    if min(len(x), len(y)) < MIN_VALUES:
+        raise UserError(f"an interval needs at least {MIN_VALUES} clips in each set, got {len(x)} and {len(y)}")
     drawn = _draws((len(x), len(y)), seed, resamples)
     return torch.cat([_weighted_distance(gram, of_x.to(x.device), of_y.to(x.device)) for of_x, of_y in drawn])
 
