@@ -122,7 +122,7 @@ class DiTGenerator:
         return self.process.sample(predict, noise, self.config.sampler_steps)
 
     def _predictor(self, text: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x, t: self.model(x, t) if text is None else self.model(x, t, text)
+        return lambda x, t: self.model(x, t, text)
 
 
 @dataclass(frozen=True)

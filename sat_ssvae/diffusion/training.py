@@ -243,14 +243,13 @@ class TransformerTrainer:
 
     def _loss(self, step_draw: StepDraw, part: slice) -> Tensor:
         clips, t, noise = step_draw.clips[part], step_draw.t[part], step_draw.noise[part]
-        condition: tuple[Tensor, ...] = ()
+        states: Tensor | None = None
         if self.text is not None:
             dropped = step_draw.without_text[part, None, None]
-            states = torch.where(dropped, self.text.empty, self.text[clips])
-            condition = (states.to(self.device, non_blocking=True),)
+            states = torch.where(dropped, self.text.empty, self.text[clips]).to(self.device, non_blocking=True)
         x0, noise, t = (value.to(self.device, non_blocking=True) for value in (self.data[clips], noise, t))
         engine = self.run.engines["transformer"]
-        return self.config.diffusion.loss(lambda x, t: engine(x, t, *condition), x0, noise, t).mean()
+        return self.config.diffusion.loss(lambda x, t: engine(x, t, states), x0, noise, t).mean()
 
     def _checkpoint_due(self, step: int) -> bool:
         evaluate = self.on_checkpoint is not None and step in self.config.evaluation_steps

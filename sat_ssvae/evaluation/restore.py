@@ -169,12 +169,10 @@ class Restorer:
         """A window `C T H W` through the autoencoder alone, then restored with each strength: `n C T H W`."""
         latents = self.stats.standardize(self.vae.encode(video[None].to(self.device)).mode().float())
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            prediction: Tensor = self.model(x, t) if text is None else self.model(x, t, text)
-            return prediction
-
-        edited = [edit(self.process, predict, latents, noise, strength, config.steps) for strength in config.strengths]
+        edited = [
+            edit(self.process, lambda x, t: self.model(x, t, text), latents, noise, strength, config.steps)
+            for strength in config.strengths
+        ]
         decoded = [self.vae.decode(self.stats.unstandardize(z)).float() for z in (latents, *edited)]
         return torch.cat(decoded).clamp(-1, 1).cpu()
 
