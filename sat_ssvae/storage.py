@@ -5,6 +5,7 @@ with atomic(path) as partial:
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from .addresses import is_address, upload
 
@@ -79,6 +80,18 @@ def _hold(file: IO[bytes]) -> bool:
     except OSError:  # a file system without locks
         return False
     return False
+
+
+def try_lock(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file for this process; False where another one holds it, True on a file system without locks.
+
+    Unlike flock's, this lock ends with the process: children that were forked from it do not hold it any longer.
+    """
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 @contextlib.contextmanager

@@ -5,17 +5,16 @@ with claimed(folder, "check-data", config.chosen_part):
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..addresses import is_address
 from ..errors import UserError
-from ..storage import GrowingText, write_text
+from ..storage import GrowingText, try_lock, write_text
 from .engines import run_job
 from .job import Item, Job
 from .settings import JobConfig, Part, part_of
@@ -163,7 +162,7 @@ def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
         locks += [] if alone else [(f".{name}{part.suffix}.lock", fcntl.LOCK_EX)]
         for file_name, kind in locks:
             file = stack.enter_context((folder / file_name).open("a+b"))
-            if not _lock(file, kind):
+            if not try_lock(file, kind):
                 what = f"{name} {'' if alone else f'of part {part} '}".strip()
                 raise UserError(f"{folder}: another {what} works there; wait for it, or choose another folder")
         yield
@@ -173,11 +172,3 @@ def parts_of(folder: Path, name: str) -> int:
     """The number of parts that the job in a folder was split into; 1 if it was not split."""
     counts = {int(path.stem.rpartition("-")[2]) for path in folder.glob(f".{name}.part-*-of-*.lock")}
     return max(counts, default=1)
-
-
-def _lock(file: IO[bytes], kind: int) -> bool:
-    try:
-        fcntl.lockf(file, kind | fcntl.LOCK_NB)  # unlike flock's, no child of a killed process holds it any longer
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)  # another error: no locks here
-    return True

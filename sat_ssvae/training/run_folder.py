@@ -7,7 +7,6 @@ with claimed_folder(config, output):
 import contextlib
 import fcntl
 import json
-import logging
 import reprlib
 import struct
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,8 @@ from typing import Any
 
 from .. import distributed
 from ..errors import UserError
-from ..storage import write_text
+from ..storage import try_lock, write_text
 from .settings import TrainConfig
-
-logger = logging.getLogger(__name__)
 
 OPERATIONAL = {
     "log_every",
@@ -66,17 +63,11 @@ def alone(output: Path) -> Iterator[None]:
     """
     path = output / LOCK
     with path.open("a") as file:
-        try:
-            # Unlike flock, this lock belongs to the process and ends with it. Data readers that were forked from it
-            # notice only seconds later that it was killed, and would hold an flock until then.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not try_lock(file):
             raise UserError(
                 f"{output}: another process trains there; wait for it, stop it, or choose another name "
                 f"(if its machine died and the lock remains, delete {path})"
-            ) from None
-        except OSError as error:  # a file system without locks
-            logger.debug("%s cannot be locked (%s)", path, error)
+            )
         yield
 
 
