@@ -9,6 +9,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import secrets
 import tempfile
@@ -141,6 +142,23 @@ def save_tensors(
 
     with atomic(path, durable=durable) as partial:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as an indented JSON file, whole or not at all; its folder is made."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values in a file of JSON lines; none if there is no file.
+
+    Lines that a killed process cut off, or that several hosts garbled on a network file system, are left out.
+    """
+    values = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            values.append(json.loads(line))
+    return values
 
 
 class GrowingText:

@@ -1,7 +1,6 @@
 """`sat-ssvae reconstruct`: videos through an autoencoder and back, with scores."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import find_config, load_config, parse_config, read_yaml
 from ..errors import UserError
-from ..storage import write_text
+from ..storage import write_json
 from ._table import aligned, write_csv
 from .grammar import add_command, working_device
 
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         "videos": [asdict(clip) for clip in report.clips],
         "skipped": [asdict(skip) for skip in report.skipped],
     }
-    write_text(options.output / "scores.json", json.dumps(document, indent=1) + "\n")
+    write_json(options.output / "scores.json", document)
     page = _gallery(report, rows, options, measured)
     sys.stdout.write(f"{aligned(rows)}{measured}\npage: {page}\n")
     if report.rfvd is not None and report.rfvd.warning:

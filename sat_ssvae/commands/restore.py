@@ -1,7 +1,6 @@
 """`sat-ssvae restore`: degraded videos through an autoencoder's latents and a comparison's transformer."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
 from ..errors import UserError
-from ..storage import atomic, write_text
+from ..storage import atomic, write_json
 from ._table import aligned, write_csv
 from .grammar import add_command, working_device
 
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         "videos": [asdict(video) for video in report.videos],
         "skipped": [asdict(skip) for skip in report.skipped],
     }
-    write_text(options.output / "scores.json", json.dumps(document, indent=1) + "\n")
+    write_json(options.output / "scores.json", document)
     write_csv(options.output / "scores.csv", _rows(report))
     sys.stdout.write(_tables(report, config))
     page = _gallery(report, config, options, measured)

@@ -1,7 +1,6 @@
 """`sat-ssvae score`: generated videos against real ones, without a judge."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
 from ..errors import UserError
-from ..storage import write_text
+from ..storage import write_json
 from ._table import aligned, write_csv
 from .grammar import add_command, working_device
 
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     output = options.output or (first if first.is_dir() else first.parent)
     journal = output / SCORE_JOURNAL
     report = score(options.generated, options.real, config, working_device(), options.prompts, journal)
-    write_text(output / "score.json", json.dumps(_document(report, config), indent=1, ensure_ascii=False) + "\n")
+    write_json(output / "score.json", _document(report, config))
     write_csv(output / "score.csv", _csv_rows(report))
     measured = [name for name in MEASURES if any(name in folder.scores for folder in report.folders)]
     meanings = [f"{MEASURES[name].title} ({MEASURES[name].better}): {MEASURES[name].meaning}\n" for name in measured]

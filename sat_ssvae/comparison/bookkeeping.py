@@ -13,7 +13,7 @@ import torch
 
 from ..data.samples import INDEX_FILE
 from ..data.skips import SKIPPED_FILE
-from ..storage import write_text
+from ..storage import write_json
 
 
 class Stopwatch:
@@ -39,7 +39,7 @@ class Stopwatch:
     def add(self, stage: str, minutes: float) -> None:
         """Count time that was measured elsewhere."""
         self._minutes[stage] = self._minutes.get(stage, 0.0) + minutes
-        write_text(self._path, json.dumps(self._minutes, indent=1))
+        write_json(self._path, self._minutes)
 
     def rounded(self) -> dict[str, float]:
         """Minutes by stage, to two decimals."""

@@ -10,7 +10,6 @@ found again, an interrupted one continues, and a changed setting makes a new fol
 """
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import JsonValue
 from .. import distributed
 from ..engine.precision import tell_precision
 from ..spacing import evenly_spaced
-from ..storage import write_text
+from ..storage import write_json
 from ..training.run_folder import alone
 from .answer import answer, commit
 from .arms import common_patches, given_identity, latent_sizes, open_given, shape_warning
@@ -156,7 +155,7 @@ class _Comparison:
         verdicts = judge(results)
         with self.plan.stage("report"):
             report = write_report(results, verdicts, self.output / "report", pictures)
-        write_text(report.with_name("summary.json"), json.dumps(answer(results, verdicts, commit()), indent=1))
+        write_json(report.with_name("summary.json"), answer(results, verdicts, commit()))
         for member, own in members.items():
             if len(own.search) > 1:
                 shown = shift_comparison(results, member.arm, own.search, config.shift_seed)

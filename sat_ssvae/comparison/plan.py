@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..diffusion.training import DiTTrainConfig
-from ..storage import write_text
+from ..storage import write_json
 from .layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Plan:
         if seconds is not None:
             units, before = self._measured.get(stage.kind, (0, 0.0))
             self._measured[stage.kind] = [units + stage.units, before + seconds]
-            write_text(self._path, json.dumps(self._measured, indent=1))
+            write_json(self._path, self._measured)
         self.done(name)
 
     def done(self, name: str) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.video_io import to_uint8
-from ..storage import save_tensors, write_text
+from ..storage import save_tensors, write_json
 from .report.pictures import as_pictures
 from .results import CurvePoint, Estimate
 
@@ -23,7 +23,7 @@ def write_scores(folder: Path, step: int, scores: Mapping[str, Estimate], sample
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / f"step_{step}.safetensors", {"video": to_uint8(samples)})
     plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
-    write_text(folder / f"step_{step}.json", json.dumps(plain, indent=1))
+    write_json(folder / f"step_{step}.json", plain)
 
 
 def is_scored(folder: Path, steps: Iterable[int]) -> bool:

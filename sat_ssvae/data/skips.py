@@ -1,6 +1,5 @@
 """What could not be used, counted by cause and listed in a file, so that nothing is lost silently."""
 
-import contextlib
 import errno
 import io
 import json
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..addresses import is_address
 from ..errors import UserError
-from ..storage import GrowingText
+from ..storage import GrowingText, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -142,15 +141,8 @@ def printable(name: str) -> str:
 
 
 def read_skips(path: Path) -> list[dict[str, Any]]:
-    """The lines of a skipped.jsonl, except those that a killed process cut off or that several hosts garbled.
-
-    On a network file system appending is not atomic.
-    """
-    skips = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            skips.append(json.loads(line))
-    return skips
+    """The lines of a skipped.jsonl, see `storage.read_json_lines`."""
+    return read_json_lines(path)
 
 
 def _known_skips(path: Path | None) -> set[tuple[str, str]]:

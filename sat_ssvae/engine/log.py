@@ -10,7 +10,7 @@ from typing import Any, TextIO, TypeVar
 
 from .. import distributed
 from ..errors import UserError
-from ..storage import atomic, write_text
+from ..storage import atomic, read_json_lines, write_text
 
 L = TypeVar("L", bound="_StepLog")
 
@@ -97,11 +97,8 @@ class JsonLog(_StepLog):
         super().__init__(path)
         if distributed.rank() != 0:
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A killed process may leave half a line at the end.
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= start]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(kept), durable=True)
+        kept = [line for line in read_json_lines(path) if line["step"] <= start]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept), durable=True)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:

@@ -3,7 +3,6 @@
 write_spectra(results, folder)     # folder/spectrum.html spectrum.json
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..pages.blocks import Legend, box, command, facts, paragraph, section, tabl
 from ..pages.charts import Axis, chart, charts, line
 from ..pages.document import document
 from ..pages.spectra import amplitude_chart, modes_chart
-from ..storage import write_text
+from ..storage import write_json, write_text
 from .spectra import AmplitudeCurve, LatentSpectra
 from .spectra_meaning import falls, meaning, modes
 
@@ -63,7 +62,7 @@ class SpectraResults:
 
 def write_spectra(results: SpectraResults, folder: Path) -> Path:
     """Write everything into `folder`; returns the path of the HTML file."""
-    write_text(folder / "spectrum.json", json.dumps(asdict(results) | {"meaning": results.meaning}, indent=1) + "\n")
+    write_json(folder / "spectrum.json", asdict(results) | {"meaning": results.meaning})
     page = folder / "spectrum.html"
     write_text(page, _render(results))
     return page

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..addresses import is_address
 from ..errors import UserError
-from ..storage import GrowingText, try_lock, write_text
+from ..storage import GrowingText, read_json_lines, try_lock, write_text
 from .engines import run_job
 from .job import Item, Job
 from .settings import JobConfig, Part, part_of
@@ -47,8 +47,7 @@ class Ledger:
     def read(self, part: Part) -> dict[str, Any]:
         """Results by the items' names; a line that a killed process left half is dropped, also from the file."""
         path = self.path(part)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        whole = [json.loads(line) for line in lines[:-1]]
+        whole = read_json_lines(path)
         if not whole or whole[0] != self._identity:
             whole = [self._identity]
         write_text(path, "".join(json.dumps(line) + "\n" for line in whole))

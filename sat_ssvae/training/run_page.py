@@ -27,7 +27,7 @@ from ..pages.charts import Axis, chart, charts, line
 from ..pages.clips import ClipCell, ClipRow, Film, film, player
 from ..pages.document import document
 from ..spacing import evenly_spaced
-from ..storage import write_text
+from ..storage import read_json_lines, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class RunPage:
 
     def _page(self, state: State, step: int, max_steps: int) -> str:
         settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        logged = _lines(self.folder / "metrics.jsonl")
-        evaluated = _lines(self.folder / "evaluations.jsonl")
+        logged = read_json_lines(self.folder / "metrics.jsonl")
+        evaluated = read_json_lines(self.folder / "evaluations.jsonl")
         legend = Legend([TRAINING, HELDOUT] if evaluated else [TRAINING])
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         share = f"step {step:,} of {max_steps:,} ({100 * step / max_steps:.0f} %)"
@@ -250,10 +250,3 @@ def _points(values: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float]
 
 def _thinned(logged: Sequence[Mapping[str, Any]]) -> str:
     return f"Means of {len(logged):,} logged steps at {POINTS} points each." if len(logged) > POINTS else ""
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A log's lines; none if there is no such log. A line that is being written is left out."""
-    if not path.is_file():
-        return []
-    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text.endswith("}")]
