@@ -7,10 +7,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sat_ssvae.comparison.curves import MAX_POINTS, smooth_curve, steps_to_reach, without_outliers
+from sat_ssvae.comparison.curves import MAX_POINTS, read_crossing, smooth_curve, without_outliers
 
 scores = st.floats(-100, 100, allow_subnormal=False)
 steps_of = st.integers(1, 50)
+
+
+def steps_to_reach(steps, values, target):
+    return read_crossing(*smooth_curve(steps, values), target)
 
 
 @st.composite

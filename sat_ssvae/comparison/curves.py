@@ -1,6 +1,6 @@
 """Reading a noisy, lower-is-better curve: when does it reach a score, robustly?
 
-    steps_to_reach([100, 200, 400, 800], [4.0, 3.1, 2.2, 2.0], target=2.5)     # 325.6
+    read_crossing(*smooth_curve([100, 200, 400, 800], [4.0, 3.1, 2.2, 2.0]), target=2.5)     # 325.6
 
 Three stages, each with a reason: averaging dense logs into groups (a log of every step is not an evaluation),
 a running median of three (one lucky or unlucky evaluation does not count), and isotonic regression (what
@@ -22,19 +22,14 @@ MAX_POINTS = 64
 """A curve with more points is averaged within this many groups of consecutive ones."""
 
 
-def steps_to_reach(steps: Sequence[float], scores: Sequence[float], target: float) -> float | None:
-    """Steps after which the smoothed curve is at or below `target` (linear in log steps); None: not reached.
+def smooth_curve(steps: Sequence[float], scores: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The curve as it is read: (steps, non-increasing scores).
 
     steps: increasing, at least 0. scores: lower is better; NaN counts as diverged (infinitely bad).
 
     Raises:
         ValueError: no points, unequal lengths, or steps that do not increase.
     """
-    return read_crossing(*smooth_curve(steps, scores), target)
-
-
-def smooth_curve(steps: Sequence[float], scores: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The curve as it is read: (steps, non-increasing scores). Raises as `steps_to_reach`."""
     if not len(steps) or len(steps) != len(scores):
         raise ValueError(f"need as many scores as steps and at least one, got {len(scores)} for {len(steps)}")
     if any(later <= earlier for earlier, later in itertools.pairwise(steps)) or steps[0] < 0:
@@ -65,7 +60,7 @@ def without_outliers(steps: Sequence[float], scores: Sequence[float]) -> list[fl
 
 
 def read_crossing(steps: Sequence[float], fit: Sequence[float], target: float) -> float | None:
-    """Where a non-increasing curve is first at or below `target`; linear in log steps (from 0: in steps)."""
+    """Where a non-increasing curve is first at or below `target`, linear in log steps (from 0: in steps); or None."""
     i = next((i for i, score in enumerate(fit) if score <= target), None)
     if i is None:
         return None
