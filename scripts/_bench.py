@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.comparison import bookkeeping
 from sat_ssvae.vae.layers import CausalConv3d, FrameAttention, Upsample
 
 PUBLISHED_MODULE = "ssvae/modules/autoencoding/vae/dc_3dvae.py"
@@ -103,15 +103,9 @@ def _resident(field: str) -> int:
 
 def machine(device: torch.device) -> str:
     """One line on what measured."""
-    cpu = f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    found = bookkeeping.machine(device)
+    name = found.get("gpu") or f"{found['cpu']} ({torch.backends.cpu.get_cpu_capability()})"
     return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 class PublishedNetwork(nn.Module):

@@ -129,11 +129,6 @@ def launch(case: dict[str, Any], ranks: int) -> dict[str, float]:
     return dict(json.loads(Path(case["folder"]).with_suffix(".json").read_text()))
 
 
-def predicted_peak(config: TrainConfig, ranks: int) -> float:
-    """Bytes at the peak of a step of one rank."""
-    return float(step_memory(config, PLANS[0], ranks=ranks).peak)
-
-
 def main() -> None:
     """Run all cases, print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,7 +159,7 @@ def row(work: Path, stage: int, ranks: int, steps: int) -> str:
     config = settings(work / "shards", stage, steps, side=48)
     sending = sent_bytes(config, stage, ranks) / time_run["bandwidth"]
     seconds = step_seconds(operations(config, PLANS[0]) / time_run["rate"], sending)
-    peak = predicted_peak(config, ranks)
+    peak = step_memory(config, PLANS[0], ranks=ranks).peak
     cells = [f"{seconds:.3f}", f"{time_run['seconds']:.3f}", f"{seconds / time_run['seconds'] - 1:+.0%}"]
     cells += [f"{peak / MIB:.0f}", f"{memory_run['peak'] / MIB:.0f}", f"{peak / memory_run['peak'] - 1:+.0%}"]
     return f"| {stage} | {ranks} | {' | '.join(cells)} |"
