@@ -94,8 +94,8 @@ class SpeedUp:
         return self.floor_share is not None and self.floor_share > FLOOR_DOMINATES
 
 
-def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: int = 0) -> SpeedUp:
-    """How many times fewer steps `candidate` needs than the baseline; `seed` draws the evaluation noise."""
+def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp:
+    """How many times fewer steps `candidate` needs than the baseline."""
     baseline = results.baseline.name
     both = {
         (vae_seed, s): (results.curve(baseline, s, metric, vae_seed), results.curve(candidate, s, metric, vae_seed))
@@ -104,7 +104,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str, *, seed: i
     both = {run: pair for run, pair in both.items() if all(pair)}
     pairs, vae_seeds = list(both.values()), [vae_seed for vae_seed, _ in both]
     share = _floor_share(results, metric)
-    draws = _draws(pairs, seed) if pairs else []
+    draws = _draws(pairs) if pairs else []
     readings = _read(pairs, draws) if pairs else "no seed was measured in both arms"
     if isinstance(readings, str):
         nothing = (None,) * 6
@@ -222,7 +222,7 @@ def _by_autoencoder(
     return list(values) if len(groups) == 1 else [mean(group) for group in groups.values()]
 
 
-def _draws(pairs: Sequence[_Pair], seed: int) -> list[list[_Scores]]:
+def _draws(pairs: Sequence[_Pair]) -> list[list[_Scores]]:
     """The scores of all seeds under each redraw of the evaluations; empty when a score has no interval."""
     points = [point for pair in pairs for curve in pair for point in curve]
     counts = {len(point.resamples) for point in points}
@@ -230,7 +230,7 @@ def _draws(pairs: Sequence[_Pair], seed: int) -> list[list[_Scores]]:
         return list(_shared_draws(pairs, min(counts)))
     if any(point.low is None or point.high is None for point in points):
         return []
-    return list(_independent_draws(pairs, seed))
+    return list(_independent_draws(pairs))
 
 
 def _read_again(pairs: Sequence[_Pair], draw: Sequence[_Scores]) -> list[PairReading | str]:
@@ -246,11 +246,11 @@ def _shared_draws(pairs: Sequence[_Pair], count: int) -> Iterator[list[_Scores]]
         yield [([p.resamples[r] for p in base], [p.resamples[r] for p in cand]) for base, cand in pairs]
 
 
-def _independent_draws(pairs: Sequence[_Pair], seed: int) -> Iterator[list[_Scores]]:
+def _independent_draws(pairs: Sequence[_Pair]) -> Iterator[list[_Scores]]:
     """Each score within its own interval, with one draw for all seeds, which share the held-out clips."""
     steps = sorted({point.step for pair in pairs for curve in pair for point in curve})
     index = {step: i for i, step in enumerate(steps)}
-    for noise in np.random.default_rng(seed).standard_normal((_REDRAWS, 2, len(steps))):
+    for noise in np.random.default_rng(0).standard_normal((_REDRAWS, 2, len(steps))):
         yield [
             (
                 [_redrawn_value(p, noise[0, index[p.step]]) for p in base],

@@ -127,7 +127,7 @@ def temporal_spectrum(latents: Tensor, num_frames: int) -> FrequencySpectrum:
     return _binned(_frequencies(t, num_frames), power, step=1 / (2 * num_frames), highest=t / num_frames / 2)
 
 
-def low_frequency_share(latents: Tensor, fraction: float = 0.125, block: tuple[int, int, int] = DEFAULT_BLOCK) -> float:
+def low_frequency_share(latents: Tensor, fraction: float = 0.125) -> float:
     """Share of the latents' variance, 0 to 1, in the lowest `fraction` of 3-D DCT coefficients, DC included.
 
     Each channel's mean is removed first; variance is summed over channels, so loud channels weigh more.
@@ -136,8 +136,8 @@ def low_frequency_share(latents: Tensor, fraction: float = 0.125, block: tuple[i
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
     centred = latents.double() - latents.double().mean((0, 2, 3, 4), keepdim=True)
-    energy = dct3(_blocks(centred, block)).square().sum((0, 1)).flatten()
-    ordered = energy[zigzag_order(_fitted(latents, block)).to(energy.device)]
+    energy = dct3(_blocks(centred, DEFAULT_BLOCK)).square().sum((0, 1)).flatten()
+    ordered = energy[zigzag_order(_fitted(latents, DEFAULT_BLOCK)).to(energy.device)]
     low = ordered[: math.ceil(fraction * len(ordered))].sum()
     return float(low / ordered.sum().clamp_min(torch.finfo(torch.float64).tiny))
 
