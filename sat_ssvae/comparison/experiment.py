@@ -4,8 +4,8 @@
 
 Stages: clips -> autoencoders, one an arm and `vae_seed` -> latents -> transformers, one an autoencoder and seed, scored
 as they train -> report.
-Each stage works in a folder whose name carries a fingerprint of everything that it depends on. So a finished stage is
-found again, an interrupted one continues, and a changed setting makes a new folder and leaves the old one alone.
+Each stage works in a folder whose name has a fingerprint of everything that the stage depends on. So a finished stage
+is found again, an interrupted one continues, and a changed setting makes a new folder and leaves the old one alone.
 `members.py` has the stages of one autoencoder, `processes.py` runs those of several side by side.
 """
 
@@ -61,7 +61,7 @@ def compare(
 
     Raises:
         UserError: unusable clips, configuration or weights, another process that works in `output`, no space left, or
-            a process of it that was killed.
+            one of its processes was killed.
         SystemExit: SIGTERM came; checkpoints were saved.
     """
     with contextlib.ExitStack() as held:
@@ -206,7 +206,7 @@ class _Comparison:
 
 
 class _Records:
-    """Keeps what the members tell: the plan's state, minutes, and the list of finished transformers."""
+    """Records the members' progress: the plan's state, minutes, and the list of finished transformers."""
 
     def __init__(
         self, config: CompareConfig, output: Path, members: Sequence[Member], plan: Plan, minutes: Stopwatch

@@ -1,4 +1,4 @@
-"""Where the stages of a comparison are: folders whose names carry a fingerprint of everything that a stage depends on.
+"""Where the stages of a comparison are: folders whose names have a fingerprint of everything that a stage depends on.
 
 layout = Layout(config, output, source, trainings, given)
 layout.folder("latents", layout.label(member), layout.latent_identity(member))     # OUTPUT/latents/ssvae-vae0-3f2a...
@@ -50,7 +50,7 @@ def refuse_wrong_arms(config: CompareConfig) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of stages; `given` has the identity of each autoencoder that is not trained here, by arm."""
+    """Folders and names of stages; given: the identity of each autoencoder that is not trained here, by arm."""
 
     config: CompareConfig
     output: Path
@@ -108,7 +108,7 @@ class Layout:
         return self.folder("transformer", label, *parts) / "dit.safetensors"
 
     def known_transformer(self, member: Member, training: DiTTrainConfig, seed: int) -> Path | None:
-        """The same, from levels that an earlier run kept; None without them."""
+        """The same, with the levels that an earlier run wrote; None if it wrote none."""
         if member == self.baseline(member):
             return self.transformer(member, training, seed, {})
         file = self.noise_levels(member)

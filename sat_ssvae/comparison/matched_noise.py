@@ -5,8 +5,8 @@
     # {0.5: 0.62}: at t = 0.62 this arm's latents have lost as much as the baseline's at t = 0.5
 
 Standardised latents of equal variance are not equally noisy at the same t: those with a steep spectrum keep their large
-components where those with a flat one have lost everything. What a noise level means is taken from pixels: the decoded
-error to the autoencoder's own reconstruction that the linear predictor leaves there.
+components where those with a flat one have lost everything. Noise levels are therefore matched in pixels: by the error
+of the decoded linear prediction against the autoencoder's own reconstruction.
 """
 
 import json
@@ -27,12 +27,12 @@ _GRID = 14
 """Levels at which an error is measured, from `_SMALLEST` to 1 - `_SMALLEST`."""
 _SMALLEST = 0.02
 _DECIMALS = 3
-"""Of a level: finer than it is measured, and the same on every machine that resumes a comparison."""
+"""Of a level: finer than its measurement, and the same on every machine that resumes a comparison."""
 
 
 @dataclass(frozen=True)
 class LinearDenoiser:
-    """The best linear predictor of clean latents that treats the frequencies of a 3-D DCT apart."""
+    """The best linear predictor of clean latents that treats the frequencies of a 3-D DCT separately."""
 
     mean: Tensor
     """Of the coefficients, `c t h w`."""
@@ -80,7 +80,7 @@ def equivalent_levels(error: Callable[[float], float], wanted: Mapping[float, fl
 
     Args:
         error: rises with the level.
-        wanted: error by level of the baseline; one that no measured level has gets the end that is nearest.
+        wanted: error by level of the baseline; one out of range gets the nearest end.
     """
     levels = np.linspace(_SMALLEST, 1 - _SMALLEST, _GRID)
     errors = np.maximum.accumulate([max(error(float(level)), 1e-12) for level in levels])
@@ -91,7 +91,7 @@ def equivalent_levels(error: Callable[[float], float], wanted: Mapping[float, fl
 
 
 def kept_levels(file: Path, error: Callable[[float], float], wanted: Mapping[float, float]) -> dict[float, float]:
-    """`equivalent_levels`, which `file` keeps: measured again, they might differ by a rounding."""
+    """`equivalent_levels`, cached in `file`: measured again, they might differ by rounding."""
     if not file.exists():
         levels = equivalent_levels(error, wanted)
         write_text(file, json.dumps({f"{level:g}": value for level, value in levels.items()}))

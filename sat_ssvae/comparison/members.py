@@ -2,9 +2,9 @@
 
     result = MemberRunner(work, work.clips.heldout(), records).run(Member("ssvae", 0))
 
-Each stage works in a folder whose name carries a fingerprint of everything that it depends on (`layout.py`), so a
-finished one is found again. What one member hands to another is a file in such a folder too: they may run one after the
-other in one process or side by side in several (`processes.py`).
+Each stage works in a folder whose name has a fingerprint of everything that it depends on (`layout.py`), so a finished
+one is found again. Members pass results to each other as files in such folders too: they may run in sequence in one
+process or in parallel in several (`processes.py`).
 """
 
 import contextlib
@@ -58,20 +58,20 @@ from .shifts import best_shift
 logger = logging.getLogger(__name__)
 
 _WATCH = 0.2
-"""Seconds between two looks for what another member hands over."""
+"""Seconds between checks for a file from another member."""
 
 
 class Records(Protocol):
-    """Who is told what a member does."""
+    """Receives a member's progress."""
 
     def begin(self, stage: str) -> None:
         """A stage of the plan begins or continues."""
 
     def end(self, stage: str, seconds: float | None) -> None:
-        """It is done; it took so long, None if it was not done from start to end now."""
+        """It is done, after `seconds`; None if it did not run from start to end this time."""
 
     def spent(self, what: str, seconds: float) -> None:
-        """Time went into a kind of work."""
+        """Time was spent on a kind of work."""
 
     def finished(self, transformer: TrainedTransformer) -> None:
         """A transformer is trained and scored."""
@@ -79,7 +79,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What all members need to know."""
+    """What all members share."""
 
     layout: Layout
     patches: Mapping[str, Grid]
@@ -88,7 +88,7 @@ class Work:
 
     @property
     def clips(self) -> SplitClips:
-        """What is encoded, and what is held out."""
+        """The clips to encode, and the held-out ones."""
         return SplitClips(self.layout.config.data, self.layout.source, self.layout.skipped)
 
     def training(self, arm: str, shift: float | None) -> DiTTrainConfig:
@@ -101,7 +101,7 @@ class Work:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What the report needs of an autoencoder and its transformers; without tensors, to go between processes."""
+    """What the report needs of an autoencoder and its transformers; no tensors, since it is sent between processes."""
 
     arm: ArmResult
     quality: Mapping[str, np.ndarray]
@@ -136,12 +136,12 @@ class _Prepared:
 
 
 class MemberRunner:
-    """Runs members one after the other; what all of them are scored with is made once.
+    """Runs members one after the other; the networks that score them are built once.
 
     Args:
-        work: what all members need to know.
+        work: what all members share.
         heldout: all held-out clips, `N C T H W` in [-1, 1].
-        records: who is told what is done.
+        records: receives the progress.
     """
 
     def __init__(self, work: Work, heldout: Tensor, records: Records) -> None:
@@ -152,7 +152,7 @@ class MemberRunner:
         self._scoring = 0.0  # seconds of the current stage
 
     def run(self, member: Member) -> MemberResult:
-        """Do what is left to do for a member."""
+        """Finish a member."""
         prepared = self._prepare(member, self._autoencoder(member))
         quality = reconstruction_quality(prepared.reference, self.perceptual)
         shift, search = self._shift(prepared)
@@ -172,7 +172,7 @@ class MemberRunner:
 
     @contextlib.contextmanager
     def _stage(self, name: str, result: Path, kind: str) -> Iterator[None]:
-        """Tell when a stage begins and ends, silently where its `result` is there; scoring is told apart."""
+        """Record the start and end of a stage, unless its `result` exists; scoring is counted separately."""
         done, fresh = result.exists(), not result.parent.exists()
         if not done:
             self.records.begin(name)
@@ -196,7 +196,7 @@ class MemberRunner:
             label = self.layout.training_label(member, number)
             with self._stage(f"autoencoder {label}", done, f"autoencoder {name}"):
                 finished = train(stage.model_copy(update=start), done.parent, self.device)
-        assert finished is not None, "there is a stage at least"
+        assert finished is not None, "a member has at least one stage"
         return SSVAE.from_pretrained(finished).to(self.device).for_inference()
 
     def _place(self, member: Member) -> str:
@@ -235,7 +235,7 @@ class MemberRunner:
             if not errors_file.exists():
                 write_text(errors_file, json.dumps([[level, error(level)] for level in scoring.noise_levels]))
             return {}
-        return kept_levels(self.layout.noise_levels(member), error, dict(_handed_over(errors_file)))
+        return kept_levels(self.layout.noise_levels(member), error, dict(_wait_for_json(errors_file)))
 
     def _caption_states(self, latents: LatentSet) -> Any:
         """Token states of the captions, or None if no clip has one."""
@@ -254,7 +254,7 @@ class MemberRunner:
         arm, seed = prepared.member.arm, self.config.shift_seed
         first = prepared.member._replace(vae_seed=self.config.vae_seeds[0])
         if prepared.member != first:
-            return float(_handed_over(self.layout.shift(first))), {}
+            return float(_wait_for_json(self.layout.shift(first))), {}
         curves: dict[float, list[CurvePoint]] = {}
         for shift in self.config.shifts:
             training = self.work.training(arm, shift)
@@ -339,8 +339,8 @@ class MemberRunner:
         return replace(result, vae=prepared.vae.describe(), training=training)
 
 
-def _handed_over(file: Path) -> Any:
-    """What another member leaves in a JSON file; where that one runs in another process, wait for it."""
+def _wait_for_json(file: Path) -> Any:
+    """The contents of a JSON file that another member, perhaps in another process, writes."""
     while not file.exists():
         time.sleep(_WATCH)
     return json.loads(file.read_text(encoding="utf-8"))

@@ -4,8 +4,8 @@
     with plan.stage("latents stock"): ...
     # stage 4 of 9: latents stock; about 12 min left in all
 
-A stage's time is estimated from stages of its kind that ran from start to end in this comparison's folder, by this
-process or an earlier one. While a kind has none, the message says so instead of a number.
+A stage's time is estimated from stages of its kind that this process or an earlier one ran from start to end in the
+comparison's folder. Until there is one, the message says so instead of a number.
 """
 
 import heapq
@@ -28,22 +28,22 @@ class Stage(NamedTuple):
     """A piece of a comparison."""
 
     kind: str
-    """Stages of one kind take as long for each unit."""
+    """Stages of one kind take equally long per unit."""
     name: str
-    """Different for each stage."""
+    """Unique."""
     units: int = 1
     """Training steps, or 1."""
     done: bool = False
-    """Whether an earlier run finished it, as far as is known before anything runs."""
+    """Whether an earlier run is known to have finished it."""
     chain: str = ""
-    """Stages of one chain run one after the other, those of several chains at the same time; "" after all others."""
+    """Stages of one chain run in sequence, chains run in parallel; the chain "" runs after all others."""
 
 
 class Plan:
-    """The stages, and the measured times of those that ran; logs all of them at once.
+    """The stages, and the measured times of those that ran; logs the whole plan when it is made.
 
     Args:
-        path: where the times are kept: by kind, [units, seconds].
+        path: file of the times: by kind, [units, seconds].
         stages: all of them, in order.
         jobs: chains of stages that run at the same time.
     """
@@ -57,12 +57,12 @@ class Plan:
 
     @contextmanager
     def stage(self, name: str, result: Path | None = None) -> Iterator[None]:
-        """Say that a stage begins, and measure it; silent for one that is done.
+        """Log that a stage begins, and measure it; silent if it is done.
 
         Args:
             name: of one of the stages.
-            result: the last file that it writes, in a folder of its own. Where it is there, the stage is done; where
-                the folder is, the stage continues and is not measured.
+            result: the last file that it writes, in its own folder. If the file exists, the stage is done; if only the
+                folder does, the stage continues and is not measured.
         """
         done = self._stages[name].done or (result is not None and result.exists())
         fresh = not done and (result is None or not result.parent.exists())
@@ -73,7 +73,7 @@ class Plan:
         self.end(name, time.monotonic() - start if fresh else None)
 
     def begin(self, name: str) -> None:
-        """Say that a stage begins; those before it in its chain are done then."""
+        """Log that a stage begins; the ones before it in its chain are done."""
         names = list(self._stages)
         for before in names[: names.index(name)]:
             if self._stages[before].chain == self._stages[name].chain:
@@ -82,7 +82,7 @@ class Plan:
         self._started[name] = time.monotonic()
 
     def end(self, name: str, seconds: float | None) -> None:
-        """Note that a stage is done; `seconds` is None if they do not tell how long one of its kind takes."""
+        """Note that a stage is done; seconds: None if they are not typical of its kind."""
         stage = self._stages[name]
         if seconds is not None:
             units, before = self._measured.get(stage.kind, (0, 0.0))
@@ -95,7 +95,7 @@ class Plan:
         self._stages[name] = self._stages[name]._replace(done=True)
 
     def _seconds(self, stage: Stage) -> float | None:
-        """How long a stage takes; None where none of its kind was measured."""
+        """How long a stage takes; None if no stage of its kind was measured."""
         if stage.kind not in self._measured:
             return None
         units, seconds = self._measured[stage.kind]
@@ -106,7 +106,7 @@ class Plan:
         return " (done)" if stage.done else "" if seconds is None else f" (about {in_minutes(seconds)})"
 
     def _time_left(self) -> str:
-        """How long the stages take that are not done."""
+        """How long the remaining stages take."""
         waiting = [stage for stage in self._stages.values() if not stage.done]
         known = self._span([(stage, seconds) for stage in waiting if (seconds := self._seconds(stage)) is not None])
         unknown = [stage.kind for stage in waiting if self._seconds(stage) is None]
@@ -121,7 +121,7 @@ class Plan:
         )
 
     def _span(self, waiting: Sequence[tuple[Stage, float]]) -> float:
-        """Seconds until all of these are done: each chain in turn where a place becomes free."""
+        """Seconds until all of these are done, if each chain starts when one of the jobs is free."""
         chains: dict[str, float] = {}
         for stage, seconds in waiting:
             running = time.monotonic() - self._started[stage.name] if stage.name in self._started else 0.0
@@ -137,8 +137,8 @@ def planned(layout: Layout, training_of: Callable[[str], DiTTrainConfig]) -> lis
     """The stages of a comparison in the order in which they run.
 
     Args:
-        layout: where they are.
-        training_of: an arm's training of transformers, as far as it is known before shifts were tried.
+        layout: of the comparison.
+        training_of: an arm's training of transformers, before any shift is chosen.
     """
     config, stages = layout.config, []
     searched: set[str] = set()
@@ -162,7 +162,7 @@ def planned(layout: Layout, training_of: Callable[[str], DiTTrainConfig]) -> lis
 
 
 def transformer_name(label: str, seed: int, shift: float | None = None) -> str:
-    """The name of a transformer's stage; `shift` where it only tries that timestep shift."""
+    """The name of a transformer's stage; shift: the timestep shift that it tries, None for a final transformer."""
     return f"transformer {label}, seed {seed}" + ("" if shift is None else f", shift {shift:g}")
 
 

@@ -3,8 +3,8 @@
     share = shared_out(config.jobs, len(members), device)
     results = run_members(work, members, heldout, records, share)
 
-A member gets as many threads however many run at a time, so their number does not change a result. When one fails, or
-this process is asked to end, the others are too; they save a checkpoint first.
+The number of threads of a member does not depend on how many run at a time, so results do not either. When one fails,
+or this process is asked to end, the others end too; they save a checkpoint first.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ from .layout import Member
 from .members import MemberResult, MemberRunner, Records, Work
 
 _WATCH = 1.0
-"""Seconds between two looks at whether the processes are alive."""
+"""Seconds between checks that the processes are alive."""
 
 
 class Share(NamedTuple):
-    """How much runs at a time."""
+    """How a machine is divided."""
 
     jobs: int
-    """Members."""
+    """Members at a time."""
     threads: int
-    """Of each member, on the CPU."""
+    """CPU threads of each member."""
 
 
 def shared_out(jobs: int | None, members: int, device: torch.device) -> Share:
-    """What a machine is shared out into.
+    """How the machine is divided among the members.
 
     Args:
         jobs: members at a time; None for as many as there are cores, or GPUs if `device` is one.
@@ -67,9 +67,9 @@ def shared_out(jobs: int | None, members: int, device: torch.device) -> Share:
 def run_members(
     work: Work, members: Sequence[Member], heldout: Tensor, records: Records, share: Share
 ) -> dict[Member, MemberResult]:
-    """What is left to do for each member, and its results, in the order of `members`.
+    """Finish every member; returns their results in the order of `members`.
 
-    Each of them may wait for one before it. A single job is done in this process.
+    A member may wait for an earlier one. A single job runs in this process.
 
     Raises:
         UserError: a member failed, or its process was killed.
@@ -112,7 +112,7 @@ def _in_processes(work: Work, members: Sequence[Member], records: Records, share
 
 
 class _Process:
-    """The process of one member, at one of the places that the machine is shared out into."""
+    """The process of one member, at one of the places of the machine."""
 
     def __init__(self, work: Work, member: Member, threads: int, place: int) -> None:
         self.name, self.place = work.layout.label(member), place
@@ -126,14 +126,14 @@ class _Process:
         theirs.close()
 
     def hear(self, records: Records) -> MemberResult | None:
-        """Pass on what the member told; returns its result once it is there.
+        """Pass on the member's messages; returns its result once it has arrived.
 
         Raises:
             Exception: what the member raised.
             UserError: its process was killed.
             SystemExit: SIGTERM ended it.
         """
-        alive = self._process.is_alive()  # asked first: what a process told before it died is there by then
+        alive = self._process.is_alive()  # asked first: a process that is dead by now has sent everything
         for what, *told in self._messages():
             if what == "result":
                 self.join(records)
@@ -151,11 +151,11 @@ class _Process:
         raise UserError(f"{self.name}: {cause_of_death(code)}; {hint}")
 
     def end(self) -> None:
-        """Have it save what it has and end."""
+        """Ask it to save a checkpoint and end."""
         self._process.terminate()
 
     def join(self, records: Records) -> None:
-        """Wait until it has ended, and pass on what it told last: the time that went into a stage it was stopped in."""
+        """Wait for its end and pass on its last messages: the time spent on the stage in which it was stopped."""
         self._process.join()
         for what, *told in self._messages():
             if what not in ("result", "error"):
@@ -169,8 +169,8 @@ class _Process:
                 yield self.connection.recv()
 
 
-class _Told:
-    """`Records` in another process."""
+class _RemoteRecords:
+    """Sends `Records` to the parent process."""
 
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         def sends(what: str) -> Callable[..., None]:
@@ -192,13 +192,14 @@ def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads
         keep_freed_memory()
     try:
         with exit_on_sigterm():
-            connection.send(("result", MemberRunner(work, work.clips.heldout(), _Told(connection)).run(member)))
+            runner = MemberRunner(work, work.clips.heldout(), _RemoteRecords(connection))
+            connection.send(("result", runner.run(member)))
     except Exception as error:
         connection.send(("error", error, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """Whatever ended the parent, the next one starts to work in the same folders."""
+    """Die with the parent, however that ended: the next one will work in the same folders."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -207,7 +208,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _one_gpu(device: torch.device, number: int) -> Iterator[None]:
-    """What starts now sees one of this process's GPUs, if `device` is one."""
+    """A process that is started in this context sees one of this process's GPUs, if `device` is one."""
     if device.type != "cuda":
         yield
         return
