@@ -1,10 +1,10 @@
-"""The autoencoders of a comparison before anything is trained: which are given, and tokens that fit all of them.
+"""The autoencoders of a comparison before any training: those that are given, and a token grid that fits all.
 
     given = open_given(config.arms)                                  # those that are not trained here, by arm
     patches = common_patches(latent_sizes(trainings, given, clips), (1, 2, 2))
 
-Arms may compress differently (CogVideoX 4x8x8, Wan 2.2 4x16x16, an image autoencoder not at all in time). Each then
-gets a patch of its own, so that the transformer sees one grid of tokens in all arms.
+Arms may compress differently (CogVideoX 4x8x8, Wan 2.2 4x16x16, an image autoencoder not at all in time). Then each has
+its own patch size, so that the transformer sees the same grid of tokens in all arms.
 """
 
 import math
@@ -27,7 +27,7 @@ Grid = tuple[int, int, int]
 
 
 def open_given(arms: Mapping[str, ArmConfig]) -> dict[str, VideoAutoencoder]:
-    """The autoencoders of the arms for which nothing is trained.
+    """The autoencoders of the arms that are not trained here.
 
     Raises:
         UserError: one of them cannot be opened.
@@ -43,7 +43,7 @@ def open_given(arms: Mapping[str, ArmConfig]) -> dict[str, VideoAutoencoder]:
 
 
 def absolute(checkpoint: str) -> str:
-    """The same autoencoder whatever folder a later command runs in; a name on a hub stays as it is."""
+    """The autoencoder with an absolute path, for commands in other folders; a name on a hub stays as it is."""
     kind, colon, place = checkpoint.partition(":")
     if Path(checkpoint).exists():
         return str(Path(checkpoint).resolve())
@@ -65,7 +65,7 @@ def latent_sizes(
     """
     sizes = {}
     for name, training in trainings.items():
-        with torch.device("meta"):  # the sizes alone, no weights
+        with torch.device("meta"):  # sizes without weights
             vae = given.get(name) or SSVAE(training.model)
         try:
             sizes[name] = vae.latent_size(clips.num_frames, *clips.size)
@@ -75,9 +75,9 @@ def latent_sizes(
 
 
 def common_patches(sizes: Mapping[str, Grid], patch: Grid) -> dict[str, Grid]:
-    """The patch of each arm, by name: `patch` where all latents have one size, else what gives all arms one token grid.
+    """The patch size of each arm: `patch` if all latents have one size, else sizes that give all arms one token grid.
 
-    That grid is the finest that divides the latents of every arm and that `patch` makes of the largest ones.
+    That grid is the finest that divides the latents of every arm and is no finer than `patch` makes of the largest.
 
     Raises:
         UserError: `patch` does not divide the latents' one size, or the grid would have less than half of the tokens
@@ -102,13 +102,13 @@ def common_patches(sizes: Mapping[str, Grid], patch: Grid) -> dict[str, Grid]:
 
 
 def shape_warning(sizes: Mapping[str, Grid], patches: Mapping[str, Grid]) -> tuple[str, ...]:
-    """What a reader of the report must know about latents of several sizes; nothing if there is one size."""
+    """A warning for the report about latents of several sizes; empty if all have one size."""
     if len(set(sizes.values())) == 1:
         return ()
     shapes = "; ".join(f"{name} {_times(sizes[name])} in patches of {_times(patches[name])}" for name in sizes)
     return (
-        f"The arms' latents differ in size (frames × height × width: {shapes}). The transformer sees equally many "
-        "tokens in all arms, but its first and last layer, and the noise that it is given, differ with the latents.",
+        f"The arms' latents differ in size (frames × height × width: {shapes}). The transformer sees the same "
+        "number of tokens in all arms, but its first and last layers, and its input noise, differ with the latents.",
     )
 
 

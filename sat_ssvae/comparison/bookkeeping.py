@@ -17,10 +17,10 @@ from ..storage import write_json
 
 
 class Stopwatch:
-    """Minutes spent in each stage, over interruptions: `with stopwatch("latents"): ...`.
+    """Minutes spent in each stage, across interruptions: `with stopwatch("latents"): ...`.
 
     Args:
-        path: where they are kept.
+        path: of their JSON file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class Stopwatch:
             self.add(stage, (time.monotonic() - start) / 60)
 
     def add(self, stage: str, minutes: float) -> None:
-        """Count time that was measured elsewhere."""
+        """Add time that was measured elsewhere."""
         self._minutes[stage] = self._minutes.get(stage, 0.0) + minutes
         write_json(self._path, self._minutes)
 
@@ -49,7 +49,7 @@ class Stopwatch:
 def content(path: Path) -> list[list[Any]]:
     """Name, size and time of each file in a folder (or of a file): changes when clips or weights are replaced.
 
-    Not of files that `pack` writes anew whenever it looks whether it is done.
+    Files that `pack` rewrites each time it checks its output do not count.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [

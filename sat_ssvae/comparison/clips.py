@@ -20,11 +20,11 @@ from ..errors import UserError
 from .settings import ClipsConfig, ClipSource, CompareConfig, Split
 
 FEWEST = 8
-"""Held-out clips without which nothing can be scored."""
+"""Held-out clips that scores need at least."""
 
 
 def demo_source(config: CompareConfig, output: Path) -> ClipSource:
-    """The demo's clips, made where they are not there yet."""
+    """The demo's clips, made if they do not exist yet."""
     resolution = config.data.resolution
     short_side = resolution if isinstance(resolution, int) else min(resolution)
     folder = output / f"clips-{short_side}-{config.film_seconds:g}s"
@@ -39,7 +39,7 @@ def split_data(config: ClipsConfig, source: ClipSource, split: Split) -> dict[st
 
 @dataclass(frozen=True)
 class SplitClips:
-    """Clips by split; `skipped` names the file that lists what of a split could not be used."""
+    """Clips by split; skipped: the file that lists the unusable clips of a split."""
 
     config: ClipsConfig
     source: ClipSource

@@ -1,8 +1,8 @@
 """Intervals for clips that come from few videos: clips of one video are alike, so whole videos are resampled.
 
 videos = video_numbers(["a@0", "a@1", "b@0", ...])            # 0 0 1 ...
-low, high = mean_interval(psnr_of_clips, videos)
-again = VideoResampling(counts, videos)(resamples)            # what resamples of clips would be over videos
+low, high = student_interval(psnr_of_clips, videos)
+again = VideoResampling(counts, videos)(resamples)            # resamples of clips turned into resamples of videos
 
 Both rest on the delete-one-video jackknife with Student's t (Cameron and Miller, "A Practitioner's Guide to
 Cluster-Robust Inference", 2015): a bootstrap of ten videos would be a quarter too narrow. The degrees of freedom are
@@ -21,17 +21,17 @@ from .results import Estimate
 
 CONFIDENCE = 0.95
 _MOST_GROUPS = 20
-"""More videos are dealt into this many groups, which are resampled as wholes: it costs 7 % of width, and with more
-groups than this their effects could not be told apart in 200 resamples."""
+"""More videos are dealt into this many groups, which are resampled whole. It widens intervals by 7 %; the effects of
+more groups could not be separated in 200 resamples."""
 _FEWEST = 1.5
-"""Equally long videos (see above) below which nothing is known of how videos differ, and clips count instead."""
+"""With fewer equally long videos (see above) nothing is known about how videos differ, and clips count instead."""
 
 
 def video_numbers(keys: Sequence[str]) -> NDArray[np.int64] | None:
     """The video of each clip as a number, from keys `VIDEO@START`.
 
     Returns:
-        None where clips count as independent: one a video, or only one video (or hardly more) for all.
+        None if clips count as independent: one clip per video, or hardly more than one video in all.
     """
     _, numbers = np.unique([video_of(key) for key in keys], return_inverse=True)
     alone = len(keys) == numbers.max(initial=-1) + 1
@@ -60,7 +60,7 @@ def mean_over_videos(values: Sequence[float], keys: Sequence[str]) -> Estimate:
 
 
 def over_videos(estimate: Estimate, counts: NDArray[np.float64], keys: Sequence[str]) -> Estimate:
-    """The same number with resamples and interval over videos; unchanged without resamples, or where clips count.
+    """The same number with resamples and interval over videos; unchanged without resamples, or if clips count.
 
     Args:
         estimate: with resamples of clips.
@@ -81,9 +81,9 @@ class VideoResampling:
     A score under resample r is, to first order, the score plus a sum over videos of (times r draws the video / its
     clips - 1) times the video's influence, plus what has nothing to do with which videos they are. So a regression over
     the resamples gives the influences; in their place comes a draw of Student's t with the jackknife's variance, the
-    same for all scores. What several scores have in common is kept. The rest is lessened by as much as the regression's
-    own error adds. It holds the differences within videos a second time, so intervals are wider than need be (by a
-    fifth) where videos do not differ at all.
+    same for all scores. What several scores have in common is kept. The rest is reduced by what the regression's own
+    error adds. It counts the differences within videos twice, so intervals are too wide (by a fifth) if videos do not
+    differ at all.
 
     Args:
         counts: how often each resample draws each clip, (resamples, clips).
@@ -115,7 +115,7 @@ class VideoResampling:
 
 
 def _equal_videos(videos: NDArray[np.int64]) -> float:
-    """How many equally long videos tell as much."""
+    """The equivalent number of equally long videos."""
     sizes = np.bincount(videos)
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(videos) else 0.0
 
@@ -135,7 +135,7 @@ def _jackknife(videos: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _dealt(videos: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Videos, or groups of them of about equal numbers of clips where there are too many."""
+    """Videos, or if there are too many, groups of them with about equal numbers of clips."""
     sizes = np.bincount(videos)
     if len(sizes) <= _MOST_GROUPS:
         return videos

@@ -3,8 +3,8 @@
     read_crossing(*smooth_curve([100, 200, 400, 800], [4.0, 3.1, 2.2, 2.0]), target=2.5)     # 325.6
 
 Three stages, each with a reason: averaging dense logs into groups (a log of every step is not an evaluation),
-a running median of three (one lucky or unlucky evaluation does not count), and isotonic regression (what
-remains of the noise may not make training go backwards). No smoothing width has to be chosen.
+a running median of three (one lucky or unlucky evaluation does not count), and isotonic regression (the remaining
+noise must not make training go backwards). There is no smoothing width to choose.
 """
 
 import itertools
@@ -44,8 +44,8 @@ def without_outliers(steps: Sequence[float], scores: Sequence[float]) -> list[fl
     """Running median of three. A curve that falls ever more slowly passes unchanged.
 
     The ends have one neighbour only: the first may not lie below the second (a lucky start is no progress),
-    and the last falls no lower than the trend of the two before it. With three points or fewer nothing can be
-    told apart.
+    and the last falls no lower than the trend of the two before it. Three points or fewer are returned as
+    they are.
     """
     y = [math.inf if math.isnan(score) else score for score in scores]
     if len(y) < 4:
@@ -136,7 +136,7 @@ def read_pair(
 
 
 def _reached(steps: Sequence[float], fit: Sequence[float], target: float) -> float:
-    """`read_crossing` where the curve is known to end at or below the target."""
+    """`read_crossing` of a curve that is known to end at or below the target."""
     crossing = read_crossing(steps, fit, target)
     assert crossing is not None, "a non-increasing curve reaches what it ends on"
     return crossing

@@ -1,4 +1,4 @@
-"""Several autoencoders of one arm, trained with different seeds, as one result.
+"""The results of an arm's autoencoders, trained with different seeds, as one.
 
 arm = pooled([result_of_seed_0, result_of_seed_1, result_of_seed_2])
 """

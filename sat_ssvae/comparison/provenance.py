@@ -1,4 +1,4 @@
-"""Which videos a comparison trained and judged on, and what was left out and why.
+"""The videos that a comparison trained and judged on, and what was left out and why.
 
 provenance = Provenance.of_clips(train_keys, heldout_keys, {"train": skipped_train, "heldout": skipped_heldout})
 """
@@ -15,7 +15,7 @@ from ..data.skips import read_skips
 FEW_CLIPS = 30
 """Held-out clips below which a result depends on which clips they are."""
 FEW_VIDEOS = 10
-"""Held-out videos below which their spread is hardly known: Student's t is a sixth wider than the normal at ten."""
+"""With fewer held-out videos their spread is hardly known: at ten, Student's t is a sixth wider than the normal."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -30,7 +30,7 @@ class LeftOut:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Provenance:
-    """Clips by video, in order, of the training and the held-out split; and what of either was left out."""
+    """Clips by video, in order, of the training and the held-out split; and what was left out of either."""
 
     train: dict[str, int]
     heldout: dict[str, int]
@@ -44,12 +44,12 @@ class Provenance:
             for split, path in skipped.items()
             for skip in read_skips(path)
         ]
-        # Several processes that read the same clips may list one each.
+        # Several processes that read the same clips may list the same skip.
         return cls(_by_video(train), _by_video(heldout), tuple(dict.fromkeys(left_out)))
 
 
 def few_warnings(clips: int, videos: int) -> tuple[str, ...]:
-    """What a reader must know where few clips are held out, or clips of few videos; nothing if there are enough."""
+    """Warnings for the report if few clips are held out, or clips of few videos."""
     warnings = []
     if clips < FEW_CLIPS:
         warnings.append(

@@ -35,8 +35,8 @@ class Estimate:
     """A number with its 95 % interval; both ends None if no interval was measured.
 
     resamples: the number under bootstrap resamples of the clips that it was measured on, in an order that is
-    the same for all arms, seeds and steps (resample r draws the same clips everywhere); empty if this was
-    not done. What all evaluations owe to the choice of clips cancels in a speed-up only with them.
+    the same for all arms, seeds and steps (resample r draws the same clips everywhere); empty if there are
+    none. Only with them does the common effect of the choice of clips cancel in a speed-up.
     """
 
     value: float
@@ -90,7 +90,7 @@ class ComparisonResults:
 
     budget (steps, batch sizes, minutes), machine, packages (name -> version), configuration (the exact, whole
     one) and measurement (clips, samples, sampler, features, sizes, fps) are shown as they are. attribution:
-    of the clips shown. provenance: the videos that clips were cut from.
+    of the clips shown. provenance: the videos that the clips come from.
 
     Raises:
         ValueError: fewer than two arms, two arms of one name, curves of an unknown arm or seed, two values
@@ -143,7 +143,7 @@ class ComparisonResults:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all metrics with a curve, in the order in which they came."""
+        """Names of all metrics with a curve, in the order of the curves."""
         return tuple(dict.fromkeys(point.metric for point in self.curves))
 
     def arm(self, name: str) -> ArmResult:
@@ -157,7 +157,7 @@ class ComparisonResults:
         return sorted(points, key=lambda point: point.step)
 
     def to_json(self, **derived: Any) -> str:
-        """As JSON. `speed_ups` and `verdict` may be added for the file's readers; `from_json` drops them."""
+        """As JSON. `speed_ups` and `verdict` may be added for readers of the file; `from_json` drops them."""
         unknown = set(derived) - set(_DERIVED)
         if unknown:
             raise ValueError(f"only {_DERIVED} may be added, not {sorted(unknown)}")
@@ -166,7 +166,7 @@ class ComparisonResults:
 
     @classmethod
     def from_json(cls, text: str) -> "ComparisonResults":
-        """Raises UserError when the text is no such JSON."""
+        """Raises UserError if the text is not such JSON."""
         try:
             plain = json.loads(text)
             if isinstance(plain, dict):

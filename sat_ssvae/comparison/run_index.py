@@ -1,4 +1,4 @@
-"""Which transformers a comparison has finished and what each of them works on: `transformers.json` in its folder.
+"""The finished transformers of a comparison and what each of them works on: `transformers.json` in its folder.
 
 index = RunIndex.read(Path("runs/compare"))
 index.find("ssvae").folder          # where the transformer is
@@ -73,7 +73,7 @@ class RunIndex(Config):
         """The transformer of an arm, the first one if no seed is given.
 
         Raises:
-            UserError: there is none; the message names those there are.
+            UserError: there is none; the message names the existing ones.
         """
         of_arm = [one for one in self.transformers if one.arm == arm]
         if not of_arm:

@@ -1,4 +1,4 @@
-"""The trainings and comparisons in a folder: how far they are, and what of them is not needed to continue.
+"""The trainings and comparisons in a folder: their progress, and the checkpoints that they do not need to continue.
 
 for run in list_runs(Path("runs")):
     run.state, run.size, run.unneeded
@@ -25,7 +25,7 @@ _TAIL = 1 << 20
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A training or a comparison; `size` in bytes, `step` and `score` in words."""
+    """A training or a comparison; size: in bytes; step, score: as text."""
 
     folder: Path
     kind: Literal["training", "comparison"]
@@ -34,7 +34,7 @@ class RunStatus:
     size: int
     score: str
     unneeded: tuple[Path, ...]
-    """Checkpoints that are not needed to continue; none while it is, or may be, running."""
+    """Checkpoints that are not needed to continue; none while the run is, or may be, active."""
 
 
 def list_runs(folder: Path) -> list[RunStatus]:
@@ -57,7 +57,7 @@ def clean(run: RunStatus) -> dict[Path, int]:
     with contextlib.ExitStack() as held:
         for folder in (run.folder, *(part for part in _parts(run.folder) if _is_training(part))):
             held.enter_context(alone(folder))
-        sizes = {path: size_of(path) for path in _unneeded(run.folder)}  # what the listing saw may have changed
+        sizes = {path: size_of(path) for path in _unneeded(run.folder)}  # may have changed since the listing
         for path in sizes:
             remove_checkpoint(path)
     return sizes
@@ -121,7 +121,7 @@ def _state(folder: Path) -> RunState:
     if not _is_comparison(folder):
         return "finished" if (folder / "done").exists() else "interrupted"
     report, started = folder / "report" / "results.json", folder / "minutes.json"
-    # The report is what a comparison writes last; continued with other settings, it counts its minutes anew.
+    # A comparison writes its report last, and its minutes again when it continues with other settings.
     finished = report.exists() and report.stat().st_mtime_ns >= started.stat().st_mtime_ns
     return "finished" if finished else "interrupted"
 
@@ -141,7 +141,7 @@ def _unneeded_checkpoints(folder: Path) -> list[Path]:
 
 
 def _needs_none(folder: Path) -> bool:
-    """Whether a training is finished and its result there: an autoencoder, or a transformer with all its scores."""
+    """Whether a training is finished and its result exists: an autoencoder, or a transformer with all its scores."""
     if (folder / "dit.safetensors").exists():
         path = folder / "evaluated.json"
         return path.exists() and is_scored(folder / "scores", json.loads(path.read_text(encoding="utf-8")))
@@ -165,7 +165,7 @@ def _verdict(folder: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object; empty if there is none, or a damaged one."""
+    """The object in a JSON file; empty if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}

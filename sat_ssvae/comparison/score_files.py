@@ -1,4 +1,4 @@
-"""Scores of a generator on disk, two files a step, as a comparison's stages leave them for its report.
+"""Scores of a generator on disk, two files per step, from which a comparison makes its report.
 
 write_scores(folder, step, scores, samples)      # folder/step_100.json, folder/step_100.safetensors
 curves = curve_points(read_scores(folder, steps), "ssvae", seed)
@@ -19,7 +19,7 @@ from .results import CurvePoint, Estimate
 
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, Estimate], samples: Tensor) -> None:
-    """Keep the scores of one step, and the samples to show, `n C T H W` in [-1, 1]."""
+    """Write the scores of one step, and the samples to show, `n C T H W` in [-1, 1]."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / f"step_{step}.safetensors", {"video": to_uint8(samples)})
     plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
@@ -27,7 +27,7 @@ def write_scores(folder: Path, step: int, scores: Mapping[str, Estimate], sample
 
 
 def is_scored(folder: Path, steps: Iterable[int]) -> bool:
-    """Whether all of these steps have scores."""
+    """Whether all of these steps have been scored."""
     return all((folder / f"step_{step}.json").exists() for step in steps)
 
 
