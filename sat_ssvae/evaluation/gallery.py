@@ -1,4 +1,4 @@
-"""Pages of videos with the worst first: what `reconstruct` and `restore` write as gallery.html, and `reward` too.
+"""Pages of videos, the worst first: the gallery.html of `reconstruct` and `restore`, and the page of `reward`.
 
 write_gallery(output / "gallery.html", Gallery(title, sentence, rows, ...))
 """
@@ -23,7 +23,7 @@ TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "stlpips": "ST-LPIPS", "lpips": "L
 ROWS = 1000
 """Rows of the table on a page; the CSV file has all of them."""
 _CELL, _NARROW_CELL = 480, 300
-"""Width of a clip on a page, in pixels, where a row has two, and where it has more."""
+"""Width of a clip on a page, in pixels, in a row of two clips and in a row of more."""
 _RATE = 4.0
 """Frames per second: moments are slowed down to show where they differ."""
 
@@ -38,7 +38,7 @@ class Gallery:
     rows: Sequence[ClipRow]
     """Of clips, the worst first."""
     order: str
-    """By what the rows are ordered, and how many of how many they are."""
+    """How the rows are ordered, and how many of all videos they show."""
     header: Sequence[str]
     numbers: Sequence[Sequence[str]]
     """One row per video, in the order of the clips' rows, as in the CSV file."""
@@ -82,12 +82,12 @@ def write_gallery(path: Path, gallery: Gallery) -> Path:
 
 
 def _short(text: str) -> str:
-    """A number of the CSV file with as many digits as a person reads; anything else as it is."""
+    """A number of the CSV file with a readable number of digits; anything else unchanged."""
     return written(float(text), 3, signed=text[0] == "+") if re.fullmatch(r"[+-]?\d+\.\d{3,}", text) else text
 
 
 def clips_shown(exhibits: Sequence[Exhibit], total: int, *, scored: bool = True) -> str:
-    """What the clips are and how many, for `Gallery.order`."""
+    """Text for `Gallery.order`: what the clips are, and how many."""
     if not exhibits:
         return "An earlier run made these videos and kept no pictures; another --output makes them again."
     which = f"all {total}"

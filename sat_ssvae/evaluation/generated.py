@@ -1,11 +1,10 @@
-"""A folder of generated videos and the prompts that they were made from.
+"""A folder of generated videos, and their prompts.
 
     for video in list_videos(Path("outputs"), prompts=Path("prompts.txt")): ...
 
-A prompt comes from where captions are found (NAME.txt beside NAME.mp4, tables, see `data.captions`), from a JSON file
-{name: prompt}, or, for what CogVideoX's sample_video.py writes (`3_a_red_car/0/000000.mp4`: the prompt's number, its
-words, the sample's number), from the prompts' file that it read, or from the folder's name, as long as that holds the
-whole prompt.
+A prompt comes from a caption (NAME.txt beside NAME.mp4, tables, see `data.captions`) or a JSON file {name: prompt}. For
+the output of CogVideoX's sample_video.py (`3_a_red_car/0/000000.mp4`: number and words of the prompt, number of the
+sample) it comes from the file of prompts that was sampled from, or from the folder's name if that is the whole prompt.
 """
 
 import json
@@ -40,7 +39,7 @@ def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
     Args:
         folder: is searched at any depth.
         prompts: a JSON object {name: prompt}, names with or without suffix, or the text file that CogVideoX sampled
-            from, one prompt a line; None to look beside the videos.
+            from, one prompt per line; None to look beside the videos.
 
     Raises:
         UserError: no folder, no video in it, prompts that cannot be read, or a video without one.
@@ -76,7 +75,7 @@ def _video(
 
 
 def _numbered_prompt(lines: list[str], sample: re.Match[str] | None) -> str:
-    """The line of a sample's number, if the folder's name starts as that line does."""
+    """The line with the sample's number, if the folder's name fits it."""
     if sample is None or int(sample[1]) >= len(lines):
         return ""
     prompt = lines[int(sample[1])].partition("@@")[0]  # of image to video: the prompt and its image

@@ -26,7 +26,7 @@ _VIEW = re.compile(rf"(.+)\.({SIDE_BY_SIDE}|{ERROR_MAP})\.mp4")
 
 
 class VideoItem(NamedTuple):
-    """A video, its place in the output folder, without the suffix, and its caption, which may be empty."""
+    """A video, its path in the output folder without the suffix, and its caption, which may be empty."""
 
     name: str
     source: Path | bytes
@@ -61,15 +61,15 @@ class VideoJob(Generic[R]):
     kind: type[R]
     """Of the results."""
     key: Callable[[VideoItem], str]
-    """Fingerprint of an item and the settings; raises UserError where the item cannot be used."""
+    """Fingerprint of an item and the settings; raises UserError if the item cannot be used."""
     paths: Callable[[VideoItem], Iterable[Path]]
-    """The files that are made of an item."""
+    """The files that an item is turned into."""
     frames: Callable[[VideoInfo], int]
-    """How many frames are made of a video, as far as its header tells."""
+    """How many frames a video will have, judged by its header."""
     work: Callable[[VideoItem, str, Callable[[int], object]], R]
-    """Processes an item with its key; the last argument is called with the number of frames done since."""
+    """Processes an item with its key; calls its last argument with the number of frames done since the last call."""
     known: Callable[[R], object]
-    """Is told the result of an item that an earlier run has done."""
+    """Called with the result of an item that an earlier run has done."""
 
 
 def list_items(source: Path, skipped: list[Skip]) -> Iterator[VideoItem]:
@@ -100,7 +100,7 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[VideoItem]:
 
 
 def is_view(path: Path) -> bool:
-    """Whether a video only shows another one that is beside it, as `reconstruct` and `restore` write them."""
+    """Whether a video is a view of another one beside it, as `reconstruct` and `restore` write them."""
     view = _VIEW.fullmatch(path.name)
     others = path.parent.glob(f"{glob.escape(view[1])}.*mp4") if view else ()
     return any(not _VIEW.fullmatch(other.name) for other in others)
@@ -109,16 +109,16 @@ def is_view(path: Path) -> bool:
 def work_through(source: Path, journal: Path, job: VideoJob[R], skipped: list[Skip]) -> list[R]:
     """Do the job for each item of `source`; results are kept in `journal`, unusable items in `skipped`.
 
-    An item is not done again while its key is the one of the journal and all paths that it makes are there. A progress
-    bar counts frames; their total is known from the videos' headers.
+    An item is skipped if the journal has its key and all of its files exist. A progress bar counts frames, whose total
+    comes from the videos' headers.
 
     Raises:
-        UserError: nothing to work on, nothing of it could be used, `journal` is inside the folder of videos, or a video
-            would be written over.
+        UserError: no videos, none that can be used, `journal` is inside the folder of videos, or a video would be
+            overwritten.
     """
     check_output(journal.parent, source)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    known = {record.name: record for record in read_journal(journal, job.kind)}  # what was written last
+    known = {record.name: record for record in read_journal(journal, job.kind)}  # the last of several records wins
     expected = {item.name: _expected_frames(item, job) for item in list_items(source, [])}
     records: list[R] = []
     total = sum(expected.values())

@@ -1,4 +1,4 @@
-"""Results that are stored one by one as they come, so that an interrupted run continues where it stopped.
+"""Results that are stored one by one, so that an interrupted run continues where it stopped.
 
 known = read_journal(path, Record)
 append(path, record)      # a dataclass of plain values, one JSON line
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def read_journal(path: Path, kind: type[R]) -> list[R]:
-    """The records in their order, none if there is no file; a line that a killed process left half is cut off.
+    """The records in order, none if there is no file; the incomplete last line of a killed process is cut off.
 
     Raises:
         UserError: the file holds something else.
@@ -34,7 +34,7 @@ def read_journal(path: Path, kind: type[R]) -> list[R]:
 
 
 def append(path: Path, record: Any) -> None:
-    """Add a record, an instance of a dataclass, as one line, which is on its way to the disk when this returns."""
+    """Append a record, an instance of a dataclass, as one line; it is flushed when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The worst moment of each video, kept for the page that shows the worst videos; of bounded size on disk and page.
+"""The worst moment of each video, for the page of the worst videos; bounded in size on disk and on the page.
 
     kept = Moments(output / "gallery")
     moment = WorstMoment("original", ["reconstruction"])
@@ -6,7 +6,8 @@
     kept.add("a_red_car", psnr, moment)
     kept.exhibits()                                                 # worst first
 
-A moment is as many consecutive frames as a page shows, before any compression. Only the worst videos' moments stay.
+A moment is the run of consecutive frames that a page shows, before any compression. Only those of the worst videos are
+kept.
 """
 
 import base64
@@ -26,11 +27,11 @@ from ..storage import write_text
 MOMENTS = "gallery"
 """Folder beside a command's other output."""
 ORIGINAL = "original"
-"""Name of the view that others should be like."""
+"""Name of the view that others should match."""
 SHOWN = 24
 """Videos whose moments are kept, at most."""
 PAGE_BYTES = 24 << 20
-"""A page shows fewer of them where it would become larger; noise compresses badly."""
+"""A page that would become larger shows fewer of them; noise compresses badly."""
 FRAMES = 8
 WIDTH = 480
 """Wider frames are made smaller, in pixels."""
@@ -45,7 +46,7 @@ _EVERY = 4
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A video's moment: its first frame's number, and films by view; `errors` are maps of views that were judged."""
+    """A video's moment: number of its first frame, and films by view; errors: error maps of the judged views."""
 
     name: str
     frame: int
@@ -58,8 +59,8 @@ class WorstMoment:
 
     Args:
         reference: the view to differ from.
-        judged: views that get an error map; the first one decides which moment it is.
-        scored: whether the reference is what the views should be; without, there are no error maps.
+        judged: views that get an error map; the first one decides on the moment.
+        scored: whether the reference is the ground truth; otherwise there are no error maps.
     """
 
     def __init__(self, reference: str, judged: Sequence[str], *, scored: bool = True) -> None:
@@ -76,7 +77,7 @@ class WorstMoment:
                 self._judge()
 
     def exhibit(self, name: str) -> Exhibit:
-        """The films of the worst frames; a video that is shorter is shown whole."""
+        """The films of the worst frames; a shorter video is shown whole."""
         if self._waiting and not self.views:
             self._judge()
         films = {view: film(clip, max_width=WIDTH) for view, clip in self.views.items()}
@@ -110,7 +111,7 @@ class Moments:
     """The moments of the videos with the lowest scores, one file each in `folder`.
 
     Args:
-        folder: need not be there.
+        folder: need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,12 +120,12 @@ class Moments:
         self._count = 0
 
     def add(self, name: str, score: float, moment: WorstMoment | None = None) -> None:
-        """Rank a video; its moment, where it was worked on now, is written if it is among the worst.
+        """Rank a video; its moment is written if it is among the worst.
 
         Args:
             name: of the video.
             score: higher is better.
-            moment: None for a video that an earlier run has done.
+            moment: None for a video of an earlier run, whose moment is on disk.
         """
         bisect.insort(self._kept, (score, self._count, name))
         self._count += 1
@@ -135,7 +136,7 @@ class Moments:
             write_text(self._path(name), json.dumps(_plain(moment.exhibit(name))))
 
     def exhibits(self) -> list[Exhibit]:
-        """What is kept, the lowest score first; videos of an earlier run that kept none are missing."""
+        """The kept moments, the lowest score first."""
         paths = [path for _, _, name in self._kept if (path := self._path(name)).is_file()]
         ends = itertools.accumulate(path.stat().st_size for path in paths)
         shown = [

@@ -44,7 +44,7 @@ OWN = "reconstruction"
 """The view that a video's original is compared with."""
 _FEATURES = "i3d"
 _COMPARED = ("original", "own")
-"""Names of the features of a video and of its reconstruction, in the file that keeps them."""
+"""Names of the features of a video and of its reconstruction in their file."""
 
 
 class ReconstructConfig(Config):
@@ -70,7 +70,7 @@ class ReconstructConfig(Config):
 
 @dataclass(frozen=True)
 class ClipScores:
-    """A video that was reconstructed; `scores` are means over its frames, `key` is what they belong to."""
+    """A reconstructed video; scores: means over its frames; key: fingerprint of video, weights and settings."""
 
     name: str
     frames: int
@@ -98,7 +98,7 @@ class VideoDistance:
 
     @property
     def warning(self) -> str:
-        """What is wrong with the number; empty if nothing is."""
+        """What is wrong with the number, if anything."""
         if self.distance is None:
             return f"rFVD needs 2 clips of {self.frames} frames at least, these videos have {self.clips}"
         if self.clips <= self.dimension:
@@ -111,7 +111,7 @@ class VideoDistance:
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """All videos of a run, and what could not be used."""
+    """All videos of a run, and those that could not be used."""
 
     clips: list[ClipScores]
     skipped: list[Skip]
@@ -120,7 +120,7 @@ class ReconstructionReport:
     """The worst moments of the videos with the lowest PSNR."""
 
     def totals(self) -> dict[str, float]:
-        """Means over videos, each counted once, whatever its length."""
+        """Means over videos, which count equally whatever their length."""
         return {name: float(np.mean([clip.scores[name] for clip in self.clips])) for name in self.clips[0].scores}
 
 
@@ -130,11 +130,11 @@ def reconstruct(
 ) -> ReconstructionReport:
     """Reconstruct a video, or all of a folder or of shards, into the folder `output`.
 
-    What `output` holds already, from the same weights and settings, is not done again. A video that cannot be used is
+    Videos that `output` already has, from the same weights and settings, are skipped. A video that cannot be used is
     listed in the report, and the others are still processed.
 
     Raises:
-        UserError: nothing to reconstruct, nothing of it could be used, or `output` is inside the folder of videos.
+        UserError: no videos, none that can be used, or `output` is inside the folder of videos.
     """
     perceptual = None if config.perceptual == "none" else build_perceptual(config.perceptual).to(device)
     i3d = None if config.i3d is None else I3D(config.i3d, device)
@@ -203,7 +203,7 @@ class _Run:
         return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
 
     def _pairs(self, source: Path | bytes) -> Iterator[tuple[list[TimedFrame], Tensor, Tensor]]:
-        """Frames, the same as `1 C T H W`, and their reconstruction; frames wait here until it arrives."""
+        """Frames, the same as `1 C T H W`, and their reconstruction, for which the frames wait here."""
         waiting: deque[TimedFrame] = deque()
 
         def chunks() -> Iterator[Tensor]:
@@ -235,7 +235,7 @@ _VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _paths(name: str, output: Path, config: ReconstructConfig) -> dict[str, Path]:
-    """The files to write, by view; those that are no view keep I3D's features."""
+    """The files to write, by view; one that is not a view holds I3D's features."""
     paths = {OWN: output / f"{name}.mp4"}
     for view, wanted in ((SIDE_BY_SIDE, config.side_by_side), (ERROR_MAP, config.error_map)):
         if wanted:

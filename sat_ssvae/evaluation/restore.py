@@ -3,7 +3,7 @@
     restorer = Restorer.open(Path("runs/compare"), "ssvae", None, device)
     report = restore(restorer, Path("videos"), Path("out"), RestoreConfig(strengths=(0.2, 0.4)))
 
-A video is read as the comparison's clips were, at their size and frame rate: the transformer was trained on no other.
+A video is read like the comparison's clips, at their size and frame rate, the only ones the transformer was trained on.
 It is cut into windows of a clip's length. Each is encoded, noised to the level `strength`, denoised from there, and
 decoded; windows overlap and are cross-faded. The autoencoder's plain reconstruction is shown beside the restored video.
 """
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 RESTORATION_JOURNAL = "restoration.jsonl"
 INPUT, ROUND_TRIP = "degraded", "autoencoder alone"
-"""Names of views that are no restoration: what is restored, and that through the autoencoder."""
+"""Names of the views that are not restorations: the input, and the input through the autoencoder."""
 _DEGRADED_AT_ONCE = 48  # frames
 
 
@@ -83,7 +83,7 @@ class RestoreConfig(Config):
 
 @dataclass(frozen=True)
 class RestoredVideo:
-    """A video that was restored. `scores`: by view, then by metric, means over frames; empty without an original."""
+    """A restored video. scores: by view, then by metric, means over frames; empty without an original."""
 
     name: str
     frames: int
@@ -93,12 +93,12 @@ class RestoredVideo:
 
 @dataclass(frozen=True)
 class RestorationReport:
-    """All videos of a run, and what could not be used."""
+    """All videos of a run, and those that could not be used."""
 
     videos: list[RestoredVideo]
     skipped: list[Skip]
     exhibits: list[Exhibit] = field(default_factory=list)
-    """The worst moments of the videos that were restored worst; without originals, of the first ones."""
+    """The worst moments of the worst restored videos; without originals, of the first ones."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ class Restorer:
 
     @classmethod
     def open(cls, run: Path, arm: str, seed: int | None, device: torch.device) -> "Restorer":
-        """What a comparison has trained for an arm, with its first seed where none is given.
+        """The networks that a comparison trained for an arm; seed: of the transformer, None for the first one.
 
         Raises:
-            UserError: no finished transformer, unknown arm or seed, or another autoencoder than it was trained with.
+            UserError: no finished transformer, unknown arm or seed, or the autoencoder has changed since.
         """
         index = RunIndex.read(run)
         trained = index.find(arm, seed)
-        place = run / trained.autoencoder  # where that is absolute, it is the place itself
+        place = run / trained.autoencoder  # an absolute path replaces the whole of it
         vae = open_autoencoder(str(place) if place.exists() else trained.autoencoder)
         if weights_digest(vae.state_dict()) != trained.weights:
             raise UserError(
@@ -158,7 +158,7 @@ class Restorer:
             raise UserError(f"steps={config.steps}: the transformer knows {self.process.num_steps} noise levels")
 
     def caption_states(self, caption: str) -> Tensor | None:
-        """The text that the transformer gets for a video, (1, l, d); None if it was trained without text."""
+        """The transformer's text input for a video, (1, l, d); None if it was trained without text."""
         if self.encoder is None:
             return None
         from ..diffusion.text import encode_captions
@@ -186,7 +186,7 @@ def restore(
     degradation: Degradation | None = None,
     originals: Path | None = None,
 ) -> RestorationReport:
-    """Restore a video, or all of a folder or of shards, into `output`; what that has already is not done again.
+    """Restore a video, or all of a folder or of shards, into `output`; videos that it already has are skipped.
 
     Args:
         restorer: the autoencoder and the transformer.
@@ -194,11 +194,11 @@ def restore(
         output: receives NAME.mp4, with several strengths NAME.strength0.3.mp4.
         config: how.
         degradation: applied at the size and frame rate of restored videos.
-        originals: clean videos of the same names, where `source` is degraded already.
+        originals: clean videos of the same names, if `source` is already degraded.
 
     Raises:
-        UserError: nothing to restore, nothing of it could be used, settings that do not fit, or an output folder among
-            the videos.
+        UserError: no videos, none that can be used, settings that do not fit, or an output folder inside that of the
+            videos.
     """
     restorer.check(config)
     if degradation is not None and originals is not None:
@@ -229,12 +229,12 @@ class _Run:
     config: RestoreConfig
     degradation: Degradation | None
     clean: Mapping[str, Path]
-    """The original videos by name, where the input is degraded already."""
+    """The original videos by name, if the input is already degraded."""
     perceptual: Perceptual | None
     moments: Moments
 
     def key(self) -> Callable[[VideoItem], str]:
-        """What gives the fingerprint of everything that a restored video depends on."""
+        """A function that gives the fingerprint of everything that a restored video depends on."""
         weights = weights_digest(self.restorer.model.state_dict())
         identity = [weights, self.restorer.trained, str(self.degradation), self.config]
 
@@ -267,7 +267,7 @@ class _Video:
 
     @property
     def original(self) -> Path | None:
-        """The clean video, where that is a file of its own."""
+        """The clean video, if the input is already degraded."""
         return self.shared.clean.get(self.item.name)
 
     def restore(self, key: str, advance: Callable[[int], object]) -> RestoredVideo:
@@ -330,7 +330,7 @@ class _Video:
         if self.shared.degradation is None:
             yield from (frame[None] for frame in given)
             return
-        generator = self._generator(1)  # of its own: the degraded video is the same for every arm
+        generator = self._generator(1)  # separate, so that the degraded video is the same for every arm
         while block := list(islice(given, _DEGRADED_AT_ONCE)):
             clean = torch.stack(block, 1)
             degraded = self.shared.degradation(clean, self.shared.restorer.clips.fps, generator)

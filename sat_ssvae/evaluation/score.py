@@ -30,7 +30,7 @@ from .score_videos import TEMPORAL, ClipSettings, MeasuredFolder, Measuring, Net
 
 SCORE_JOURNAL = "score.jsonl"
 CLIP = "openai/clip-vit-base-patch32"
-"""Used if it happens to be in the cache of transformers."""
+"""Used if it is in the cache of transformers."""
 
 
 class ScoreConfig(Config):
@@ -58,7 +58,7 @@ class ScoreConfig(Config):
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured: a title with its unit, which values are better, and one sentence for the reader."""
+    """A measure: its title with the unit, which values are better, and a sentence that explains it."""
 
     title: str
     better: str
@@ -130,7 +130,7 @@ class ScoreReport:
     folders: tuple[FolderScores, ...]
     real: FolderScores
     notes: tuple[str, ...]
-    """What was left out, and what to keep in mind."""
+    """What was left out, and caveats."""
 
 
 def score(
@@ -144,12 +144,12 @@ def score(
     """Score folders (or shards) of generated videos against real ones.
 
     Args:
-        generated: each has videos of its own.
-        real: videos of the kind that were to be generated.
+        generated: folders or shards.
+        real: videos of the kind that the model should generate.
         config: what is compared and how.
         device: where networks run.
-        prompts: as `list_videos` takes it; None to look beside the videos.
-        journal: where the results of each video are kept, so that a later call continues; None keeps them nowhere.
+        prompts: as in `list_videos`; None to look beside the videos.
+        journal: file of the results of each video, with which a later call continues; None for no file.
 
     Raises:
         UserError: fewer than two usable videos in a set, prompts that cannot be read or, where they were given, are
@@ -175,7 +175,7 @@ def score(
 
 
 def _fvd_notes(sets: Sequence[MeasuredFolder]) -> list[str]:
-    """Why there is no FVD, or what is wrong with it."""
+    """Why FVD is missing, or what is wrong with it."""
     if "i3d" not in sets[0].features:
         return ["FVD left out: give the TorchScript file of its network with i3d=FILE"]
     fewest, dimension = min(len(one.features["i3d"]) for one in sets), sets[0].features["i3d"].shape[1]
@@ -185,7 +185,7 @@ def _fvd_notes(sets: Sequence[MeasuredFolder]) -> list[str]:
 
 
 def _similarity(config: ScoreConfig, device: torch.device, notes: list[str]) -> PromptSimilarity | None:
-    """The CLIP model; None, with a note, where it is not at hand and was not asked for."""
+    """The CLIP model; None, with a note, if it is not on this machine and was not asked for."""
     if config.clip == "none":
         return None
     try:
@@ -198,7 +198,7 @@ def _similarity(config: ScoreConfig, device: torch.device, notes: list[str]) -> 
 
 
 def _prompts(folder: Path, prompts: Path | None, notes: list[str]) -> dict[Path, str]:
-    """Prompts by the video's path; of shards there are only captions."""
+    """Prompts by the video's path; shards have only captions."""
     try:
         return {video.path: video.prompt for video in list_videos(folder, prompts)}
     except UserError as error:
@@ -210,7 +210,7 @@ def _prompts(folder: Path, prompts: Path | None, notes: list[str]) -> dict[Path,
 
 
 def _folder(measured: MeasuredFolder, reference: MeasuredFolder | None, config: ScoreConfig) -> FolderScores:
-    """Scores of a folder against the reference; against itself, half to half, where there is none."""
+    """Scores of a folder against the reference, or without one, of one half of it against the other."""
     scores: dict[str, Score] = {}
     for name, network in _DISTANCES.items():
         own = measured.features[network]

@@ -1,10 +1,10 @@
-"""What `sat-ssvae score` measures on the clips of each video; results are kept, so that an interrupted run continues.
+"""What `sat-ssvae score` measures on the clips of each video; an interrupted run continues with the kept results.
 
     measuring = Measuring(Networks.load(i3d=None, similarity=None, device=device), ClipSettings(), journal=path)
     measured = measuring.folder(Path("samples"), prompts, bar)
     measured.features["clip"], measured.videos["a_red_car"]["flicker"]
 
-A result belongs to a video's content, its prompt, the clips that are taken and the networks, whatever its folder.
+A result depends on the video's content, its prompt, the choice of clips and the networks, not on its folder.
 """
 
 import base64
@@ -52,7 +52,7 @@ class ClipSettings(Config):
 
 @dataclass(frozen=True)
 class Networks:
-    """What is run on each clip: features by name, and what only some have."""
+    """The networks that are run on each clip: features by name, and optional ones."""
 
     features: Mapping[str, FrameFeatures | ClipFeatures]
     i3d: I3D | None
@@ -68,7 +68,7 @@ class Networks:
 
     @cached_property
     def identity(self) -> list[str | None]:
-        """What tells the networks that a user may exchange from others."""
+        """Identifies the networks that a user can exchange."""
         clip = None if self.similarity is None else weights_digest(self.similarity.network.state_dict())
         return [None if self.i3d is None else self.i3d.sha256, clip]
 
@@ -90,7 +90,7 @@ class MeasuredVideo:
 
 @dataclass
 class MeasuredFolder:
-    """The features (n, D) of a folder's clips by network, the values of its videos, and what could not be used."""
+    """The features (n, D) of a folder's clips by network, the values of its videos, and the unusable videos."""
 
     name: str
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class MeasuredFolder:
 
 @dataclass(frozen=True)
 class Measuring:
-    """How videos are measured, and where results are kept; nowhere without a `journal`."""
+    """How videos are measured; journal: the file that keeps the results, if any."""
 
     networks: Networks
     clips: ClipSettings

@@ -20,7 +20,7 @@ _FONT_SIZES = range(13, 5, -1)
 
 
 def side_by_side(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """One picture, uint8 (H + 18) W' 3, of several of one size H W 3, with white gaps of 4 pixels between them."""
+    """Several pictures of one size H W 3 as one, uint8 (H + 18) W' 3, with white gaps of 4 pixels between them."""
     height, width, _ = pictures[0].shape
     page = np.full((height + STRIP, len(pictures) * (width + GAP) - GAP, 3), 255, np.uint8)
     page[:STRIP] = _strip(tuple(labels), width)
@@ -31,7 +31,7 @@ def side_by_side(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.nd
 
 
 def apart(page: np.ndarray, columns: int) -> list[np.ndarray]:
-    """The two or more pictures of a page, without their labels; a codec may have made its sides even."""
+    """The two or more pictures of a page, without their labels; a codec may have made the page's sides even."""
     width = (page.shape[1] + GAP) // columns - GAP
     return [page[STRIP:, left : left + width] for left in range(0, columns * (width + GAP), width + GAP)]
 
@@ -53,13 +53,13 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _strip(labels: tuple[str, ...], width: int) -> np.ndarray:
-    """The labels' line, each label over the middle of its picture, as large as fits there."""
+    """The line of labels, each over the middle of its picture, as large as fits there."""
     image = Image.new("RGB", (len(labels) * (width + GAP) - GAP, STRIP), "white")
     draw = ImageDraw.Draw(image)
     fonts = [ImageFont.load_default(size) for size in _FONT_SIZES]
     for number, label in enumerate(labels):
         font = next((font for font in fonts if draw.textlength(label, font) <= width), fonts[-1])
-        cell = Image.new("RGB", (width, STRIP), "white")  # what does not fit even then is cut off at its own picture
+        cell = Image.new("RGB", (width, STRIP), "white")  # a label that still does not fit is cut off there
         ImageDraw.Draw(cell).text((width // 2, STRIP // 2), label, "black", font, anchor="mm")
         image.paste(cell, (number * (width + GAP), 0))
     return np.asarray(image)

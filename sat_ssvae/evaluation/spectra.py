@@ -4,7 +4,7 @@
     measured = [measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items()]
     spatial, temporal = measure_pixels(clips, config)       # the same of the videos, for comparison
 
-Latents are posterior means as the encoder gives them; the Gaussian floor is that of latents standardised per channel.
+Latents are the encoder's posterior means; the Gaussian floor is that of latents standardised per channel.
 Everything is measured on the same clips, so that autoencoders differ in their latents and in nothing else.
 """
 
@@ -71,7 +71,7 @@ class AmplitudeCurve:
     amplitude: tuple[float, ...]
     """Root mean square over all clips."""
     decay_by_clip: tuple[float, ...]
-    """Exponent a of amplitude ~ 1 / frequency^a of each clip; empty of fewer than two frequencies."""
+    """Exponent a of amplitude ~ 1 / frequency^a of each clip; empty for fewer than two frequencies."""
 
     @classmethod
     def of(cls, spectrum: FrequencySpectrum) -> "AmplitudeCurve":
@@ -82,7 +82,7 @@ class AmplitudeCurve:
 
     @property
     def decay(self) -> float | None:
-        """Mean exponent over the clips; None where there is none."""
+        """Mean exponent over the clips; None if there is none."""
         return sum(self.decay_by_clip) / len(self.decay_by_clip) if self.decay_by_clip else None
 
 
@@ -156,7 +156,7 @@ def measure_latents(
 
 
 def measure_pixels(clips: Tensor, config: SpectraConfig) -> tuple[AmplitudeCurve, AmplitudeCurve]:
-    """Spatial and temporal amplitude of the clips themselves, `N C T H W`, of as many as are disturbed."""
+    """Spatial and temporal amplitude of the clips themselves, `N C T H W`, for the number that is disturbed."""
     some = clips[evenly_spaced(len(clips), config.disturbed_clips)]
     size = clips.shape[-2], clips.shape[-1]
     spectra = spatial_spectrum(some, size), temporal_spectrum(some, clips.shape[2])

@@ -21,8 +21,8 @@ class Window(NamedTuple):
 def windows(frames: Iterable[Tensor], length: int, overlap: int) -> Iterator[Window]:
     """Cut frames `... H W` into windows `... T H W`, T = `length`.
 
-    The first `overlap` (less than `length`) frames of a window are the last ones of the window before. Where frames are
-    missing at the end, the last one is repeated.
+    The first `overlap` (less than `length`) frames of a window are the last ones of the window before. The last window
+    is filled up with copies of the last frame.
     """
     remaining = iter(frames)
     kept = list(islice(remaining, length))
@@ -33,7 +33,7 @@ def windows(frames: Iterable[Tensor], length: int, overlap: int) -> Iterator[Win
 
 
 def join(parts: Iterable[Window], overlap: int) -> Iterator[Tensor]:
-    """The frames of windows `... T H W` of one length, in as many pieces as they become final.
+    """The frames of windows `... T H W` of one length, in pieces, as soon as they are final.
 
     Over the shared frames one window fades linearly into the next.
     """
