@@ -4,7 +4,7 @@
     loss_of_autoencoder = generator_loss(critic(reconstruction))
     loss_of_critic = critic_step(critic, video, reconstruction.detach())
 
-Patches (Isola et al., arXiv 1611.07004): a discriminator judges each of many overlapping parts of its input. Hinge
+Patches (Isola et al., arXiv 1611.07004): a discriminator judges many overlapping parts of its input. Hinge
 loss: Lim and Ye, arXiv 1705.02894. Spectral norm: Miyato et al., arXiv 1802.05957.
 """
 
@@ -56,7 +56,7 @@ class AdversarialConfig(Config):
 
     @property
     def min_size(self) -> int:
-        """Pixels of the shortest side for which a patch is left to judge."""
+        """Pixels of the shortest side that leaves one patch to judge."""
         return 3 * 2**self.num_layers
 
     def active_at(self, step: int) -> bool:
@@ -186,15 +186,15 @@ def critic_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
 
 
 def critic_step(critic: Discriminator, video: Tensor, reconstruction: Tensor, scale: float = 1.0) -> Tensor:
-    """The loss of the discriminators on a batch, of which they see one sample at a time.
+    """The loss of the discriminators on a batch, one sample at a time.
 
-    Its backward pass delivers gradients that are taken here, see `with_gradients`.
+    The gradients are computed here, and delivered by its backward pass, see `with_gradients`.
 
     Args:
         critic: the discriminators.
         video: `B C T H W` in [-1, 1].
         reconstruction: of `video`, without a graph.
-        scale: what the loss is multiplied by before its backward pass, so that float16 can hold the gradients.
+        scale: factor of the loss before its backward pass, so that float16 can hold the gradients.
     """
 
     def compute() -> Tensor:

@@ -1,6 +1,6 @@
 """Gradients that are computed piece by piece and delivered in one backward pass, and weights balanced by their norms.
 
-total = with_gradients(module, compute)     # `compute` makes backward passes of its own, one for each piece
+total = with_gradients(module, compute)     # `compute` makes its own backward passes, one for each piece
 total.backward()                            # every parameter receives the sum, once
 """
 
@@ -19,13 +19,13 @@ from ..vae.layers import CausalConv3d, repeat_first_frame
 def with_gradients(module: nn.Module, compute: Callable[[], Tensor], scale: float = 1.0) -> Tensor:
     """A scalar whose gradients at the parameters of `module` are known before its backward pass.
 
-    While `compute` runs, the parameters are replaced by leaves of their own. So what watches the parameters (DeepSpeed
-    reduces a gradient as soon as it is there, and expects it once) sees one backward pass, the one from the result.
+    While `compute` runs, the parameters are replaced by other leaves. So hooks of the parameters (DeepSpeed reduces a
+    gradient as soon as it arrives, and expects it once) see one backward pass, the one from the result.
 
     Args:
         module: the trainable parameters.
         compute: returns the scalar, after backward passes that add up `scale` times its gradients.
-        scale: of these gradients, which keeps those of float16 inside their range.
+        scale: factor that keeps float16 gradients inside their range.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = {name: nn.Parameter(p.detach()) for name, p in parameters.items()}
@@ -39,7 +39,7 @@ def with_gradients(module: nn.Module, compute: Callable[[], Tensor], scale: floa
 
 
 class _Call(nn.Module):
-    """`compute()` as a module's forward pass, which is what `functional_call` takes."""
+    """`compute()` as a module's forward pass, for `functional_call`."""
 
     def __init__(self, module: nn.Module, compute: Callable[[], Tensor]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class _Call(nn.Module):
 
 
 class _KnownGradients(torch.autograd.Function):
-    """The identity; its backward pass delivers gradients that are there already."""
+    """The identity; its backward pass delivers gradients that are already known."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, scale: float, gradients: list[Tensor], *_parameters: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class _KnownGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None  # handed over: they become the parameters' own without a copy
+        gradients, ctx.gradients = ctx.gradients, None  # moved: they become the parameters' gradients without a copy
         if gradients is None:
             raise RuntimeError("the gradients of a step are delivered once; compute the losses again")
         factor = gradient / ctx.scale
@@ -70,9 +70,9 @@ class _KnownGradients(torch.autograd.Function):
 
 
 def weight_gradient(convolution: CausalConv3d, features: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient, float32, at the weight of the convolution of stride 1 that made its output out of `features`."""
+    """The gradient, float32, at the weight of a convolution of stride 1, from its input and its output's gradient."""
     inputs = repeat_first_frame(features, 2)
-    if inputs.dtype == torch.float16:  # a sum over all positions, which float16 does not hold
+    if inputs.dtype == torch.float16:  # float16 overflows in a sum over all positions
         inputs = inputs.float()
     shape = convolution.conv.weight.shape
     return torch.nn.grad.conv3d_weight(inputs, shape, gradient.to(inputs.dtype), padding=(0, 1, 1)).float()
@@ -83,13 +83,13 @@ def balanced_weight(weight: float, main: Tensor, regularised: Tensor, limit: flo
 
         weight * min(|main| / (|regularised| + 1e-4), limit)
 
-    It is a constant for the derivative (published; VQGAN's adaptive weight, arXiv 2012.09841, eq. 7). The norms are
-    averaged over the ranks; every rank must call it.
+    It counts as a constant in the derivative (published; VQGAN's adaptive weight, arXiv 2012.09841, eq. 7). The norms
+    are averaged over the ranks; every rank must call it.
 
     Args:
-        weight: what the ratio is multiplied by.
-        main: norm of the gradient of the reconstruction term, of the whole batch.
-        regularised: norm of the regulariser's.
+        weight: factor of the ratio.
+        main: gradient norm of the reconstruction term, over the whole batch.
+        regularised: gradient norm of the regulariser.
         limit: the largest ratio.
     """
     norms = distributed.mean_over_ranks(torch.stack([main, regularised]))

@@ -1,4 +1,4 @@
-"""Loggers: TensorBoard's event files and Weights & Biases, which receive the same values.
+"""Loggers: TensorBoard's event files and Weights & Biases, which get the same values.
 
 loggers: list[Logger] = [TensorBoard(run / "tensorboard", start), WeightsAndBiases(run, "my_project", settings)]
 for one in loggers:
@@ -27,7 +27,7 @@ ID_FILE = "wandb_id"
 CONNECT_SECONDS = 60
 """How long Weights & Biases may keep the first rank waiting: for an answer at the start, for uploads at the end."""
 FLUSH_SECONDS = 5
-"""Seconds after which TensorBoard can see a value at the latest."""
+"""A value is visible in TensorBoard after at most this many seconds."""
 
 
 class EvaluationPictures(NamedTuple):
@@ -44,11 +44,11 @@ class EvaluationPictures(NamedTuple):
 
 
 class Logger(abc.ABC):
-    """Takes what a run measures. It must never stop training: its first failure is a warning, and it is left alone."""
+    """Logs a run's values. It must never stop training: after its first failure it warns once and does nothing."""
 
     title: str
     _sink: Any = None
-    """What takes the values; None once it has failed."""
+    """The writer or run of the logging library; None once it has failed."""
 
     @abc.abstractmethod
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -77,10 +77,10 @@ class Logger(abc.ABC):
 
 
 class _EventFile:
-    """An event file for tensorboardX's writer thread, which it opens and writes to as to its S3 or GCS files.
+    """An event file for tensorboardX's writer thread, with the interface of its S3 and GCS files.
 
     An error would end that thread, nothing would empty its queue, and training or the end of the process would
-    wait forever. So an error is kept for `check` instead, and what follows is dropped.
+    wait forever. So an error is kept for `check` instead, and later values are dropped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +89,7 @@ class _EventFile:
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raise what writing raised, if anything."""
+        """Raise the error of an earlier write, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -109,7 +109,7 @@ class _EventFile:
         self._on_file(lambda file: file.write(data))
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
+        """Flush the file."""
         self._on_file(lambda file: file.flush())
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class _EventFile:
 
 
 class TensorBoard(Logger):
-    """Event files in `folder`; what an earlier process wrote beyond step `start` is not shown.
+    """Event files in `folder`; values that an earlier process wrote beyond step `start` are not shown.
 
     Raises:
         UserError: tensorboardX is missing.
@@ -152,9 +152,9 @@ class TensorBoard(Logger):
                 self._sink = SummaryWriter(
                     f"{kind}:{folder}",
                     purge_step=start + 1,
-                    max_queue=0,  # unlimited: nobody waits for room
+                    max_queue=0,  # unlimited: training never waits for room
                     flush_secs=FLUSH_SECONDS,
-                    filename_suffix=f".{time.time_ns()}",  # a second process may start within the second of its name
+                    filename_suffix=f".{time.time_ns()}",  # a second process may start within the same second
                 )
             finally:
                 del REGISTERED_FACTORIES[kind]
@@ -178,7 +178,7 @@ class TensorBoard(Logger):
     def close(self) -> None:
         """As `Logger`."""
         self._send(lambda writer: writer.close())
-        self._send(lambda _writer: None)  # what went wrong while closing
+        self._send(lambda _writer: None)  # reports an error of closing
         self._sink = None
 
     def _send(self, send: Callable[[Any], object]) -> None:
@@ -190,15 +190,14 @@ class TensorBoard(Logger):
 
 
 class WeightsAndBiases(Logger):
-    """A run of Weights & Biases, the same one again when the training continues: its id is kept in the run's folder.
+    """A run of Weights & Biases, which is resumed when the training continues: its id is kept in the run's folder.
 
-    WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL and so on mean what they always do. Without a key or an answer from the
-    server it logs offline, for `wandb sync` later. Steps that are taken again after a crash are logged again under
-    their own numbers.
+    WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL and so on have their usual meaning. Without a key or an answer from the
+    server it logs offline, for `wandb sync` later. Steps that are repeated after a crash are logged again.
 
     Args:
-        output: the run's folder, which gives the run its name.
-        project: the project it belongs to.
+        output: the run's folder, after which the run is named.
+        project: its project.
         settings: the run's configuration, to be shown beside it.
     """
 
@@ -268,7 +267,7 @@ def _wandb_run(output: Path, project: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _kept_id(path: Path) -> str:
-    """The id of the run that this folder logs to, made up at the first time."""
+    """The id of the run that this folder logs to; made up if there is none yet."""
     kept = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if not kept:
         kept = secrets.token_hex(4)

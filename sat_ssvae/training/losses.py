@@ -59,14 +59,14 @@ class Losses(NamedTuple):
 
 
 class _Judge(NamedTuple):
-    """The discriminators, and the weight of their judgement (see `AdversarialConfig.weight`)."""
+    """The discriminators, and the weight of their term (see `AdversarialConfig.weight`)."""
 
     critic: Discriminator
     weight: float
 
 
 class _Encoded(NamedTuple):
-    """What the encoder makes of a batch."""
+    """The encoder's output for a batch."""
 
     moments: Tensor
     """`b 2c t h w`, float32; with a graph where the whole batch's activations are kept."""
@@ -77,8 +77,8 @@ class _Encoded(NamedTuple):
 class Objective(nn.Module):
     """The autoencoder with its training losses: what the DeepSpeed engine wraps.
 
-    A step takes its gradients piece by piece while it computes its losses, so that what one piece keeps for its
-    backward pass is gone before the next; the backward pass from the total then delivers them. The pieces:
+    A step computes its gradients piece by piece along with its losses, so that the activations of one piece are freed
+    before the next; the backward pass from the total then delivers the gradients. The pieces:
 
     1. Encode the batch. KL, LCR with its statistics, and the masks look at the moments of the whole batch.
     2. Decode, compare, and go back to the latents. The perceptual distance takes a few frames at a time and its
@@ -123,9 +123,9 @@ class Objective(nn.Module):
         Args:
             video: the batch.
             generator: a CPU generator, for the posterior sample and the masks; seed it with rank and step.
-            critic: the discriminators, whose judgement then is part of the total.
-            adversarial_weight: of that part, see `AdversarialConfig.weight`.
-            scale: what the total is multiplied by before its backward pass, so that float16 can hold the gradients.
+            critic: the discriminators; the total then has an adversarial term.
+            adversarial_weight: of that term, see `AdversarialConfig.weight`.
+            scale: factor of the total before its backward pass, so that float16 can hold the gradients.
         """
         judge = None if critic is None else _Judge(critic, adversarial_weight)
         losses: list[Losses] = []
@@ -139,7 +139,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, video: Tensor, generator: torch.Generator) -> Tensor:
-        """What `forward` compares with the video, `B C T H W` float32, without a gradient."""
+        """The reconstruction that `forward` compares with the video, `B C T H W` float32, without a gradient."""
         latents = self._mask(self._sample(self._encode(video, keep=False).moments, generator), generator)
         with self._autocast(video):
             return torch.cat([self.vae.decode(latents[part]) for part in self._parts(video)]).float()
@@ -192,21 +192,21 @@ class Objective(nn.Module):
         return bool(self.config.lcr_weight) and self.config.lcr.weighting == "gradient"
 
     def _reduction(self, video: Tensor) -> float:
-        """What the mean over a sample's elements is multiplied by."""
+        """Factor of the mean over a sample's elements."""
         return float(video[0].numel()) if self.config.reconstruction.reduction == "sum" else 1.0
 
     def _parts(self, video: Tensor) -> list[slice]:
-        """Parts of equal size that the batch is taken in."""
+        """The parts, of equal size, in which the batch is processed."""
         return [slice(i, i + 1) for i in range(len(video))] if self.sample_by_sample else [slice(None)]
 
     def _autocast(self, video: Tensor) -> torch.autocast:
-        # Of its own for each pass: weights that autocast converted without gradients must not serve one that has them.
+        # A new context for each pass: weights that autocast cached without gradients must not be used with gradients.
         return autocast(video.device, self.config.precision)
 
     # --- encoder ------------------------------------------------------------------------------------------------------
 
     def _encode(self, video: Tensor, keep: bool) -> _Encoded:
-        """Moments and features of the batch; `keep` what a backward pass from the moments needs."""
+        """Moments and features of the batch; keep: the activations for a backward pass from the moments."""
         encoder, features, moments = self.vae.encoder, [], []
         with torch.set_grad_enabled(keep), self._autocast(video):
             for part in self._parts(video):
@@ -220,7 +220,7 @@ class Objective(nn.Module):
         return posterior.mean + posterior.std * eps
 
     def _mask(self, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """The latents, of which LMR hides a part."""
+        """The latents, partly hidden by LMR."""
         config = self.config
         if not config.lmr_mask_ratio:
             return latents
@@ -229,7 +229,7 @@ class Objective(nn.Module):
         return apply_mask(latents, mask, self.vae.mask_token)
 
     def _gradient_at_moments(self, moments: Tensor, encoded: _Encoded, kl: Tensor, lcr: Tensor | None) -> Tensor:
-        """The gradient of the total at the moments, where that of the reconstruction term has arrived already."""
+        """The gradient of the total at the moments, where that of the reconstruction term has already arrived."""
         main, weight = moments.grad, self.config.lcr_weight
         assert main is not None
         regularised = torch.zeros_like(main)

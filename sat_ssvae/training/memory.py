@@ -1,10 +1,10 @@
-"""How much memory a training step needs, and how it is taken so that it fits.
+"""How much memory a training step needs, and how to take it so that it fits.
 
     for plan in PLANS:
         print(plan.name, step_memory(config, plan).peak / GIB)
 
-The step itself runs, on fake tensors (see `engine/memory_tracker.py`); what the optimiser holds is added by DeepSpeed's
-arithmetic. Not in it: the CUDA context, workspaces of cuDNN and fragmentation, for which `RESERVE` is left free.
+The step itself runs, on fake tensors (see `engine/memory_tracker.py`); the optimiser's state is calculated as DeepSpeed
+allocates it. Not included: the CUDA context, workspaces of cuDNN and fragmentation, for which `RESERVE` is left free.
 """
 
 import functools
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 RESERVE = 2 * GIB
-"""What the estimate leaves free on a GPU."""
+"""Memory that the estimate leaves free on a GPU."""
 
 
 _BYTES_PER_ELEMENT = 400
@@ -46,7 +46,7 @@ class StepPlan(NamedTuple):
     """See `SSVAE.checkpoint_activations`."""
 
     def apply(self, objective: Objective) -> None:
-        """Have an objective take its steps like this."""
+        """Make an objective take its steps in this way."""
         objective.sample_by_sample = self.sample_by_sample
         objective.vae.checkpoint_activations(self.checkpointed)
 
@@ -61,7 +61,7 @@ PLANS = (
 
 
 class StepMemory(NamedTuple):
-    """Bytes at the peak of a step, and what they are."""
+    """Bytes at the peak of a step, by use."""
 
     weights: int
     """Of autoencoder, perceptual network, discriminators and moving average."""
@@ -79,13 +79,13 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(config: TrainConfig, plan: StepPlan, batch_size: int | None = None, ranks: int = 1) -> StepMemory:
-    """The memory of one step of a run, with the discriminators if it has some, at its largest size of clips.
+    """The memory of one step of a run, with its discriminators if it has any, at its largest size of clips.
 
     Args:
         config: the run.
         plan: how the step is taken.
         batch_size: instead of the run's.
-        ranks: processes that ZeRO divides the optimiser's state over.
+        ranks: processes that share the optimiser's state by ZeRO.
     """
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as memory:
         objective, critic = build_step(config, plan)
@@ -102,7 +102,7 @@ def step_memory(config: TrainConfig, plan: StepPlan, batch_size: int | None = No
 
 
 def build_step(config: TrainConfig, plan: StepPlan) -> tuple[Objective, Discriminator | None]:
-    """New networks of a run, the discriminators with them, that take their steps by a plan."""
+    """New networks of a run, including the discriminators, that take their steps by a plan."""
     vae = SSVAE(config.model)
     vae.encoder.requires_grad_(not config.freeze_encoder)
     objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
@@ -134,7 +134,7 @@ def _optimizer_bytes(trained: int, stage: int, ranks: int) -> int:
 
 
 class Choice(NamedTuple):
-    """The plan of a run, what it needs, and the largest batch that the device could take with it."""
+    """The plan of a run, the memory it needs, and the largest batch that would fit."""
 
     plan: StepPlan
     memory: StepMemory
@@ -144,7 +144,7 @@ class Choice(NamedTuple):
 def choose_plan(config: TrainConfig, available: int, ranks: int = 1) -> Choice:
     """The plan that `config.memory` asks for; for `auto` the fastest whose step fits, else the smallest.
 
-    Memory is taken to grow evenly with the batch, from the second sample on.
+    Memory is assumed to grow linearly with the batch, from the second sample on.
 
     Args:
         config: the run.
@@ -179,7 +179,7 @@ def choose_plan(config: TrainConfig, available: int, ranks: int = 1) -> Choice:
 
 
 def is_small(config: TrainConfig, available: int) -> bool:
-    """Whether a step is so small that nobody needs to measure it, which takes seconds: by a generous bound."""
+    """Whether a step certainly fits, by a generous bound, so that measuring it, which takes seconds, can be skipped."""
     batch, _, frames, height, width = largest_batch(config)
     channels = config.model.base_channels * config.model.channel_multipliers[0]
     return batch * frames * height * width * channels * _BYTES_PER_ELEMENT < available

@@ -53,7 +53,7 @@ class MonitorConfig(Config):
 
 
 class Monitor:
-    """For the first rank: writes evaluations.jsonl, evaluations/step_N.png and step_N.mp4, and feeds the loggers.
+    """Writes evaluations.jsonl, evaluations/step_N.png and step_N.mp4, and feeds the loggers; for the first rank alone.
 
     Args:
         config: what is evaluated and logged.
@@ -61,7 +61,7 @@ class Monitor:
         output: the run's folder.
         precision: in which reconstructions are computed.
         device: where.
-        start: steps that were taken before; what was written beyond them is dropped.
+        start: steps taken before; anything logged beyond them is dropped.
         settings: the run's configuration, for loggers that show it.
 
     Raises:
@@ -80,7 +80,7 @@ class Monitor:
     ) -> None:
         self.config, self.output, self.precision = config, output, precision
         if config.every:
-            _metrics()  # a missing package is named now, and not after hundreds of steps
+            _metrics()  # reports a missing package now, and not after hundreds of steps
         self._log = JsonLog(output / "evaluations.jsonl", start) if config.every else None
         self.fps = data.fps
         self.video = _heldout(config, data).to(device) if config.every else None

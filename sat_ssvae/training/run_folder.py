@@ -30,7 +30,7 @@ OPERATIONAL = {
     "data.cache",
     "data.cache_gib",
 }
-"""Settings that do not change the steps of a run, such as those that suit another machine."""
+"""Settings that do not change the steps of a run, such as those that depend on the machine."""
 
 
 LOCK = ".lock"

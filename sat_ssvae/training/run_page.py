@@ -1,8 +1,8 @@
-"""A training run as one HTML file, run.html in its folder, made of what the folder holds.
+"""A training run as one HTML file, run.html in its folder, made from the files there.
 
     page = RunPage(Path("runs/stage1"))
     page.write("running", step=500, max_steps=150_000)      # never raises
-    with page.told(run): ...                                # afterwards it says `done`, or `stopped`
+    with page.following(run): ...                           # afterwards it says `done`, or `stopped`
 
 It reads config.json, metrics.jsonl, evaluations.jsonl and evaluations/, so a continued run shows all of it.
 """
@@ -35,7 +35,7 @@ NAME = "run.html"
 POINTS = 400
 """Points of a curve; more logged steps are averaged."""
 EVALUATIONS, CLIPS, FRAMES, WIDTH = 12, 4, 17, 192
-"""At most so many evaluations, clips of each, frames of a clip and pixels in width are shown."""
+"""The most evaluations, clips of each, frames of a clip and pixels in width that are shown."""
 TRAINING, HELDOUT = "training", "held-out"
 
 _STEPS = Axis("step", log=False)
@@ -80,8 +80,8 @@ class RunPage:
         self._failed = False
 
     @contextlib.contextmanager
-    def told(self, run: Run) -> Iterator[None]:
-        """Write how the block that trains ended."""
+    def following(self, run: Run) -> Iterator[None]:
+        """Write the page again when the block ends: the training is done, or was stopped."""
         try:
             yield
         except BaseException:
@@ -173,7 +173,7 @@ class RunPage:
 def _summary(
     state: State, folder: Path, logged: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]
 ) -> Markup:
-    """What there is to know at a glance, and what to do next."""
+    """The state at a glance, and what to do next."""
     about = {}
     for name, values in ((TRAINING, logged), (HELDOUT, evaluated)):
         known = [one for one in values if one.get("psnr") is not None]
@@ -229,7 +229,7 @@ def _quality(
 
 
 def _curves(legend: Legend, logged: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str, str]]) -> list[Markup]:
-    """A chart for each value that is logged and not 0 all the time."""
+    """A chart for each logged value that is not always 0."""
     return [
         chart(title, [line(legend, TRAINING, *_points(logged, name))], _STEPS, Axis(""), note=note)
         for name, (title, note) in names.items()

@@ -7,7 +7,7 @@ from ..data.shards import Batch
 
 
 class Timer(Iterator[Batch]):
-    """Passes batches on and measures how long the loop waits for them."""
+    """Yields batches and measures how long the loop waits for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches

@@ -63,8 +63,8 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
         device: where to train; with a launcher, this rank's device.
 
     Raises:
-        UserError: unusable data or weights, a folder that holds another run or one that is being trained, a loss that
-            stays infinite or NaN, or another rank that died.
+        UserError: unusable data or weights, a folder with another run or one that is being trained, a loss that stays
+            infinite or NaN, or another rank died.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     try:
@@ -119,7 +119,7 @@ class AutoencoderTrainer:
         self._resume()
 
     def _fit_memory(self) -> None:
-        """Choose how a step is taken, and say what it needs."""
+        """Choose how a step is taken, and log the memory it needs."""
         cuda = self.device.type == "cuda"
         available = device_memory(self.device) - (RESERVE if cuda else 0)
         if not cuda and is_small(self.config, available):
@@ -132,11 +132,11 @@ class AutoencoderTrainer:
 
     @property
     def vae(self) -> SSVAE:
-        """The autoencoder that the run hands over: the averaged weights where there is an average."""
+        """The autoencoder that the run saves: the averaged weights if there is an average."""
         return self.objective.vae if self.run.average is None else cast(SSVAE, self.run.average.module)
 
     def train(self) -> None:
-        """Take the steps that are left, and save the autoencoder."""
+        """Take the remaining steps, and save the autoencoder."""
         config, start = self.config, self.run.step
         self.skips = SkipLog(self.output / "skipped.jsonl", max_share=config.data.max_skip_share)
         self.batches = Timer(self._batches())
@@ -148,7 +148,7 @@ class AutoencoderTrainer:
             self.details = opened.enter_context(JsonLog(self.output / "metrics.jsonl", start))
             self.monitor = self._monitor(opened)
             if self.page is not None:
-                opened.enter_context(self.page.told(self.run))
+                opened.enter_context(self.page.following(self.run))
             description = f"training {self.output.name}"
             self.run.loop(description, self._take_step, save=self._save, due=self._checkpoint_due)
             self._finish()  # before a logger waits for its server
@@ -166,7 +166,7 @@ class AutoencoderTrainer:
         )
 
     def _monitor(self, opened: contextlib.ExitStack) -> Monitor | None:
-        """The first rank's, if it has anything to show."""
+        """The monitor on the first rank, if it has anything to do."""
         config = self.config
         if distributed.rank() != 0 or not config.monitor.active:
             return None
@@ -178,7 +178,7 @@ class AutoencoderTrainer:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def _take_step(self) -> Mapping[str, float]:
-        """One step of autoencoder and discriminators, logged and evaluated; returns what the progress bar shows."""
+        """One step of autoencoder and discriminators, logged and evaluated; returns numbers for the progress bar."""
         self._prepare_critic(self.run.step)
         alternate = self.config.adversarial.alternate
         outcome = self._turn(["autoencoder"] if alternate else list(self.run.engines))
@@ -198,7 +198,7 @@ class AutoencoderTrainer:
         return {"loss": measured["total"], "PSNR": _psnr(measured["squared_error"])}
 
     def _turn(self, networks: Sequence[str]) -> StepOutcome:
-        """Batches for an optimiser step of some of the engines, or of none if a loss or gradient is not finite."""
+        """An optimiser step of some of the engines; skipped if a loss or gradient is not finite."""
         batches = self._next_batches()
         parts = [self._backward(batch, networks, micro) for micro, batch in enumerate(batches)]
         losses, terms = zip(*parts, strict=True)
@@ -241,9 +241,9 @@ class AutoencoderTrainer:
         return losses
 
     def _terms(self, losses: Losses) -> dict[str, Tensor]:
-        """The losses that the run has, and LCR's weight.
+        """The losses that the run uses, and LCR's weight.
 
-        Gradient-balanced terms enter the total with the weight that they had in the backward pass.
+        Gradient-balanced terms enter the total with their weight in the backward pass.
         """
         objective, config = self.objective, self.objective.config
         weight = objective.applied_lcr_weight.clone()
@@ -258,7 +258,7 @@ class AutoencoderTrainer:
         return {**{name: named[name] for name in _loss_names(self.config)}, "lcr_weight": weight, **extra}
 
     def _count_skip(self, outcome: StepOutcome, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
-        """Note a step that no rank took and the samples that may be why; stop after too many in a row."""
+        """Note a skipped step and the samples that may have caused it; stop after too many in a row."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         what, step = "loss" if outcome.bad_loss else "gradient", self.run.step + 1
@@ -279,7 +279,7 @@ class AutoencoderTrainer:
             )
 
     def _prepare_critic(self, step: int) -> None:
-        """Build the discriminators when the first step comes that uses them."""
+        """Build the discriminators before the first step that uses them."""
         config, adversarial = self.config, self.config.adversarial
         if self.critic is not None or not adversarial.active_at(step):
             return
@@ -292,7 +292,7 @@ class AutoencoderTrainer:
             micro_batch_size=config.batch_size,
             device=self.device,
         )
-        # The module, not its engine: DeepSpeed would expect a backward pass of the discriminators' own for each use.
+        # The module, not its engine: DeepSpeed would expect a backward pass of the discriminators for each use.
         self.critic = critic
 
     # --- checkpoints and logs -----------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ class AutoencoderTrainer:
         return step % self.config.checkpoint_every == 0 and step < self.config.max_steps
 
     def _save(self) -> None:
-        self._sync_logs()  # no row is lost of a step that will not be taken again
+        self._sync_logs()  # steps before the checkpoint are not repeated, so their rows must not be lost
         self.run.save(skipped=[self.skipped, self.skipped_in_a_row])
         if distributed.rank() == 0:
             save_weights(self.vae, self.output / LATEST)
@@ -358,12 +358,12 @@ def _loss_names(config: TrainConfig) -> list[str]:
 
 
 def _psnr(squared_error: float) -> float:
-    """Of videos in [-1, 1], in dB; while training that of reconstructions through masked latents."""
+    """PSNR in dB of videos in [-1, 1]; in training, of reconstructions from masked latents."""
     return 10 * math.log10(4 / squared_error) if squared_error else math.inf
 
 
 def _initial_autoencoder(config: TrainConfig, output: Path) -> SSVAE:
-    """A new one, or `resume_from`'s weights; parameters that are not to be trained are frozen."""
+    """A new one, or one with the weights of `resume_from`; parameters that are not trained are frozen."""
     vae = SSVAE(config.model)
     for data in (stream.config for stream in config.data.streams()):
         for size in data.sizes:
