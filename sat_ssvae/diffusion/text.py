@@ -57,11 +57,11 @@ class CaptionStates:
     """Token states of the distinct captions of a latent set."""
 
     states: Tensor
-    """(U, l, d): one entry for each distinct caption, on the CPU."""
+    """(U, l, d): one per distinct caption, on the CPU."""
     index: Tensor
-    """(N,): the entry of each clip's caption."""
+    """(N,): number of each clip's caption in `states`."""
     empty: Tensor
-    """(l, d): states of the empty caption, which training without guidance text and sampling use."""
+    """(l, d): states of the empty caption, for dropped captions in training and for guidance."""
 
     def __getitem__(self, clips: Tensor) -> Tensor:
         """States of the captions of these clips, (b,) -> (b, l, d)."""

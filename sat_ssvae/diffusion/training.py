@@ -4,9 +4,9 @@
                       device=device, on_checkpoint=evaluate)
 
 Everything random depends on the seed and the step alone: initial weights, the order of the clips, noise
-and noise levels. Arms with latents of one shape therefore see equal draws, and a run that was interrupted
-continues as if it had not been. Beside the checkpoints `out` gets `loss.csv`, and at the end the weights'
-moving average, which `load_dit` reads.
+and noise levels. Arms with latents of one shape therefore see equal draws, and an interrupted run continues
+exactly. Beside the checkpoints `out` gets `loss.csv`, and at the end the weights' moving average, which
+`load_dit` reads.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class DiTTrainConfig(Config):
 
 @dataclass(frozen=True)
 class StepDraw:
-    """What one step takes at random, for the batch of all ranks."""
+    """The random numbers of one step, for the batch of all ranks."""
 
     clips: Tensor
     """(b,): which latents."""
@@ -153,13 +153,13 @@ def train_dit(
     on_checkpoint: Callable[[int, DiT], None] | None = None,
     text: "CaptionStates | None" = None,
 ) -> DiT:
-    """Train on standardised latents, or continue the training that `out` holds; returns the averaged weights.
+    """Train on standardised latents, or continue the training in `out`; returns the averaged weights.
 
     `on_checkpoint(step, model)` is called on every rank after each of `config.evaluation_steps`, with the
     averaged weights in evaluation mode on `device`, and once more for a step whose call did not return.
 
     Raises:
-        UserError: `out` holds another run, the loss is not finite, or sizes do not fit.
+        UserError: `out` has another run, the loss is not finite, or sizes do not fit.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     return TransformerTrainer(config, latents, out, seed=seed, device=device, text=text).train(on_checkpoint)
@@ -186,7 +186,7 @@ class TransformerTrainer:
         self.micro_batch = _micro_batch(config)
         model_config = config.model(self.shape, *(text.states.shape[1:] if text is not None else ()))
         module = build_dit(model_config, seed)
-        # Before the engine wraps the module: its hooks are not to be copied.
+        # Before the engine wraps the module, so that its hooks are not copied.
         self.average = Average(module, config.ema_decay, device)
         sizes = {"max_steps": config.max_steps, "micro_batch_size": self.micro_batch}
         engine = build_engine(module, config.optimizer, **sizes, device=device)
@@ -201,7 +201,7 @@ class TransformerTrainer:
         self._resume()
 
     def train(self, on_checkpoint: Callable[[int, DiT], None] | None) -> DiT:
-        """Take the steps that are left; returns the averaged weights."""
+        """Take the remaining steps; returns the averaged weights."""
         self.on_checkpoint = on_checkpoint
         with MetricsLog(self.out / "loss.csv", LOSS_COLUMNS, self.run.step) as self.log:
             self.run.loop("training transformer", self._take_step, save=self._save, due=self._checkpoint_due)
@@ -219,7 +219,7 @@ class TransformerTrainer:
         return module
 
     def _take_step(self) -> Mapping[str, float]:
-        """Evaluate what the last step left, if that is due, and take the next one; returns what the bar shows."""
+        """Evaluate after the last step, if that is due, and take the next one; returns numbers for the progress bar."""
         self._evaluate()
         step_draw = draw_step(self.config, self.seed, self.run.step, len(self.data), self.shape)
         learning_rate = self.run.engines["transformer"].get_lr()[0]
@@ -256,7 +256,7 @@ class TransformerTrainer:
         return evaluate or step % self.config.checkpoint_interval == 0 or step == self.config.max_steps
 
     def _evaluate(self) -> None:
-        """Hand out the averaged weights if that is due and was not done before an interruption."""
+        """Call `on_checkpoint` if it is due and was not called before an interruption."""
         step = self.run.step
         if self.on_checkpoint is None or step not in self.config.evaluation_steps:
             return
@@ -292,7 +292,7 @@ def _micro_batch(config: DiTTrainConfig) -> int:
 
 
 def save_dit(model: DiT, folder: Path) -> None:
-    """Write `dit.safetensors` and `dit.yaml` (JSON, which is YAML); what has its final name is complete."""
+    """Write `dit.safetensors` and `dit.yaml` (JSON, which is YAML); a file with its final name is complete."""
     write_text(folder / "dit.yaml", model.config.model_dump_json(indent=2) + "\n")
     save_tensors(folder / "dit.safetensors", model.state_dict())
 
@@ -314,7 +314,7 @@ def load_dit(folder: Path) -> DiT:
 
 
 def _identity(config: DiTTrainConfig, seed: int, data: Tensor) -> str:
-    """What must be equal for a run to be continued."""
+    """A fingerprint of everything that must be equal to continue a run."""
     irrelevant = {"checkpoint_interval", "evaluation_steps"}
     if config.optimizer.schedule == "constant":
         irrelevant |= {"max_steps"}  # a finished training may be continued

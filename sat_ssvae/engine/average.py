@@ -19,9 +19,9 @@ class Average:
     training. Not `torch.optim.swa_utils.AveragedModel`: that counts steps on the device and reads the count each step.
 
     Args:
-        source: whose weights are averaged; not yet wrapped by an engine, whose hooks are not to be copied.
+        source: the module to average; not yet wrapped by an engine, whose hooks must not be copied.
         decay: EMA decay per step, 0 to 1.
-        device: where the average is kept.
+        device: of the average.
     """
 
     def __init__(self, source: nn.Module, decay: float, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the source's weights after a step; buffers are copied."""
+        """Add the source's weights after a step; buffers are copied."""
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
         averaged, current = list(self.module.parameters()), list(self._source.parameters())
         get_ema_multi_avg_fn(keep)(averaged, current, self.steps)

@@ -1,4 +1,4 @@
-"""Checkpoints of DeepSpeed engines that are complete or absent, whenever the process or its machine dies.
+"""Checkpoints of DeepSpeed engines that are complete or absent, even if the process or its machine dies.
 
 save_checkpoint(engine, folder, 1000, {"skipped": 0})
 state = load_checkpoint(engine, folder)     # None if there is none
@@ -22,7 +22,7 @@ from ..storage import atomic, sync
 logger = logging.getLogger(__name__)
 
 NEWS = 70.0
-"""Seconds until a host is sure to see what another one created: NFS caches for up to a minute that a path is absent."""
+"""Seconds after which every host sees a new path: NFS may cache its absence for up to a minute."""
 
 
 def save_checkpoint(
@@ -44,7 +44,7 @@ def save_checkpoint(
         engine: the DeepSpeed engine to save.
         folder: the run's folder of checkpoints.
         step: number of steps taken.
-        state: whatever else is needed to continue.
+        state: everything else that is needed to continue.
         others: further engines by name, saved in subfolders.
         keep: how many of the newest checkpoints stay.
         milestone_every: checkpoints at multiples of this step stay as well; 0 for none.
@@ -54,7 +54,7 @@ def save_checkpoint(
     """
     partial, complete = folder / f"step_{step}.partial", folder / f"step_{step}"
     if distributed.rank() == 0:
-        for leftover in folder.glob("step_*.partial"):  # a killed process left it, and it takes room needed here
+        for leftover in folder.glob("step_*.partial"):  # of a killed process; they take up space
             shutil.rmtree(leftover)
     distributed.barrier()
     _write(partial, engine, others or {}, {**state, "step": step, "world_size": distributed.world_size()})
@@ -83,7 +83,7 @@ def _write(partial: Path, engine: Any, others: Mapping[str, Any], state: dict[st
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write the weights alone as a torch file of plain tensors; an earlier file stays until the new one is complete.
+    """Write the weights alone as a torch file of plain tensors; it replaces an earlier one when it is complete.
 
     Raises:
         UserError: it cannot be written.
@@ -113,7 +113,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps at which the checkpoints in `folder` were saved, in no order."""
+    """Steps of the complete checkpoints in `folder`, unordered."""
     names = [path.name.removeprefix("step_") for path in folder.glob("step_*")]
     return [int(name) for name in names if name.isdigit()]
 
@@ -151,9 +151,9 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
 
 
 def _shared(folder: Path) -> bool:
-    """Whether this rank sees what the first one writes; every rank must call it.
+    """Whether this rank sees files of the first one; every rank must call it.
 
-    Otherwise each host would write its share of a checkpoint to a folder of its own, and none would be complete.
+    Otherwise each host would write its share of a checkpoint to a different folder, and none would be complete.
     """
     if distributed.world_size() == 1:
         return True
@@ -182,7 +182,7 @@ def load_other(engine: Any, folder: Path, step: int, name: str) -> None:
 
 
 def _load(engine: Any, path: Path, checkpoint: Path) -> dict[str, Any]:
-    """Restore an engine from `path`, which is the folder `checkpoint` or inside it."""
+    """Restore an engine from `path`: the folder `checkpoint` or one inside it."""
     try:
         found, state = engine.load_checkpoint(str(path.parent), tag=path.name)
         if found is None:

@@ -1,4 +1,4 @@
-"""Logs that survive interruptions: a CSV with declared columns, from which curves are drawn, and lines of JSON."""
+"""Logs that survive interruptions: a CSV with declared columns, and JSON lines."""
 
 import contextlib
 import csv
@@ -16,7 +16,7 @@ L = TypeVar("L", bound="_StepLog")
 
 
 class _StepLog:
-    """A file that a line is appended to at each step; only rank 0 has one."""
+    """A file with one line per step, on rank 0 alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,7 +24,7 @@ class _StepLog:
 
     def close(self) -> None:
         """Close the file."""
-        # Every row was flushed. A row that could not be written was reported then, and would fail again here.
+        # Every row was flushed. A failed write was reported then, and would fail again here.
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -48,7 +48,7 @@ class _StepLog:
 
 
 class MetricsLog(_StepLog):
-    """Append rows that begin with a step. Rows after `start`, which an interrupted run left, are dropped first.
+    """Append rows that begin with a step. Rows of an interrupted run after `start` are dropped first.
 
     Args:
         path: the CSV file.
@@ -56,7 +56,7 @@ class MetricsLog(_StepLog):
         start: the step from which the run continues.
 
     Raises:
-        UserError: the file has other columns, or the disk is full.
+        UserError: the file has different columns, or the disk is full.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], start: int) -> None:
@@ -86,7 +86,7 @@ class MetricsLog(_StepLog):
             reader = csv.DictReader(file)
             if reader.fieldnames != self.columns:
                 raise UserError(f"{self.path}: has other columns than this version writes; delete or move it")
-            # A killed process may leave half a line at the end.
+            # A killed process may leave an incomplete last line.
             return [row for row in reader if None not in row.values() and row["step"].isdigit()]
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a computation, measured without carrying it out.
+"""Peak memory of a computation, measured without running it.
 
     with FakeTensorMode():
         model, x = build(), torch.empty(8, 3, 17, 256, 256)
@@ -9,9 +9,9 @@
 Fake tensors compute shapes and nothing else; the tracker adds up the storages that are alive. It sees what PyTorch
 allocates for tensors, not the workspaces of cuDNN or oneDNN and not what a caching allocator loses to fragmentation.
 
-Fake convolutions follow cuDNN and oneDNN in that their results have the layout of their input. PyTorch's own fakes
-follow the machine they are made on: where its processor cannot compute in bfloat16, results are contiguous, and what
-they are copied for afterwards would count on a GPU that never copies.
+Fake convolutions give results in the layout of their input, as cuDNN and oneDNN do. PyTorch's own fakes depend on the
+machine: on a processor without bfloat16 their results are contiguous, and later copies would be counted that no GPU
+makes.
 """
 
 import weakref
@@ -24,18 +24,18 @@ from torch.utils._pytree import tree_iter
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Follows the storages that operations inside its context make, from allocation to release."""
+    """Tracks the storages that operations inside its context allocate, until they are released."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
-        """Bytes of the followed storages that are alive."""
+        """Bytes of the tracked storages that are alive."""
         self.peak = 0
         """The largest number of bytes alive at a time."""
         self._known: set[int] = set()
 
     def follow(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor from now until it is released; one that is followed already counts once."""
+        """Track the storage of a tensor until it is released; a storage counts once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -51,7 +51,7 @@ class MemoryTracker(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation; a number that is read from a fake tensor, which has none, is 1."""
+        """Run the operation; a number read from a fake tensor, which has no values, is 1."""
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 0
@@ -67,7 +67,7 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def _in_layout_of(x: Tensor, result: Tensor) -> Tensor:
-    """`result`, anew where it is not channels-last as `x` is; both `B C T H W` or `B C H W`."""
+    """`result` in channels-last layout if `x` has it; both `B C T H W` or `B C H W`."""
     layout = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
     if x.dim() < 4 or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
         return result

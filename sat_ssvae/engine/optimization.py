@@ -57,8 +57,8 @@ def build_engine(
 ) -> Any:
     """Wrap `module` in a DeepSpeed engine that optimises its trainable parameters in float32.
 
-    Mixed precision is the module's own business (autocast inside its forward), so that each part of a loss can have
-    the precision it needs. Clipping is `Run.take_step`'s, which knows the gradients' norm already.
+    Mixed precision is left to the module (autocast inside its forward), so that each part of a loss can have the
+    precision it needs. `Run.take_step` clips the gradients, since it knows their norm.
     """
     distributed.initialize(device)
     import deepspeed

@@ -1,4 +1,4 @@
-"""What convolutions and matrix products compute in."""
+"""The precision of convolutions and matrix products."""
 
 import logging
 from typing import Literal
@@ -36,13 +36,13 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def tell_precision(precision: Precision, device: torch.device) -> None:
-    """Log what auto stands for on `device`, and warn of a precision that it only imitates."""
+    """Log what auto stands for on `device`, and warn of a precision that the device emulates."""
     if precision == "auto":
         logger.info("computing in %s", resolved(precision, device))
     elif precision == "bfloat16" and not computes_bfloat16(device):
         kind = "GPU" if device.type == "cuda" else "processor"
         logger.warning(
             "this %s has no instructions for bfloat16 and may take 10 times longer than in float32; "
-            "precision=auto chooses what it is made for",
+            "precision=auto chooses a suitable one",
             kind,
         )

@@ -1,4 +1,4 @@
-"""What every trainer shares: its engines step, are saved and resume together.
+"""The part that all trainers share: their engines step, are saved and resume together.
 
     run = Run(folder, {"model": engine}, max_steps=1000, average=average)
     state = run.resume()                                    # None at the start
@@ -65,12 +65,12 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @dataclass
 class Run:
-    """The engines of a run, the number of steps they took, and what else goes into a checkpoint with them."""
+    """The engines of a run, the number of steps they took, and the rest of what is checkpointed with them."""
 
     folder: Path
     """Where its checkpoints are."""
     engines: dict[str, Any]
-    """DeepSpeed engines by name; the first one is always there, others may join later."""
+    """DeepSpeed engines by name; the first one exists from the start, others may join later."""
     max_steps: int
     """Steps of the whole run."""
     clip_norm: float = 0.0
@@ -99,7 +99,7 @@ class Run:
     def take_step(
         self, losses: Sequence[Tensor], measured: Mapping[str, Tensor], *, engines: Sequence[str] | None = None
     ) -> StepOutcome:
-        """Step engines with the gradients they have, or discard them on all ranks if something is not finite.
+        """Step engines with their gradients, or discard these on all ranks if something is not finite.
 
         Args:
             losses: scalars that have to be finite.

@@ -11,7 +11,7 @@ import torch
 
 
 def generator(*place: int) -> torch.Generator:
-    """A CPU generator for a place: the run's seed, what the numbers are for, and rank, step or epoch; none negative."""
+    """A CPU generator for a place: the run's seed, the purpose, and rank, step or epoch; none negative."""
     return torch.Generator().manual_seed(_seed(place))
 
 

@@ -1,4 +1,4 @@
-"""No rank acts alone: a step is taken by all ranks or by none, and a request to stop reaches all of them at once."""
+"""Votes of the ranks: a step is taken by all of them or by none, and a request to stop reaches all at once."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ class StepOutcome(NamedTuple):
     """Means over the ranks."""
 
     overflow: bool = False
-    """float16's gradients overflowed, which the next step's smaller loss scale may cure."""
+    """float16 gradients overflowed, which the next step's smaller loss scale may fix."""
 
     @property
     def finite(self) -> bool:
@@ -40,9 +40,9 @@ class StepOutcome(NamedTuple):
 
 
 class Vote:
-    """One sum over the ranks, which stays on the device until `outcome` reads all of it in a single transfer.
+    """One sum over the ranks, which stays on the device until `outcome` reads it in a single transfer.
 
-    Every rank must make it.
+    Every rank must create it.
 
     Args:
         losses: this rank's losses, scalars.
@@ -99,12 +99,12 @@ def scale_gradients(engine: Any, factor: Tensor | float) -> None:
 
 
 def discard_gradients(engine: Any) -> None:
-    """Forget the accumulated gradients, so that the next step starts without them; weights and schedule stay."""
+    """Drop the accumulated gradients; weights and schedule stay."""
     if not engine.zero_optimization():
         engine.zero_grad()
         return
-    # ZeRO clears its buffers only in a step, and it skips a step only if it is told to look for overflows and finds
-    # one. It keeps `overflow` until it looks again.
+    # ZeRO clears its buffers only in a step, and it skips a step only if it checks for overflows and finds one. It
+    # keeps `overflow` until the next check.
     zero = engine.optimizer
     looks = zero.check_grad_overflow
     for gradient in held_gradients(engine):
@@ -129,7 +129,7 @@ class LossScale:
         self.good_steps = 0
 
     def update(self, outcome: StepOutcome) -> bool:
-        """Adapt to a step's outcome; True if it was a mere overflow, which a smaller scale may cure."""
+        """Adapt to a step's outcome; True if it was an overflow, which a smaller scale may fix."""
         if not self.enabled:
             return False
         overflow = outcome.bad_gradient and not outcome.bad_loss and self.scale > self.SMALLEST
@@ -152,7 +152,7 @@ class LossScale:
 
 
 class StopRequest:
-    """Notes SIGTERM, which spot machines and schedulers send, and lets the step finish first.
+    """Remembers SIGTERM, which spot machines and schedulers send, so that the step can finish first.
 
     Outside the main thread, where signals cannot be caught, it never requests anything.
     """

@@ -93,7 +93,7 @@ class AutoencoderTrainer:
             vae = _initial_autoencoder(config, output)
         self.objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
         self._fit_memory()
-        # Before the engine wraps the module: its hooks are not to be copied.
+        # Before the engine wraps the module, so that its hooks are not copied.
         average = Average(vae, config.ema_decay, device) if config.ema_decay else None
         self.optimizer = config.optimizer.model_copy(update={"lr": config.lr})
         engine = build_engine(
