@@ -1,1 +1,1 @@
-"""Work on many items: where it runs, on one machine or on a cluster, and what survives a crash."""
+"""Work on many items, on one machine or on a cluster, that survives crashes."""

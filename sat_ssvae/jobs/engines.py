@@ -1,7 +1,7 @@
-"""Items of work and who does it: one job, the same result whichever engine runs it.
+"""The engines that run a job; its result does not depend on the engine.
 
 for item, result in run_job(job, items, config, "packing clips", "clip", done=done):
-...                                                     # as they are finished, in any order
+...                                                     # as they finish, in any order
 """
 
 import threading
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def run_locally(job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
-    """Items with their results, in their order, from this process and those that the job itself starts."""
+    """Items with their results, in order, from this process and those that the job itself starts."""
     with job.open(None) as work:
         if job.overlap == 1:
             for item in items:
@@ -33,15 +33,15 @@ def run_locally(job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> I
 def run_job(
     job: Job[T, R], items: Sequence[Item[T]], config: JobConfig, title: str, unit: str, done: int = 0
 ) -> Iterator[tuple[Item[T], R]]:
-    """Items with their results as they are finished, under a progress bar over all workers.
+    """Items with their results as they finish, with a progress bar over all workers.
 
     Args:
         job: what to do with an item.
-        items: those that are left to do.
-        config: who does it.
-        title: what is going on, for the bar.
+        items: the remaining ones.
+        config: which engine to use.
+        title: of the bar.
         unit: singular name of what the bar counts.
-        done: units that an earlier run did.
+        done: units done by an earlier run.
 
     Raises:
         UserError: a worker's; no Ray, or no cluster at the address.
@@ -54,7 +54,7 @@ def run_job(
         def advance(units: int) -> None:
             nonlocal waiting
             with lock:
-                if waiting:  # a cluster's workers took their time to start, which is no part of the rate
+                if waiting:  # the start of a cluster's workers does not count for the rate
                     bar.unpause()
                     waiting = False
                 bar.update(units)

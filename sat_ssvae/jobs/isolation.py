@@ -1,4 +1,4 @@
-"""Calls in processes of their own: a crash costs one item, not the program.
+"""Calls in separate processes: a crash costs one item, not the program.
 
 with IsolatedCalls(convert, workers=4) as calls:
     for result in calls.map(items, ahead=8):          # in the items' order; a Crashed where convert ended its process
@@ -24,13 +24,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TRIES = 2
-"""Processes that an item may end before it is given up."""
+"""Processes that an item may crash before it is given up."""
 _WATCH = 1.0  # seconds between checks that the process at the other end is alive
 
 
 @dataclass(frozen=True)
 class Crashed:
-    """The processes that worked on an item died, each time."""
+    """Every process that worked on an item died."""
 
     reason: str
 
@@ -38,12 +38,12 @@ class Crashed:
 class IsolatedCalls(Generic[T, R]):
     """A function called in `workers` processes, one item at a time in each.
 
-    `ProcessPoolExecutor` loses all pending calls when one process dies. Here it is known which item a process died of:
-    it is tried again in a new process, and the second time gives `Crashed` instead of a result.
+    `ProcessPoolExecutor` loses all pending calls when one process dies. Here the item that a process died of is known:
+    it is tried again in a new process, and after a second crash the result is `Crashed`.
 
     Args:
-        function: called with an item; its exceptions reach the caller. Items and results are pickled; the function is
-            not where processes can be forked.
+        function: called with an item; its exceptions reach the caller. Items and results are pickled, the function only
+            if processes cannot be forked.
         workers: number of processes, at most.
     """
 
@@ -55,7 +55,7 @@ class IsolatedCalls(Generic[T, R]):
         self._threads = ThreadPoolExecutor(workers)
         self._forking = threading.Lock()
         self._running: set[_Process] = set()
-        # Before multiprocessing, at exit, waits for processes that wait for work.
+        # At exit, before multiprocessing waits for these processes, which wait for work.
         self._kill = Finalize(self, _kill_all, (self._running,), exitpriority=10)
 
     def __enter__(self) -> "IsolatedCalls[T, R]":
@@ -116,7 +116,7 @@ class _Process:
             self._connection.send((item,))
             while not wait([self._connection, self._process.sentinel], _WATCH):
                 pass
-            # What it sent before it died is still there to be read.
+            # Anything it sent before it died can still be read.
             result, error = self._connection.recv()
         except (EOFError, OSError):
             self._process.join()
@@ -144,7 +144,7 @@ def _kill_all(processes: set[_Process]) -> None:
 
 
 def cause_of_death(code: int | None) -> str:
-    """What an exit status of a process says, as `Process.exitcode` has it."""
+    """The meaning of a `Process.exitcode`."""
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             return f"the process was ended by {signal.Signals(-code).name}"
@@ -152,7 +152,7 @@ def cause_of_death(code: int | None) -> str:
 
 
 def in_order(threads: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`threads.map` with at most `ahead` results waiting, so that they do not pile up behind a slow item."""
+    """`threads.map` with at most `ahead` results waiting behind a slow item."""
     pending: deque[Future[R]] = deque()
     try:
         for item in items:

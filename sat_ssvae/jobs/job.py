@@ -1,7 +1,7 @@
-"""What a job is: items, and what to do with one, on whichever machine.
+"""What a job is: items, and the work on one of them, on any machine.
 
-An item's result depends on the item alone, so neither the engine, nor the number of workers, nor a worker that died and
-whose item another one took can change it.
+An item's result depends on the item alone, so neither the engine, nor the number of workers, nor a worker that dies can
+change it.
 """
 
 from collections.abc import Callable
@@ -19,29 +19,29 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Item(Generic[T]):
-    """A piece of a job that one worker does as a whole."""
+    """A piece of a job that one worker does."""
 
     name: str
     """Unique; decides which part it belongs to."""
     units: int
-    """How many clips or files it is, for the progress bar."""
+    """Its number of clips or files, for the progress bar."""
     load: T
-    """What the worker needs to know."""
+    """The worker's input."""
 
 
 class Job(Protocol[T_contra, R_co]):
-    """What there is to do with an item; pickled to the workers of a cluster."""
+    """The work on an item; pickled to the workers of a cluster."""
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether a worker has a GPU to itself, where the cluster has any; else it has some of a machine's cores."""
+        """Whether each worker needs a GPU, if the cluster has any; otherwise it gets some of a machine's cores."""
 
     @property
     def overlap(self) -> int:
-        """Items that a worker does at a time, so that its processes do not wait for the last clip of a shard."""
+        """Items that a worker does at once, so that its processes do not wait for the last clip of a shard."""
 
     def open(self, cpus: int | None) -> AbstractContextManager[Callable[[T_contra, Advance], R_co]]:
-        """Get ready for work, once for each worker, on this many cores; None: as the job's own settings say.
+        """Prepare a worker, once, for this many cores; None for the number in the job's own settings.
 
         The function works on an item. UserError from it ends the whole job.
         """

@@ -1,4 +1,4 @@
-"""What survives a job that is killed: the results of finished items, and the parts that other machines did.
+"""Files with which a killed job continues: the results of finished items, and of parts on other machines.
 
 with claimed(folder, "check-data", config.chosen_part):
     results = collect(job, items, config, Ledger(folder / "check-data", identity), Progress("checking", "clip"))
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class Ledger:
-    """Results of items, one JSON line each as they come, in `STEM.jsonl` or for a part `STEM.part-3-of-16.jsonl`.
+    """Results of items, one JSON line each, in `STEM.jsonl` or for a part `STEM.part-3-of-16.jsonl`.
 
     Args:
-        stem: path of these files without what follows.
-        identity: of the input and the settings; results of others are dropped.
+        stem: path of these files without the rest of the name.
+        identity: of the input and the settings; results with another one are dropped.
     """
 
     def __init__(self, stem: Path, identity: str) -> None:
@@ -45,7 +45,7 @@ class Ledger:
         return sorted(Part(int(name[1]), int(name[2])) for name in names if name)
 
     def read(self, part: Part) -> dict[str, Any]:
-        """Results by the items' names; a line that a killed process left half is dropped, also from the file."""
+        """Results by the items' names; the incomplete line of a killed process is dropped, also from the file."""
         path = self.path(part)
         whole = read_json_lines(path)
         if not whole or whole[0] != self._identity:
@@ -58,7 +58,7 @@ class Ledger:
         self._files.setdefault(part, GrowingText(self.path(part))).add(json.dumps([name, result]) + "\n")
 
     def flush(self) -> None:
-        """Write results that an object store does not have yet."""
+        """Upload results that are not in the object store yet."""
         for file in self._files.values():
             file.flush()
 
@@ -68,13 +68,13 @@ class Ledger:
             return file.readline() == json.dumps(self._identity) + "\n"
 
     def remove(self) -> None:
-        """Delete all files, when the results are where they belong."""
+        """Delete all files; call it when the results are saved elsewhere."""
         for part in [Part(1, 1), *self.parts()]:
             self.path(part).unlink(missing_ok=True)
 
 
 class Progress(NamedTuple):
-    """What a bar shows."""
+    """Texts of a progress bar."""
 
     title: str
     unit: str
@@ -86,8 +86,7 @@ def collect(
 ) -> list[Any] | None:
     """The results (plain values, as in JSON) of all items, in their order.
 
-    Results that an earlier, killed run left in the ledger are not made again. Those of a part stay in its ledger, and
-    None is returned.
+    Results of an earlier, killed run are taken from the ledger. Those of a part stay there, and None is returned.
     """
     part = config.chosen_part
     known = ledger.read(part)
@@ -103,10 +102,10 @@ def collect(
 
 
 def merge(items: Iterable[Item[Any]], ledger: Ledger) -> list[Any]:
-    """The results that the parts left, in the items' order.
+    """The results of all parts, in the items' order.
 
     Raises:
-        UserError: parts are missing (they are named), or they had other settings, or there are none.
+        UserError: parts are missing (the message names them) or had other settings.
     """
     parts = ledger.parts()
     if len({part.count for part in parts}) > 1:
@@ -143,11 +142,10 @@ def refuse_missing(names: Sequence[str], count: int) -> None:
 def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
     """Keep other jobs of this kind out of a folder, except those for other parts; the folder is made.
 
-    Where a file system knows no locks (an object store), nobody is kept out: files appear whole, and are the same
-    whoever writes them.
+    Without locks (in an object store) no job is kept out: files appear whole, and all writers write the same.
 
     Raises:
-        UserError: another one is at work there.
+        UserError: another one is running there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Jobs on a Ray cluster: actors on every node, each of which takes item after item.
+"""Jobs on a Ray cluster: actors on every node, each of which takes one item after another.
 
-The driver keeps the list of items. A node or worker that dies gives its items back to the list, and a new worker takes
-the dead one's place, here or, if its node is gone, on the nodes that are left or that join. What ends a worker
-again and again while its node lives is left for the end, and named.
+The driver keeps the list of items. The items of a node or worker that dies go back to the list, and a new worker
+replaces it, on the same node or, if that is gone, on one of the others. An item that ends several workers while their
+nodes live is given up, and named at the end.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ _CPUS = 8  # cores of a worker at most: a machine of many has several, which fit
 _STORE = 256 << 20  # bytes of the object store of a Ray that is started here; only the job itself goes through it
 _POLL = 1.0  # seconds between questions to the workers about their progress
 _GROW = 5.0  # seconds between checks for nodes that joined
-_DEATHS = 2  # workers that an item may end on nodes that live
-_PATIENCE = 30.0  # seconds without any worker before the user is told what is being waited for
+_DEATHS = 2  # workers that an item may crash while their nodes live
+_PATIENCE = 30.0  # seconds without any worker before a warning
 _CONNECT = 10.0  # seconds for an address to answer
 
 
@@ -44,11 +44,11 @@ class RayEngine:
         self.address = address
 
     def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
-        """Items with their results, in the order in which they are finished.
+        """Items with their results, in the order in which they finish.
 
         Raises:
-            UserError: no Ray, no cluster at the address, another version on the workers, items that ended every worker,
-                a connection that was lost.
+            UserError: no Ray, no cluster at the address, another version on the workers, items that crashed their
+                workers, or a lost connection.
         """
         with _connected(self.address) as ray:
             try:
@@ -66,9 +66,9 @@ class RayEngine:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected; a connection that was there before is used and kept."""
-    # Read when Ray is imported. Nothing is reported to its makers; workers without a GPU do not see one by accident;
-    # where a connection is lost, no Ray is started on this machine instead.
+    """The module `ray`, connected; an existing connection is used and kept."""
+    # Read when Ray is imported: no usage reports; workers without a GPU do not see one by accident; after a lost
+    # connection, no Ray is started on this machine instead.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -89,7 +89,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         _check_reachable(address)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what went wrong is said below, in one line
+            warnings.simplefilter("ignore")  # errors are reported below, in one line
             ray.init(address=address or "local", **options)
     except Exception as error:  # a busy machine's time-out has no class of its own
         raise UserError(_why_not(address, error)) from None
@@ -108,7 +108,7 @@ def _grpc_errors() -> tuple[type[Exception], ...]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ask before Ray does, which tries for minutes, and for some addresses ends the process."""
+    """Connect before Ray does, which tries for minutes, and for some addresses ends the process."""
     place = address.removeprefix("ray://")
     if place == "auto":
         return
@@ -135,7 +135,7 @@ def _why_not(address: str | None, error: Exception) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same on all machines for the same bytes to come out."""
+    """Versions that must be the same on all machines for the same bytes to come out."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -149,11 +149,11 @@ def versions() -> dict[str, str]:
 
 
 class _Worker:
-    """What runs on the cluster, as an actor with a thread for each call at a time."""
+    """The actor that runs on the cluster, with a thread for each concurrent call."""
 
     def __init__(self, job: "Job[Any, Any]", cpus: int, folder: str) -> None:
         with contextlib.suppress(OSError):
-            os.chdir(folder)  # relative paths mean the same as where the job comes from
+            os.chdir(folder)  # relative paths mean the same as on the driver
         self._job, self._cpus = job, cpus
         self._open = contextlib.ExitStack()
         self._done: Counter[int] = Counter()
@@ -178,7 +178,7 @@ class _Worker:
         return dict(self._done)
 
     def close(self) -> None:
-        """End what the job started."""
+        """Close the job."""
         self._open.close()
 
 
@@ -191,7 +191,7 @@ class _Hand:
     ready: bool = False
     items: set[int] = field(default_factory=set)
     asked: bool = False
-    """Whether it was asked how far it is and has not answered."""
+    """Whether it was asked for its progress and has not answered."""
 
 
 class _Driver:
@@ -207,7 +207,7 @@ class _Driver:
         self._given_up: list[int] = []
         self._hands: list[_Hand] = []
         self._waiting: dict[Any, tuple[str, _Hand, int]] = {}
-        """References to what was asked of workers: what, whom, and about which item."""
+        """Pending calls by their reference: kind, worker and item."""
         self._job_ref = ray.put(job)
         self._versions = versions()
         self._grown = self._polled = float("-inf")
@@ -237,7 +237,7 @@ class _Driver:
             )
 
     def _grow(self) -> None:
-        """A worker for every `_CPUS` cores, or GPU, of each node that lives."""
+        """Start a worker for every `_CPUS` cores, or GPU, of each live node."""
         if time.monotonic() - self._grown < _GROW:
             return
         self._grown = time.monotonic()
@@ -266,7 +266,7 @@ class _Driver:
         return hand
 
     def _hand_out(self) -> None:
-        # Round by round, and some left for workers that start, so that the last items do not all go to the first one.
+        # One item each in turn, with some left for starting workers, so that the first one does not get all of them.
         starting = sum(not hand.ready for hand in self._hands)
         for count in range(self._job.overlap):
             if count and len(self._todo) <= starting:
@@ -288,7 +288,7 @@ class _Driver:
 
     def _answered(self, reference: Any) -> Iterator[tuple[Item[Any], Any]]:
         what, hand, number = self._waiting.pop(reference)
-        if hand not in self._hands:  # it is known to be dead
+        if hand not in self._hands:  # known to be dead
             return
         exceptions = self._ray.exceptions
         try:
@@ -311,12 +311,12 @@ class _Driver:
             yield self._items[number], answer
 
     def _show(self, number: int, units: int) -> None:
-        """Let the bar count `units` for an item."""
+        """Set the units that the progress bar counts for an item."""
         self._advance(units - self._shown[number])
         self._shown[number] = units
 
     def _bury(self, hand: _Hand, error: Exception) -> None:
-        """Give the items of a dead worker to others."""
+        """Give the items of a dead worker to the others."""
         if not hand.ready and "ModuleNotFoundError" in str(error):
             raise UserError(
                 "sat-ssvae cannot be imported on the cluster's machines: install the same version there as here"
@@ -363,7 +363,7 @@ class _Driver:
 
 
 def places_on(nodes: Sequence[dict[str, Any]], uses_gpu: bool) -> dict[str, list[dict[str, Any]]]:
-    """For each node's id, what each of its workers asks Ray for."""
+    """The resources of each worker, by the node's id."""
     cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
     gpus = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
     if uses_gpu and any(gpus.values()):
@@ -377,7 +377,7 @@ def places_on(nodes: Sequence[dict[str, Any]], uses_gpu: bool) -> dict[str, list
 
 
 def _shares(cpus: int, size: int) -> list[dict[str, Any]]:
-    """`cpus` in as few equal shares of at most `size` as there can be."""
+    """`cpus` in the smallest number of equal shares of at most `size`."""
     count = -(-cpus // size)
     return [{"num_cpus": cpus // count + (number < cpus % count), "num_gpus": 0} for number in range(count)]
 

@@ -1,4 +1,4 @@
-"""Which items of a job are worked on, and where: the settings that pack, check-data, stats and encode share."""
+"""Which items of a job to work on, and where: the settings that pack, check-data, stats and encode share."""
 
 import hashlib
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Part:
 
     @property
     def suffix(self) -> str:
-        """What a file of this part has in its name; empty if this is all of the job."""
+        """Part of the name of this part's files; empty if it is the whole job."""
         return f".part-{self.index}-of-{self.count}" if self.count > 1 else ""
 
     def takes(self, name: str) -> bool:

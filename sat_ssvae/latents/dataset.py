@@ -1,4 +1,4 @@
-"""Latents that `sat-ssvae encode` wrote, as the data set that CogVideoX's train_video.py takes.
+"""Latents written by `sat-ssvae encode`, as a data set for CogVideoX's train_video.py.
 
 dataset = LatentDataset("latents")                                   # a folder
 dataset = LatentDataset("latents_{480x720,720x480}", batch_size=4)   # several, in batches of one size each
@@ -25,7 +25,7 @@ from ..errors import UserError
 
 INFO_NAME = "latents.json"
 _STOCK_PARAMETERS = ("video_size", "fps", "max_num_frames", "skip_frms_num")
-"""Parameters of CogVideoX's SFTDataset that a merged configuration passes on; the shards decide here."""
+"""Parameters of CogVideoX's SFTDataset that a merged configuration passes on; ignored in favour of the shards."""
 
 LatentShape = tuple[int, int, int, int]
 """(c, t, h, w)."""
@@ -34,12 +34,12 @@ PerChannel = tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 class LatentInfo(Config):
-    """What a folder of latents was made of: latents.json."""
+    """How a folder of latents was made: latents.json."""
 
     fingerprint: str
     """Of the configuration and the autoencoder's weights."""
     shapes: tuple[LatentShape, ...]
-    """(c, t, h, w) that the latents have, one or several."""
+    """One or several (c, t, h, w)."""
     num_frames: int
     """Frames of the videos."""
     fps: float
@@ -66,7 +66,7 @@ class LatentInfo(Config):
 
 
 def latent_folders(place: str | Path) -> list[Path]:
-    """The folders that a place names: one, or several by a brace pattern."""
+    """The folder at a place, or several if it is a brace pattern."""
     return [path_of(folder) for folder in expand_urls(str(place))]
 
 
@@ -75,12 +75,12 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     Items have `mp4`, the latent c t h w float32 (the axes that `latent_input` reads), `txt`, `num_frames` and `fps`.
 
-    SAT asks for items at random, one after the other, and stacks each `batch_size` of them. Where latents have several
-    sizes, the first item of a batch decides its size, and the others are taken from the latents of that size.
+    SAT asks for random items one by one, and stacks each `batch_size` of them. If latents have several sizes, the first
+    item of a batch decides its size, and the others are replaced by latents of that size.
 
     Args:
-        place: what `encode_shards` wrote, or several such folders by a brace pattern.
-        batch_size: items asked for in a row that must have one size.
+        place: folder that `encode_shards` wrote, or several by a brace pattern.
+        batch_size: consecutive items that must have one size.
 
     Raises:
         UserError: no latents there.
@@ -101,16 +101,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @classmethod
     def create_dataset_function(cls, path: str, args: Any, **params: Any) -> "LatentDataset":
-        """What train_video.py calls for each path of `train_data` and `valid_data`; `args` are its arguments.
+        """Called by train_video.py for each path of `train_data` and `valid_data`; args: its arguments.
 
         Raises:
-            UserError: a parameter is not one of the stock dataset's, or latents of other sizes lie at another path, so
-                that a batch may mix them.
+            UserError: a parameter is not one of the stock dataset's, or a batch might mix latents of several sizes, from
+                different paths.
         """
         unknown = sorted(params.keys() - set(_STOCK_PARAMETERS))
         if unknown:
             raise UserError(f"data.params: LatentDataset takes no {', '.join(unknown)}; the shards decide")
-        # The data set is not told what it is for, so a size is kept for whole batches of both kinds.
+        # The data set cannot tell training from validation, so a size is kept for whole batches of both.
         sizes = [getattr(args, name, None) or 1 for name in ("batch_size", "eval_batch_size")]
         for paths in (getattr(args, name, None) or [] for name in ("train_data", "valid_data")):
             _check_one_size(paths, max(sizes))
@@ -136,7 +136,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return sum(bool(store.caption(key)) for _, store, key in self._places)
 
     def _add(self, number: int, store: TarStore) -> None:
-        """Take in a tar, all of whose latents have one size."""
+        """Add a tar, all of whose latents have one size."""
         try:
             keys = store.keys()
         except VideoError as error:
@@ -169,7 +169,7 @@ def _shapes(place: str) -> set[LatentShape]:
 
 
 def _store(tar: Path) -> TarStore:
-    """A tar, which is fetched first if it is in an object store."""
+    """A tar, fetched first if it is in an object store."""
     if not is_address(tar):
         return TarStore(tar)
     cache = ShardCache(cache_dir() / "shards")

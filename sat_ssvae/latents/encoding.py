@@ -1,10 +1,10 @@
-"""Clips to latents: the one loop under `encode`, `stats` and `compare`.
+"""Clips to latents: the loop that `encode`, `stats` and `compare` share.
 
     for clips, latents in encode_clips(vae, fixed_clips(data, stride=2), EncoderSettings(batch_size=4), device):
         ...                                              # b c t h w of these clips, on the device
 
-`shards.py` keeps them for training a diffusion model, `latent_set.py` for a comparison, `statistics.py` their mean
-and standard deviation.
+`shards.py` stores them for training a diffusion model, `latent_set.py` for a comparison; `statistics.py` computes their
+mean and standard deviation.
 """
 
 from collections.abc import Iterable, Iterator

@@ -33,21 +33,21 @@ from .encoding import EncoderSettings, encode_clips
 
 logger = logging.getLogger(__name__)
 
-_PART_CLIPS = 64  # clips per part: what an interruption can cost
+_PART_CLIPS = 64  # clips per part: the most that an interruption costs
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Latents of many clips with what identifies them."""
+    """Latents of many clips, with their keys and captions."""
 
     latents: Tensor
     """N c t h w float32, as the autoencoder's posterior means."""
     keys: tuple[str, ...]
-    """Where each latent comes from: the clip's key and start."""
+    """Key and start of each latent's clip."""
     captions: tuple[str, ...]
     """The clips' captions, empty if a clip has none."""
     statistics: LatentStats
-    """Of these latents, or of the training latents if these are held out."""
+    """Of these latents; for held-out ones, of the training latents."""
 
     @classmethod
     def load(cls, path: Path, statistics: LatentStats | None = None) -> "LatentSet":
@@ -77,8 +77,8 @@ def encode_latents(
 ) -> LatentSet:
     """Write the posterior means of all clips to `path`, in their order; returns what `LatentSet.load` would.
 
-    `clips` must come in the same order each time (as `fixed_clips` does). Parts left by an interrupted call
-    are kept if they were made by the same autoencoder weights from the same clips, else made again.
+    `clips` must always be in the same order (as `fixed_clips` are). Parts of an interrupted call are used
+    again if the weights and the clips are the same.
 
     Raises:
         UserError: there are no clips, or their sizes differ or do not fit the autoencoder.
@@ -114,7 +114,7 @@ def _encode_parts(
     settings: EncoderSettings,
     device: torch.device,
 ) -> Iterator[Path]:
-    """The files of consecutive clips, with missing ones, and those of other clips or weights, made again."""
+    """The files of consecutive clips; missing ones, and those of other clips or weights, are written."""
     total = len(clips) if isinstance(clips, Sized) else None
     with progress_bar(total, "encoding latents", "clip") as bar:
         index, remaining = 0, iter(clips)

@@ -6,7 +6,7 @@
 
 A folder holds latents-000000.tar, latents-000001.tar, ... with KEY.safetensors (`latent`, c t h w float16, normalised
 by the autoencoder's own statistics, scale and shift, as `SSVAEFirstStage` or its pipeline does) and KEY.txt (the
-caption) for each clip, and latents.json, which says what they were made of. A tar has latents of one size, and gets its
+caption) for each clip, and latents.json, which says how they were made. A tar has latents of one size, and gets its
 final name when it is complete: an interrupted run continues with the first unfinished one.
 """
 
@@ -46,7 +46,7 @@ from .encoding import EncoderSettings, encode_clips
 logger = logging.getLogger(__name__)
 
 _COUNTS = ".counts.json"
-"""Beside a tar in an object store: what is in it, which else could only be counted by fetching it."""
+"""Beside a tar in an object store: its counts, for which it would otherwise have to be fetched."""
 
 
 class EncodeConfig(EncoderSettings, JobConfig):
@@ -63,7 +63,7 @@ class EncodeConfig(EncoderSettings, JobConfig):
 
 
 class Encoded(NamedTuple):
-    """What is in all finished shards."""
+    """Counts over all finished shards."""
 
     clips: int
     captions: int
@@ -86,20 +86,20 @@ class Shard(NamedTuple):
 def encode_shards(
     vae: VideoAutoencoder, config: EncodeConfig, output: Path, device: torch.device, *, merged: bool = False
 ) -> Encoded:
-    """Write the shards that are not there yet.
+    """Write the missing shards.
 
-    With a launcher, every rank calls it, and shards go to the ranks in turn.
+    With a launcher, every rank calls it, and the ranks take shards in turn.
 
     Args:
         vae: the autoencoder, with statistics.
-        config: what to encode, and who does it; of a `part`, the shards that belong to it.
+        config: what to encode, and where; of a `part`, its shards.
         output: the folder of the shards.
         device: where this process encodes; on a cluster, the workers decide.
-        merged: make nothing; check that the shards of all parts are there.
+        merged: write nothing; check that the shards of all parts exist.
 
     Raises:
-        UserError: no usable clip, no caption at all, no statistics of an SSVAE, sizes or settings that do not fit the
-            autoencoder, other latents in `output`, parts that are missing.
+        UserError: no usable clip, no caption at all, an SSVAE without statistics, sizes or settings that do not fit the
+            autoencoder, other latents in `output`, or missing parts.
     """
     stats = _checked_stats(vae, config)
     part = config.chosen_part
@@ -134,7 +134,7 @@ def _checked_stats(vae: VideoAutoencoder, config: EncodeConfig) -> LatentStats:
 
 
 def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog) -> None:
-    """Make this rank's share of some shards."""
+    """Write this rank's share of some shards."""
     ours = shards[distributed.rank() :: distributed.world_size()]
     items = [Item(shard.name, shard.stop - shard.start, shard) for shard in ours]
     for item, failures in run_job(job, items, job.config, f"encoding {job.output.name}", "clip"):
@@ -145,11 +145,11 @@ def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog) 
 
 
 def _list_skips(shards: Sequence[Shard], output: Path, skips: SkipLog) -> None:
-    """Put what the shards lack into one list, and tidy up."""
+    """Merge the lists of the shards' skips into one, and tidy up."""
     for shard in shards:
         own = _skips_of(output, shard.name)
         for line in read_skips(own):
-            skips.filtered(Skip(**line))  # a line that is there already is not listed again
+            skips.filtered(Skip(**line))  # lines that are already listed are not repeated
         own.unlink(missing_ok=True)
     for leftover in output.glob("latents-*.partial"):  # of workers that were killed
         leftover.unlink(missing_ok=True)
@@ -229,7 +229,7 @@ def _info(vae: VideoAutoencoder, stats: LatentStats, config: EncodeConfig, by_si
 
 
 def _claim(output: Path, info: LatentInfo) -> None:
-    """Make the folder this run's, or continue in it."""
+    """Claim the folder for this run, or continue in it."""
     path = output / INFO_NAME
     if distributed.rank() == 0:
         output.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def _plan(by_size: Sequence[FixedClips], clips_per_shard: int) -> Iterator[Shard
 
 
 def _normalized(stats: LatentStats, batches: Iterable[tuple[list[Clip], Tensor]]) -> Iterator[tuple[Clip, Tensor]]:
-    """Clips with their latents as a diffusion model takes them, float16 on the CPU."""
+    """Clips with their normalised latents, float16 on the CPU."""
     for clips, latents in batches:
         yield from zip(clips, stats.standardize(latents).half().cpu(), strict=True)
 
@@ -264,7 +264,7 @@ def _write_shard(
     *,
     captions: bool,
 ) -> None:
-    """Write one tar, whose final name marks it as finished, and before that what `failed` while it was made."""
+    """Write one tar, whose final name marks it as finished, and before it the list of the clips that failed."""
     tar = _tar(output, shard.name)
     clips = captioned = 0
     try:

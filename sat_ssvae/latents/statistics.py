@@ -22,7 +22,7 @@ from ..vae.statistics import LatentStats, StatsMeter
 from .encoding import EncoderSettings, encode_clips
 
 CLIPS_IN_PIECE = 64
-"""Clips that are summed up together: a constant, since the sums' last bits depend on it."""
+"""Clips that are summed together: a constant, since the last bits of the sums depend on it."""
 
 
 class StatsConfig(EncoderSettings, JobConfig):
@@ -41,17 +41,17 @@ class StatsConfig(EncoderSettings, JobConfig):
 def measure_stats(
     vae: VideoAutoencoder, config: StatsConfig, device: torch.device, folder: Path, *, merged: bool = False
 ) -> LatentStats | None:
-    """Statistics of the posterior means of clips: the same bits whoever measured which of them.
+    """Statistics of the posterior means of clips: the same bits however the clips are divided.
 
     Args:
         vae: the autoencoder.
-        config: on what to measure, and who does it. Of a `part`, the sums are kept in the folder, and None is returned.
-        device: where the autoencoder works; on a cluster, the workers decide.
+        config: what to measure, and where. Of a `part`, the sums are kept in the folder, and None is returned.
+        device: where the autoencoder runs; on a cluster, the workers decide.
         folder: for sums of finished blocks, with which a killed run continues.
-        merged: put the sums of all parts together instead of measuring.
+        merged: add up the sums of all parts instead of measuring.
 
     Raises:
-        UserError: no usable clip, sizes or settings that do not fit the autoencoder, parts that are missing.
+        UserError: no usable clip, sizes or settings that do not fit the autoencoder, or missing parts.
     """
     skips = SkipLog(max_share=config.data.max_skip_share)
     clips = fixed_clips(config.data, stride=config.stride, limit=config.max_clips, skips=skips)

@@ -2,9 +2,9 @@
 
     features = ClipFeatures()(video)        # B 3 T H W in [-1, 1] -> (B, 896)
 
-`FrameFeatures` describe single frames (EfficientNet-lite0, ImageNet): what is in them and how sharp it is.
-`ClipFeatures` come from 3-D convolutions over time (TransNet V2, trained to find shot boundaries) and see freezes,
-shuffles and flicker. Neither is the network of FID or FVD; call a distance by the features' name.
+`FrameFeatures` describe the content and sharpness of single frames (EfficientNet-lite0, ImageNet). `ClipFeatures` come
+from 3-D convolutions over time (TransNet V2, trained to find shot boundaries) and detect freezes, shuffles and flicker.
+Neither is the network of FID or FVD; call a distance by the features' name.
 """
 
 import abc
@@ -187,7 +187,7 @@ class TransNetV2(nn.Module):
 
 
 class _Features(nn.Module, abc.ABC):
-    """A network that is never trained: no gradients, and no batch statistics in a clip's features."""
+    """A network that is never trained: no gradients, no batch statistics."""
 
     DIMENSION: int
     AT_ONCE = 4
@@ -205,7 +205,7 @@ class _Features(nn.Module, abc.ABC):
     def forward(self, video: Tensor) -> Tensor:
         """Features (B, DIMENSION), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
 
-        The clips, of which there may be many, need not be where the network is; the features are where the clips are.
+        The clips need not be on the network's device, nor fit there; the features are on the clips' device.
 
         Raises:
             ValueError: not a batch of colour videos.

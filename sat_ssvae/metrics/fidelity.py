@@ -3,7 +3,7 @@
     scores = reconstruction_scores(reconstruction, video, perceptual=build_perceptual("st-lpips-alex"))
     scores["psnr"]      # (B,), one score per clip: the mean over its frames
 
-Videos are `B C T H W` in [-1, 1]; values outside are cut, as they are when a video is written.
+Videos are `B C T H W` in [-1, 1]; values outside are clipped, as in a written video.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .perceptual import Perceptual
 SSIM_WINDOW = 11  # pixels, Wang et al. (2004)
 _FRAMES_AT_ONCE = 32
 _ROUNDING_ERROR = (2 / 255) ** 2 / 12
-"""Mean square of what rounding to 8 bits changes."""
+"""Mean square of the error of rounding to 8 bits."""
 
 
 def psnr(x: Tensor, y: Tensor, least_error: float = 0.0) -> Tensor:
@@ -47,7 +47,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def perceptual_distance(x: Tensor, y: Tensor, network: Perceptual) -> Tensor:
-    """Mean perceptual distance of a clip's frames, (B,), where the videos are; the network may be on another device.
+    """Mean perceptual distance of a clip's frames, (B,), on the videos' device; the network may be on another.
 
     x, y: B 3 T H W in [-1, 1], H and W at least 32.
     """

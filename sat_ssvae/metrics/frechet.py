@@ -1,4 +1,4 @@
-"""The Frechet video distance, for those who have the weights of its network.
+"""The Frechet video distance, for users who have the weights of its network.
 
     i3d = I3D(Path("i3d_torchscript.pt"), device)
     collector = ClipCollector(i3d, frames=17)
@@ -22,7 +22,7 @@ from ..storage import digest_of
 
 SIDE = 224
 MIN_FRAMES = 10
-"""Fewer leave nothing for I3D's last pooling over time."""
+"""I3D's last pooling over time needs this many."""
 
 
 class I3D:
@@ -63,11 +63,11 @@ class I3D:
 
 
 class ClipCollector:
-    """Splits a video, which arrives in pieces, into consecutive clips and collects their features.
+    """Splits a video that arrives in pieces into consecutive clips, and collects their features.
 
     Args:
         i3d: the network.
-        frames: in a clip; an incomplete clip at the end of the video is dropped.
+        frames: per clip; an incomplete clip at the end of the video is dropped.
     """
 
     def __init__(self, i3d: I3D, frames: int) -> None:
@@ -76,7 +76,7 @@ class ClipCollector:
         self._features: list[Tensor] = []
 
     def add(self, video: Tensor) -> None:
-        """Take in the next frames, `1 3 T H W`; values outside [-1, 1] are cut."""
+        """Add the next frames, `1 3 T H W`; values outside [-1, 1] are clipped."""
         frames = video[0].float().clamp(-1, 1).transpose(0, 1)
         scaled = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         self._waiting = torch.cat([self._waiting.to(scaled), scaled.transpose(0, 1)[None]], dim=2)
@@ -117,8 +117,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def frechet_interval(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 100) -> tuple[float, float]:
     """95 % interval (low, high) of `frechet_distance`: the estimate plus and minus 1.96 standard deviations.
 
-    The deviation is that over bootstrap resamples of both sets. What few clips add to the distance (it is biased
-    upwards) is not in the interval. Clips must be independent. Equal seeds give equal intervals.
+    The deviation is that over bootstrap resamples of both sets. The upward bias of few clips is
+    not in the interval. Clips must be independent. Equal seeds give equal intervals.
 
     Raises:
         UserError: as `frechet_distance`.

@@ -11,7 +11,7 @@ MIN_VALUES = 4
 
 
 def written(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number for people, `−0.03`: with a true minus, and with no sign where it is rounded to 0."""
+    """A number for people, `−0.03`: with a true minus, and without a sign if it rounds to 0."""
     text = f"{value:{'+' if signed else ''}.{decimals}f}"
     return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", "−")
 
@@ -23,7 +23,7 @@ def in_brackets(low: float | None, high: float | None, form: Callable[[float], s
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """Mean of `count` values, and the 95 % interval of the mean where there are enough of them."""
+    """Mean of `count` values, with its 95 % interval if there are enough of them."""
 
     mean: float
     low: float | None

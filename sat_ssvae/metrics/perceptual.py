@@ -25,7 +25,7 @@ from ..errors import UserError
 Backbone = Literal["alex", "vgg"]
 PerceptualName = Literal["st-lpips-alex", "st-lpips-vgg", "lpips-alex", "lpips-vgg"]
 PIXELS_AT_ONCE = 2**20
-"""How many pixels of each side `distances_and_gradient` has in the network at a time, but one image at least."""
+"""Pixels of each side that `distances_and_gradient` passes through the network at a time, but at least one image."""
 MIN_SIZE = 32  # pixels; below it the deepest features are smaller than their reflection padding
 
 # Added to the norm of a feature vector before division; part of the trained function (Zhang et al. 2018).
@@ -81,7 +81,7 @@ class BlurPool(nn.Module):
 
 
 def _build_slice(layout: Slice, channels: int, index: Iterator[int]) -> tuple[nn.Sequential, int]:
-    """One slice and its width. Layers carry the running `index` that they have in the weight file."""
+    """One slice and its width. Layers are numbered by `index`, as in the weight file."""
     layers: list[nn.Module] = []
     if layout.pool:
         layers += [nn.MaxPool2d(layout.pool, stride=1), BlurPool(channels)]
@@ -202,7 +202,7 @@ def build_perceptual(name: PerceptualName) -> Perceptual:
     """The distance called `name`, on the CPU in float32.
 
     Raises:
-        UserError: its weights or its package cannot be had.
+        UserError: its weights or its package are missing.
     """
     family, _, backbone = name.rpartition("-")
     if backbone not in _SLICES or family not in ("st-lpips", "lpips"):

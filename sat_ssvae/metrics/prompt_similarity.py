@@ -1,4 +1,4 @@
-"""CLIP similarity of videos to their prompts, with a model that is on this machine already.
+"""CLIP similarity of videos to their prompts, with a model that is already on this machine.
 
     similarity = PromptSimilarity("models/clip-vit-base-patch32", device)
     similarity(video, "a red car")          # 3 T H W in [-1, 1] -> 100 x cosine, the mean over frames

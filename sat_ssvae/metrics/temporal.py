@@ -1,7 +1,7 @@
 """How a video changes from frame to frame, without a network: amount of motion, its smoothness, and flicker.
 
-Videos are `B 3 T H W` in [-1, 1]; all of it is measured on luma (Rec. 709) in grey levels, 0 to 255. The values depend
-on the frame rate and on what is shown: compare videos of one rate and of the same prompts.
+Videos are `B 3 T H W` in [-1, 1], measured on luma (Rec. 709) in grey levels, 0 to 255. The values depend on the frame
+rate and on the content: compare videos of one rate and of the same prompts.
 """
 
 import torch
@@ -14,7 +14,7 @@ _GRID = 8
 _SHORT_SIDE, _BLOCK, _REACH = 128, 8, 8
 """Smoothness: frames are scaled down to this short side, and blocks of this side move at most this far, in pixels."""
 _ROUNDING_ERROR = 1 / 12
-"""Mean square, in grey levels, of what rounding to 8 bits changes: the least error that counts."""
+"""Mean square, in grey levels, of the error of rounding to 8 bits: the least error that counts."""
 
 
 def motion(video: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def smoothness(video: Tensor) -> Tensor:
 
     Frames are scaled to a short side of at most 128 pixels. Each block of 8 x 8 pixels is the mean of the blocks at -d
     in the frame before and at +d in the frame after, for the best displacement d of at most 8 pixels; the outermost 8
-    pixels, where things come into view, do not count. The error of rounding to 8 bits bounds the value: a still video
+    pixels, where objects come into view, do not count. The error of rounding to 8 bits bounds the value: a still video
     has 58.9.
     """
     frames = _luma(video, 3)
