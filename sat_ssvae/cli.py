@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torch raises this when a decoding worker dies, at any point of the main process.
         if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionResetError):
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise every worker that ends from now on raises it again
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise every worker that ends later raises it again
         reason = one_line(error).rstrip(".")
         hint = "a decoding process died; if memory was short, lower data.num_workers; the same command then continues"
         _end(parser, error, 2, f"error: {reason}; {hint}\n")
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end(parser: Parser, error: BaseException, status: int, message: str) -> NoReturn:
-    """End the process with one line, below what the progress bars of the failed work still print."""
+    """End the process with one line, below the last output of progress bars."""
     traceback.clear_frames(error.__traceback__)
     parser.exit(status, message)
 

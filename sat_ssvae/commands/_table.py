@@ -13,8 +13,8 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = True, most: int | No
 
     Args:
         rows: of cells.
-        right: all columns but the first are flush right.
-        most: widest column after the first; a longer cell moves the rest of its line alone.
+        right: right-align all columns but the first.
+        most: width limit of the columns after the first; a longer cell shifts the rest of its line.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if most is not None:

@@ -96,7 +96,7 @@ def _add_compare(tasks: Any) -> None:
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Print what does not fit, if anything, and what to know about the training videos or the prompts."""
+    """Print mismatches, and notes about the training videos and the prompts."""
     from ..cogvideo.compatibility import find_mismatches
     from ..cogvideo.first_stage import build_first_stage
     from ..cogvideo.prompts import inspect_prompts
@@ -116,13 +116,13 @@ def run_check(options: argparse.Namespace) -> None:
 
 
 def run_adapt(options: argparse.Namespace) -> None:
-    """Copy, and print what was left out."""
+    """Copy, and print the tensors that were left out."""
     from ..cogvideo.sat_config import SATConfig, merge_configs
     from ..cogvideo.sat_transformer import adapt
 
     sizes = SATConfig(merge_configs(options.base)).transformer()
     for name, found, needed in adapt(options.transformer, options.output, sizes):
-        sys.stdout.write(f"left out {name}: {found}, needed {needed}; training initialises it anew\n")
+        sys.stdout.write(f"left out {name}: {found}, needed {needed}; training initialises it\n")
     sys.stdout.write(f"{options.output}: name it as args.load\n")
 
 

@@ -23,7 +23,7 @@ _SETTING = re.compile(r"\w+(\.\w+)*=")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that says what to type instead."""
+    """A parser whose errors are one line with a hint what to type instead."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         return self.commands
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, but misspelt words are refused by name and `key=value` may stand anywhere."""
+        """Like argparse, but misspelt words get a hint, and `key=value` may be anywhere."""
         words = [_underscored(word) for word in args]
         first = next((number for number, word in enumerate(words) if word[:1] != "-"), len(words))
         for word in words[:first] if self.commands else words:
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         return options, unknown
 
     def format_help(self) -> str:
-        """With the settings, which argparse does not know, at the end of the usage."""
+        """Add the settings, which argparse does not know, to the usage."""
         usage = " [key=value ...]\n\n" if self.get_default("settings") else "\n\n"
         return super().format_help().replace("\n\n", usage, 1)
 
@@ -103,7 +103,7 @@ def add_command(
     Args:
         commands: what `add_subparsers` returned.
         name: the command.
-        run: does it, given the parsed options.
+        run: called with the parsed options.
         summary: one sentence without its full stop.
         examples: whole command lines.
         settings: MODULE:CLASS of this package that `options.overrides` configure; None for a command without settings.
@@ -129,7 +129,7 @@ def path(text: str) -> Path:
 
 
 def add_merge(command: argparse.ArgumentParser) -> None:
-    """The flag for the last step of a job in parts."""
+    """Add the flag for the last step of a job in parts."""
     command.add_argument("--merge", action="store_true", help="the last step of a job in parts (part=I/N)")
 
 
@@ -154,7 +154,7 @@ def _exists(word: str) -> bool:
 
 
 def working_device() -> "torch.device":
-    """What the command computes on: the GPU of this rank, or the CPU, where freed memory then serves again."""
+    """The command's device: the GPU of this rank, or the CPU, with memory that is kept for reuse when it is freed."""
     from ..allocator import keep_freed_memory
     from ..distributed import default_device
 

@@ -117,7 +117,7 @@ def _unscored(video: "RestoredVideo", columns: int) -> list[str]:
 
 
 def _clips(exhibit: "Exhibit", video: "RestoredVideo", config: "RestoreConfig") -> "ClipRow":
-    """A video's views: what was given and each restoration over each other, the others beside them."""
+    """A video's views: each restoration over the input, the others beside them."""
     from ..evaluation.gallery import errors, scores_in_words, still, where, wipe
     from ..evaluation.moments import ORIGINAL
     from ..evaluation.restore import INPUT, ROUND_TRIP, strength_name
@@ -138,7 +138,7 @@ def _clips(exhibit: "Exhibit", video: "RestoredVideo", config: "RestoreConfig") 
 
 
 def _meaning(videos: list["RestoredVideo"], config: "RestoreConfig", arm: str) -> str:
-    """How much better the best strength makes the videos."""
+    """How much the best strength improves the videos."""
     from ..evaluation.restore import INPUT, strength_name
 
     scored = [video for video in videos if video.scores]

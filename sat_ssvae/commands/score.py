@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score; write score.csv and score.json; print them as a table with what each measure means."""
+    """Score; write score.csv and score.json; print a table, and the meaning of each measure."""
     from ..evaluation.score import MEASURES, SCORE_JOURNAL, ScoreConfig, score
 
     if len({path.resolve() for path in options.generated}) < len(options.generated):

@@ -1,4 +1,4 @@
-"""`sat-ssvae settings`: the settings of a command, from the types that read them."""
+"""`sat-ssvae settings`: the settings of a command, from its configuration class."""
 
 import argparse
 import sys
@@ -106,7 +106,7 @@ def type_of(setting: Setting) -> str:
 
 
 def default_of(setting: Setting) -> str:
-    """The default as one would write it in YAML."""
+    """The default in YAML."""
     return "required" if setting.is_required else in_yaml(setting.default)
 
 

@@ -1,4 +1,4 @@
-"""`sat-ssvae spectrum`: what the latents of autoencoders look like to a diffusion model."""
+"""`sat-ssvae spectrum`: how autoencoders' latents look to a diffusion model."""
 
 import argparse
 import shlex
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
 
     places = _places(options.vae)
     config = load_config(SpectraConfig, None, options.overrides, replace={"data": {"path": options.data}})
-    autoencoders = {name: open_autoencoder(place) for name, place in places.items()}  # all, before one is measured
+    autoencoders = {name: open_autoencoder(place) for name, place in places.items()}  # all before any measurement
     clips = load_clips(config)
     device = working_device()
     arms = tuple(measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items())

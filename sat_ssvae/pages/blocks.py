@@ -16,16 +16,16 @@ from .document import joined
 Tone = Literal["good", "bad", "warn", "neutral"]
 Text = Markup | str
 COLOURS = 8
-"""Series colours of style.css; more series than that repeat them."""
+"""Series colours of style.css; further series repeat them."""
 
 
 class Legend:
-    """Names and colours of what a page compares: arms, autoencoders, losses.
+    """Names and colours of the series that a page compares: arms, autoencoders, losses.
 
-    One bar of toggles shows and hides a series everywhere on the page: its curves, clips and columns.
+    A bar of toggles shows or hides a series everywhere on the page: its curves, clips and columns.
 
     Args:
-        names: in order; the first gets the first colour. They are all different.
+        names: in the order of the colours; all different.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -48,11 +48,11 @@ class Legend:
         return Markup('<span class="series" style="--c:{}">{}</span>').format(self.colour(name), name)
 
     def attribute(self, name: str) -> Markup:
-        """The attribute that makes an element of one's own disappear when its series is switched off."""
+        """The attribute of an element that disappears when its series is switched off."""
         return Markup(' data-series="{}"').format(self.index(name))
 
     def toggles(self, note: str = "") -> Markup:
-        """The bar that stays at the top of the window: a button for each series, and a note behind them."""
+        """The bar that stays at the top of the window: a button for each series, then a note."""
         button = Markup('<button data-toggle="{}" aria-pressed="true" title="show or hide">{}</button>')
         buttons = [button.format(self.index(name), self.label(name)) for name in self.names]
         end = Markup('<span class="small">{}</span>').format(note) if note else ""
@@ -60,7 +60,7 @@ class Legend:
 
 
 def section(title: str, *blocks: Text, note: Text = "") -> Markup:
-    """A heading with what belongs to it; `note` is small print under the heading. Nothing without blocks."""
+    """A heading with its blocks; note: small print under the heading. Empty without blocks."""
     if not any(blocks):
         return Markup()
     small = Markup('<p class="note">{}</p>').format(note) if note else ""
@@ -88,7 +88,7 @@ def badge(text: Text, tone: Tone = "neutral") -> Markup:
 
 
 def box(*blocks: Text, tone: Tone | None = None) -> Markup:
-    """A frame around blocks, with a coloured edge where it has a tone; `warn` makes a warning of it."""
+    """A frame around blocks, with a coloured edge if it has a tone; `warn` makes it a warning."""
     return Markup('<div class="box {}">{}</div>').format(tone or "", joined(blocks))
 
 
@@ -115,16 +115,16 @@ def facts(values: Mapping[str, Text]) -> Markup:
 
 
 class Cell(NamedTuple):
-    """A cell of a table or matrix; plain text does where nothing of this is needed."""
+    """A cell of a table or matrix; plain text is enough for one without these options."""
 
     text: Text
     note: Text = ""
     """A second, smaller line."""
     tone: Tone | None = None
     muted: bool = False
-    """Pale, for what is no evidence (matrix only)."""
+    """Pale, for values that are not evidence (matrix only)."""
     sort: float | None = None
-    """What the column is sorted by, where it is not the number that the text begins with."""
+    """The sort key, if it is not the number at the start of the text."""
     interval: Markup = Markup()
     """A drawing under the text, see `interval`."""
 
@@ -132,15 +132,15 @@ class Cell(NamedTuple):
 def table(
     header: Sequence[Text], rows: Sequence[Sequence[Text | Cell]], *, sortable: bool = False, numbers: bool = True
 ) -> Markup:
-    """A table that scrolls sideways where the window is narrow.
+    """A table that scrolls sideways in a narrow window.
 
-    On a phone every cell is a line of its own, after its column's title, unless the table is sortable.
+    On a phone every cell is a separate line, after its column's title, unless the table is sortable.
 
     Args:
         header: one title a column.
         rows: as many cells each.
         sortable: a click on a title sorts by that column.
-        numbers: all columns but the first hold numbers and are set to the right.
+        numbers: all columns but the first hold numbers and are right-aligned.
     """
     sort = Markup(' data-sort=""') if sortable else Markup()
 
@@ -162,7 +162,7 @@ def table(
 
 
 class MatrixRow(NamedTuple):
-    """One measure: its name, and a cell for each series of the legend in the matrix' order."""
+    """One measure: its name, and a cell for each column."""
 
     title: Text
     cells: Sequence[Text | Cell]
@@ -185,7 +185,7 @@ def matrix(legend: Legend, names: Sequence[str], groups: Sequence[MatrixGroup], 
         legend: of the page; its toggles hide columns.
         names: the series of the columns, from left to right.
         groups: the rows; those without a title stand first.
-        corner: what the first column's head says.
+        corner: head of the first column.
     """
     columns = [legend.attribute(name) for name in names]
     heads = [

@@ -1,4 +1,4 @@
-"""Curves as inline SVG, drawn by the page's script: hover tells the values, dragging zooms, the legend's toggles apply.
+"""Curves as inline SVG, drawn by the page's script: hover shows values, dragging zooms, the legend's toggles apply.
 
 chart("Loss", [line(legend, "stock", steps, losses)], Axis("steps"), Axis("loss"))
 """
@@ -14,32 +14,32 @@ from .blocks import Legend, Text
 from .document import joined
 
 _LOG_FROM = 8
-"""An axis is logarithmic when its largest value is this many times its smallest positive one."""
+"""An axis is logarithmic if its largest value is at least this many times its smallest positive one."""
 _CHART = Markup(
     '<figure class="chart"><figcaption>{}{}</figcaption><svg role="img" aria-label="{}"></svg>'
     '<script type="application/json">{}</script></figure>'
 )
 
 Style = Literal["main", "thin", "dashed", "floor"]
-"""main: with markers, in the tooltip. thin: a single seed's. dashed: a second reading. floor: one value, all across."""
+"""main: with markers, in the tooltip. thin: a single seed. dashed: a second reading. floor: one value, full width."""
 
 
 class Axis(NamedTuple):
-    """What an axis shows."""
+    """An axis of a chart."""
 
     label: str
     """With its unit."""
     log: bool | None = None
-    """Whether it is logarithmic; None: where its values span a factor of 8 or more."""
+    """Whether it is logarithmic; None: if its values span a factor of 8 or more."""
     ends: tuple[float, float] | None = None
-    """Of the axis up; None fits it to what is shown."""
+    """Range of a vertical axis; None fits it to the values."""
 
 
 class Line(NamedTuple):
     """A curve.
 
-    low, high: ends of an interval around each value, shaded; None where there is none. read: where the line goes
-    instead of through the values, which then are markers alone.
+    low, high: ends of an interval around each value, shaded; None for no interval. read: the path of the line, if it
+    does not go through the values, which are then only markers.
     """
 
     name: str
@@ -83,8 +83,8 @@ def chart(
     Args:
         title: above it.
         lines: drawn in this order; NaN and infinity are gaps.
-        x: what is across; a logarithmic axis may begin at 0.
-        y: what is up; a logarithmic axis leaves out what is not above 0.
+        x: the horizontal axis; a logarithmic one may begin at 0.
+        y: the vertical axis; a logarithmic one leaves out values that are not above 0.
         note: small print under the title.
         targets: heights of dotted lines.
     """
@@ -112,12 +112,12 @@ def chart(
 
 
 def charts(drawings: Sequence[Markup]) -> Markup:
-    """Drawings beside each other, as many as fit."""
+    """Drawings side by side, as many as fit."""
     return Markup('<div class="charts">{}</div>').format(joined(drawings)) if drawings else Markup()
 
 
 def _finite(values: Sequence[float | None] | None) -> list[float | None] | None:
-    """Six digits are more than a screen shows."""
+    """Values rounded to six digits, which is more than a screen shows; not finite: None."""
     if values is None:
         return None
     return [float(f"{v:.6g}") if v is not None and math.isfinite(v) else None for v in values]

@@ -3,8 +3,8 @@
 cells = [ClipCell("original", film(original)), ClipCell(legend.label("ssvae"), film(rebuilt), caption="23.1 dB")]
 player([ClipRow("Beach", cells)], fps=8)
 
-A clip is one picture: its frames lie beside each other in a WebP, and the page shows one of them at a time. So all
-clips of a player show the same frame, and paper shows the middle one.
+A clip is one picture: its frames are tiles of a WebP, and the page shows one of them at a time. So all clips of a
+player show the same frame, and a printed page shows the middle one.
 """
 
 import base64
@@ -22,7 +22,7 @@ from .blocks import Legend, Text
 from .document import joined
 
 _BORDER = 2
-"""Pixels of its own edge around each frame, so that a scaled frame does not show its neighbours. style.css knows it."""
+"""Pixels of padding around each frame, so that a scaled frame does not show its neighbours; also in style.css."""
 _MAX_SIDE = 16_383
 """Of a WebP, in pixels."""
 _PAGE = 1256
@@ -49,7 +49,7 @@ def film(frames: np.ndarray, *, max_width: int = 320, quality: int = 80) -> Film
 
     Args:
         frames: uint8 `T H W 3`, or a single picture `H W 3`.
-        max_width: wider ones are made smaller, in pixels; smaller ones are enlarged by the browser.
+        max_width: wider frames are scaled down to this, in pixels; the browser enlarges smaller ones.
         quality: of the WebP, 1..100.
 
     Raises:
@@ -88,13 +88,13 @@ class ClipCell(NamedTuple):
     series: str | None = None
     """The legend's series that this clip belongs to."""
     under: tuple[str, Film, str] | None = None
-    """Another version of the clip, its name and this one's: an edge between the two is moved by the pointer."""
+    """Another version of the clip, with its name and this one's; the pointer moves an edge between the two."""
     below: "ClipCell | None" = None
-    """A clip that stays under this one however wide the page is; it shares the series."""
+    """A clip that always stays under this one; it shares the series."""
 
 
 class ClipRow(NamedTuple):
-    """Clips that belong together: one scene, in several versions."""
+    """One scene in several versions."""
 
     title: Text
     cells: Sequence[ClipCell]
@@ -112,18 +112,18 @@ def player(
     label: str = "step",
     width: int | None = None,
 ) -> Markup:
-    """Rows of clips with one play button, one frame slider and, where there are steps, one slider over these.
+    """Rows of clips with one play button, one frame slider and, if there are steps, a slider over these.
 
-    Short rows stand beside each other where the window is wide.
+    In a wide window, short rows are side by side.
 
     Args:
         rows: of clips; all play together, a shorter clip rests on its last frame.
         fps: frames a second.
         steps: names of the steps, in order; the last one is shown first.
-        legend: of the page, where cells have a series.
-        label: what a step is, in front of its slider.
-        width: smallest width of a cell, in pixels, with a row a line; None: as many fit as the longest row has, within
-            limits.
+        legend: of the page, if cells have a series.
+        label: of the slider over the steps.
+        width: smallest width of a cell, in pixels, with one row per line; None: as many cells fit as the longest row
+            has, within limits.
 
     Raises:
         ValueError: a cell has another number of films than there are steps.
@@ -184,7 +184,7 @@ def _row(row: ClipRow, steps: Sequence[str], legend: Legend | None, poster: int)
 
 
 def _sizes(cells: int, rows: int) -> str:
-    """Widths of a cell and of a row of so many cells, such that rows and the lines that they break into fill a page."""
+    """Widths of a cell and of a row, such that rows, and the lines that they break into, fill the page."""
     beside = max(1, min(rows, (_PAGE + _ROW_GAP) // (cells * (_CELL[0] + _GAP) + _ROW_GAP)))
     room = (_PAGE + _ROW_GAP) // beside - _ROW_GAP
     fit = (room + _GAP) // (_CELL[0] + _GAP)
@@ -218,7 +218,7 @@ def _figure(cell: ClipCell, steps: Sequence[str], poster: int) -> Markup:
 
 
 def _film(films: Film | Sequence[Film | None], poster: int, shown: int = 0) -> Markup:
-    """The window onto a strip, or onto one strip for each step, all of one size."""
+    """The view of a film, or of one film per step, all of one size."""
     strips = [films] if isinstance(films, Film) else list(films)
     first = next(one for one in strips if one is not None)
     if any(one is not None and one[1:] != first[1:] for one in strips):

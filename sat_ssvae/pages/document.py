@@ -1,10 +1,10 @@
-"""A whole page: one HTML file with its style, its script and everything on it inside.
+"""A whole page: one HTML file that includes its style, its script and all contents.
 
 legend = Legend(["stock", "ssvae"])
 page = document("Does it help?", [badge("faster", "good"), legend.toggles(), chart(...)], subtitle="two arms")
 
-Blocks (`blocks.py`, `clips.py`, `charts.py`) are functions that return `Markup`; text given to them is escaped unless
-it is `Markup` itself. Pages are light or dark as the reader's system is, with a button that switches, and print well.
+Blocks (`blocks.py`, `clips.py`, `charts.py`) are functions that return `Markup`; text is escaped unless it is `Markup`
+itself. Pages follow the system's light or dark mode, have a button to switch it, and print well.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ def document(
     """The page as HTML.
 
     Args:
-        title: heading, and the name of the browser's tab.
-        blocks: what is on it, from top to bottom.
+        title: heading, and title of the browser's tab.
+        blocks: contents, from top to bottom.
         subtitle: one line under the title.
         footer: the last line.
     """
