@@ -24,7 +24,7 @@ _HOMES = {"SSVAE": ".vae.autoencoder", "SSVAEConfig": ".vae.config"}
 
 
 def __getattr__(name: str) -> Any:
-    """The classes of the autoencoder when they are asked for: PyTorch takes seconds to import, and not all need it."""
+    """The autoencoder's classes, imported on access: PyTorch takes seconds, and not every command needs it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)

@@ -4,7 +4,7 @@
     upload(Path("a.tar"), folder / "a.tar")     # whole or not at all
     download("s3://bucket/shards/a.tar", Path("copy.tar"))
 
-Credentials come from the environment, where each store's own client looks (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a
+Credentials come from the environment, as each store's own client expects them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a
 profile or the machine's role for S3), never from an address. Failures are an `OSError` of one line.
 """
 
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 _AT_ONCE = 16
 PAUSE = 1.0
-"""Seconds before something is tried again; each further time twice as many."""
+"""Seconds before the first retry; they double with each further one."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _WHOLE_PUTS = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
-"""Stores besides S3 in which an upload becomes an object at its end; in others a file gets its name by a move."""
+"""Stores besides S3 in which an upload becomes visible at its end; in others a file is uploaded, then renamed."""
 _PART = 16 * 2**20  # bytes; s3fs uploads files of two or more parts part by part, ten at once
 _NO_FILE = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
 _NO_RIGHTS = frozenset({"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "GoogleAuthError"})
 _upath: Any = UPath  # its overloads for each protocol do not take options by name
-_OPTIONS: dict[str, Any] = {"use_listings_cache": False}  # other machines write there, too
+_OPTIONS: dict[str, Any] = {"use_listings_cache": False}  # other machines write there as well
 
 
 def is_address(text: object) -> bool:
@@ -52,9 +52,9 @@ def is_address(text: object) -> bool:
 
 
 def path_of(text: str | Path) -> Path:
-    """A local path, or for an address what has the same methods: reading, listing, deleting, names, `/`.
+    """A local path, or for an address an object with the same methods: reading, listing, deleting, names, `/`.
 
-    Folders of a store need not be made. Write whole files with `storage.atomic` or `storage.write_text`.
+    Folders of a store need not be created. Write whole files with `storage.atomic` or `storage.write_text`.
 
     Raises:
         UserError: no such kind of address, its package is not installed, it names no bucket or contains a password.
@@ -68,7 +68,7 @@ def path_of(text: str | Path) -> Path:
 
 
 def check_address(address: str) -> None:
-    """Refuse what cannot be an address of a file or folder.
+    """Refuse an address that cannot be that of a file or folder.
 
     Raises:
         UserError: as `path_of`.
@@ -95,7 +95,7 @@ class Address(ProxyUPath):
     """A file or folder of a store, with the methods of `Path`."""
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: a folder is there as soon as something is in it, and no bucket is made by accident."""
+        """Do nothing: a folder exists as soon as it has a file, and no bucket is created by accident."""
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there is a file or folder; an error if the store cannot say."""
@@ -122,7 +122,7 @@ class Address(ProxyUPath):
 
 
 def _guarded(name: str) -> Callable[..., Any]:
-    """The method `name` of a path made now: after a fork the connections of an older one are the parent's."""
+    """The method `name` of a new path: after a fork, connections of an older one belong to the parent."""
 
     def call(self: Address, *args: Any, **options: Any) -> Any:
         with failures(self):
@@ -141,7 +141,7 @@ for _name in ("stat", "open", "read_bytes", "read_text", "unlink", "glob", "rglo
 
 @contextlib.contextmanager
 def failures(address: object) -> Iterator[None]:
-    """Turn whatever a store's client raises into an OSError with a reason of one line, and the address as its file.
+    """Turn any error of a store's client into an OSError with a reason of one line, and the address as its file.
 
     Raises:
         FileNotFoundError: there is no such file or bucket.
@@ -178,10 +178,10 @@ def _reason(error: Exception) -> str:
 
 
 def upload(local: Path, target: Path) -> None:
-    """Copy a file to an address, which has the whole file in the end or what it had before.
+    """Copy a file to an address, which then has the whole file, or if this fails, its previous contents.
 
-    Tried again if the connection fails. A process that is killed leaves no object; what S3 keeps of an unfinished
-    upload in parts goes with the next upload to that address.
+    Retried if the connection fails. A killed process leaves no object; the parts of its unfinished upload to S3 are
+    removed by the next upload to that address.
 
     Raises:
         OSError: it cannot be written there.
@@ -190,7 +190,7 @@ def upload(local: Path, target: Path) -> None:
 
 
 def _tried(work: Callable[[], None], address: object, tries: int) -> None:
-    """Do what needs a connection, several times if it fails for a reason that may pass."""
+    """Do work that needs a connection, and retry it after failures that may be temporary."""
     for attempt in range(tries):
         try:
             with failures(address):
@@ -223,7 +223,7 @@ def _put(local: Path, address: str) -> None:
     try:
         system.put_file(str(local), partial)
         if system.size(partial) != local.stat().st_size:
-            raise OSError(errno.EIO, "less arrived than was sent")
+            raise OSError(errno.EIO, "the upload is incomplete")
         system.mv(partial, path)
     except BaseException:
         with contextlib.suppress(Exception):
@@ -232,7 +232,7 @@ def _put(local: Path, address: str) -> None:
 
 
 def _commit(system: Any, local: Path, path: str) -> None:
-    """One commit, which a file of the Hugging Face hub makes when it is closed, even by an error."""
+    """Upload in one commit, which closing a file of the Hugging Face hub makes, even after an error."""
     with local.open("rb") as source, system.open(path, "wb") as target:
         try:
             shutil.copyfileobj(source, target, 1 << 20)
@@ -242,16 +242,16 @@ def _commit(system: Any, local: Path, path: str) -> None:
 
 
 def _abort_uploads(system: Any, path: str) -> None:
-    """End what killed processes began to upload to this S3 address in parts: it is invisible and costs money."""
+    """Abort unfinished uploads of killed processes to this S3 address: their parts are invisible and cost money."""
     bucket, key, _ = system.split_path(path)
-    with contextlib.suppress(Exception):  # not every key may list them, not every server knows them
+    with contextlib.suppress(Exception):  # some keys may not list them, some servers do not know them
         found = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", [])
         for begun in (begun for begun in found if begun["Key"] == key):
             system.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=begun["UploadId"])
 
 
 def download(address: str, file: Path, tries: int = 1) -> bool:
-    """Copy what is at an address to a file; returns whether its length is known to be right.
+    """Copy the file at an address; returns whether its length is known to be right.
 
     Raises:
         OSError: it is not there, may not be read, or came incomplete.
@@ -263,7 +263,7 @@ def download(address: str, file: Path, tries: int = 1) -> bool:
         system.get_file(path, str(file), callback=sizes)
         came = file.stat().st_size
         if sizes.size is not None and sizes.size != came:
-            raise OSError(f"{came} of {sizes.size} bytes came")
+            raise OSError(f"{came} of {sizes.size} bytes arrived")
 
     _tried(get, address, tries)
     return sizes.size is not None
@@ -301,7 +301,7 @@ def files_at(address: str) -> list[tuple[str, int]]:
 
 
 def without_secrets(text: object) -> str:
-    """A text whose addresses have lost their query strings (signatures) and user names (passwords)."""
+    """A text without the query strings (signatures) and user names (passwords) of its addresses."""
 
     def public(address: re.Match[str]) -> str:
         return f"{address[1]}{address[2]}{'?...' if address[3] else ''}"

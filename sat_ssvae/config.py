@@ -2,8 +2,8 @@
 
     config = load_config(TrainConfig, "ssvae_demo.yaml", ["lr=5e-5", "model.base_channels=16"])
 
-Every component owns a subclass of `Config` next to the code that it configures; fields are documented under
-themselves and ranges are checked when the object is built.
+Every component has a subclass of `Config` next to the code that it configures; each field is documented below
+itself, and ranges are checked when the object is built.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from .errors import UserError, did_you_mean, likeness, nearest, one_line
 C = TypeVar("C", bound="Config")
 
 ARTICLE_NAME = "ch48_LCR_LMR_"
-"""How the article begins the names of the configurations that are called article_* here."""
+"""The article's prefix of the configurations that are called article_* here."""
 
 _COMPARISON = "compare_"
-"""How the names of the packaged configurations of comparisons begin."""
+"""Prefix of the packaged configurations of comparisons."""
 
 _VERY_ALIKE = 0.8
-"""Likeness of two words from which one is proposed even beside a key of the very name that was typed."""
+"""A word at least this alike is proposed even if another section has a key of exactly the typed name."""
 
 
 class Config(BaseModel):
@@ -56,7 +56,7 @@ def load_config(
         cls: what to build.
         path: the file; None for the defaults of `cls`.
         overrides: `key=value` settings, applied last.
-        replace: top-level keys whose values in the file are dropped for these.
+        replace: values of top-level keys that replace the file's.
 
     Raises:
         UserError: the file is missing or not YAML, or a key or value does not fit (named in the message).
@@ -69,7 +69,7 @@ def load_config(
             _set(merged, override, cls)
         values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
-        refuse_unknown_keys(cls, cast(dict[Any, Any], OmegaConf.to_container(merged)))  # it may be that one, misspelt
+        refuse_unknown_keys(cls, cast(dict[Any, Any], OmegaConf.to_container(merged)))  # it may be misspelt
         name = str(error.full_key)
         raise UserError(f"{source}: `{name}` must be given, for example {name}=...") from None
     except UserError:
@@ -100,7 +100,7 @@ def _set(config: Any, override: str, cls: type[Config]) -> None:
 
 
 def _value(key: str, written: str, cls: type[Config]) -> Any:
-    """What `key=written` means: YAML; but a path or another text that looks like a number or a comment is a text."""
+    """The value of `key=written`, read as YAML; for a path or another text setting, always a text."""
     pattern = re.compile(
         r"\.".join(r"(N|NAME|\d+)" if part.isdecimal() else rf"({part}|NAME)" for part in key.split("."))
     )
@@ -151,8 +151,8 @@ def parse_config(
     Args:
         cls: what to build.
         values: of its fields.
-        source: where they stand, for messages.
-        typed: keys that stand on the command line instead.
+        source: where they come from, for messages.
+        typed: keys that come from the command line instead.
 
     Raises:
         UserError: names each offending key, with the nearest known one for a misspelling.
@@ -172,7 +172,7 @@ def refuse_unknown_keys(cls: type[BaseModel], values: Mapping[Any, Any], section
     Args:
         cls: what the values are to become.
         values: of some of its fields.
-        section: where the user has them, with a dot behind it.
+        section: of the file that they are in, with a trailing dot.
 
     Raises:
         UserError: names each unknown key, with the nearest known one.
@@ -205,12 +205,12 @@ class Setting(NamedTuple):
     """Dotted; N and NAME stand for the items of a list and of a mapping."""
     annotation: Any
     bounds: tuple[Any, ...]
-    """What pydantic knows of its range: objects with `gt`, `ge`, `lt` or `le`."""
+    """Its range, in pydantic's objects with `gt`, `ge`, `lt` or `le`."""
     description: str
     default: Any
     """Plain values, as in YAML."""
     is_required: bool
-    """Whether the user must give a value, so that there is no default."""
+    """Whether it has no default, so that the user must give a value."""
     is_section: bool
     """Whether the settings below it follow."""
 
@@ -260,7 +260,7 @@ def _describe(cls: type[BaseModel], problem: Mapping[str, Any]) -> str:
 
 
 def _unknown(cls: type[BaseModel], location: Sequence[Any], value: Any, section: str = "") -> str:
-    """One line on a key that does not exist, and the key that was probably meant."""
+    """One line about a key that does not exist, with the key that was probably meant."""
     parts = [str(part) for part in location]
     while isinstance(value, dict) and value:  # clips.fps is one unknown key, not `clips`
         key, value = next(iter(value.items()))
@@ -283,7 +283,7 @@ def _unknown(cls: type[BaseModel], location: Sequence[Any], value: Any, section:
 
 
 def keys_like(name: str, settings: Sequence[Setting]) -> list[str]:
-    """The full keys of the settings that are called `name`, or nearly so, the outermost only."""
+    """The full keys of the outermost settings with the name `name`, or nearly that."""
     near = nearest(name, {setting.name for setting in settings})
     keys = [setting.key for setting in settings if setting.name == near]
     depth = min((key.count(".") for key in keys), default=0)
@@ -314,11 +314,11 @@ def packaged(name: str) -> Path:
 
 
 def find_config(path: Path, *, compared: bool | None = None) -> Path:
-    """A file of the user's, or else the packaged configuration of that name (with or without `.yaml`).
+    """The user's file, or else the packaged configuration of that name (with or without `.yaml`).
 
     Args:
         path: what the user typed.
-        compared: propose those of comparisons (True) or of single trainings (False) alone.
+        compared: suggest only those of comparisons (True) or of single trainings (False).
 
     Raises:
         UserError: there is neither.

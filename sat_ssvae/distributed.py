@@ -1,6 +1,6 @@
 """The process group: rank, world size, device, and a start-up with or without a launcher.
 
-PyTorch is imported by what needs it, since commands that compute nothing ask for their rank, too.
+PyTorch is imported where it is needed, since commands that compute nothing ask for their rank as well.
 """
 
 import atexit
@@ -111,7 +111,7 @@ def _launched() -> bool:
 
 
 def leave() -> None:
-    """Take the process group down. NCCL then waits for all ranks, so do not call it after one of them failed."""
+    """Shut the process group down. NCCL then waits for all ranks, so do not call it after one of them failed."""
     if group := _group():
         group.destroy_process_group()
 
@@ -131,7 +131,7 @@ def _silenced_stderr() -> Iterator[None]:
 
 
 def sum_over_ranks(value: "torch.Tensor") -> "torch.Tensor":
-    """Add up a tensor over all ranks; every rank must call it. A fake one, which has no numbers, stays as it is."""
+    """Sum a tensor over all ranks; every rank must call it. A fake tensor, without values, is returned unchanged."""
     if world_size() == 1:
         return value
     from torch._subclasses.fake_tensor import FakeTensor
@@ -166,7 +166,7 @@ def barrier() -> None:
 
 
 def lost_rank(error: BaseException) -> bool:
-    """Whether an error says that another process died or cannot be reached; gloo says so in its message only."""
+    """Whether an error means that another process died or cannot be reached; gloo says so only in its message."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", shown as a single line without a traceback, and its hints."""
+"""The exception for errors that the user can fix, shown as one line without a traceback, and its hints."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 def one_line(said: object, length: int | None = None) -> str:
-    """A text, or what an error says, without line breaks; the error's class where it says nothing."""
+    """A text, or the message of an error, without line breaks; the error's class if it has no message."""
     return " ".join(str(said).split())[:length] or type(said).__name__
 
 
@@ -21,7 +21,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def likeness(word: str, known: Iterable[str]) -> float:
-    """How alike `word` and the nearest known word are: 0, or `nearest`'s limit to 1."""
+    """Similarity of `word` and the nearest known word, at most 1; 0 if none is near."""
     near = nearest(word, known)
     return difflib.SequenceMatcher(None, near.lower(), word.lower()).ratio() if near else 0.0
 

@@ -5,8 +5,8 @@
         bar.set_postfix(loss=f"{loss:.4f}")
         bar.update()
 
-On a terminal a bar redraws itself in place. Elsewhere (a log file) it is a plain line now and then. So it is in the
-processes of a comparison's members, whose lines begin with their names.
+On a terminal a bar redraws itself in place. Elsewhere (in a log file, and in the processes of a comparison's members,
+whose lines begin with their names) it is an occasional plain line.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .distributed import rank
 
 QUIET_INTERVAL = 30.0
-"""Seconds between two lines of a bar whose stderr is no terminal."""
+"""Seconds between two lines of a bar if stderr is not a terminal."""
 
 _LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -34,16 +34,16 @@ def progress_bar(
 ) -> "tqdm[Any]":
     """A bar on stderr with rate and remaining time; `bar.set_postfix(loss=...)` puts the loss at its end.
 
-    Where stderr is no terminal, it prints a line every `QUIET_INTERVAL` seconds and one at the end.
-    Of several ranks only the first shows it. Work that ends without an error leaves a full bar, even where
-    fewer or more units came than were announced.
+    If stderr is not a terminal, it prints a line every `QUIET_INTERVAL` seconds and one at the end.
+    Only the first of several ranks shows it. Work that ends without an error leaves a full bar, even if the
+    number of units differed from the total.
 
     Args:
         iterable_or_total: what to iterate over, or the number of units that `bar.update()` will count to, the
             `initial` ones included; None if the number is not known.
-        description: what is going on, in a few words.
+        description: a few words before the bar.
         unit: singular name of what is counted.
-        initial: units that an earlier, interrupted run already did; they do not enter the rate. An iterable
+        initial: units done by an earlier, interrupted run, which do not count for the rate. An iterable
             yields only the remaining ones.
     """
     iterable: Iterable[Any] | None = None
@@ -72,7 +72,7 @@ def progress_bar(
 
 
 def already_done(bar: "tqdm[Any]", units: int) -> None:
-    """Advance a bar over what an earlier run did, so that it does not enter the rate."""
+    """Advance a bar by the units of an earlier run, which do not count for the rate."""
     bar.initial += units
     bar.last_print_n += units
     bar.n += units
@@ -81,8 +81,8 @@ def already_done(bar: "tqdm[Any]", units: int) -> None:
 def setup_logging(verbose: bool = False) -> None:
     """Send log records to stderr, above any progress bar on it; ranks other than the first send warnings only.
 
-    A warning or a notice of the same words is shown once. Calling it again replaces the earlier set-up. If stderr
-    cannot be written (a full disk), lines are lost and nothing stops.
+    A repeated warning or notice is shown once. Calling it again replaces the earlier set-up. If stderr cannot be
+    written (a full disk), lines are lost and the program goes on.
 
     Args:
         verbose: show the package's debug records and other libraries' information too.
@@ -106,7 +106,7 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 def _own_name() -> str:
-    """What the lines of a process begin with that shares its stderr with its parent."""
+    """Prefix of the lines of a process that shares its parent's stderr."""
     return f"{multiprocessing.current_process().name}: " if multiprocessing.parent_process() else ""
 
 
@@ -119,7 +119,7 @@ def _give_up_unwritten() -> None:
 
 
 class _OnlyOnce(logging.Filter):
-    """Passes the first of several records of one logger with the same words; errors and debug records always."""
+    """Passes a repeated record of a logger once; errors and debug records always."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _BarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        except (OSError, ValueError):  # a closed or full stderr: logging's own way to report that
+        except (OSError, ValueError):  # stderr is closed or full: reported in logging's own way
             self.handleError(record)
 
 
@@ -157,7 +157,7 @@ class _Bar(tqdm):
             self.start_t = self.last_print_t = self._time()
 
     def noting_its_end(self, iterable: Iterable[Any]) -> Iterable[Any]:
-        """The same items; afterwards the bar knows that there are no more."""
+        """The same items; after the last one the bar is complete."""
         yield from iterable
         self.complete = True
 
@@ -175,14 +175,14 @@ class _Bar(tqdm):
 class _LineBar(_Bar):
     """A bar for a file: whole lines, at most one in `mininterval` seconds however often a redraw is requested."""
 
-    monitor_interval = 0  # tqdm's watching thread would redraw a slow bar more often than `mininterval`
+    monitor_interval = 0  # tqdm's monitor thread would redraw a slow bar more often than `mininterval`
 
     last_line: float | None = None  # time of the last line, as `time.monotonic()`
-    last_state: tuple[Any, ...] = ()  # what it said
+    last_state: tuple[Any, ...] = ()  # that it showed
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
-        """Not used, since `display` writes; tqdm's own flushes stderr, which fails where a disk is full."""
+        """Unused, since `display` writes; tqdm's own flushes stderr, which fails on a full disk."""
         return lambda _line: None
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> None:

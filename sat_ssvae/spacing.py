@@ -1,4 +1,4 @@
-"""Which of many things are looked at: some of them, evenly spread, because neighbours are alike."""
+"""A selection of many items, evenly spread, because neighbours are alike."""
 
 
 def evenly_spaced(total: int, wanted: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, here or in an object store, and on the disk when they have to be.
+"""Files that are complete or absent, local or in an object store, and flushed to the disk if they must be.
 
 with atomic(path) as partial:
     save_file(tensors, partial)
@@ -31,13 +31,13 @@ _ABANDONED = 24 * 3600.0  # seconds without a change after which a partial file 
 
 @contextlib.contextmanager
 def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A local file to write to: renamed to `path`, or uploaded to it, at the end; removed when the block fails.
+    """A local file to write to: renamed to `path`, or uploaded to it, at the end; removed if the block fails.
 
-    A block that removes it leaves `path` as it was.
+    A block that removes it leaves `path` unchanged.
 
-    The file gets the permissions of the user's umask, whatever its writer (safetensors: 0600) gave it. Each
-    writer has a partial name of its own: of several at once the last one wins, with a whole file. The name ends in
-    `.partial`, so a writer that goes by the suffix has to be told the format.
+    The file gets the permissions of the user's umask, even if its writer sets others (safetensors: 0600). Partial
+    names are unique: the last of several writers wins, with a complete file. They end in `.partial`, so a writer
+    that chooses the format by the suffix must be given the format.
 
     Args:
         path: the final name; its folder must exist. Or a place in an object store (`addresses.path_of`).
@@ -73,7 +73,7 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def _hold(file: IO[bytes]) -> bool:
-    """Mark a file as one that a process writes, until it is closed; returns whether another process has done so."""
+    """Mark a file as being written until it is closed; returns whether another process has already marked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -106,9 +106,9 @@ def _uploaded(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:
-    """Delete what killed processes left behind long ago; where a clock jumps, not what is being written.
+    """Delete old partial files of killed processes; even if a clock jumps, not those being written.
 
-    A link counts by its own age, not by that of what it leads to.
+    A link has its own age, not that of its target.
     """
     for leftover in folder.glob(f"{glob.escape(prefix)}????????.partial"):
         with contextlib.suppress(OSError):  # another process is deleting it, or it belongs to another user
@@ -119,12 +119,12 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a text file, UTF-8, whole or not at all; its folder is made."""
+    """Write a text file, UTF-8, completely or not at all; its folder is created."""
     write_bytes(path, text.encode("utf-8"), durable=durable)
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write a file whole or not at all; its folder is made."""
+    """Write a file completely or not at all; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, durable=durable) as partial:
         partial.write_bytes(data)
@@ -133,7 +133,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None, *, durable: bool = False
 ) -> None:
-    """Write a safetensors file whole or not at all.
+    """Write a safetensors file completely or not at all.
 
     Raises:
         OSError, SafetensorError: it cannot be written.
@@ -145,7 +145,7 @@ def save_tensors(
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as an indented JSON file, whole or not at all; its folder is made."""
+    """Write a value as an indented JSON file, completely or not at all; its folder is created."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -162,9 +162,9 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 class GrowingText:
-    """Lines that are appended to a file; what has been added is there when the process is killed.
+    """Lines that are appended to a file, and are kept if the process is killed.
 
-    At an address no file can grow: the whole of it is written again, once a minute and by `flush`.
+    Files at an address cannot grow: the whole file is written again, once a minute and by `flush`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class GrowingText:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not there yet."""
+        """Write the lines that are still missing."""
         if self._lines is not None:
             write_text(self._path, "".join(self._lines))
             self._written = time.monotonic()

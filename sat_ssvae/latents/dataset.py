@@ -104,8 +104,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Called by train_video.py for each path of `train_data` and `valid_data`; args: its arguments.
 
         Raises:
-            UserError: a parameter is not one of the stock dataset's, or a batch might mix latents of several sizes, since
-                they differ between paths.
+            UserError: a parameter is not one of the stock dataset's, or a batch might mix latents of several sizes.
         """
         unknown = sorted(params.keys() - set(_STOCK_PARAMETERS))
         if unknown:
