@@ -3,6 +3,7 @@
 import torch
 
 from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.vae.statistics import LatentStats
 
 
 def tiny_vae(**changes):
@@ -16,6 +17,20 @@ def tiny_vae(**changes):
     }
     torch.manual_seed(0)
     return SSVAE(SSVAEConfig(**(sizes | changes))).eval()
+
+
+def measured_vae():
+    """`tiny_vae` with latent statistics."""
+    vae = tiny_vae()
+    vae.latent_stats = LatentStats(torch.arange(4.0), torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    return vae
+
+
+def pattern(*shape, phase=0.0):
+    """Reproducible pictures in [-1, 1] that need no random generator."""
+    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    value = 0.6 * torch.sin(0.37 * i + phase) + 0.4 * torch.cos(0.0113 * i * (1 + phase))
+    return value.reshape(shape).float()
 
 
 def random_video(frames, height=16, width=16, seed=0):

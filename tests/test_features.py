@@ -13,6 +13,8 @@ from sat_ssvae.metrics.features import (
 )
 from sat_ssvae.metrics.kernel_distance import kernel_distance
 
+from .small_models import pattern
+
 # Made by efficientnet-lite-pytorch 0.1.0 from pattern(2, 3, 224, 224) (CPU, float32): pooled features.
 LITE0_MEAN, LITE0_STD = 0.1480841040611267, 0.46457985043525696
 LITE0_CHANNELS = (0, 100)
@@ -25,13 +27,6 @@ TRANSNET = [
     ((2, 10, 128, 6, 12), 0.7390979528427124, 0.7950459718704224, [0.7103655338, 0.3151499927, 1.2574657202]),
     ((2, 10, 256, 3, 6), 0.5664991736412048, 0.5813968181610107, [1.4170428514, 0.0, 0.4344661832]),
 ]
-
-
-def pattern(*shape: int, phase: float = 0.0) -> torch.Tensor:
-    """A reproducible video in [-1, 1] that needs no random generator."""
-    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    value = 0.6 * torch.sin(0.37 * i + phase) + 0.4 * torch.cos(0.0113 * i * (1 + phase))
-    return value.reshape(shape).float()
 
 
 def moving_clips(count: int, seed: int, frames: int = 9) -> torch.Tensor:

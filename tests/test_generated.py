@@ -12,29 +12,24 @@ from sat_ssvae.evaluation.items import list_items
 from .judged import gray_videos
 
 
-@pytest.fixture
-def videos(tmp_path):
-    return gray_videos(tmp_path / "videos", [-0.6, -0.3, 0.0, 0.3, 0.6])
-
-
-def test_prompts_from_json(videos, tmp_path):
+def test_prompts_from_json(gray, tmp_path):
     table = tmp_path / "prompts.json"
     prompts = {f"clip{number}": f"prompt {number}" for number in range(4)} | {"clip4.mp4": "prompt 4"}
     table.write_text(json.dumps(prompts))
-    assert [video.prompt for video in list_videos(videos, table)] == [f"prompt {number}" for number in range(5)]
+    assert [video.prompt for video in list_videos(gray, table)] == [f"prompt {number}" for number in range(5)]
     table.write_text("{}")
     with pytest.raises(UserError, match=r"clip0.mp4: no prompt for this video; add it to .*prompts.json"):
-        list_videos(videos, table)
+        list_videos(gray, table)
     for text, message in (("[1]", "expected one JSON object"), ("{", "not a readable JSON")):
         table.write_text(text)
         with pytest.raises(UserError, match=message):
-            list_videos(videos, table)
+            list_videos(gray, table)
 
 
 LONG = "a long prompt " * 12
 
 
-def test_what_cogvideox_sampled(videos, tmp_path):
+def test_what_cogvideox_sampled(gray, tmp_path):
     """Its folders are named by the prompt's number and up to 120 characters of it, spaces and slashes replaced."""
     prompts = ["a red car", "day/night, a street", LONG.strip(), "a cat@@cat.png"]
     table = tmp_path / "prompts.txt"
@@ -45,7 +40,7 @@ def test_what_cogvideox_sampled(videos, tmp_path):
         for sample in range(2):
             place = outputs / f"{number}_{name}" / str(sample)
             place.mkdir(parents=True)
-            shutil.copy(videos / "clip0.mp4", place / "000000.mp4")
+            shutil.copy(gray / "clip0.mp4", place / "000000.mp4")
     found = list_videos(outputs, table)
     assert [video.prompt for video in found] == [p.partition("@@")[0] for p in prompts for _ in range(2)]
     assert found[1].name == "0_a_red_car/1/000000"
@@ -59,15 +54,15 @@ def test_what_cogvideox_sampled(videos, tmp_path):
         list_videos(outputs, table)
 
 
-def test_folders_that_hold_nothing_to_score(videos, tmp_path):
+def test_folders_that_hold_nothing_to_score(gray, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         list_videos(tmp_path / "nowhere", None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no video in it"):
         list_videos(tmp_path / "empty", None)
-    (videos / "clip2.txt").unlink()
+    (gray / "clip2.txt").unlink()
     with pytest.raises(UserError, match=r"clip2.mp4: no prompt .* write it to .*clip2.txt or give --prompts"):
-        list_videos(videos, None)
+        list_videos(gray, None)
 
 
 def test_views_of_other_videos_are_not_counted(tmp_path):

@@ -16,19 +16,12 @@ from sat_ssvae.cli import main
 from sat_ssvae.cogvideo import LatentDataset, SSVAEFirstStage
 from sat_ssvae.data.shards import DataConfig, fixed_clips
 from sat_ssvae.latents.shards import EncodeConfig, encode_shards
-from sat_ssvae.vae.statistics import LatentStats
 
 from . import foreign_models
-from .small_models import tiny_vae
+from .small_models import measured_vae, tiny_vae
 
 CPU = torch.device("cpu")
 STOCK = {"video_size": [480, 720], "fps": 8, "max_num_frames": 49, "skip_frms_num": 3.0}
-
-
-def with_statistics():
-    vae = tiny_vae()
-    vae.latent_stats = LatentStats(torch.arange(4.0), torch.tensor([1.0, 2.0, 0.5, 1.0]))
-    return vae
 
 
 def settings(path, **changes):
@@ -39,7 +32,7 @@ def settings(path, **changes):
 @pytest.fixture(scope="module")
 def encoded(tiny_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoded")
-    encoded = encode_shards(with_statistics().for_inference(), settings(tiny_shards), folder, CPU)
+    encoded = encode_shards(measured_vae().for_inference(), settings(tiny_shards), folder, CPU)
     return folder, encoded
 
 
@@ -54,7 +47,7 @@ def test_the_dataset_gives_what_the_first_stage_encodes(encoded, tiny_shards, tm
     clips = list(fixed_clips(settings(tiny_shards).data, stride=5 / 8))
     assert len(dataset) == len(clips) == done.clips > 6
     assert 0 < done.captions == dataset.count_captions() == sum(bool(clip.caption) for clip in clips) < done.clips
-    vae = with_statistics()
+    vae = measured_vae()
     vae.save_pretrained(tmp_path)
     stage = SSVAEFirstStage(ckpt_path=tmp_path)
     for item, clip in zip(dataset, clips, strict=True):
@@ -76,17 +69,15 @@ def test_an_interrupted_run_goes_on(encoded, tiny_shards, tmp_path):
     tars = sorted((tmp_path / "again").glob("*.tar"))
     tars[1].rename(tars[1].with_name(f"{tars[1].name}.partial"))
     times = {path: path.stat().st_mtime_ns for path in tars if path.exists()}
-    assert (
-        encode_shards(with_statistics(), settings(tiny_shards, chunk_frames=4), tmp_path / "again", CPU) == encoded[1]
-    )
+    assert encode_shards(measured_vae(), settings(tiny_shards, chunk_frames=4), tmp_path / "again", CPU) == encoded[1]
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert contents(tmp_path / "again").keys() == contents(encoded[0]).keys()
 
 
 def test_other_settings_or_weights_need_another_folder(encoded, tiny_shards):
     with pytest.raises(UserError, match="choose an empty folder"):
-        encode_shards(with_statistics(), settings(tiny_shards, stride=0.25), encoded[0], CPU)
-    other = with_statistics()
+        encode_shards(measured_vae(), settings(tiny_shards, stride=0.25), encoded[0], CPU)
+    other = measured_vae()
     other.mask_token.data += 1
     with pytest.raises(UserError, match="choose an empty folder"):
         encode_shards(other, settings(tiny_shards), encoded[0], CPU)
@@ -108,7 +99,7 @@ def test_unusable_input_is_one_line(encoded, tiny_shards, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_write_the_same_shards_as_one(encoded, tiny_shards, tmp_path):
-    with_statistics().save_pretrained(tmp_path / "vae")
+    measured_vae().save_pretrained(tmp_path / "vae")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     overrides = [
         "data.num_frames=5",
@@ -166,7 +157,7 @@ def test_latents_of_an_autoencoder_that_defines_no_normalisation(tiny_shards, tm
 
 
 def test_settings_of_the_command_are_checked(tiny_shards, tmp_path, capsys):
-    with_statistics().save_pretrained(tmp_path / "vae")
+    measured_vae().save_pretrained(tmp_path / "vae")
     with pytest.raises(SystemExit):
         main(["encode", str(tmp_path / "vae"), str(tiny_shards), str(tmp_path / "out"), "data.num_frame=5"])
     assert "did you mean `data.num_frames`?" in capsys.readouterr().err
@@ -178,9 +169,9 @@ def test_data_without_any_caption_is_refused_unless_it_is_meant(tiny_videos, tmp
     for path in tiny_videos.glob("*.mp4"):
         shutil.copy(path, videos)
     with pytest.raises(UserError, match=r"none of \d+ clips has a caption .*; captions=none encodes them without"):
-        encode_shards(with_statistics(), settings(videos), tmp_path / "refused", CPU)
+        encode_shards(measured_vae(), settings(videos), tmp_path / "refused", CPU)
     assert not (tmp_path / "refused").exists()
-    done = encode_shards(with_statistics(), settings(videos, captions="none"), tmp_path / "meant", CPU)
+    done = encode_shards(measured_vae(), settings(videos, captions="none"), tmp_path / "meant", CPU)
     assert done.clips and done.captions == 0
 
 
@@ -190,10 +181,10 @@ def test_captions_in_the_layout_of_cogvideox(tiny_videos, tmp_path):
     for path in tiny_videos.glob("*.mp4"):
         shutil.copy(path, tmp_path / "videos")
         (tmp_path / "labels" / f"{path.stem}.txt").write_text(f"a film of {path.stem}")
-    done = encode_shards(with_statistics(), settings(tmp_path), tmp_path / "out", CPU)
+    done = encode_shards(measured_vae(), settings(tmp_path), tmp_path / "out", CPU)
     assert done.captions == done.clips
     assert {item["txt"] for item in LatentDataset(tmp_path / "out")} <= {f"a film of bars{n}" for n in range(9)}
-    silent = encode_shards(with_statistics(), settings(tmp_path, captions="none"), tmp_path / "silent", CPU)
+    silent = encode_shards(measured_vae(), settings(tmp_path, captions="none"), tmp_path / "silent", CPU)
     assert silent == (done.clips, 0) and {item["txt"] for item in LatentDataset(tmp_path / "silent")} == {""}
 
 
@@ -202,25 +193,25 @@ def test_small_videos_are_enlarged_when_asked(tiny_shards, tmp_path):
         return settings(tiny_shards, data=DataConfig(path=str(tiny_shards), num_frames=5, resolution=96, **changes))
 
     with pytest.raises(UserError, match=r"64x80, wanted at least 96x96; data.enlarge=true scales such videos up"):
-        encode_shards(with_statistics(), large(), tmp_path, CPU)
-    encode_shards(with_statistics(), large(enlarge=True), tmp_path, CPU)
+        encode_shards(measured_vae(), large(), tmp_path, CPU)
+    encode_shards(measured_vae(), large(enlarge=True), tmp_path, CPU)
     assert LatentDataset(tmp_path)[0]["mp4"].shape == (4, 3, 24, 24)
 
 
 @torch.no_grad()
 def test_large_frames_in_tiles(tiny_shards, tmp_path):
     data = DataConfig(path=str(tiny_shards), num_frames=5, resolution=(32, 48))
-    encode_shards(with_statistics(), settings(tiny_shards, data=data, tile_size=32), tmp_path, CPU)
-    vae = with_statistics()
+    encode_shards(measured_vae(), settings(tiny_shards, data=data, tile_size=32), tmp_path, CPU)
+    vae = measured_vae()
     clip = next(iter(fixed_clips(data, stride=5 / 8)))
     latents = vae.latent_stats.standardize(vae.encode(clip.video[None], tile_size=32).mode())[0]
     torch.testing.assert_close(LatentDataset(tmp_path)[0]["mp4"], latents, rtol=2e-3, atol=2e-3)
     with pytest.raises(UserError, match="tile_size 30: must be a multiple of 4"):
-        encode_shards(with_statistics(), settings(tiny_shards, data=data, tile_size=30), tmp_path / "odd", CPU)
+        encode_shards(measured_vae(), settings(tiny_shards, data=data, tile_size=30), tmp_path / "odd", CPU)
 
 
 def test_parts_are_merged(encoded, tiny_shards, tmp_path):
-    output, vae, config = tmp_path / "parts", with_statistics().for_inference(), settings(tiny_shards)
+    output, vae, config = tmp_path / "parts", measured_vae().for_inference(), settings(tiny_shards)
     for index in (2, 1):
         with pytest.raises(UserError, match=r"not finished|no latents|pieces are not done"):
             encode_shards(vae, config, output, CPU, merged=True)

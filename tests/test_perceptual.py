@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sat_ssvae.errors import UserError
 from sat_ssvae.metrics.perceptual import MIN_SIZE, STLPIPS, PerceptualName, build_perceptual
 
+from .small_models import pattern
+
 # Made by the original package (CPU, float32) from pattern(2, 3, *size) and pattern(2, 3, *size, phase=0.5).
 ORIGINAL = [
     ("alex", (64, 64), [0.07748650014400482, 0.08145184814929962]),
@@ -20,13 +22,6 @@ ORIGINAL = [
     ("vgg", (32, 32), [0.11551354825496674, 0.1209864392876625]),
     ("vgg", (33, 57), [0.19578656554222107, 0.1907021850347519]),
 ]
-
-
-def pattern(*shape: int, phase: float = 0.0) -> torch.Tensor:
-    """A reproducible image in [-1, 1] that needs no random generator."""
-    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    value = 0.6 * torch.sin(0.37 * i + phase) + 0.4 * torch.cos(0.0113 * i * (1 + phase))
-    return value.reshape(shape).float()
 
 
 @pytest.fixture(scope="module")

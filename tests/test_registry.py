@@ -14,7 +14,7 @@ from sat_ssvae.cogvideo.registry import save_sat
 from sat_ssvae.cogvideo.sat_transformer import write_transformer
 from sat_ssvae.vae.statistics import LatentStats
 
-from .small_models import random_video, tiny_vae
+from .small_models import measured_vae, random_video, tiny_vae
 
 LOAD = """
 import sys, torch, importlib.util
@@ -44,9 +44,7 @@ def run(code, *arguments, **environment):
 
 @pytest.fixture
 def vae():
-    vae = tiny_vae()
-    vae.latent_stats = LatentStats(torch.arange(4.0), torch.tensor([1.0, 2.0, 0.5, 1.0]))
-    return vae
+    return measured_vae()
 
 
 @pytest.mark.slow
