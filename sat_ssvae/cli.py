@@ -8,27 +8,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from . import __version__, distributed
-from .commands import (
-    check_data,
-    cogvideo,
-    compare,
-    convert,
-    encode,
-    init,
-    pack,
-    reconstruct,
-    restore,
-    reward,
-    runs,
-    score,
-    settings,
-    spectrum,
-    stats,
-    train,
-)
 from .commands.grammar import Parser
 from .errors import UserError, one_line
 from .progress import setup_logging
@@ -36,23 +19,10 @@ from .progress import setup_logging
 logger = logging.getLogger(__name__)
 
 COMMANDS = (
-    compare,
-    train,
-    pack,
-    stats,
-    convert,
-    encode,
-    cogvideo,
-    check_data,
-    reward,
-    runs,
-    score,
-    reconstruct,
-    spectrum,
-    restore,
-    init,
-    settings,
+    *("compare", "train", "pack", "stats", "convert", "encode", "cogvideo", "check_data"),
+    *("reward", "runs", "score", "reconstruct", "spectrum", "restore", "init", "settings"),
 )
+"""Modules of `commands/`, in the order of `sat-ssvae --help`."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -110,7 +80,7 @@ def build_parser() -> Parser:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from `deepspeed`, which sets LOCAL_RANK as well
     commands = parser.add_subparsers(metavar="COMMAND")
     for command in COMMANDS:
-        command.add(commands)
+        import_module(f".commands.{command}", __package__).add(commands)
     return parser
 
 
