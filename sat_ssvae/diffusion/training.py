@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import distributed
-from ..config import Config, fingerprint, load_config
+from ..config import fingerprint, load_config
 from ..engine.average import Average
 from ..engine.log import MetricsLog
 from ..engine.optimization import OptimizerConfig, build_engine
@@ -34,7 +34,7 @@ from ..errors import UserError
 from ..latents.latent_set import LatentSet
 from ..storage import save_tensors, write_text
 from .process import DiffusionProcess, FlowMatching
-from .transformer import DiT, DiTConfig, build_dit
+from .transformer import DiT, DiTConfig, DiTSizes, build_dit
 
 if TYPE_CHECKING:
     from .text import CaptionStates
@@ -47,19 +47,9 @@ LOSS_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm")
 """Columns of `loss.csv`; steps count from 1, the loss is the mean over the batch of all ranks."""
 
 
-class DiTTrainConfig(Config):
+class DiTTrainConfig(DiTSizes):
     """The transformer and its training."""
 
-    patch_size: tuple[int, int, int] = (1, 1, 1)
-    """Latent positions that one token covers, (frames, height, width)."""
-    width: int = Field(default=192, gt=0)
-    """Width of a token."""
-    depth: int = Field(default=6, gt=0)
-    """Transformer blocks."""
-    heads: int = Field(default=3, gt=0)
-    """Attention heads; `width` must be a multiple of 16 * heads."""
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    """Hidden width of the feed-forward network over `width`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What matrix products compute in; auto is bfloat16 where the device has instructions for it (there it takes 0.4
     of the time on a CPU), and float32 elsewhere."""
@@ -96,14 +86,9 @@ class DiTTrainConfig(Config):
     def model(self, latent_shape: tuple[int, int, int, int], text_length: int = 0, text_dim: int = 0) -> DiTConfig:
         """The transformer's configuration for latents of one shape (c, t, h, w)."""
         return DiTConfig(
+            **self.model_dump(include={*DiTSizes.model_fields, "precision"}),
             latent_channels=latent_shape[0],
             latent_size=latent_shape[1:],
-            patch_size=self.patch_size,
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            precision=self.precision,
             text_dim=text_dim,
             text_length=text_length,
         )

@@ -26,23 +26,28 @@ from ..engine.precision import autocast
 _TIME_FREQUENCIES = 256  # sinusoids of the timestep; CogVideoX's `adm_in_channels`
 
 
-class DiTConfig(Config):
-    """Size of the transformer and of what it denoises."""
+class DiTSizes(Config):
+    """Size of the transformer."""
 
-    latent_channels: int = Field(gt=0)
-    """Channels of the latents."""
-    latent_size: tuple[int, int, int]
-    """Latent frames, height and width."""
     patch_size: tuple[int, int, int] = (1, 1, 1)
-    """Latent positions that one token covers, (frames, height, width); must divide `latent_size`."""
+    """Latent positions that one token covers, (frames, height, width)."""
     width: int = Field(default=192, gt=0)
     """Width of a token."""
     depth: int = Field(default=6, gt=0)
     """Transformer blocks."""
     heads: int = Field(default=3, gt=0)
-    """Attention heads; a head's width, `width / heads`, must be a multiple of 16 (3-D rotary positions)."""
+    """Attention heads; `width` must be a multiple of 16 * heads."""
     mlp_ratio: float = Field(default=4.0, gt=0)
     """Hidden width of the feed-forward network over `width`."""
+
+
+class DiTConfig(DiTSizes):
+    """Size of the transformer and of what it denoises."""
+
+    latent_channels: int = Field(gt=0)
+    """Channels of the latents."""
+    latent_size: tuple[int, int, int]
+    """Latent frames, height and width; multiples of `patch_size`."""
     text_dim: int = Field(default=0, ge=0)
     """Width of the text states joined to the video tokens; 0 trains without text."""
     text_length: int = Field(default=0, ge=0)
