@@ -1,15 +1,14 @@
-"""How close the loader comes to what decoding alone would allow, and how long training waits for it.
+"""How close the loader comes to the limit set by decoding, and how long training waits for it.
 
     python scripts/bench_data.py SHARDS --workers 2 --rounds 5 [--run runs/my_vae] [num_frames=17 resolution=256 ...]
 
-Limit: that many processes which decode clips of videos in memory, at random places, and do nothing else. Loader: as
-many worker processes behind the training loop's iterator. Measured in turn, median of the rounds' ratios. Waiting: the
-mean `data_share` of a run's metrics.jsonl.
+Limit: processes that only decode clips of videos in memory, at random places. Loader: the same number of worker
+processes behind the training loop's iterator. Measured in turn, median of the rounds' ratios. Waiting: the mean
+`data_share` of a run's metrics.jsonl.
 """
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import random
 import statistics
@@ -28,6 +27,7 @@ from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import Batch, training_batches
 from sat_ssvae.data.video_io import read_clip
+from sat_ssvae.storage import read_json_lines
 
 MAX_ATTEMPTS = 100
 WARM_UP = 2  # clips of a process that decodes and batches of a worker, before the clock starts
@@ -112,8 +112,7 @@ def loader(config: DataConfig, options: argparse.Namespace) -> float:
 
 def waiting_share(run: Path) -> float:
     """Share of a run's time in which it waited for data, its first logged row (start-up) left out."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return statistics.mean(json.loads(line)["data_share"] for line in lines[1:])
+    return statistics.mean(line["data_share"] for line in read_json_lines(run / "metrics.jsonl")[1:])
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python scripts/check_scaling.py [--ranks 1 2] [--stages 0 1 2] [--steps 40]
 
-A rank is a process with one thread, or with one GPU where there are some. All ranks at once first measure what the
+A rank is a process with one thread, or with one GPU if there are any. All ranks at once first measure what the
 estimate needs, operations a second (on clips of another size than training's) and the bandwidth of an all-reduce, then
-train. Time: of the fastest step and the fastest measurement, which is what others on the machine disturb least; waiting
-for data is left out. Memory, in a second run of a few steps: the largest sum of torch's own allocations (a CPU's: by
+train. Time: of the fastest step and the fastest measurement, which other processes disturb least; waiting for data is
+left out. Memory, in a second run of a few steps: the largest sum of torch's own allocations (a CPU's: by
 the profiler), against the estimate of scripts/estimate_memory.py.
 """
 
@@ -29,6 +29,7 @@ from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
+from sat_ssvae.storage import read_json_lines
 from sat_ssvae.training.memory import PLANS, step_memory
 from sat_ssvae.training.settings import TrainConfig
 from sat_ssvae.training.trainer import train
@@ -62,7 +63,7 @@ def make_shards(folder: Path) -> None:
 
 
 def run_rank(case: dict[str, Any]) -> None:
-    """What one rank does: measure, train, write down."""
+    """One rank: measure, train, write the results."""
     device = distributed.default_device()
     distributed.initialize(device)
     folder, shards, stage = Path(case["folder"]), Path(case["shards"]), case["stage"]
@@ -76,8 +77,7 @@ def run_rank(case: dict[str, Any]) -> None:
         result["rate"] = measured_rate(settings(shards, stage, 1, side=32), PLANS[0], device)
         result["bandwidth"] = bandwidth(device)
         train(config, folder, device)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[WARM_UP:]]
-        result["seconds"] = min(line["batch_seconds"] * (1 - line["data_share"]) for line in lines)
+        result["seconds"] = fastest_step(folder, WARM_UP)
     worst = {}
     for name, value in result.items():
         everywhere = torch.tensor(value, dtype=torch.float64, device=device)
@@ -87,8 +87,14 @@ def run_rank(case: dict[str, Any]) -> None:
         folder.with_suffix(".json").write_text(json.dumps(worst))
 
 
+def fastest_step(run: Path, warm_up: int) -> float:
+    """Seconds of a run's fastest logged batch, without waiting for data."""
+    lines = read_json_lines(run / "metrics.jsonl")[warm_up:]
+    return min(line["batch_seconds"] * (1 - line["data_share"]) for line in lines)
+
+
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a rank sends in a ring all-reduce; 1 rank sends nothing, at any rate."""
+    """Bytes per second that a rank sends in a ring all-reduce; 1 if there is one rank, which sends nothing."""
     ranks = distributed.world_size()
     gradients = torch.ones(20_000_000, device=device)
     seconds = []

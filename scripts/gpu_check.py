@@ -1,4 +1,4 @@
-"""What only a GPU can show, see scripts/gpu_check.sh. Each part is a process with a time limit of its own."""
+"""Checks that need a GPU, see scripts/gpu_check.sh. Each part is a separate process with its own time limit."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _bench import PublishedNetwork, machine, time_in_turn
-from check_scaling import peak_while
+from check_scaling import fastest_step, peak_while
 from estimate_scaling import training
 
 from sat_ssvae import SSVAE, SSVAEConfig, UserError, distributed
@@ -52,7 +52,7 @@ def tests(options: argparse.Namespace, file: str) -> Iterator[Row]:
     elif not _has_weights("st-lpips-alex"):
         note = "no perceptual weights: without the tests that need some"
         chosen = ["-k", "not objective_and_its and not networks_that_score and not evaluation_while"]
-    # The warnings of other versions of PyTorch than the pinned one are no failures.
+    # Warnings of other versions of PyTorch than the pinned one do not count as failures.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
     environment = {**os.environ, "SAT_SSVAE_TEST_DEVICE": options.device.type}
     done = subprocess.run(
@@ -72,8 +72,7 @@ def training_step(options: argparse.Namespace, name: str, memory: str = "auto") 
         config = _with_shards(config, Path(folder))
         run, trace = Path(folder) / "run", Path(folder) / "trace"
         peak = peak_while(lambda: train(config, run, options.device), options.device, trace)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = min(line["batch_seconds"] * (1 - line["data_share"]) for line in lines[1:])
+        seconds = fastest_step(run, 1)
     yield {
         "part": f"train {name}",
         # A CPU runs the tiny sizes, for which libraries' own memory counts more than the step's.
