@@ -1,4 +1,4 @@
-"""What the benchmarks share: variants in turn, the published implementation as a yardstick, counted operations."""
+"""Helpers of the benchmarks: variants in turn, the published implementation as a reference, counted operations."""
 
 import argparse
 import importlib.util
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def add_clock(parser: argparse.ArgumentParser) -> None:
-    """The option that `clock` and `faster` go by."""
+    """Add the option of `clock` and `faster`."""
     parser.add_argument(
         "--processor-time",
         action="store_true",
@@ -37,7 +37,7 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
 
 
 def clock(options: argparse.Namespace) -> Callable[[], float]:
-    """What tells the time; of the processor, one thread alone is told well."""
+    """The clock; processor time is measured with one thread, of which alone it is reliable."""
     if not options.processor_time:
         return time.perf_counter
     torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def clock(options: argparse.Namespace) -> Callable[[], float]:
 def time_in_turn(
     variants: Variants, rounds: int, device: torch.device, now: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in every round; they take turns, so that what else the machine does hits all alike."""
+    """Seconds of every variant in every round; they take turns, so that other load on the machine affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
@@ -61,20 +61,20 @@ def time_in_turn(
 
 
 def typical(times: list[float], options: argparse.Namespace) -> float:
-    """The median, or of processor time, which other processes can only lengthen, the least."""
+    """The median; of processor time, which other processes can only lengthen, the minimum."""
     return min(times) if options.processor_time else statistics.median(times)
 
 
 def faster(times: list[float], reference: list[float], options: argparse.Namespace) -> float:
-    """How many times faster than a reference: the median over rounds of the ratios, or the ratio of the least."""
+    """How many times faster than a reference: the median over rounds of the ratios, or the ratio of the minima."""
     if options.processor_time:
         return min(reference) / min(times)
     return statistics.median(base / own for own, base in zip(times, reference, strict=True))
 
 
 def in_own_process(function: Callable[..., T], *arguments: object) -> T:
-    """`function(*arguments)` in a process of its own, so that peaks of memory do not mix."""
-    # glibc would keep freed blocks of up to 32 MiB and fragment them: without that, the peak is what lives.
+    """`function(*arguments)` in a separate process, so that peaks of memory do not mix."""
+    # glibc would keep freed blocks of up to 32 MiB and fragment them; without that, the peak is of live memory.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
@@ -82,7 +82,7 @@ def in_own_process(function: Callable[..., T], *arguments: object) -> T:
 
 @contextmanager
 def memory_peak(device: str) -> Iterator[Callable[[], float]]:
-    """Call what it gives after the block: bytes that were needed in the block, at the peak."""
+    """Yields a function that gives, after the block, the peak of the bytes needed in it."""
     peak = 0.0
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -91,7 +91,7 @@ def memory_peak(device: str) -> Iterator[Callable[[], float]]:
         peak = torch.cuda.max_memory_allocated() - before
     else:
         before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew, see proc(5)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
         yield lambda: peak
         peak = _resident("VmHWM") - before
 
@@ -102,7 +102,7 @@ def _resident(field: str) -> int:
 
 
 def machine(device: torch.device) -> str:
-    """One line on what measured."""
+    """One line about the machine."""
     found = bookkeeping.machine(device)
     name = found.get("gpu") or f"{found['cpu']} ({torch.backends.cpu.get_cpu_capability()})"
     return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
@@ -152,7 +152,7 @@ def _load(path: Path) -> ModuleType:
 
 
 def plain_flops(config: SSVAEConfig, shape: tuple[int, ...]) -> float:
-    """Operations (two a multiply-add) of encoding and decoding one video of `shape`, as the plain graph needs them.
+    """Operations (two per multiply-add) of encoding and decoding one video of `shape` by the plain graph.
 
     Plain: 27 taps everywhere, upsampled frames repeated before their convolution. Norms and activations do not count.
     """

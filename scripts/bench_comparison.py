@@ -5,7 +5,7 @@
     python scripts/bench_comparison.py --processor-time --beside /tmp/old   # on a busy machine
 
 Every checkout runs its own default preset twice, with N and with 3 N steps in the first stage and as large a share of
-the others, so that what is done once is told from what is done in each step. Scoring and latents are scaled by the
+the others, to separate the work that is done once from that of each step. Scoring and latents are scaled by the
 number of samples and the length of the film. "one by one" adds up the arms, "side by side" takes the slower one.
 `--processor-time` counts seconds of the processor instead, of one thread and one member at a time, data workers
 included: of two free cores "side by side" would then take about as long.
@@ -43,7 +43,7 @@ SCALED = "clips", "latents"
 
 
 class Cut(NamedTuple):
-    """A preset made short."""
+    """How a preset is shortened."""
 
     first: int
     """Steps of the first stage."""

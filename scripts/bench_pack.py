@@ -3,7 +3,7 @@
     python scripts/bench_pack.py VIDEOS [--only copying] [--workers 1] [--rounds 5] [--short-side 256] [--copies 20]
 
 VIDEOS is a folder of mp4 files. Both sides of a line take turns on the same files, with the same number of processes:
-encoding with the same codec settings, size and key frames, one thread a process; copying once the files are in memory.
+encoding with the same codec settings, size and key frames, one thread per process; copying from files in memory.
 Rates are medians over the rounds, ratios the medians of the rounds' ratios: of the time that passed, and of the CPU
 time, which other work on the machine changes less.
 """
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of either side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--short-side", type=int, default=256)
-    parser.add_argument("--copies", type=int, default=20, help="how often each video is there where files are copied")
+    parser.add_argument("--copies", type=int, default=20, help="copies of each video to pack when files are copied")
     options = parser.parse_args()
     videos = sorted(options.videos.glob("*.mp4"))
     if not videos:

@@ -1,16 +1,16 @@
-"""Time of an autoencoder's training step: what the two regularisers cost, and the published step as a yardstick.
+"""Time of an autoencoder's training step: the cost of the two regularisers, with the published step as a reference.
 
     python scripts/bench_training.py                         # the published 48-channel model, 17 frames of 64x64
     python scripts/bench_training.py --preset small          # the comparison's model, seconds instead of minutes
     python scripts/bench_training.py --published CHECKOUT    # beside github.com/zai-org/SSVAE (needs beartype)
 
-The variants take turns, step by step, so that whatever else the machine does hits them alike. The ratio is the median
-over rounds of each round's ratio to the plain step (with `--processor-time` that of the fastest rounds). No optimiser
-step and no perceptual term: all have them alike.
+The variants take turns, step by step, so that other load on the machine affects them alike. The ratio is the median
+over rounds of each round's ratio to the plain step (with `--processor-time` that of the fastest rounds). The optimiser
+step and the perceptual term, which all have in common, are left out.
 The last table has the ways that `memory` chooses from, against the checkpointed step; the memory is what a step needs
 at its peak beside weights and gradients, each in a process of its own.
-The published step is the published network under the loss and the gradient balance of its training: float32, whatever
-precision was asked for, and once more back through the decoder for the balance.
+The published step is the published network under the loss and the gradient balance of its training: always float32,
+with a second backward pass through the decoder for the balance.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def variants(precision: str) -> dict[str, ObjectiveConfig]:
 
 
 CHECKPOINTED = PLANS[2]
-"""The plain way to save memory, which the others are compared with."""
+"""The usual way to save memory, with which the others are compared."""
 
 
 def step(objective: Objective, video: torch.Tensor, plan: StepPlan = PLANS[0]) -> None:

@@ -69,7 +69,7 @@ def operations(config: TrainConfig, plan: StepPlan) -> float:
 
 
 def measured_rate(config: TrainConfig, plan: StepPlan, device: torch.device, rounds: int = 10) -> float:
-    """Operations a second that this device reaches in such a step: in the fastest of some."""
+    """Operations per second that this device reaches in the fastest of several steps."""
     torch.manual_seed(0)
     objective, critic = build_step(config, plan)
     objective, critic = objective.to(device), None if critic is None else critic.to(device)
@@ -88,12 +88,12 @@ def measured_rate(config: TrainConfig, plan: StepPlan, device: torch.device, rou
 
 
 def plan(config: TrainConfig, card: float) -> StepPlan:
-    """How a GPU of so many GiB takes the configuration's step."""
+    """How a GPU of `card` GiB takes the configuration's step."""
     return choose_plan(config, int(card * GIB) - RESERVE).plan
 
 
 def trained_parameters(config: TrainConfig) -> list[int]:
-    """Parameters that the autoencoder's engine steps, and those of the discriminators' where there are some."""
+    """Parameters that the autoencoder's engine trains, and those of the discriminators' engine if there is one."""
     with FakeTensorMode():
         modules = [module for module in build_step(config, PLANS[0]) if module is not None]
     return [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in modules]
@@ -106,7 +106,7 @@ def sent_bytes(config: TrainConfig, stage: int, ranks: int) -> float:
 
 
 def step_seconds(computing: float, sending: float, overlapped: bool = False) -> float:
-    """Seconds of a step, of which so many go into computing and into sending."""
+    """Seconds of a step with these seconds of computing and of sending."""
     return max(computing, sending) if overlapped else computing + sending
 
 
