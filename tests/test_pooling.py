@@ -30,9 +30,14 @@ def test_several_autoencoders_become_their_mean():
         arm_result("ssvae", psnr=22.0, baseline_psnr=21.0),
     )
     second = dataclasses.replace(second, dct_amplitude=tuple(2 * np.asarray(first.dct_amplitude)))
+    first, second = (
+        dataclasses.replace(arm, training_distances={"loss": Estimate(value)})
+        for arm, value in ((first, 0.1), (second, 0.3))
+    )
     second = dataclasses.replace(second, spatial_spectrum=tuple((f, 3 * a) for f, a in first.spatial_spectrum))
     both = pooled([first, second])
     assert np.asarray(both.spatial_spectrum) == pytest.approx(np.asarray(first.spatial_spectrum) * [1, 2])
+    assert both.training_distances["loss"].value == pytest.approx(0.2)
     assert both.reconstruction["psnr"].value == 21 and both.dct_amplitude == pytest.approx(
         1.5 * np.asarray(first.dct_amplitude)
     )

@@ -175,6 +175,16 @@ class TestCases:
         assert "Measures blur, not convergence (1 row)" in page.text
         assert "compares blur, not convergence" in page.text
 
+    @pytest.mark.parametrize(("share", "said"), [(0.6, True), (0.4, False)])
+    def test_training_clips_that_score_hardly_better_than_the_transformer(self, tmp_path, share, said):
+        results = comparison([2.6], metrics=METRICS)
+        (verdict,) = judge(results)
+        target = next(one.target for one in verdict.speed_ups if one.metric == SAMPLES[2])
+        learnt = {SAMPLES[2]: Estimate(share * target, 0.5 * share * target, 2 * share * target)}
+        arms = tuple(dataclasses.replace(arm, training_distances=learnt) for arm in results.arms)
+        page = self.page(dataclasses.replace(results, arms=arms), tmp_path)
+        assert ("60 % of the baseline's final score by the primary measure" in page.text) == said
+
     def test_three_arms_and_hostile_names(self, tmp_path):
         results = comparison([2.6, 0.5], metrics=FEW)
         name = "<script>alert(1)</script>/../&"

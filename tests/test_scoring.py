@@ -1,5 +1,7 @@
 """Scores of a transformer, where the right answer is known."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from sat_ssvae.comparison.scoring import (
     measure_arm,
     reconstruction_quality,
     score_generator,
+    training_distances,
 )
 from sat_ssvae.diffusion.process import FlowMatching, VPrediction
 from sat_ssvae.latents.latent_set import LatentSet, LatentStats
@@ -39,11 +42,28 @@ class Perfect(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(()))
         self.latents = latents
 
-    def forward(self, x, t):
+    def forward(self, x, t, text=None):
         # x = (1 - t) x0 + t e, so e - x0 = (x - x0) / t
         distance = (x[:, None] - (1 - t.view(-1, 1, 1, 1, 1, 1)) * self.latents).flatten(2)
         known = distance.square().sum(2).argmin(1)
         return (x - self.latents[known]) / t.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
+
+
+class Recalls:
+    """A generator whose samples are the latents that it was given."""
+
+    def __init__(self, latents):
+        self.latents = latents
+
+    def loss(self, clean, noise, t, text):
+        return torch.zeros(len(clean))
+
+    def denoise(self, clean, noise, t, text):
+        return clean
+
+    def sample(self, noise, text, empty):
+        assert len(noise) == len(self.latents)
+        return self.latents
 
 
 def generator(model):
@@ -80,6 +100,19 @@ def test_a_perfect_denoiser_is_left_with_the_reconstruction_error(arm):
     assert scores["loss"].value < 0.05  # at the highest level, noise may hide which latent it was
     assert scores["loss_above_floor"].value == pytest.approx(scores["loss"].value - 0.25)
     assert shown.shape == (4, 3, 3, 32, 32) and shown.abs().max() <= 1
+
+
+def test_training_clips_score_what_a_transformer_that_learnt_them_would(arm):
+    train = dataclasses.replace(arm.heldout, latents=arm.heldout.latents[:6], keys=("a",) * 6)
+    standard = arm.heldout.statistics.standardize(train.latents)
+    config = CONFIG.model_copy(update={"samples": len(train)})
+    scores, _ = score_generator(Recalls(standard), arm, config, 0.0)
+    distances = training_distances(arm, train, config)
+    assert set(distances) == {"kernel_distance_real/colour", "kernel_distance_reconstruction/colour"}
+    for metric, distance in distances.items():
+        assert distance.value == pytest.approx(scores[metric].value, rel=1e-3, abs=1e-6), metric
+        assert distance.low < distance.value < distance.high
+    assert not training_distances(arm, dataclasses.replace(train, latents=train.latents[:3]), config)
 
 
 def test_equal_calls_give_equal_scores_whatever_the_batch_size(arm):

@@ -21,6 +21,7 @@ def pooled(results: Sequence[ArmResult]) -> ArmResult:
         first,
         reconstruction=_pooled_estimates([result.reconstruction for result in results]),
         floors=_pooled_estimates([result.floors for result in results]),
+        training_distances=_pooled_estimates([result.training_distances for result in results]),
         dct_amplitude=_mean([result.dct_amplitude for result in results]),
         spatial_spectrum=tuple(
             zip(

@@ -18,7 +18,7 @@ import itertools
 import json
 from typing import Any
 
-from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from ..errors import UserError
@@ -68,9 +68,10 @@ class ArmResult:
     clips, by metric (`psnr` in dB, `ssim`, `stlpips`; any other name is shown as it is).
     reconstruction_difference: this arm less the baseline, clip by clip (see `paired_difference`); empty for
     the baseline. floors: by curve metric, the score that a perfect generator would have (reconstructions to
-    real clips; the Gaussian floor for `loss`). dct_amplitude: zigzag-ordered, divided by the DC's. spatial_spectrum:
-    (cycles per pixel, amplitude relative to white noise of the same variance), see `spectral.spectrum`.
-    explained_variance: cumulative, by number of components, 0..1.
+    real clips; the Gaussian floor for `loss`). training_distances: by kernel distance, the score of the training
+    clips' reconstructions; empty if this was not measured. dct_amplitude: zigzag-ordered, divided by the DC's.
+    spatial_spectrum: (cycles per pixel, amplitude relative to white noise of the same variance), see
+    `spectral.spectrum`. explained_variance: cumulative, by number of components, 0..1.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ArmResult:
     explained_variance: tuple[float, ...]
     reconstruction_difference: dict[str, Estimate]
     spatial_spectrum: tuple[tuple[float, float], ...] = ()
+    training_distances: dict[str, Estimate] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -21,6 +21,7 @@ from ..diffusion.process import DiffusionProcess, guided
 from ..diffusion.transformer import DiT
 from ..latents.latent_set import LatentSet
 from ..metrics.fidelity import reconstruction_scores
+from ..metrics.intervals import MIN_VALUES
 from ..metrics.kernel_distance import bootstrap_counts, bootstrap_distances, bootstrap_interval, kernel_distance
 from ..metrics.perceptual import Perceptual
 from ..progress import progress_bar
@@ -195,6 +196,28 @@ def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Es
     return floors | {f"denoising_error_real/{level:g}": estimate for level in config.noise_levels}
 
 
+@torch.no_grad()
+def training_distances(arm: ArmReference, train: LatentSet, config: EvaluationConfig) -> dict[str, Estimate]:
+    """Distances of training clips, reconstructed, to the held-out ones, by metric; none of fewer than four clips.
+
+    A transformer that generates its training clips perfectly scores this. It is above `distance_floors` if the splits
+    show different scenes, and curves level off towards it whatever the latents are.
+    """
+    if len(train) < MIN_VALUES:
+        return {}
+    chosen = train.latents[evenly_spaced(len(train), config.samples)]
+    parts = [arm.decode(part.to(arm.device)).float().clamp(-1, 1).cpu() for part in chosen.split(config.batch_size)]
+    videos, keys = torch.cat(parts), arm.heldout.keys
+    _, of_clips = _counts((len(videos), len(keys)), config)
+    distances = {}
+    for name, network in arm.features.items():
+        learnt = network(videos)
+        for to, others in (("real", arm.real), ("reconstruction", arm.own)):
+            distance = _distance(learnt, others[name], config)
+            distances[f"kernel_distance_{to}/{name}"] = over_videos(distance, of_clips.numpy(), list(keys))
+    return distances
+
+
 def gaussian_loss_floor(train: LatentSet, signal_and_noise: NoiseFactors, config: EvaluationConfig) -> float:
     """Loss, mean over noise levels, that the best linear predictor leaves on Gaussian latents of these covariances."""
     eigenvalues = latent_eigenvalues(train.statistics.standardize(train.latents))
@@ -222,6 +245,7 @@ def arm_result(
         training={},
         reconstruction=reconstruction,
         floors=distance_floors(arm, config) | loss_floors,
+        training_distances=training_distances(arm, train, config),
         dct_amplitude=tuple(dct_amplitude(train.latents).tolist()),
         explained_variance=tuple(cumulative_explained_variance(channel_eigenvalues(train.latents)).tolist()),
         reconstruction_difference={},

@@ -31,6 +31,7 @@ from ...pages.blocks import (
 from ...pages.document import document, joined
 from ...storage import write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
+from ..answer import PRIMARY
 from ..plan import in_minutes
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
@@ -114,8 +115,8 @@ _CLIPS_NOTE = (
 _CURVES_NOTE = (
     "Lower is better. Markers: the evaluations, shaded: their 95 % interval. Lines: the curve as it is read, without"
     " single outliers and never rising (thick: mean over seeds; thin: each seed). Dotted: the baseline's final score as"
-    " read, which other lines must reach; dashed: the floor, what a perfect generator would score on this VAE. Drag to"
-    " zoom, double-click to zoom out."
+    " read, which other lines must reach; dashed: the floor, what a perfect generator would score on this VAE, and in"
+    " distances what its training clips score, where curves level off. Drag to zoom, double-click to zoom out."
 )
 _QUALITY_NOTE = (
     "What the latents cost: a VAE can buy easy latents with blur. Means over held-out clips with 95 % intervals over"
@@ -248,11 +249,10 @@ def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
         return []
     rows: list[list[Any]] = []
     for metric in metrics:
-        cells: list[Any] = [describe(metric).label]
-        for arm in results.arms:
-            floor = arm.floors.get(metric)
-            cells.append("–" if floor is None else _with_interval(floor))
-        rows.append(cells)
+        rows.append([describe(metric).label, *(_with_interval(arm.floors.get(metric)) for arm in results.arms)])
+        if any(metric in arm.training_distances for arm in results.arms):
+            learnt = [_with_interval(arm.training_distances.get(metric)) for arm in results.arms]
+            rows.append([f"{describe(metric).label}: the training clips", *learnt])
     header = ["measure", *(legend.label(arm.name) for arm in results.arms)]
     note = "Kernel distances are unbiased estimates: where the true distance is about 0, they may come out negative."
     return [
@@ -262,7 +262,9 @@ def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
     ]
 
 
-def _with_interval(estimate: Estimate) -> str:
+def _with_interval(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
     return f"{estimate.value:.4g}{in_brackets(estimate.low, estimate.high, '{:.3g}'.format)}".replace("-", "−")
 
 
@@ -343,10 +345,24 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
             f"Up to {blur(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur."
             " Train the VAEs longer, or compress less, to make it count."
         )
+    learnt = _learnt_share(results, read)
+    if learnt is not None and learnt > FLOOR_DOMINATES:
+        limits.append(
+            f"{percent(learnt)} of the baseline's final score by the primary measure is what its training clips score"
+            " themselves, since they show other scenes than the held-out ones. Curves level off towards that, so late"
+            " in training a small difference in score is a large one in steps."
+        )
     missed = sum(s.status == "not reached" for s in read)
     if missed:
         limits.append(f"Not reached ({missed} of {len(read)}) means within these steps; with more it might be.")
     return limits
+
+
+def _learnt_share(results: ComparisonResults, read: Sequence[SpeedUp]) -> float | None:
+    """The score of the baseline's training clips over its transformer's final score, by the primary measure."""
+    learnt = results.baseline.training_distances.get(PRIMARY)
+    target = next((one.target for one in read if one.metric == PRIMARY), None)
+    return None if learnt is None or not target or target < 0 else learnt.value / target
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

@@ -43,13 +43,13 @@ def curve_blocks(results: ComparisonResults, verdicts: Sequence[Verdict], legend
 def curve_chart(results: ComparisonResults, metric: str, read: Sequence[SpeedUp], legend: Legend) -> Markup:
     """One metric against steps as it is read (`curves.py`), with its evaluations and their interval.
 
-    Thick: the mean over seeds; thin: each seed; dashed: floors; dotted: the baseline's final score as it is read, so
-    that a curve ends below it if and only if it reaches that score.
+    Thick: the mean over seeds; thin: each seed; dashed: the score of the training clips, or else the floor; dotted: the
+    baseline's final score as it is read, so that a curve ends below it if and only if it reaches that score.
     """
     info = describe(metric)
     lines = [drawn for arm in results.arms for drawn in _arm_lines(results, metric, arm.name, legend)]
     for arm in results.arms:
-        floor = arm.floors.get(metric)
+        floor = arm.training_distances.get(metric, arm.floors.get(metric))
         if floor is not None:
             lines.append(line(legend, arm.name, [0], [floor.value], style="floor"))
     targets = {one.target for one in read if one.metric == metric and one.target is not None}
