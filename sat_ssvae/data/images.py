@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .containers import MAX_PIXELS
@@ -71,7 +71,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
 
 
-def _with_rounded_levels(image: Image.Image, source: Path | bytes) -> Image.Image:
+def _with_rounded_levels(image: ImageFile.ImageFile, source: Path | bytes) -> Image.Image:
     """An opened image; one whose colours have 16 bits is decoded by FFmpeg and rounded, as Pillow only drops bits."""
     if image.format not in ("PNG", "TIFF") or image.mode[0] not in "RL" or ";16" not in str(image.tile):
         return image
