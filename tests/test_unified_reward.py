@@ -120,6 +120,17 @@ def test_answers_of_version_1():
         "Alignment: 3\nPhysics: 3\nStyle: 3D animation",
         "1. Alignment Score (1-5):\n2. Physics Score (1-5): 3\n3. Style Score (1-5): 4",  # 2 is no rating
         "| Axis | Frame 1 | Score |\n|---|---|---|\n| Alignment | 1 | n/a |\n| Physics | 1 | 2 |\n| Style | 1 | 4 |",
+        "| Axis | Rating (1-10) |\n|---|---|\n| Alignment | 3.5 |\n| Physics | 2.5 |\n| Style | 4 |",
+        "| Axis | Score / 10 |\n|---|---|\n| Alignment | 3.5 |\n| Physics | 2.5 |\n| Style | 4 |",
+        "Alignment Score: 3.5 (out of 10)\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 3.5 [1-10]\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 3.5 out of a possible 10\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 3.5 on a scale of 10\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 3.5 on a scale from 1 to 10\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score (1‑10): 3.5\nPhysics Score (1−10): 2.5\nStyle Score (1 through 10): 4",
+        "Alignment Score: 3.5 or 4\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 3 → 3.5\nPhysics Score: 2.5\nStyle Score: 4",
+        "Misalignment: 1\nPhysics Score: 2.5\nStyle Score: 4",
     ],
 )
 def test_incomplete_answers_and_ratings_off_the_scale_are_refused(answer):
@@ -192,6 +203,12 @@ DRESSES = (
     "{} Score (1.0-5.0): {}",
     "{} Score (weight 1/3): {}",
     "{} Score (1-5): {} - 15 things are odd",
+    "{} Score: {} (out of 5)",
+    "{} Score: {} on a scale of 1 to 5",
+    "{} Score: {} out of a possible 5",
+    "{} Score (1‑5): {}",
+    "{} Score: {} (3 of 4 dogs)",
+    "{}: \u200b{}",
 )
 
 
@@ -209,6 +226,8 @@ def test_ratings_in_less_usual_dress(dress):
         '{"ratings": [{"name": "Alignment Score", "rating": 3.5}, {"name": "Physics", "rating": 2.5}, '
         '{"axis": "Style", "score": 4}]}',
         "Alignment: 3.5 | Physics: 2.5 | Style: 4",
+        "Alignment: 3.5\nPhysics: 2.5\nStyle: 4\nMisalignment: 5\nMetaphysics: 2\nLifestyle: 1",
+        "| Axis | Frame 1 | Average |\n| Alignment | 1 | 3.5 |\n| Physics | 2 | 2.5 |\n| Style | 3 | 4 |",
         "Alignment - 1 to 5: 3.5\nAlignment Score: 3.5\nPhysics: 2.5\nStyle: 1-5\nStyle: 4",
     ],
 )
@@ -220,10 +239,10 @@ def test_ratings_in_full_width_lists_and_ranges(answer):
     "stuck", ["\\__", " *_", "Alignment ", '{"a":', "{", "|", "★ ", "Alignment Score:-", "Alignment (", "\n", "<"]
 )
 def test_a_model_that_repeats_itself_costs_no_time(stuck):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UnparsableAnswer):
         parse_answer("Alignment Score: " + stuck * (8000 // len(stuck)), V2)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_json_keys_of_version_1():

@@ -179,15 +179,21 @@ def read_instruction(path: Path) -> str:
 
 _NUMBER = r"([-+]?\d+(?:[.,]\d+)?)"
 _UNITS = r"(?:points?|pts?|stars?|out|of)\b"
-_RANGE = rf"(?:[-–]|to\b)[^\S\n]*\d[\d.,]*(?![\d.,]|[^\S\n]+(?!{_UNITS})[A-Za-z])"  # but not "3 - 4 balls fall"
+_RANGE = rf"(?:[-–→]|to\b|or\b)[^\S\n]*\d[\d.,]*(?![\d.,]|[^\S\n]+(?!{_UNITS})[A-Za-z])"  # but not "3 - 4 balls fall"
 _WHOLE = rf"(?!\d|[.,]\d|(?!{_UNITS})[A-Za-z]|[^\S\n]*(?:%|{_RANGE}))"  # not the 3 of 3D, 3 % or 3-4
 _SCALE = r"(?:[(\[][^()\[\]\n]{0,80}[)\]]|\d+[ -]\d+)"  # (1-5), [1-5] or what is left of alignment_score_1_5
+_TO = r"(?:[- ‐–—−~]|to|through|\.\.)"
+_OUT_OF = r"(?:(?<!\d)/|(?:\bout )?\bof(?: a possible)?|max(?:imum|\.)?)\s?"
 _ENDS = re.compile(  # of a scale
-    r"(\d+)(?:\.0+)?\s*(?:[- –—]|to|\.\.)\s*(\d+)|(?:\bof|(?<!\d)/|max)\s*(\d+)", re.IGNORECASE
+    rf"(\d+)(?:\.0+)?\s*{_TO}\s*(\d+)|{_OUT_OF}(\d+)(?!\d|\s?{_TO}\s?\d)", re.IGNORECASE
+)
+_SPAN = rf"\d+\s?{_TO}\s?\d+"
+_NOTE = (  # of a scale, after a number
+    rf"(?:/\s?\d+|{_OUT_OF}\d+|on a scale (?:of|from) (?:{_SPAN}|\d+)|[(\[](?:scale:? )?(?:{_OUT_OF}\d+|{_SPAN})[)\]])"
 )
 _OPENED = r"[\s(\[{<]{0,4}"  # brackets around a number
-_DECORATION = re.compile(r"\\[A-Za-z]*|[*_`\"'~≈★☆⭐$]")  # Markdown, LaTeX and the like
-_RATINGS = ("score", "rating", "value")
+_DECORATION = re.compile(r"\\[A-Za-z]*|[*_`\"'~≈★☆⭐$\u200b]")  # Markdown, LaTeX and the like
+_RATINGS = ("score", "rating", "value", "average")
 _FORMATTING = re.compile(r"</?(?:b|strong|i|em|u|br|p|li|span|code|h\d|td|th|tr|div)\b[^>]*>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z]\w*)[^<>]*>")
 _LIST_ITEM = re.compile(r"[.)][^\S\n]+\S")  # what follows the number of one
@@ -199,9 +205,9 @@ def _last_rating(words: str, scale: tuple[int, int], text: str) -> float | None:
     Numbers after `words Score` or `words (1-5)` go before those after the mere words (`Physics: 2 balls collide`).
     """
     name = re.sub(r"[ -]", r"[\\s-]", words)
-    label = rf"{name}(?P<score>[\s:-]{{1,5}}(?:Score|Rating))?\s?(?P<scale>{_SCALE})?\s?"
+    label = rf"(?<![A-Za-z]){name}(?P<score>[\s:-]{{1,5}}(?:Score|Rating))?\s?(?P<scale>{_SCALE})?\s?"
     stop = r"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?(score)[\n ]|(?!)))"
-    pattern = rf"{label}{stop}(?P<opened>{_OPENED}){_NUMBER}{_WHOLE}(?:\s?(?:/|(?:out )?of)\s?(?P<best>\d+))?"
+    pattern = rf"{label}{stop}(?P<opened>{_OPENED}){_NUMBER}{_WHOLE}\s?(?P<note>{_NOTE})?"
     found = [
         match
         for match in re.finditer(pattern, text, re.IGNORECASE)
@@ -210,8 +216,8 @@ def _last_rating(words: str, scale: tuple[int, int], text: str) -> float | None:
     found = [match for match in found if match["score"] or match["scale"]] or found
     if not found:
         return None
-    number, best = found[-1].groups()[-2:]
-    scales = found[-1]["scale"] or "", f"/{best}" if best else ""
+    number, note = found[-1].groups()[-2:]
+    scales = found[-1]["scale"] or "", note or ""
     return float(number.replace(",", ".")) if all(_is_scale(written, scale) for written in scales) else None
 
 
@@ -245,12 +251,14 @@ def _table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     rows = [row for row in rows if any(set(cell) - set("-: ") for cell in row)]
     head = [cell.lower() for cell in rows[0]] if rows else []
     rated = next((place for place, cell in enumerate(head) if place and any(word in cell for word in _RATINGS)), 0)
+    scale = _ENDS.search(head[rated]) if rated else None
+    note = f" ({scale[0]})" if scale else ""
     lines = []
     for row in rows:
         name = next((cell for cell in row if not re.match(_NUMBER, cell)), "")
         numbers = [cell for cell in row if re.match(_NUMBER, cell) and name in row[: row.index(cell)]]
         chosen = row[rated : rated + 1] if rated else numbers[:1]
-        lines += [f"{name}: {cell}" for cell in chosen if cell in numbers]
+        lines += [f"{name}: {cell}{note}" for cell in chosen if cell in numbers]
     with_numbers = [row for row in rows[1:] if any(re.match(_NUMBER, cell) for cell in row)]
     if len(with_numbers) == 1 and len(head) == len(with_numbers[0]):
         lines += [f"{name}: {cell}" for name, cell in zip(rows[0], with_numbers[0], strict=True)]
