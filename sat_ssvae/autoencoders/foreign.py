@@ -158,7 +158,7 @@ class DiffusersAutoencoder(nn.Module):
     def _stats(self) -> LatentStats:
         """(z - mean) / std * scale or (z - shift) * scale, as the pipelines of the class normalise latents."""
         config, channels = self.vae.config, self.latent_channels
-        known = {**dict(self.vae.named_buffers()), **config}
+        known = {**config, **dict(self.vae.named_buffers())}  # LTX's pipelines read its buffers
         values = known.get("latents_mean"), known.get("latents_std")
         if any(value is None for value in values):  # of one alone, pipelines make nothing
             values = config.get("shift_factor") or 0.0, 1.0
