@@ -1,10 +1,14 @@
 """Headers of tars that lie: whatever they claim, the samples before them are read, at once and in little memory."""
 
+import errno
 import io
+import os
+import random
 import resource
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,7 +21,7 @@ from sat_ssvae.data.index import find_stores
 from sat_ssvae.data.remote import Remote, ShardCache
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
-from sat_ssvae.data.tars import TarStore
+from sat_ssvae.data.tars import TarStore, plain_tar
 from sat_ssvae.errors import UserError
 
 from .processes import unmeasured
@@ -58,7 +62,7 @@ LIES = {
 READ = """
 import resource, sys
 from pathlib import Path
-from sat_ssvae.data.tars import TarStore
+from sat_ssvae.data.tars import TarStore, plain_tar
 from sat_ssvae.errors import UserError
 from sat_ssvae.data.video_io import VideoError
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
@@ -195,3 +199,58 @@ def test_a_compressed_archive_is_named(tmp_path, tiny_video, caplog, suffix, mod
     disguised = packed.rename(tmp_path / "c.tar")
     with pytest.raises(VideoError, match=r"compressed with .*, unpack it"):
         TarStore(disguised).keys()
+
+
+@pytest.fixture
+def big(tmp_path):
+    """A file of more than one block, and its bytes."""
+    path, data = tmp_path / "big.mp4", random.Random(0).randbytes(3_000_001)
+    path.write_bytes(data)
+    return path, data
+
+
+@pytest.mark.parametrize("most", [0, 1 << 16, None])
+def test_a_member_is_the_file_however_much_the_kernel_copies(tmp_path, monkeypatch, big, most):
+    """None of it, as where the file system cannot, a part before it fails, and all of it."""
+    original, calls = os.sendfile, []
+
+    def sendfile(out, source, offset, count):
+        calls.append(count)
+        if most is None:
+            return original(out, source, offset, count)
+        if len(calls) > 1 or not most:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return original(out, source, offset, most)
+
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    with plain_tar(tmp_path / "a.tar") as writer:
+        writer.write("0", {"mp4": big[0], "id": b"first"})
+        writer.write("1", {"mp4": big[1], "id": b"second"})
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    assert members == {"0.id": b"first", "0.mp4": big[1], "1.id": b"second", "1.mp4": big[1]}
+    assert calls and (tmp_path / "a.tar").stat().st_size % tarfile.RECORDSIZE == 0
+
+
+def test_a_file_that_becomes_shorter_leaves_nothing_in_the_tar(tmp_path, monkeypatch, big):
+    original = os.sendfile
+
+    def sendfile(out, source, offset, count):
+        os.truncate(big[0], 1_000_000)
+        return original(out, source, offset, count)
+
+    with plain_tar(tmp_path / "a.tar") as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "sendfile", sendfile)
+            with pytest.raises(VideoError, match="became shorter"):
+                writer.write("0", {"mp4": big[0], "id": b"first"})
+        writer.write("1", {"id": b"second"})
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert tar.getnames() == ["1.id"]
+
+
+def test_a_tar_that_cannot_grow_is_the_disks_fault(big):
+    """Not that of the video, which would be skipped."""
+    with pytest.raises(OSError, match="No space left") as caught, plain_tar(Path("/dev/full")) as writer:
+        writer.write("0", {"mp4": big[0]})
+    assert not isinstance(caught.value, VideoError)
