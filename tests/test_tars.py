@@ -62,7 +62,7 @@ LIES = {
 READ = """
 import resource, sys
 from pathlib import Path
-from sat_ssvae.data.tars import TarStore, plain_tar
+from sat_ssvae.data.tars import TarStore
 from sat_ssvae.errors import UserError
 from sat_ssvae.data.video_io import VideoError
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
