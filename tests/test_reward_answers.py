@@ -87,6 +87,7 @@ DRAFT = "Alignment Score (1-5): 1\nPhysics Score (1-5): 1\nStyle Score (1-5): 1"
         {"message": {"content": f"<think>\n{DRAFT}\n</think>\nRATING"}},
         {"message": {"content": f"{DRAFT}\n</think>\nRATING"}},  # the template opened the thinking
         {"message": {"content": f"RATING\n<think>{DRAFT}"}},
+        {"message": {"content": f"<think>\n{DRAFT}\nRATING\n</think>\n"}, "finish_reason": "stop"},
         {"message": {"content": [{"type": "text", "text": "RATING"}]}},
         {"message": {"content": [{"type": "thinking", "thinking": DRAFT}, {"type": "text", "text": "RATING"}]}},
         {"message": {"content": "RATING", "reasoning_content": DRAFT}, "finish_reason": "stop"},
@@ -103,12 +104,24 @@ def test_ratings_are_found_wherever_servers_put_them(judge, gray, choice):
         {"message": {"content": "Alignment Score (1-5): 3.5\nPhys"}, "finish_reason": "length"},
         {"message": {"content": f"<think>{DRAFT}"}, "finish_reason": "length"},  # drafts are not the answer
         {"message": {"content": None}, "finish_reason": "length"},
+        {"message": {"content": "Alignment Score (1-5): 3.5\nPhys"}, "finish_reason": "MAX_TOKENS"},
+        {"message": {"content": "Alignment Score (1-5): 3.5", "reasoning": DRAFT}, "finish_reason": "length"},
+        {"message": {"content": f"<think>{DRAFT}</think>\nAlignment Score (1-5): 3.5"}, "finish_reason": "length"},
     ],
 )
 def test_half_an_answer_is_none(judge, gray, choice):
     judge.plan([{"choice": choice}])
     scored = score(gray, config(judge, batch_size=1))
     assert scored.failures == {"clip0": "cut off after 1024 tokens, before the ratings; raise max_tokens"}
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": f"<think>{DRAFT}</think>\nNo."}, {"content": "No.", "reasoning_content": DRAFT}]
+)
+def test_drafts_do_not_stand_for_the_answer_that_follows_them(judge, gray, message):
+    judge.plan([{"choice": {"message": message}}])
+    scored = score(gray, config(judge, batch_size=1))
+    assert list(scored.failures) == ["clip0"] and "no rating from 1 to 5" in scored.failures["clip0"]
 
 
 LIMIT = {"error": {"message": "At most 1 image(s) may be provided in one prompt.", "code": 400}}
@@ -178,7 +191,8 @@ GOOD = "Alignment Score (1-5): 3.5\nPhysics Score (1-5): 2.5\nStyle Score (1-5):
 def http(body, status="200 OK", *head, length=None):
     """A whole response, as `chat_server.py` sends it."""
     data = body if isinstance(body, bytes) else body.encode()
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(data) if length is None else length}", *head, "", ""]
+    size = len(data) if length is None else length
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {size}", "Connection: close", *head, "", ""]
     return {"raw": "\r\n".join(lines) + data.decode("latin-1")}
 
 
@@ -232,6 +246,13 @@ def test_what_is_no_answer_is_one_line_and_is_asked_again(judge, gray, first):
     assert all(reason in failure for reason, failure in zip(reasons, failures.values(), strict=True))
     judge.plan([])
     assert len(score(gray, settings).rated) == 5 and len(judge.requests) == 5
+
+
+def test_a_message_that_is_cut_short_shows_no_part_of_the_key(judge, gray):
+    key = "sk-a-secret-of-many-letters"
+    judge.plan([http("x" * place + f" {key}", "400 Bad Request") for place in (0, 150, 160, 170, 190)])
+    scored = score(gray, config(judge, batch_size=1, retries=0, api_key=key))
+    assert len(scored.failures) == 5 and "sk-" not in str(scored.failures)
 
 
 def test_a_redirection_is_named_where_it_fails(judge, gray):

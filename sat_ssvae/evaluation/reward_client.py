@@ -152,7 +152,7 @@ class ChatClient:
             hints.append(f"it asks for a pause of {pause[:9]} s")
         if self._proxy and code in (403, 407, 502, 503, 504):
             hints.append(f"it came through the proxy {self._proxy}; {self._bypass}")
-        text = self._without_key("; ".join([said.rstrip("."), *hints]))
+        text = "; ".join([self._in_short(said).rstrip("."), *map(self._without_key, hints)])
         if code in _HOPELESS or _MORE_IMAGES in hints:
             return UserError(f"{self.config.url}, model {self.config.model}: {text}")
         return RequestFailed(text)
@@ -162,7 +162,7 @@ class ChatClient:
         # By name: some versions of openai speak through httpx, others through httpx2.
         never_sent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError")
         if never_sent and self._proxy:
-            reason = _shortened(str(cause)) or type(cause).__name__
+            reason = self._in_short(str(cause)) or type(cause).__name__
             return UserError(
                 f"{self.config.url}: not reached through the proxy {self._proxy} ({reason}); {self._bypass}"
             )
@@ -175,12 +175,16 @@ class ChatClient:
         through = f", through the proxy {self._proxy}" if self._proxy else ""
         if isinstance(error, openai.APITimeoutError):
             return RequestFailed(f"no answer within {self.config.timeout:g} s{through}")
-        reason = self._without_key(_shortened(str(cause)) or type(cause).__name__)
+        reason = self._in_short(str(cause)) or type(cause).__name__
         return RequestFailed(f"connection lost ({reason}){through}")
 
     @property
     def _bypass(self) -> str:
         return f"NO_PROXY={urlsplit(self.config.url).hostname} in the environment goes past it"
+
+    def _in_short(self, text: str) -> str:
+        """A text of the server in one short line, without the key (of which a cut text would leave a part)."""
+        return _shortened(self._without_key(text))
 
     def _without_key(self, text: str) -> str:
         """A server may repeat the key that it refuses."""
@@ -196,22 +200,24 @@ def _read_answer(response: str, max_tokens: int) -> Answer:
     try:
         body = json.loads(response.removeprefix("\ufeff"))
         if isinstance(body, dict) and body.get("error"):
-            raise RequestFailed(f"an error instead of an answer: {_shortened(str(_said(body)))}")
+            raise RequestFailed(f"an error instead of an answer: {_said(body)}")
         choice = body["choices"][0]
         message = choice["message"]
         content = _joined(message.get("content"))
         thoughts = [_joined(message.get(name)) for name in ("reasoning_content", "reasoning")]
         said = _said({"error": choice.get("error")}) or message.get("refusal")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise RequestFailed(f"no chat completion in the response: {_shortened(response) or 'it is empty'}") from None
-    # The text after the reasoning; reasoning that was never closed is no answer.
-    spoken = content.rpartition("</think>")[2].partition("<think>")[0]
-    texts = tuple(text for text in (spoken, *thoughts) if text.strip())
+        raise RequestFailed(f"no chat completion in the response: {response.strip() or 'it is empty'}") from None
     usage = body.get("usage")
     used = usage.get("completion_tokens") if isinstance(usage, dict) else 0
-    cut_off = choice.get("finish_reason") == "length" or (isinstance(used, int) and used >= max_tokens)
+    reached = str(choice.get("finish_reason")).lower() in ("length", "max_tokens")
+    cut_off = reached or (isinstance(used, int) and used >= max_tokens)
+    # The text after the reasoning; reasoning stands for an answer only if it was closed and nothing follows it.
+    thought, _, rest = content.rpartition("</think>")
+    spoken = rest.partition("<think>")[0]
+    texts = (spoken,) if spoken.strip() else tuple(text for text in (thought, *thoughts) if text.strip())
     if not texts and not cut_off:
-        detail = _shortened(str(said)) if said else f"finish_reason {choice.get('finish_reason')}"
+        detail = said or f"finish_reason {choice.get('finish_reason')}"
         raise RequestFailed(f"an answer without a text: {detail}")
     return Answer(texts, cut_off)
 
@@ -259,7 +265,6 @@ def _status(error: openai.APIStatusError) -> str:
         detail = _said(response.json())
     except (ValueError, RecursionError):
         detail = response.text
-    detail = _shortened(str(detail or ""))
     return f"HTTP {response.status_code} {response.reason_phrase}".rstrip() + (f": {detail}" if detail else "")
 
 
@@ -271,6 +276,6 @@ def _said(content: Any) -> Any:
     return said.get("message", said) if isinstance(said, dict) else said
 
 
-def _shortened(text: str, length: int = 160) -> str:
+def _shortened(text: str, length: int = 200) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 1]}…"
