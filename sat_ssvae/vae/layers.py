@@ -79,6 +79,20 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
+class _TapConv3d(nn.Conv3d):
+    """`nn.Conv3d` with the taps and padding of each call.
+
+    The weight is used in the `forward` of the module that owns it: offloading and casting bring it for that alone.
+    """
+
+    def forward(self, x: Tensor, taps: Taps = "all", padding: int = 1) -> Tensor:
+        weight, bias = with_taps(self.weight, taps), self.bias
+        if bias is not None and len(weight) > len(bias):
+            bias = bias.repeat(len(weight) // len(bias))
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        return F.conv3d(x, weight, bias, self.stride, (0, padding, padding))
+
+
 class CausalConv3d(nn.Module):
     """3-D convolution that sees the present and past frames only.
 
@@ -87,7 +101,7 @@ class CausalConv3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride)
+        self.conv = _TapConv3d(in_channels, out_channels, kernel_size=3, stride=stride)
         self.stride = stride
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -110,11 +124,8 @@ class CausalConv3d(nn.Module):
             padding: zeros on each side of height and width.
             starts_still: the first three frames are the same one; an implementation may make use of it.
         """
-        weight, bias = with_taps(self.conv.weight, taps), self.conv.bias
-        if bias is not None and len(weight) > len(bias):
-            bias = bias.repeat(len(weight) // len(bias))
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.conv3d(x, weight, bias, self.stride, (0, padding, padding))
+        result: Tensor = self.conv(x, taps, padding)
+        return result
 
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
         """norm, SiLU, convolution."""
