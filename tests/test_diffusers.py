@@ -136,6 +136,38 @@ def test_float64_is_computed_in_float64():
     assert 0 < (shifted - z).abs().max() < 1e-9, "finer than float32 can tell"
 
 
+@torch.no_grad()
+def test_offloading_of_accelerate_brings_the_weights():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, video = AutoencoderSSVAE.from_ssvae(with_stats()), random_video(5)
+    latents = model.encode(video).latent_dist.mode()
+    calls = []
+
+    class Counter(hooks.ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            calls.append(module)
+            return args, kwargs
+
+    hooks.add_hook_to_module(model, Counter())
+    model.encode(video)
+    model.decode(latents)
+    assert calls == [model, model]
+    hooks.remove_hook_from_module(model)
+    hooks.attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True)
+    assert model.device.type == "meta" and model.latents_std.tolist() == [1] * 4
+    for frames in (video, video[:, :, :1]):
+        expected = AutoencoderSSVAE.from_ssvae(with_stats())(frames).sample
+        torch.testing.assert_close(model(frames).sample, expected)
+
+
+@torch.no_grad()
+def test_weights_that_are_stored_in_a_smaller_type():
+    model, video = AutoencoderSSVAE.from_ssvae(with_stats()), random_video(5)
+    expected = model(video).sample
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    torch.testing.assert_close(model(video).sample, expected, atol=0.1, rtol=0)
+
+
 def pipeline_of(pipeline, transformer, scheduler, **more):
     vae = AutoencoderSSVAE.from_ssvae(with_stats())
     return pipeline(tokenizer=None, text_encoder=None, vae=vae, scheduler=scheduler, transformer=transformer, **more)

@@ -18,6 +18,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from ..config import parse_config
@@ -146,12 +147,12 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     @property
     def latents_mean(self) -> Tensor:
         """Zeros, shape (c,): what comes out of `encode` is standardised already."""
-        return torch.zeros(self.ssvae.latent_channels, device=self.device, dtype=self.dtype)
+        return torch.zeros(self.ssvae.latent_channels, device=self._stats_device, dtype=self.dtype)
 
     @property
     def latents_std(self) -> Tensor:
         """Ones, shape (c,), as `latents_mean`."""
-        return torch.ones(self.ssvae.latent_channels, device=self.device, dtype=self.dtype)
+        return torch.ones(self.ssvae.latent_channels, device=self._stats_device, dtype=self.dtype)
 
     def enable_tiling(self, tile_size: int = DEFAULT_TILE_SIZE) -> None:
         """Encode and decode overlapping tiles, for memory that does not grow with H and W; approximate.
@@ -165,6 +166,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.ssvae.check_tile_size(tile_size)
         self.use_tiling, self.tile_size = True, tile_size
 
+    @apply_forward_hook  # by which enable_model_cpu_offload brings the weights to the GPU
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Posterior of standardised latents as `.latent_dist`.
 
@@ -177,6 +179,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         distribution = DiagonalGaussianDistribution(moments if x.ndim == 5 else moments.squeeze(2))
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
+    @apply_forward_hook
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True, **_: Any) -> Any:
         """Video `B C T H W` in [-1, 1] as `.sample`.
 
@@ -207,6 +210,11 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def _stats(self) -> LatentStats:
         channels = self.ssvae.latent_channels
         return self.ssvae.latent_stats or LatentStats(torch.zeros(channels), torch.ones(channels))
+
+    @property
+    def _stats_device(self) -> torch.device:
+        """The weights', but the CPU while these are offloaded (enable_sequential_cpu_offload)."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     @property
     def _tile(self) -> int | None:
