@@ -126,6 +126,13 @@ class TestJudgeable:
     def test_a_vae_that_beats_it_clearly(self):
         assert judged(self.results(Estimate(8.0, 7.5, 8.5)), "ssvae").conclusion == "faster"
 
+    @pytest.mark.parametrize(("gain", "conclusion"), [(7.1, "faster"), (2.0, "not judgeable")])
+    def test_two_vaes_that_differ_are_judged_by_their_mean(self, gain, conclusion):
+        results = self.results(Estimate(gain, gain - 9, gain + 9))
+        again = tuple(dataclasses.replace(point, vae_seed=1) for point in results.curves)
+        results = dataclasses.replace(results, vae_seeds=(0, 1), curves=results.curves + again)
+        assert judged(results, "ssvae").conclusion == conclusion
+
     def test_a_transformer_that_does_not_train(self):
         """It may have the baseline's final score from the start, as on latents of random weights."""
         results = comparison([1.0], metrics=SAMPLES)
