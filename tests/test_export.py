@@ -117,8 +117,9 @@ def test_a_pipeline_opens_and_makes_videos_of_the_trained_size(training, narrow_
 
 
 @pytest.mark.slow
-def test_image_to_video_has_its_own_pipeline(training, tmp_path, capsys):
-    folder, _, _ = training("cogvideox_5b_i2v")
+@pytest.mark.parametrize("stock", ["cogvideox_5b_i2v", "cogvideox1.5_5b_i2v"])
+def test_image_to_video_has_its_own_pipeline(training, tmp_path, capsys, stock):
+    folder, _, _ = training(stock)
     assert export(folder, tmp_path / "pipeline", "--text_encoder", "none") == 0
     assert "CogVideoXImageToVideoPipeline" in capsys.readouterr().out
     pipeline = diffusers.CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "pipeline", **WITHOUT_TEXT)

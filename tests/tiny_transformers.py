@@ -20,6 +20,7 @@ OVERLAYS = {
     "cogvideox_5b": ["cogvideox_2b_5b"],
     "cogvideox_5b_i2v": ["cogvideox_5b_i2v"],
     "cogvideox1.5_5b": ["cogvideox1.5_5b"],
+    "cogvideox1.5_5b_i2v": ["cogvideox1.5_5b_i2v"],
 }
 """Stock configurations, with ours for them."""
 
