@@ -126,6 +126,11 @@ def test_image_to_video_has_its_own_pipeline(training, tmp_path, capsys, stock):
     height, width = (SPACE * size for size in GRID)
     frames = sample(pipeline, image=Image.new("RGB", (width, height), (200, 40, 40)), num_frames=5)
     assert frames.shape == (1, 5, height, width, 3)
+    if "1.5" in stock:  # as docs/cogvideox.md says: the table of positions has room for other forms
+        pipeline.transformer.register_to_config(sample_height=8, sample_width=8)
+        portrait = {"height": width, "width": height}
+        frames = sample(pipeline, image=Image.new("RGB", (height, width)), num_frames=5, **portrait)
+        assert frames.shape == (1, 5, width, height, 3)
 
 
 WORDS = "a red bar moves over blue sea while green hills shine and birds fly in the light of evening"
