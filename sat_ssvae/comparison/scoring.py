@@ -200,8 +200,8 @@ def distance_floors(arm: ArmReference, config: EvaluationConfig) -> dict[str, Es
 def training_distances(arm: ArmReference, train: LatentSet, config: EvaluationConfig) -> dict[str, Estimate]:
     """Distances of training clips, reconstructed, to the held-out ones, by metric; none of fewer than four clips.
 
-    A transformer that generates its training clips perfectly scores this. It is above `distance_floors` if the splits
-    show different scenes, and curves level off towards it whatever the latents are.
+    A transformer that generates its training clips perfectly scores this, whatever the latents are. It is above
+    `distance_floors` if the splits show different scenes.
     """
     if len(train) < MIN_VALUES:
         return {}

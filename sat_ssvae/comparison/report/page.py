@@ -115,8 +115,8 @@ _CLIPS_NOTE = (
 _CURVES_NOTE = (
     "Lower is better. Markers: the evaluations, shaded: their 95 % interval. Lines: the curve as it is read, without"
     " single outliers and never rising (thick: mean over seeds; thin: each seed). Dotted: the baseline's final score as"
-    " read, which other lines must reach; dashed: the floor, what a perfect generator would score on this VAE, and in"
-    " distances what its training clips score, where curves level off. Drag to zoom, double-click to zoom out."
+    " read, which other lines must reach; dashed: in distances what the VAE's training clips score, below"
+    " which only a transformer that generalises comes, else the floor. Drag to zoom, double-click to zoom out."
 )
 _QUALITY_NOTE = (
     "What the latents cost: a VAE can buy easy latents with blur. Means over held-out clips with 95 % intervals over"
