@@ -31,7 +31,9 @@ def numbered(count):
 
 
 def number_of(picture):
-    tens, units = (round((float(picture[8:24, side : side + 12].mean()) - 20) / 20) for side in (6, 30))
+    height, width = picture.shape[:2]
+    middles = (picture[height // 4 : 3 * height // 4, side * width // 8 :][:, : width // 4] for side in (1, 5))
+    tens, units = (round((float(middle.mean()) - 20) / 20) for middle in middles)
     return 10 * tens + units
 
 

@@ -191,14 +191,14 @@ def test_a_cover_picture_without_a_mark(tmp_path):
 
 @pytest.fixture(scope="module")
 def leading_pictures(tmp_path_factory):
-    """H.265 with leading pictures; made once, since PyAV's x265 (18.1.0) may abort when a process encodes again."""
+    """H.265 with leading pictures, twice as large as the others: x265 writes past its buffers below 64 x 64."""
     source = tmp_path_factory.mktemp("leading") / "long.mkv"
     options = "keyint=20:min-keyint=20:scenecut=0:open-gop=0:radl=2:bframes=3:b-adapt=0:log-level=0"
     with av.open(str(source), "w") as output:
         stream = output.add_stream("libx265", rate=24, options={"x265-params": options})
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
         for picture in numbered(70):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture.repeat(2, 0).repeat(2, 1), "rgb24")))
         output.mux(stream.encode(None))
     return source
 
