@@ -1,8 +1,4 @@
-"""Videos of any size: padded up to a size that the autoencoder takes, and cropped back.
-
-padded = pad_to_valid(video, vae)
-reconstruction = crop_to(vae.decode(vae.encode(padded).mode()), video)
-"""
+"""Videos of any size, padded up to one that the autoencoder takes: `vae.encode(pad_to_valid(video, vae))`."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,12 +19,6 @@ def pad_space(x: Tensor, vae: VideoAutoencoder) -> Tensor:
     factor, least = vae.spatial_factor, vae.min_size
     below, right = (max(-(-side // factor) * factor, least) - side for side in x.shape[3:])
     return _pad(x, 0, below, right)
-
-
-def crop_to(x: Tensor, like: Tensor) -> Tensor:
-    """The first frames, rows and columns of `x`, as many as `like` has."""
-    frames, height, width = like.shape[2:]
-    return x[:, :, :frames, :height, :width]
 
 
 def _pad(x: Tensor, frames: int, rows: int, columns: int) -> Tensor:

@@ -61,8 +61,6 @@ _FAMILIES = {
 class Metric:
     """How a metric is shown. group: samples, denoising, loss or other (only samples are evidence)."""
 
-    name: str
-    family: str
     title: str
     detail: str
     group: str
@@ -97,7 +95,7 @@ def describe(metric: str) -> Metric:
     """Title and group of a metric's name; an unknown family is shown under its own name."""
     family, _, parameter = metric.partition("/")
     title, detail, group = _FAMILIES.get(family, (family.replace("_", " "), "{}", "other"))
-    return Metric(metric, family, title, detail.format(parameter) if parameter else "", group)
+    return Metric(title, detail.format(parameter) if parameter else "", group)
 
 
 def judge(results: ComparisonResults) -> list[Verdict]:

@@ -25,6 +25,7 @@ from ..config import Config
 from ..errors import UserError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_SHORT = 200  # characters of what a server said
 _HOPELESS = frozenset({401, 403, 404, 407})  # wrong key, path, model name or proxy: the next request fares no better
 _MORE_IMAGES = "let the server take that many (vLLM: --limit-mm-per-prompt '{\"image\": 16}')"
 _LONGER = "give the server a longer context (vLLM: --max-model-len), or lower max_tokens"
@@ -184,7 +185,8 @@ class ChatClient:
 
     def _in_short(self, text: str) -> str:
         """A text of the server in one short line, without the key (of which a cut text would leave a part)."""
-        return _shortened(self._without_key(text))
+        text = " ".join(self._without_key(text).split())
+        return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
     def _without_key(self, text: str) -> str:
         """A server may repeat the key that it refuses."""
@@ -274,8 +276,3 @@ def _said(content: Any) -> Any:
         return content
     said = next((content[key] for key in ("error", "detail", "message") if content.get(key)), "")
     return said.get("message", said) if isinstance(said, dict) else said
-
-
-def _shortened(text: str, length: int = 200) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -37,8 +37,6 @@ class Standing(NamedTuple):
 
     arm: str
     verdict: Verdict | None
-    speed_up: float
-    """See `leading_value`; 1 for the baseline."""
     place: int | None
 
 
@@ -61,7 +59,7 @@ def ranking(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[Sta
     for position, (rank, arm, judged) in enumerate(entries, 1):
         shared = rank == 1 and position > 1 and entries[position - 2][0] == 1
         place = standings[-1].place if shared else position
-        standings.append(Standing(arm, judged, values[arm], place if rank < 4 else None))
+        standings.append(Standing(arm, judged, place if rank < 4 else None))
     return standings
 
 
