@@ -52,11 +52,8 @@ def load_config(
 ) -> C:
     """Read a YAML file, apply dotted `key=value` overrides, and validate the result as `cls`.
 
-    Args:
-        cls: what to build.
-        path: the file; None for the defaults of `cls`.
-        overrides: `key=value` settings, applied last.
-        replace: values of top-level keys that replace the file's.
+    Without a `path`, the defaults of `cls` count. `replace` has values of top-level keys that replace the file's;
+    overrides are applied last.
 
     Raises:
         UserError: the file is missing or not YAML, or a key or value does not fit (named in the message).
@@ -148,11 +145,8 @@ def parse_config(
 ) -> C:
     """Validate a plain mapping as `cls`.
 
-    Args:
-        cls: what to build.
-        values: of its fields.
-        source: where they come from, for messages.
-        typed: keys that come from the command line instead.
+    `source` says in messages where the values come from, but for the keys in `typed`, which come from the command
+    line.
 
     Raises:
         UserError: names each offending key, with the nearest known one for a misspelling.
@@ -169,10 +163,7 @@ def parse_config(
 def refuse_unknown_keys(cls: type[BaseModel], values: Mapping[Any, Any], section: str = "") -> None:
     """Check the keys alone, before their values are complete.
 
-    Args:
-        cls: what the values are to become.
-        values: of some of its fields.
-        section: of the file that they are in, with a trailing dot.
+    `section` is the one of the file that they are in, with a trailing dot.
 
     Raises:
         UserError: names each unknown key, with the nearest known one.
@@ -316,9 +307,7 @@ def packaged(name: str) -> Path:
 def find_config(path: Path, *, compared: bool | None = None) -> Path:
     """The user's file, or else the packaged configuration of that name (with or without `.yaml`).
 
-    Args:
-        path: what the user typed.
-        compared: suggest only those of comparisons (True) or of single trainings (False).
+    `compared`: suggest only configurations of comparisons (True) or of single trainings (False).
 
     Raises:
         UserError: there is neither.

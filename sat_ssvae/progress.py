@@ -84,8 +84,7 @@ def setup_logging(verbose: bool = False) -> None:
     A repeated warning or notice is shown once. Calling it again replaces the earlier set-up. If stderr cannot be
     written (a full disk), lines are lost and the program goes on.
 
-    Args:
-        verbose: show the package's debug records and other libraries' information too.
+    `verbose`: show the package's debug records and other libraries' information too.
     """
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _BarHandler)]:

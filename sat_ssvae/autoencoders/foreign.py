@@ -39,9 +39,6 @@ _GROUPS = (1, 2, 4)  # latent frames after the first that a class may take at on
 class DiffusersAutoencoder(nn.Module):
     """A causal video autoencoder of diffusers, see `VideoAutoencoder`.
 
-    Args:
-        vae: an instance of a diffusers class with `encode` and `decode` of `B C T H W`.
-
     Raises:
         UserError: the class fails on a tiny video, or its statistics do not fit its latents.
     """

@@ -26,11 +26,8 @@ def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor], tile_size: int |
     They have as many frames as the chunks in all, though not each; height and width are the chunks'. Last frames, rows
     and columns are repeated until the autoencoder takes the video, and cropped away again.
 
-    Args:
-        vae: the autoencoder.
-        chunks: the video.
-        tile_size: work in tiles of this many pixels a side, for memory that does not grow with H and W; approximate,
-            see `vae/tiling.py`.
+    `tile_size`: work in tiles of this many pixels a side, for memory that does not grow with H and W; approximate,
+    see `vae/tiling.py`.
 
     Raises:
         UserError: the tile does not fit the autoencoder.

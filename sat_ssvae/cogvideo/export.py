@@ -59,12 +59,8 @@ def export_pipeline(
 ) -> None:
     """Write the folder that `CogVideoXPipeline.from_pretrained` (or `CogVideoXImageToVideoPipeline`) reads.
 
-    Args:
-        config: the training configuration.
-        weights: the transformer's, as SAT names them.
-        stage: the autoencoder on whose latents it was trained.
-        output: a folder that does not exist yet.
-        text_encoder: the folder of T5 and its tokenizer; None for a pipeline that takes `prompt_embeds`.
+    `weights` have SAT's names. `text_encoder` is the folder of T5 and its tokenizer; without one the pipeline takes
+    `prompt_embeds`.
 
     Raises:
         UserError: `output` exists, or the transformer or its noise schedule has parts that diffusers' model lacks.
@@ -117,10 +113,7 @@ def build_scheduler(config: SATConfig) -> Any:
 def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_factor: int) -> Any:
     """Diffusers' CogVideoXTransformer3DModel with the weights of SAT's.
 
-    Args:
-        config: the training configuration.
-        weights: the transformer's, as SAT names them, among others.
-        spatial_factor: pixels per latent position.
+    `weights` may hold others as well; `spatial_factor`: pixels per latent position.
 
     Raises:
         UserError: the transformer has parts that diffusers' model lacks, or is not the configuration's.

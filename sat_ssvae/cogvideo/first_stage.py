@@ -268,8 +268,7 @@ def build_first_stage(config: SATConfig) -> SSVAEFirstStage:
 def check_patched(folder: Path | None = None) -> None:
     """Refuse to run in a CogVideoX checkout that is not patched; elsewhere do nothing.
 
-    Args:
-        folder: its sat folder; None for that of the CogVideoX that this process imported, if any.
+    `folder` is its sat folder; None for that of the CogVideoX that this process imported, if any.
 
     Raises:
         UserError: patches are missing, for example after `git pull` or `git checkout`.

@@ -133,9 +133,7 @@ class Launch:
 def what_failed(log: str, status: int) -> str:
     """The line of a log that says why the process failed.
 
-    Args:
-        log: what the process printed.
-        status: its exit status; a negative one is the number of the signal that killed it.
+    `status` is its exit status; a negative one is the number of the signal that killed it.
     """
     if status < 0:
         return f"killed by signal {signal.Signals(-status).name}"

@@ -61,10 +61,8 @@ class NativeArm:
 def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[Path]) -> tuple[NativeArm, NativeArm]:
     """Baseline and candidate; the candidate's files are the baseline's and then the overlay's.
 
-    Args:
-        stock: files as given to train_video.py.
-        overlay: one of cogvideo_configs/ and whatever follows it.
-        heldout: folders of held-out videos; empty for those of args.valid_data.
+    `stock` are files as given to train_video.py, `overlay` is one of cogvideo_configs/ and whatever follows it.
+    Without `heldout` folders, those of args.valid_data count.
 
     Raises:
         UserError: the arms differ in more than their latents, a number does not fit SSVAE's latents, or the training

@@ -73,13 +73,7 @@ def compare(
 
     The working directory is CogVideoX's sat folder; relative paths in its files count from there.
 
-    Args:
-        config: how much is trained and scored.
-        arms: see `read_arms`.
-        heldout: folders of held-out videos; empty for those of args.valid_data.
-        output: an absolute path.
-        launch: how to start CogVideoX.
-        command: what the user typed, for the report.
+    `output` is an absolute path. Without `heldout` folders, those of args.valid_data count.
 
     Raises:
         UserError: a folder of videos is missing, another comparison uses `output`, or CogVideoX's code failed (the

@@ -11,10 +11,8 @@ from ..storage import write_text
 def aligned(rows: Sequence[Sequence[str]], *, right: bool = True, most: int | None = None) -> str:
     """Rows of equal length as lines of aligned columns.
 
-    Args:
-        rows: of cells.
-        right: right-align all columns but the first.
-        most: width limit of the columns after the first; a longer cell shifts the rest of its line.
+    `right`: right-align all columns but the first. `most`: width limit of the columns after the first; a longer
+    cell shifts the rest of its line.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if most is not None:

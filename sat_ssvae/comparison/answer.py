@@ -23,11 +23,6 @@ blur at their size, and motion features separate little."""
 def answer(results: ComparisonResults, verdicts: Sequence[Verdict], commit: str | None) -> dict[str, Any]:
     """The first candidate against the baseline, and under `arms` every one.
 
-    Args:
-        results: of the comparison.
-        verdicts: of its candidates.
-        commit: of the code that made them, None if unknown.
-
     Returns:
         `primary` with `speed_up` None where not every run reached the baseline's final score, `low` and `high` its 95 %
         interval (at the best score that both reached, where it was not reached; None where it is open); and the

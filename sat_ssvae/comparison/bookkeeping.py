@@ -19,8 +19,7 @@ from ..storage import write_json
 class Stopwatch:
     """Minutes spent in each stage, across interruptions: `with stopwatch("latents"): ...`.
 
-    Args:
-        path: of their JSON file.
+    They are kept in the JSON file `path`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -41,9 +41,8 @@ def video_numbers(keys: Sequence[str]) -> NDArray[np.int64] | None:
 def student_interval(values: Sequence[float], videos: NDArray[np.int64] | None = None) -> tuple[float, float]:
     """The 95 % interval of the mean of clips' values; open at both ends where a value is not finite.
 
-    Args:
-        values: one a clip, two or more.
-        videos: of the clips, see `video_numbers`; None: Student's interval over independent clips.
+    `values`: two or more, one a clip. `videos`: of the clips, see `video_numbers`; None where clips are
+    independent.
     """
     x = np.asarray(values, float)
     if not np.isfinite(x).all():
@@ -62,10 +61,7 @@ def mean_over_videos(values: Sequence[float], keys: Sequence[str]) -> Estimate:
 def over_videos(estimate: Estimate, counts: NDArray[np.float64], keys: Sequence[str]) -> Estimate:
     """The same number with resamples and interval over videos; unchanged without resamples, or if clips count.
 
-    Args:
-        estimate: with resamples of clips.
-        counts: how often each of them draws each clip, (resamples, clips).
-        keys: of the clips.
+    `counts` (resamples, clips) are how often each resample of the estimate draws each clip; `keys` are the clips'.
     """
     videos = video_numbers(keys)
     if videos is None or len(estimate.resamples) != len(counts):
@@ -85,10 +81,7 @@ class VideoResampling:
     error adds. It counts the differences within videos twice, so intervals are too wide (by a fifth) if videos do not
     differ at all.
 
-    Args:
-        counts: how often each resample draws each clip, (resamples, clips).
-        videos: of the clips.
-        seed: of the draw.
+    `counts` (resamples, clips) are how often each resample draws each clip; `videos` are the clips'.
     """
 
     def __init__(self, counts: NDArray[np.float64], videos: NDArray[np.int64], seed: int = 0) -> None:

@@ -52,12 +52,7 @@ def compare(
 ) -> tuple[ComparisonResults, list[Verdict]]:
     """Run or continue the comparison in `output` and write its report to `output/report`.
 
-    Args:
-        config: what is compared and how.
-        output: the folder for all stages.
-        device: where networks run.
-        command: what the user typed, for the report.
-        clips: where they are; None for the demo's.
+    `command` is what the user typed, for the report. Without `clips`, the demo's are used.
 
     Raises:
         UserError: unusable clips, configuration or weights, another process that works in `output`, no space left, or

@@ -78,9 +78,8 @@ def linear_errors(
 def equivalent_levels(error: Callable[[float], float], wanted: Mapping[float, float]) -> dict[float, float]:
     """The level at which `error` reaches each wanted value, by the level that the value belongs to.
 
-    Args:
-        error: rises with the level.
-        wanted: error by level of the baseline; one out of range gets the nearest end.
+    `error` rises with the level; `wanted` errors are those of the baseline's levels. One out of range gets the
+    nearest end.
     """
     levels = np.linspace(_SMALLEST, 1 - _SMALLEST, _GRID)
     errors = np.maximum.accumulate([max(error(float(level)), 1e-12) for level in levels])

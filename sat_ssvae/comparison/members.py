@@ -138,10 +138,7 @@ class _Prepared:
 class MemberRunner:
     """Runs members one after the other; the networks that score them are built once.
 
-    Args:
-        work: what all members share.
-        heldout: all held-out clips, `N C T H W` in [-1, 1].
-        records: receives the progress.
+    `heldout`: all held-out clips, `N C T H W` in [-1, 1].
     """
 
     def __init__(self, work: Work, heldout: Tensor, records: Records) -> None:

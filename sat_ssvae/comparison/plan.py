@@ -42,10 +42,7 @@ class Stage(NamedTuple):
 class Plan:
     """The stages, and the measured times of those that ran; logs the whole plan when it is made.
 
-    Args:
-        path: file of the times: by kind, [units, seconds].
-        stages: all of them, in order.
-        jobs: chains of stages that run at the same time.
+    `path` keeps the times: by kind, [units, seconds]. As many chains of stages as `jobs` run at the same time.
     """
 
     def __init__(self, path: Path, stages: Sequence[Stage], jobs: int = 1) -> None:
@@ -59,10 +56,8 @@ class Plan:
     def stage(self, name: str, result: Path | None = None) -> Iterator[None]:
         """Log that a stage begins, and measure it; silent if it is done.
 
-        Args:
-            name: of one of the stages.
-            result: the last file that it writes, in its own folder. If the file exists, the stage is done; if only the
-                folder does, the stage continues and is not measured.
+        `result` is the last file that it writes, in its own folder. If the file exists, the stage is done; if
+        only the folder does, the stage continues and is not measured.
         """
         done = self._stages[name].done or (result is not None and result.exists())
         fresh = not done and (result is None or not result.parent.exists())
@@ -136,9 +131,7 @@ class Plan:
 def planned(layout: Layout, training_of: Callable[[str], DiTTrainConfig]) -> list[Stage]:
     """The stages of a comparison in the order in which they run.
 
-    Args:
-        layout: of the comparison.
-        training_of: an arm's training of transformers, before any shift is chosen.
+    `training_of` gives an arm's training of transformers, before any shift is chosen.
     """
     config, stages = layout.config, []
     searched: set[str] = set()

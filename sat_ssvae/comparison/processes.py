@@ -47,10 +47,7 @@ class Share(NamedTuple):
 def shared_out(jobs: int | None, members: int, device: torch.device) -> Share:
     """How the machine is divided among the members.
 
-    Args:
-        jobs: members at a time; None for as many as there are cores, or GPUs if `device` is one.
-        members: how many there are.
-        device: where networks run.
+    `jobs`: members at a time; None for as many as there are cores, or GPUs if `device` is one.
 
     Raises:
         UserError: more members at a time than GPUs.

@@ -43,11 +43,7 @@ def shift_comparison(
 ) -> ComparisonResults:
     """An arm's search as a comparison whose arms are the shifts; the baseline is the one that changes least.
 
-    Args:
-        results: of the comparison that the search belongs to.
-        arm: whose search it is.
-        curves: evaluations of each shift's transformer.
-        seed: of these transformers.
+    `curves` are the evaluations of each shift's transformer, `seed` is these transformers'.
     """
     shifts = sorted(curves, key=lambda shift: abs(math.log(shift)))
     found = results.arm(arm)

@@ -56,10 +56,8 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
 
     What cannot be used is listed in skipped.jsonl. A run that was killed continues.
 
-    Args:
-        config: what to read, and who reads it. Of a `part`, the results are kept in the folder, and None is returned.
-        output: the folder for skipped.jsonl.
-        merged: put the results of all parts together instead of reading.
+    Of a `part`, the results are kept in the folder `output`, and None is returned; `merged` puts those of all parts
+    together instead of reading.
 
     Raises:
         UserError: nothing usable in one of the sources; another one works in the folder; parts that are missing.

@@ -51,10 +51,8 @@ def prepare_demo(
 ) -> DemoData:
     """Fetch the clips and pack them, short side `resolution` pixels; finished work is not repeated.
 
-    Args:
-        output: receives the folders train and heldout, and ATTRIBUTION.txt.
-        film_seconds: how much of the film to use, from its start.
-        resolution: pixels of the short side as stored; clips that have fewer are left out.
+    `output` receives the folders train and heldout, and ATTRIBUTION.txt. Clips that have fewer pixels are left out;
+    `film_seconds` of the film are used, from its start.
 
     Raises:
         UserError: no network, no space left, a folder with other content.

@@ -14,9 +14,8 @@ PERIOD = 1000
 class Mixture:
     """Batch number -> (source, number of the batch among that source's).
 
-    Args:
-        weights: of the sources, positive; each gets at least one batch in a period.
-        seed: decides the order within periods; the same on all ranks.
+    `weights` are positive; each source gets at least one batch in a period. `seed` decides the order within
+    periods, and must be the same on all ranks.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:

@@ -38,10 +38,8 @@ _TEXTS = ("key", "caption")
 class Samples:
     """Samples in a fixed order; `Sample` objects are made on access.
 
-    Args:
-        names: of the stores.
-        columns: one number a sample, by field; of texts all bytes in `NAME`, and in `NAME_end` where each ends.
-        rows: which of them, in order; None for all.
+    `names` are the stores'. `columns` hold one number a sample, by field; of texts all bytes in `NAME`, and in
+    `NAME_end` where each ends. `rows`: which of them, in order; None for all.
     """
 
     def __init__(self, names: Sequence[str], columns: dict[str, np.ndarray], rows: np.ndarray | None = None) -> None:
@@ -101,11 +99,8 @@ def cached_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *
 
     The index has all samples, so it does not serve filters.
 
-    Args:
-        stores: where they lie; folders of videos are always listed anew.
-        filters: as for `list_samples`.
-        on_skip: receives what is left out, also where it was left out when the cache was made.
-        write: keep a new listing of many samples.
+    Folders of videos are always listed anew. `on_skip` also receives what was left out when the cache was made.
+    `write`: keep a new listing of many samples.
     """
     names = [store.name for store in stores]
     if not all(isinstance(store, TarStore) for store in stores):

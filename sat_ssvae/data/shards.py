@@ -74,14 +74,8 @@ def training_batches(
 
     Within an epoch each sample goes to one rank.
 
-    Args:
-        config: where the samples are and what a clip is.
-        batch_size: clips in a batch of one rank, where the source has no batch size of its own.
-        seed: decides order and clip positions; the same on all ranks.
-        rank: number of this process.
-        world_size: number of processes.
-        start_batch: batches that earlier runs of this rank took.
-        skips: counts and lists what cannot be used.
+    `batch_size` is for sources without one of their own. `seed` decides order and clip positions, and must be the
+    same on all ranks. `start_batch`: batches that earlier runs of this rank took.
 
     Raises:
         UserError: nothing usable at `config.path`, or too many samples that cannot be read.
@@ -200,11 +194,7 @@ def fixed_clips(
 ) -> FixedClips:
     """The clips that start at 0, stride, 2 stride, ... seconds of every sample, always in the same order.
 
-    Args:
-        config: where the samples are and what a clip is.
-        stride: seconds between two starts; clips overlap where it is shorter than a clip.
-        limit: at most this many clips, spread evenly over all of them.
-        skips: counts and lists what cannot be used.
+    Clips overlap where `stride` is shorter than a clip. At most `limit` clips, spread evenly over all of them.
 
     Raises:
         UserError: nothing usable at `config.path`; while iterating, too many samples that cannot be read.

@@ -38,10 +38,8 @@ class Skip:
 class SkipLog:
     """Counts skips by cause, appends each new one to a file, stops a run that reads too many broken samples.
 
-    Args:
-        path: the skipped.jsonl to append to, open from the first skip on; None only counts. Several ranks may share it.
-        max_share: share of failed reads above which `check` raises, 0..1.
-        note: called with every read that failed, known or not.
+    `path` is opened at the first skip, and several ranks may share it; None only counts. `max_share`: share of
+    failed reads above which `check` raises, 0..1. `note` is called with every read that failed, known or not.
     """
 
     def __init__(

@@ -34,16 +34,8 @@ DEFAULT_TILE_SIZE = 512
 class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     """SSVAE as a diffusers model.
 
-    Args:
-        in_channels: see `SSVAEConfig`, as all sizes.
-        latent_channels: channels of the latents.
-        base_channels: width that the multipliers multiply.
-        channel_multipliers: width of each level.
-        num_res_blocks: residual blocks in a level.
-        num_mid_blocks: residual blocks in the middle.
-        temporal_downsample: which downsamplings halve time.
-        channel_mean: mean of each latent channel, as SSVAE's encoder gives it; None leaves latents as they are.
-        channel_std: standard deviation of each.
+    The sizes are those of `SSVAEConfig`. `channel_mean` and `channel_std` are those of each latent channel as
+    SSVAE's encoder gives it; None leaves latents as they are.
 
     Raises:
         UserError: sizes or statistics that do not fit each other.
@@ -157,8 +149,7 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def enable_tiling(self, tile_size: int = DEFAULT_TILE_SIZE) -> None:
         """Encode and decode overlapping tiles, for memory that does not grow with H and W; approximate.
 
-        Args:
-            tile_size: pixels a side, a multiple of the spatial compression.
+        `tile_size`: pixels a side, a multiple of the spatial compression.
 
         Raises:
             UserError: another size.

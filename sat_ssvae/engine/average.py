@@ -18,10 +18,7 @@ class Average:
     With the whole `decay` from the start, initial weights would stay in it for 1 / (1 - decay) steps, most of a short
     training. Not `torch.optim.swa_utils.AveragedModel`: that counts steps on the device and reads the count each step.
 
-    Args:
-        source: the module to average; not yet wrapped by an engine, whose hooks must not be copied.
-        decay: EMA decay per step, 0 to 1.
-        device: of the average.
+    No engine may have wrapped `source` yet: its hooks must not be copied.
     """
 
     def __init__(self, source: nn.Module, decay: float, device: torch.device) -> None:

@@ -40,14 +40,8 @@ def save_checkpoint(
     It is written under another name, flushed to the disk and renamed when complete: a killed process, a machine that
     dies or a full disk leaves the previous checkpoint in place.
 
-    Args:
-        engine: the DeepSpeed engine to save.
-        folder: the run's folder of checkpoints.
-        step: number of steps taken.
-        state: everything else that is needed to continue.
-        others: further engines by name, saved in subfolders.
-        keep: how many of the newest checkpoints stay.
-        milestone_every: checkpoints at multiples of this step stay as well; 0 for none.
+    `state` is everything else that is needed to continue; `others` are further engines by name, saved in
+    subfolders. The `keep` newest checkpoints stay, and those at multiples of `milestone_every` steps (0 for none).
 
     Raises:
         UserError: it cannot be written.

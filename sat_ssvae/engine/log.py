@@ -50,10 +50,7 @@ class _StepLog:
 class MetricsLog(_StepLog):
     """Append rows that begin with a step. Rows of an interrupted run after `start` are dropped first.
 
-    Args:
-        path: the CSV file.
-        columns: its header, `step` first.
-        start: the step from which the run continues.
+    `columns` are the file's header, `step` first.
 
     Raises:
         UserError: the file has different columns, or the disk is full.

@@ -101,10 +101,8 @@ class Run:
     ) -> StepOutcome:
         """Step engines with their gradients, or discard these on all ranks if something is not finite.
 
-        Args:
-            losses: scalars that have to be finite.
-            measured: scalars for the log.
-            engines: names of those that have gradients; None for all.
+        `losses` are scalars that have to be finite, `measured` scalars for the log. `engines`: names of those
+        that have gradients; None for all.
         """
         moving = [self.engines[name] for name in (self.engines if engines is None else engines)]
         if self.loss_scale.enabled:
@@ -134,11 +132,8 @@ class Run:
     ) -> None:
         """Take steps to `max_steps`, with a progress bar.
 
-        Args:
-            description: what the bar says.
-            take_step: takes one step and returns numbers for the bar.
-            save: writes a checkpoint.
-            due: whether to save after this many steps.
+        `take_step` takes one step and returns numbers for the bar; `save` writes a checkpoint where it is `due`
+        after so many steps.
 
         Raises:
             SystemExit: SIGTERM came; a checkpoint was saved.

@@ -44,11 +44,8 @@ class Vote:
 
     Every rank must create it.
 
-    Args:
-        losses: this rank's losses, scalars.
-        squared_norms: this rank's shares of the engines' squared gradient norms, scalars.
-        measured: scalars for the log.
-        stop: whether this rank was asked to stop.
+    `losses`, `squared_norms` (this rank's shares of the engines' squared gradient norms) and `measured` are
+    scalars; `stop` says whether this rank was asked to stop.
     """
 
     FLAGS = 3

@@ -57,10 +57,8 @@ class Exhibit:
 class WorstMoment:
     """Finds the consecutive frames of a video in which one view differs most from another.
 
-    Args:
-        reference: the view to differ from.
-        judged: views that get an error map; the first one decides on the moment.
-        scored: whether the reference is the ground truth; otherwise there are no error maps.
+    `reference` is the view to differ from. The first of the `judged` views decides on the moment; each gets an
+    error map if the reference is the ground truth (`scored`).
     """
 
     def __init__(self, reference: str, judged: Sequence[str], *, scored: bool = True) -> None:
@@ -108,11 +106,7 @@ def error_map(original: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 class Moments:
-    """The moments of the videos with the lowest scores, one file each in `folder`.
-
-    Args:
-        folder: need not exist.
-    """
+    """The moments of the videos with the lowest scores, one file each in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -122,10 +116,7 @@ class Moments:
     def add(self, name: str, score: float, moment: WorstMoment | None = None) -> None:
         """Rank a video; its moment is written if it is among the worst.
 
-        Args:
-            name: of the video.
-            score: higher is better.
-            moment: None for a video of an earlier run, whose moment is on disk.
+        A higher `score` is better. `moment` is None for a video of an earlier run, whose moment is on disk.
         """
         bisect.insort(self._kept, (score, self._count, name))
         self._count += 1

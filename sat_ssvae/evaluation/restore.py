@@ -188,13 +188,9 @@ def restore(
 ) -> RestorationReport:
     """Restore a video, or all of a folder or of shards, into `output`; videos that it already has are skipped.
 
-    Args:
-        restorer: the autoencoder and the transformer.
-        source: what to restore; with a `degradation`, the clean videos that are degraded first.
-        output: receives NAME.mp4, with several strengths NAME.strength0.3.mp4.
-        config: how.
-        degradation: applied at the size and frame rate of restored videos.
-        originals: clean videos of the same names, if `source` is already degraded.
+    With a `degradation`, the videos of `source` are clean, and degraded first, at the size and frame rate of
+    restored videos; `originals` are clean videos of the same names, if `source` is already degraded. `output`
+    receives NAME.mp4, with several strengths NAME.strength0.3.mp4.
 
     Raises:
         UserError: no videos, none that can be used, settings that do not fit, or an output folder inside that of the

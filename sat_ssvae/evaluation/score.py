@@ -143,13 +143,8 @@ def score(
 ) -> ScoreReport:
     """Score folders (or shards) of generated videos against real ones.
 
-    Args:
-        generated: folders or shards.
-        real: videos of the kind that the model should generate.
-        config: what is compared and how.
-        device: where networks run.
-        prompts: as in `list_videos`; None to look beside the videos.
-        journal: file of the results of each video, with which a later call continues; None for no file.
+    `prompts` are as in `list_videos`. `journal` is a file of the results of each video, with which a later call
+    continues; None for no file.
 
     Raises:
         UserError: fewer than two usable videos in a set, prompts that cannot be read or, where they were given, are

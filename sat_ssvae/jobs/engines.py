@@ -35,13 +35,7 @@ def run_job(
 ) -> Iterator[tuple[Item[T], R]]:
     """Items with their results as they finish, with a progress bar over all workers.
 
-    Args:
-        job: what to do with an item.
-        items: the remaining ones.
-        config: which engine to use.
-        title: of the bar.
-        unit: singular name of what the bar counts.
-        done: units done by an earlier run.
+    `title` and `unit` (singular) are the bar's; `done`: units done by an earlier run.
 
     Raises:
         UserError: a worker's; no Ray, or no cluster at the address.

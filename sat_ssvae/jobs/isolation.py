@@ -41,10 +41,8 @@ class IsolatedCalls(Generic[T, R]):
     `ProcessPoolExecutor` loses all pending calls when one process dies. Here the item that a process died of is known:
     it is tried again in a new process, and after a second crash the result is `Crashed`.
 
-    Args:
-        function: called with an item; its exceptions reach the caller. Items and results are pickled, the function only
-            if processes cannot be forked.
-        workers: number of processes, at most.
+    The function's exceptions reach the caller. Items and results are pickled, the function only if processes cannot
+    be forked.
     """
 
     def __init__(self, function: Callable[[T], R], workers: int) -> None:

@@ -25,9 +25,7 @@ T = TypeVar("T")
 class Ledger:
     """Results of items, one JSON line each, in `STEM.jsonl` or for a part `STEM.part-3-of-16.jsonl`.
 
-    Args:
-        stem: path of these files without the rest of the name.
-        identity: of the input and the settings; results with another one are dropped.
+    Results with another `identity`, of the input and the settings, are dropped.
     """
 
     def __init__(self, stem: Path, identity: str) -> None:

@@ -78,9 +78,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     SAT asks for random items one by one, and stacks each `batch_size` of them. If latents have several sizes, the first
     item of a batch decides its size, and the others are replaced by latents of that size.
 
-    Args:
-        place: folder that `encode_shards` wrote, or several by a brace pattern.
-        batch_size: consecutive items that must have one size.
+    `place`: a folder that `encode_shards` wrote, or several by a brace pattern.
 
     Raises:
         UserError: no latents there.

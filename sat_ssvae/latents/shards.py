@@ -90,12 +90,8 @@ def encode_shards(
 
     With a launcher, every rank calls it, and the ranks take shards in turn.
 
-    Args:
-        vae: the autoencoder, with statistics.
-        config: what to encode, and where; of a `part`, its shards.
-        output: the folder of the shards.
-        device: where this process encodes; on a cluster, the workers decide.
-        merged: write nothing; check that the shards of all parts exist.
+    Of a `part`, only its shards. `device`: where this process encodes; on a cluster, the workers decide. `merged`:
+    write nothing, but check that the shards of all parts exist.
 
     Raises:
         UserError: no usable clip, no caption at all, an SSVAE without statistics, sizes or settings that do not fit the

@@ -43,12 +43,9 @@ def measure_stats(
 ) -> LatentStats | None:
     """Statistics of the posterior means of clips: the same bits however the clips are divided.
 
-    Args:
-        vae: the autoencoder.
-        config: what to measure, and where. Of a `part`, the sums are kept in the folder, and None is returned.
-        device: where the autoencoder runs; on a cluster, the workers decide.
-        folder: for sums of finished blocks, with which a killed run continues.
-        merged: add up the sums of all parts instead of measuring.
+    `folder` keeps the sums of finished blocks, with which a killed run continues; of a `part` they stay there, and
+    None is returned. `merged`: add up the sums of all parts instead of measuring. `device`: where the autoencoder
+    runs; on a cluster, the workers decide.
 
     Raises:
         UserError: no usable clip, sizes or settings that do not fit the autoencoder, or missing parts.

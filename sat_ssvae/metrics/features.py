@@ -224,10 +224,8 @@ class _Features(nn.Module, abc.ABC):
 class FrameFeatures(_Features):
     """Appearance of a clip: EfficientNet-lite0's 1280 pooled features, averaged over some of its frames.
 
-    Args:
-        frames: how many frames of a clip are used, evenly spaced from first to last (1: the middle one).
-        resolution: side in pixels that frames are scaled to; 224 is what the network was trained at, and
-            costs four times as much as 112.
+    `frames` are evenly spaced from first to last (1: the middle one), and scaled to `resolution` pixels a side; 224
+    is what the network was trained at, and costs four times as much as 112.
 
     Raises:
         UserError: the weights cannot be fetched.

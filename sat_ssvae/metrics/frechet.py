@@ -28,9 +28,7 @@ MIN_FRAMES = 10
 class I3D:
     """The user's network.
 
-    Args:
-        path: a TorchScript file.
-        device: where it runs.
+    `path` is a TorchScript file.
 
     Raises:
         UserError: no such file, or it is no TorchScript.
@@ -65,9 +63,7 @@ class I3D:
 class ClipCollector:
     """Splits a video that arrives in pieces into consecutive clips, and collects their features.
 
-    Args:
-        i3d: the network.
-        frames: per clip; an incomplete clip at the end of the video is dropped.
+    A clip has `frames`; an incomplete one at the end of the video is dropped.
     """
 
     def __init__(self, i3d: I3D, frames: int) -> None:

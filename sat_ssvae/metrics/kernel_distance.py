@@ -53,12 +53,7 @@ def bootstrap_interval(
     U-statistic, Arcones and Gine 1992) and close to its nominal coverage otherwise. Samples must be
     independent: with clips that overlap in time, or come from one video, the interval is too narrow.
 
-    Args:
-        x: features (n, D).
-        y: features (m, D).
-        seed: of the resampling; equal seeds give equal intervals.
-        resamples: number of bootstrap resamples, at least 2.
-        confidence: wanted coverage, in (0, 1).
+    Equal seeds give equal intervals. `resamples`: at least 2. `confidence`: wanted coverage, in (0, 1).
 
     Raises:
         UserError: as `kernel_distance`, or fewer than four samples in a set.

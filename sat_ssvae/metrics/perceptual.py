@@ -108,8 +108,7 @@ class Perceptual(nn.Module):
 class STLPIPS(Perceptual):
     """Shift-tolerant LPIPS with the weights of the `stlpips-pytorch` package.
 
-    Args:
-        backbone: "alex" (about 4x cheaper) or "vgg".
+    The backbone "alex" is about 4x cheaper than "vgg".
 
     Raises:
         UserError: the weights cannot be fetched.
@@ -217,11 +216,7 @@ def distances_and_gradient(perceptual: nn.Module, x: Tensor, y: Tensor, weight: 
     features to equal values, among which max-pooling sends the gradient elsewhere (st-lpips-vgg on video frames: the
     distance is off by 0.3 %, its gradient by 40 to 90 %).
 
-    Args:
-        perceptual: the distance.
-        x: images `N 3 H W` in [-1, 1].
-        y: as many to compare them with.
-        weight: a scalar.
+    `x` and `y` are as many images `N 3 H W` in [-1, 1], `weight` is a scalar.
     """
     at_once = max(PIXELS_AT_ONCE // x[0, 0].numel(), 1)
     distances, gradients = [], []

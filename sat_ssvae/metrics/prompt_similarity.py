@@ -19,9 +19,7 @@ _FRAMES = 8
 class PromptSimilarity:
     """A CLIP model and its tokenizer.
 
-    Args:
-        model: a folder as transformers saves it, or the name of a model in its cache.
-        device: where it runs.
+    `model`: a folder as transformers saves it, or the name of a model in its cache.
 
     Raises:
         UserError: no such model on this machine, or another kind of model.

@@ -24,8 +24,7 @@ class Legend:
 
     A bar of toggles shows or hides a series everywhere on the page: its curves, clips and columns.
 
-    Args:
-        names: in the order of the colours; all different.
+    `names` are in the order of the colours, and all different.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -136,11 +135,8 @@ def table(
 
     On a phone every cell is a separate line, after its column's title, unless the table is sortable.
 
-    Args:
-        header: one title a column.
-        rows: as many cells each.
-        sortable: a click on a title sorts by that column.
-        numbers: all columns but the first hold numbers and are right-aligned.
+    `sortable`: a click on a title sorts by that column. `numbers`: all columns but the first hold numbers and are
+    right-aligned.
     """
     sort = Markup(' data-sort=""') if sortable else Markup()
 
@@ -181,11 +177,8 @@ class MatrixGroup(NamedTuple):
 def matrix(legend: Legend, names: Sequence[str], groups: Sequence[MatrixGroup], *, corner: Text = "") -> Markup:
     """Measures by arm: a column an arm, a row a measure, in groups.
 
-    Args:
-        legend: of the page; its toggles hide columns.
-        names: the series of the columns, from left to right.
-        groups: the rows; those without a title stand first.
-        corner: head of the first column.
+    `names` are the series of the columns, from left to right. Groups without a title stand first. `corner`: head of
+    the first column.
     """
     columns = [legend.attribute(name) for name in names]
     heads = [

@@ -80,13 +80,9 @@ def chart(
 ) -> Markup:
     """One drawing; put several into `charts`.
 
-    Args:
-        title: above it.
-        lines: drawn in this order; NaN and infinity are gaps.
-        x: the horizontal axis; a logarithmic one may begin at 0.
-        y: the vertical axis; a logarithmic one leaves out values that are not above 0.
-        note: small print under the title.
-        targets: heights of dotted lines.
+    Lines are drawn in their order; NaN and infinity are gaps. A logarithmic horizontal axis may begin at 0, a
+    vertical one leaves out values that are not above 0. `note`: small print under the title; `targets`: heights of
+    dotted lines.
     """
     xs = [value for one in lines for value in one.x]
     ys = [v for one in lines for v in one.y if v is not None and math.isfinite(v) and one.style != "floor"]

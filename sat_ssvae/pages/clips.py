@@ -47,10 +47,8 @@ class Film(NamedTuple):
 def film(frames: np.ndarray, *, max_width: int = 320, quality: int = 80) -> Film:
     """Frames to show.
 
-    Args:
-        frames: uint8 `T H W 3`, or a single picture `H W 3`.
-        max_width: wider frames are scaled down to this, in pixels; the browser enlarges smaller ones.
-        quality: of the WebP, 1..100.
+    `frames`: uint8 `T H W 3`, or a single picture `H W 3`. Wider ones than `max_width` pixels are scaled down,
+    smaller ones are left to the browser. `quality`: of the WebP, 1..100.
 
     Raises:
         ValueError: another shape or type, or too many frames for one picture.
@@ -116,14 +114,9 @@ def player(
 
     In a wide window, short rows are side by side.
 
-    Args:
-        rows: of clips; all play together, a shorter clip rests on its last frame.
-        fps: frames a second.
-        steps: names of the steps, in order; the last one is shown first.
-        legend: of the page, if cells have a series.
-        label: of the slider over the steps.
-        width: smallest width of a cell, in pixels, with one row per line; None: as many cells fit as the longest row
-            has, within limits.
+    All clips play together, a shorter one rests on its last frame. The last step is shown first; `label` is that of
+    the slider over the steps. `legend`: of the page, if cells have a series. `width`: smallest width of a cell, in
+    pixels, with one row per line; None: as many cells fit as the longest row has, within limits.
 
     Raises:
         ValueError: a cell has another number of films than there are steps.

@@ -40,14 +40,7 @@ _SHELL = Markup(
 def document(
     title: str, blocks: Sequence[Markup | str], *, subtitle: Markup | str = "", footer: Markup | str = ""
 ) -> str:
-    """The page as HTML.
-
-    Args:
-        title: heading, and title of the browser's tab.
-        blocks: contents, from top to bottom.
-        subtitle: one line under the title.
-        footer: the last line.
-    """
+    """The page as HTML."""
     return _SHELL.format(
         title=title,
         style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),

@@ -102,9 +102,7 @@ def spatial_spectrum(latents: Tensor, size: tuple[int, int]) -> FrequencySpectru
     frequencies of about one radius, up to the highest that the latents have in both directions. Diffusion adds
     white noise to such latents: noise of standard deviation s hides the frequencies whose amplitude is below s.
 
-    Args:
-        latents: N c t h w, or videos.
-        size: (height, width) of the frames in pixels.
+    `latents` are N c t h w, or videos; `size` is the (height, width) of the frames in pixels.
     """
     h, w = latents.shape[-2:]
     vertical, horizontal = (_frequencies(n, pixels) for n, pixels in ((h, size[0]), (w, size[1])))

@@ -190,11 +190,8 @@ def critic_step(critic: Discriminator, video: Tensor, reconstruction: Tensor, sc
 
     The gradients are computed here, and delivered by its backward pass, see `with_gradients`.
 
-    Args:
-        critic: the discriminators.
-        video: `B C T H W` in [-1, 1].
-        reconstruction: of `video`, without a graph.
-        scale: factor of the loss before its backward pass, so that float16 can hold the gradients.
+    `video` is `B C T H W` in [-1, 1], `reconstruction` has no graph. `scale`: factor of the loss before its
+    backward pass, so that float16 can hold the gradients.
     """
 
     def compute() -> Tensor:

@@ -22,10 +22,8 @@ def with_gradients(module: nn.Module, compute: Callable[[], Tensor], scale: floa
     While `compute` runs, the parameters are replaced by other leaves. So hooks of the parameters (DeepSpeed reduces a
     gradient as soon as it arrives, and expects it once) see one backward pass, the one from the result.
 
-    Args:
-        module: the trainable parameters.
-        compute: returns the scalar, after backward passes that add up `scale` times its gradients.
-        scale: factor that keeps float16 gradients inside their range.
+    `compute` returns the scalar, after backward passes that add up `scale` times its gradients: a factor that keeps
+    float16 gradients inside their range.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     leaves = {name: nn.Parameter(p.detach()) for name, p in parameters.items()}
@@ -86,11 +84,8 @@ def balanced_weight(weight: float, main: Tensor, regularised: Tensor, limit: flo
     It counts as a constant in the derivative (published; VQGAN's adaptive weight, arXiv 2012.09841, eq. 7). The norms
     are averaged over the ranks; every rank must call it.
 
-    Args:
-        weight: factor of the ratio.
-        main: gradient norm of the reconstruction term, over the whole batch.
-        regularised: gradient norm of the regulariser.
-        limit: the largest ratio.
+    `main` and `regularised` are the gradient norms of the reconstruction term, over the whole batch, and of the
+    regulariser.
     """
     norms = distributed.mean_over_ranks(torch.stack([main, regularised]))
     return weight * (norms[0] / (norms[1] + 1e-4)).clamp_max(limit)

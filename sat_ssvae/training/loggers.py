@@ -195,10 +195,7 @@ class WeightsAndBiases(Logger):
     WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL and so on have their usual meaning. Without a key or an answer from the
     server it logs offline, for `wandb sync` later. Steps that are repeated after a crash are logged again.
 
-    Args:
-        output: the run's folder, after which the run is named.
-        project: its project.
-        settings: the run's configuration, to be shown beside it.
+    The run is named after its folder `output`; `settings` are shown beside it.
     """
 
     title = "Weights & Biases"

@@ -81,11 +81,7 @@ class StepMemory(NamedTuple):
 def step_memory(config: TrainConfig, plan: StepPlan, batch_size: int | None = None, ranks: int = 1) -> StepMemory:
     """The memory of one step of a run, with its discriminators if it has any, at its largest size of clips.
 
-    Args:
-        config: the run.
-        plan: how the step is taken.
-        batch_size: instead of the run's.
-        ranks: processes that share the optimiser's state by ZeRO.
+    `batch_size` takes the place of the run's. `ranks`: processes that share the optimiser's state by ZeRO.
     """
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as memory:
         objective, critic = build_step(config, plan)
@@ -146,10 +142,7 @@ def choose_plan(config: TrainConfig, available: int, ranks: int = 1) -> Choice:
 
     Memory is assumed to grow linearly with the batch, from the second sample on.
 
-    Args:
-        config: the run.
-        available: bytes that a step may need.
-        ranks: see `step_memory`.
+    `available`: bytes that a step may need; `ranks`: see `step_memory`.
     """
     plans = {"auto": PLANS, "fast": PLANS[:1], "small": PLANS[-1:]}[config.memory]
 

@@ -55,14 +55,8 @@ class MonitorConfig(Config):
 class Monitor:
     """Writes evaluations.jsonl, evaluations/step_N.png and step_N.mp4, and feeds the loggers; for the first rank alone.
 
-    Args:
-        config: what is evaluated and logged.
-        data: the training clips; held-out ones have their frames, rate and first size.
-        output: the run's folder.
-        precision: in which reconstructions are computed.
-        device: where.
-        start: steps taken before; anything logged beyond them is dropped.
-        settings: the run's configuration, for loggers that show it.
+    Held-out clips have the frames, rate and first size of the training clips in `data`. `start`: steps taken
+    before; anything logged beyond them is dropped. `settings`: the run's configuration, for loggers that show it.
 
     Raises:
         UserError: no held-out clips, or a package is missing.

@@ -57,10 +57,7 @@ LATEST = "latest.pth"
 def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
     """Train to `config.max_steps` and return the folder of the finished autoencoder.
 
-    Args:
-        config: the run.
-        output: the run's folder; an interrupted run in it is continued.
-        device: where to train; with a launcher, this rank's device.
+    An interrupted run in `output` is continued. With a launcher, `device` is this rank's.
 
     Raises:
         UserError: unusable data or weights, a folder with another run or one that is being trained, a loss that stays
