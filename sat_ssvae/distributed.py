@@ -154,9 +154,7 @@ def any_rank(flag: bool, device: "torch.device") -> bool:
         return flag
     import torch
 
-    vote = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
-    return bool(vote)
+    return bool(sum_over_ranks(torch.tensor(int(flag), device=device)))
 
 
 def barrier() -> None:

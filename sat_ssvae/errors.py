@@ -1,7 +1,7 @@
 """The exception for errors that the user can fix, shown as one line without a traceback, and its hints."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 
 
 class UserError(ValueError):
@@ -11,6 +11,16 @@ class UserError(ValueError):
 def one_line(said: object, length: int | None = None) -> str:
     """A text, or the message of an error, without line breaks; the error's class if it has no message."""
     return " ".join(str(said).split())[:length] or type(said).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the error's class if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def and_more(found: Sized) -> str:
+    """What follows the first of several, ` (and 2 more)`; empty if it is the only one."""
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, and_more
 from ..storage import write_text
 from .first_stage import SSVAEFirstStage
 from .sat_config import DISCRETIZATION, SATConfig
@@ -132,8 +132,8 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     expected = {name: value.shape for name, value in transformer.state_dict().items()}
     found = {name: value.shape for name, value in converted.items()}
     if differing := sorted(dict(expected.items() ^ found.items())):
-        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-        raise UserError(f"{differing[0]}{more} does not fit the configuration; give the --base files used for training")
+        which = f"{differing[0]}{and_more(differing)}"
+        raise UserError(f"{which} does not fit the configuration; give the --base files used for training")
     transformer.load_state_dict(converted, assign=True)
     if not settings["use_rotary_positional_embeddings"]:
         transformer.patch_embed.register_buffer("pos_embedding", _positions(settings, table), persistent=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError
+from ..errors import UserError, and_more
 from .compatibility import find_mismatches
 from .first_stage import build_first_stage
 from .sat_config import NETWORK, SATConfig, checkout_era, merge_configs
@@ -75,18 +75,16 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
     baseline, candidate = arms
     if differing := list(differences(baseline.values, candidate.values)):
         key, ours, theirs = differing[0]
-        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UserError(
-            f"{key} is {ours} in {baseline.name} and {theirs} in {candidate.name}{more}, but the arms may differ only "
-            "in their latents; set it in a file that is given last to --stock and to --ssvae"
+            f"{key} is {ours} in {baseline.name} and {theirs} in {candidate.name}{and_more(differing)}, but the arms "
+            "may differ only in their latents; set it in a file that is given last to --stock and to --ssvae"
         )
     for arm in (baseline, candidate):
         _refuse_unusable(arm, heldout)
     afresh = {**candidate.values, "args": {**candidate.values.get("args", {}), "load": None}}
     config = SATConfig(afresh)  # `load` is that of the stock transformer; the comparison adapts it
     if found := find_mismatches(config, build_first_stage(config).latent_format, checkout_era(stock)):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(f"{candidate.name}: {found[0]}{more}; correct it in a file given last to --ssvae")
+        raise UserError(f"{candidate.name}: {found[0]}{and_more(found)}; correct it in a file given last to --ssvae")
     for note in baseline.settings.notes():
         logger.warning("%s", note)
     return baseline, candidate

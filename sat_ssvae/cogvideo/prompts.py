@@ -8,6 +8,7 @@ A line without its image stops sampling midway, after the models are loaded, wit
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import and_more
 from .compatibility import Mismatch
 from .sat_config import SATConfig
 
@@ -32,8 +33,7 @@ def inspect_prompts(config: SATConfig) -> list[Mismatch]:
     if not lines:
         return [Mismatch(KEY, path, "a text file with a prompt on each line", "it is empty, so nothing is sampled")]
     problems = list(_images(path, lines)) if config.get("args.image2video") else []
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return [Mismatch(KEY, *problem[:-1], problem[-1] + more) for problem in problems[:1]]
+    return [Mismatch(KEY, *problem[:-1], problem[-1] + and_more(problems)) for problem in problems[:1]]
 
 
 def _images(path: Path, lines: list[str]) -> Iterator[tuple[str, str, str]]:

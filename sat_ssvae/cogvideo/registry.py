@@ -10,7 +10,6 @@ first_stage, args = AutoModel.from_pretrained("ssvae_sat")
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..storage import write_text
+from ..storage import write_json
 from ..vae.autoencoder import SSVAE
 from .first_stage import SSVAEFirstStage
 from .sat_transformer import write_sat_checkpoint
@@ -117,5 +116,5 @@ def save_sat(vae: SSVAE, folder: str | Path) -> None:
     }
     module = {f"vae.{name}": value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
     config = {"model_class": MODEL_CLASS, "model_parallel_size": 1, "first_stage": first_stage}
-    write_text(folder / "model_config.json", json.dumps(config, indent=1) + "\n")
+    write_json(folder / "model_config.json", config)
     write_sat_checkpoint(module, folder, _ITERATION)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..storage import atomic, write_text
 
 FIRST_STAGE = "first_stage_model."
@@ -158,7 +158,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{error.filename}: no such file; {_wanted(folder)}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if "Unsupported global" in str(error):
             reason = "it holds more than tensors, and SAT cannot load it either; train with args.no_save_rng: true"
         raise UserError(f"{folder}: not a readable checkpoint of SAT ({reason})") from None

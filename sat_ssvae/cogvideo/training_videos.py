@@ -5,12 +5,13 @@
 Some videos stop a training run midway, with a message that names neither the file nor the reason.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from ..data.files import VideoError
 from ..data.video_io import VideoInfo, probe
+from ..errors import and_more
 from .compatibility import Mismatch
 from .sat_config import SATConfig
 
@@ -54,12 +55,12 @@ class _Folder:
             there = "it holds none" if self.folder.is_dir() else f"there is no such folder in {Path.cwd()}"
             yield Mismatch(self.key, self.folder, "a folder of .mp4 videos", there)
         for path, reason in islice(self.unreadable.items(), 1):
-            yield Mismatch(self.key, path, "a readable video", f"{reason}{_others(self.unreadable)}")
+            yield Mismatch(self.key, path, "a readable video", f"{reason}{and_more(self.unreadable)}")
         yield from self._too_slow()
         yield from self._too_short()
         empty = [path for path in map(_caption, self.paths) if path.is_file() and not path.stat().st_size]
         for path in empty[:1]:
-            yield Mismatch(self.key, path, "a caption in the first line", f"the file is empty{_others(empty)}")
+            yield Mismatch(self.key, path, "a caption in the first line", f"the file is empty{and_more(empty)}")
 
     def notes(self) -> Iterator[str]:
         without = [path for path in self.paths if not _caption(path).is_file()]
@@ -84,7 +85,7 @@ class _Folder:
         slow = [p for p, info in self.infos.items() if info.fps < fps and info.frames / info.fps * fps > longest]
         if slow:
             lowest = min(self.infos[path].fps for path in slow)
-            why = f"{slow[0]} has {self.infos[slow[0]].fps:g}{_others(slow)}; the data set divides by zero there"
+            why = f"{slow[0]} has {self.infos[slow[0]].fps:g}{and_more(slow)}; the data set divides by zero there"
             yield Mismatch("data.params.fps", fps, f"at most {lowest:g}", why)
 
     def _too_short(self) -> Iterator[Mismatch]:
@@ -92,14 +93,10 @@ class _Folder:
         least = 2 * int(3 if skipped is None else skipped)
         short = [path for path, info in self.infos.items() if info.frames <= least]
         if short:
-            why = f"{least} are skipped; {short[0]} has {self.infos[short[0]].frames}{_others(short)}"
+            why = f"{least} are skipped; {short[0]} has {self.infos[short[0]].frames}{and_more(short)}"
             yield Mismatch(self.key, self.folder, f"videos of more than {least} frames", why)
 
 
 def _caption(video: Path) -> Path:
     """Where SFTDataset looks for a video's caption."""
     return Path(str(video).replace(".mp4", ".txt").replace("videos", "labels"))
-
-
-def _others(found: Sequence[object] | dict[Path, str]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""

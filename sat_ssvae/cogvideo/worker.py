@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 from torch import Tensor, nn
 
 from ..comparison.bookkeeping import machine
+from ..comparison.clips import FEWEST
 from ..comparison.report.pictures import spread
 from ..comparison.results import ArmResult
 from ..comparison.score_files import is_scored, write_scores
@@ -38,11 +39,11 @@ from ..config import Config
 from ..diffusion.text import CaptionStates
 from ..errors import UserError
 from ..latents.latent_set import LatentSet
-from ..metrics.features import ClipFeatures, FrameFeatures
+from ..metrics.features import feature_networks
 from ..metrics.perceptual import build_perceptual
 from ..progress import progress_bar, setup_logging
 from ..spacing import evenly_spaced
-from ..storage import save_tensors, write_text
+from ..storage import save_tensors, write_json, write_text
 from ..vae.statistics import LatentStats
 from .registry import import_sat
 from .sat_transformer import write_transformer
@@ -51,8 +52,6 @@ logger = logging.getLogger(f"{__package__}.worker")  # __name__ is __main__ here
 
 SCORED = "scored a checkpoint"
 """Logged after each checkpoint."""
-_MIN_HELDOUT = 8
-"""A comparison with fewer held-out clips means nothing."""
 PACKAGES = ("torch", "deepspeed", "SwissArmyTransformer", "numpy")
 """Packages whose versions are in the report."""
 
@@ -285,16 +284,15 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def _reference(job: ArmJob, args: Any, vae: SATAutoencoder) -> ArmReference:
     """Held-out clips and what scores compare with; computed again for scoring, since a file of it would be large."""
     clips = Clips(args, job.heldout, job.max_heldout)
-    if len(clips) < _MIN_HELDOUT:
+    if len(clips) < FEWEST:
         where = ", ".join(map(str, job.heldout))
-        raise UserError(f"{where}: {len(clips)} held-out clips, a comparison needs {_MIN_HELDOUT} (100 to say much)")
+        raise UserError(f"{where}: {len(clips)} held-out clips, a comparison needs {FEWEST} (100 to say much)")
     videos, captions = clips.read()
     latents = encode(vae, list(zip(videos, captions, strict=True)))
     device = torch.device(vae.engine.device)  # CogVideoX keeps it as text
     frames = vae.decode(latents.latents[:1].to(device)).shape[2]
-    features = {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
     text = caption_states(vae.engine, captions)
-    return measure_arm(vae.decode, device, latents, videos[:, :, -frames:], features, job.scoring, text)
+    return measure_arm(vae.decode, device, latents, videos[:, :, -frames:], feature_networks(device), job.scoring, text)
 
 
 def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: float) -> None:
@@ -317,7 +315,7 @@ def _write_arm(job: ArmJob, reference: ArmReference, train: LatentSet, floor: fl
     save_tensors(job.output / "clips.safetensors", pictures)
     save_tensors(job.output / "quality.safetensors", quality)
     environment = {"machine": machine(device), "packages": _versions()}
-    write_text(job.output / "environment.json", json.dumps(environment, indent=1))
+    write_json(job.output / "environment.json", environment)
     write_text(job.output / "arm.json", TypeAdapter(ArmResult).dump_json(result, indent=1).decode())
 
 

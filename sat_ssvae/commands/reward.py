@@ -1,7 +1,6 @@
 """`sat-ssvae reward`: score generated videos with a UnifiedReward server."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_config
-from ..storage import write_text
+from ..storage import write_json
 from ._table import write_csv
 from .grammar import add_command
 
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         comparison = compare_pairs(pairs, config)
         write_csv(options.video_dir / f"{name}_pairs.csv", pair_table(pairs, config))
         document = {"baseline": str(options.against), "pairs": len(pairs), **asdict(comparison)}
-        write_text(options.video_dir / f"{name}_pairs.json", json.dumps(document, indent=1) + "\n")
+        write_json(options.video_dir / f"{name}_pairs.json", document)
         page, both = options.video_dir / f"{name}_pairs.html", (rated[options.against], rated[options.video_dir])
         pages.append(write_pairs_page(page, *both, pairs, config, options.command_line))
         sys.stdout.write(
@@ -92,7 +91,7 @@ def _report(scored: "Scored", path: Path, config: "RewardConfig") -> None:
         "scores": {axis: asdict(mean) for axis, mean in means.items()},
         "failed": scored.failures,
     }
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, document)
     write_csv(path.with_suffix(".csv"), rating_table(scored.rated, config))
     sys.stdout.write(
         f"{path.parent}: {len(scored.rated)} videos, UnifiedReward {config.version}{_NOTE}\n{_table(means)}"

@@ -26,7 +26,7 @@ from ..diffusion.training import DiTTrainConfig, train_dit
 from ..diffusion.transformer import DiT
 from ..latents.encoding import EncoderSettings
 from ..latents.latent_set import LatentSet, encode_latents
-from ..metrics.features import ClipFeatures, FrameFeatures
+from ..metrics.features import feature_networks
 from ..metrics.perceptual import build_perceptual
 from ..storage import write_text
 from ..training.trainer import train
@@ -144,7 +144,7 @@ class MemberRunner:
     def __init__(self, work: Work, heldout: Tensor, records: Records) -> None:
         self.work, self.heldout, self.records = work, heldout, records
         self.layout, self.config, self.device = work.layout, work.layout.config, work.device
-        self.features: Features = {"frame": FrameFeatures().to(self.device), "clip": ClipFeatures().to(self.device)}
+        self.features: Features = feature_networks(self.device)
         self.perceptual = build_perceptual("st-lpips-alex").to(self.device)
         self._scoring = 0.0  # seconds of the current stage
 

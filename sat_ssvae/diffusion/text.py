@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 class TextEncoder:
@@ -27,8 +27,9 @@ class TextEncoder:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{folder}: not a text encoder ({reason}); delete the folder to fetch it again") from None
+            raise UserError(
+                f"{folder}: not a text encoder ({first_line(error)}); delete the folder to fetch it again"
+            ) from None
         self._model.requires_grad_(False)
         self._device = device
 

@@ -30,7 +30,7 @@ from ..engine.log import MetricsLog
 from ..engine.optimization import OptimizerConfig, build_engine
 from ..engine.run import Run
 from ..engine.seeds import generator
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..latents.latent_set import LatentSet
 from ..storage import save_tensors, write_text
 from .process import DiffusionProcess, FlowMatching
@@ -293,8 +293,9 @@ def load_dit(folder: Path) -> DiT:
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a transformer that dit.yaml describes ({reason}); train it again") from None
+        raise UserError(
+            f"{path}: not a transformer that dit.yaml describes ({first_line(error)}); train it again"
+        ) from None
     return model.eval()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import distributed
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..storage import atomic, sync
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _write(partial: Path, engine: Any, others: Mapping[str, Any], state: dict[st
         if distributed.lost_rank(error):
             raise
         raise UserError(
-            f"{partial}: the checkpoint cannot be written ({str(error).splitlines()[0]}); make room and give "
+            f"{partial}: the checkpoint cannot be written ({first_line(error)}); make room and give "
             "the same command again, it continues from the last complete one"
         ) from error
 
@@ -87,7 +87,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
         with atomic(path, durable=True) as partial:
             torch.save(weights, partial)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); make room") from error
+        raise UserError(f"{path}: cannot be written ({first_line(error)}); make room") from error
 
 
 def _drop_old(folder: Path, newest: int, keep: int, milestone_every: int) -> None:

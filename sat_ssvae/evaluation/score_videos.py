@@ -25,7 +25,7 @@ from ..data.files import VideoError
 from ..data.skips import Skip
 from ..data.video_io import probe, read_clip, to_unit_range
 from ..errors import UserError
-from ..metrics.features import ClipFeatures, FrameFeatures
+from ..metrics.features import ClipFeatures, FrameFeatures, feature_networks
 from ..metrics.frechet import I3D, ClipCollector
 from ..metrics.prompt_similarity import PromptSimilarity
 from ..metrics.temporal import flicker, motion, smoothness
@@ -62,9 +62,7 @@ class Networks:
     @classmethod
     def load(cls, i3d: Path | None, similarity: PromptSimilarity | None, device: torch.device) -> "Networks":
         """With the package's own networks and the user's I3D."""
-        own: dict[str, FrameFeatures | ClipFeatures]
-        own = {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
-        return cls(own, I3D(i3d, device) if i3d else None, similarity, device)
+        return cls(feature_networks(device), I3D(i3d, device) if i3d else None, similarity, device)
 
     @cached_property
     def identity(self) -> list[str | None]:

@@ -282,6 +282,11 @@ class ClipFeatures(_Features):
         return torch.cat(seen + moved, 1)
 
 
+def feature_networks(device: torch.device) -> dict[str, FrameFeatures | ClipFeatures]:
+    """Both networks, by the name that their distances carry."""
+    return {"frame": FrameFeatures().to(device), "clip": ClipFeatures().to(device)}
+
+
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == size:
         return images

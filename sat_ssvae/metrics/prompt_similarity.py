@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..spacing import evenly_spaced
 
 _FRAMES = 8
@@ -37,7 +37,7 @@ class PromptSimilarity:
             self._tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
             network = CLIPModel.from_pretrained(model, local_files_only=True)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise UserError(f"clip={model}: no CLIP model on this machine ({reason}); give its folder") from None
         self.network, self._device = network.eval().to(device).requires_grad_(False), device
         sizes = network.config.to_dict()

@@ -34,7 +34,7 @@ from ..engine.precision import tell_precision
 from ..engine.run import Run
 from ..engine.seeds import generator, seeded
 from ..engine.stability import LossScale, StepOutcome
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..storage import sync
 from ..vae.autoencoder import SSVAE
 from .discriminator import Discriminator, critic_step
@@ -76,7 +76,7 @@ def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
             raise
         raise UserError(
             f"{output}: another process of this run ended (its own message says why) or cannot be reached "
-            f"({str(error).splitlines()[0].partition('. ')[0]}); the same command continues from the last checkpoint"
+            f"({first_line(error).partition('. ')[0]}); the same command continues from the last checkpoint"
         ) from error
     return output / "vae"
 
