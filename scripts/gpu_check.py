@@ -36,6 +36,7 @@ ARTICLE_SECONDS = 0.5
 """The article's time for a frame of 512 px, encoded and decoded."""
 NARROW = SSVAEConfig(base_channels=2, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, num_mid_blocks=1)
 STEPS = 4
+ARTICLE = ("article_256p", "article_512p", "article_1080p")
 
 Row = dict[str, Any]
 """What was measured: `ok`, and figures with their names."""
@@ -175,18 +176,12 @@ PARTS: dict[str, tuple[Callable[..., Iterator[Row]], tuple[Any, ...], int]] = {
     "device": (tests, ("test_device",), 90),
     "one rank": (one_rank, (), 30),
     "waits": (waits, (), 40),
-    "train article_256p": (training_step, ("article_256p",), 60),
-    "train article_512p": (training_step, ("article_512p",), 60),
-    "train article_1080p": (training_step, ("article_1080p",), 60),
-    "train published_256p": (training_step, ("published_256p",), 60),
-    "train published_512p": (training_step, ("published_512p",), 60),
+    **{f"train {name}": (training_step, (name,), 60) for name in (*ARTICLE, "published_256p", "published_512p")},
     "speed 256": (speed, (256,), 40),
     "speed 512": (speed, (512,), 50),
     "speed 1080": (speed, (1080,), 60),
     "torch.compile": (compiled, (), 90),
-    "train article_256p small": (training_step, ("article_256p", "small"), 60),
-    "train article_512p small": (training_step, ("article_512p", "small"), 60),
-    "train article_1080p small": (training_step, ("article_1080p", "small"), 60),
+    **{f"train {name} small": (training_step, (name, "small"), 60) for name in ARTICLE},
 }
 """Function, arguments and seconds, the most important ones first."""
 

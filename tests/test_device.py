@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sat_ssvae.cogvideo.first_stage import SSVAEFirstStage
+from sat_ssvae.comparison.reference import measure_arm
 from sat_ssvae.comparison.run_index import TrainedTransformer
-from sat_ssvae.comparison.scoring import DiTGenerator, ScoringConfig, measure_arm, score_generator
+from sat_ssvae.comparison.scoring import DiTGenerator, ScoringConfig, score_generator
 from sat_ssvae.comparison.settings import ClipsConfig
 from sat_ssvae.data.shards import DataConfig, fixed_clips
 from sat_ssvae.diffusion.process import FlowMatching, VPrediction

@@ -5,7 +5,7 @@ from sat_ssvae.errors import and_more, first_line
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(OSError("\n no space \nleft"), "no space"), (RuntimeError(), "RuntimeError"), (ValueError(" \n"), "ValueError")],
+    [(OSError("\n no space\nleft"), "no space"), (RuntimeError(), "RuntimeError"), (ValueError(" \n"), "ValueError")],
 )
 def test_an_error_has_a_first_line_even_without_a_message(error, line):
     assert first_line(error) == line

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sat_ssvae.comparison.matched_noise import LinearDenoiser, equivalent_levels, kept_levels, linear_errors
-from sat_ssvae.comparison.scoring import ScoringConfig, measure_arm
+from sat_ssvae.comparison.reference import measure_arm
+from sat_ssvae.comparison.scoring import ScoringConfig
 from sat_ssvae.diffusion.process import FlowMatching
 from sat_ssvae.latents.latent_set import LatentSet, LatentStats
 from sat_ssvae.spectral.spectrum import dct3, inverse_dct3

@@ -7,18 +7,15 @@ import torch
 from torch import nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
-from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR
-from sat_ssvae.comparison.scoring import (
-    DiTGenerator,
-    ScoringConfig,
+from sat_ssvae.comparison.reference import (
     distance_floors,
     gaussian_loss_floor,
-    mean_estimate,
     measure_arm,
     reconstruction_quality,
-    score_generator,
     training_distances,
 )
+from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR
+from sat_ssvae.comparison.scoring import DiTGenerator, ScoringConfig, mean_estimate, score_generator
 from sat_ssvae.diffusion.process import FlowMatching, VPrediction
 from sat_ssvae.latents.latent_set import LatentSet, LatentStats
 from sat_ssvae.spectral.spectrum import latent_eigenvalues, mean_gaussian_floor

@@ -24,11 +24,11 @@ from torch import Tensor
 from ..comparison.bookkeeping import Stopwatch, content
 from ..comparison.plan import Plan, Stage
 from ..comparison.provenance import Provenance, few_warnings
+from ..comparison.reference import EvaluationConfig, compared
 from ..comparison.report.page import write_report
 from ..comparison.report.pictures import Pictures, as_pictures
 from ..comparison.results import ComparisonResults, CurvePoint
 from ..comparison.score_files import curve_points, is_scored, read_samples, read_scores
-from ..comparison.scoring import EvaluationConfig, compared
 from ..comparison.verdict import Verdict, judge
 from ..config import Config, fingerprint
 from ..errors import UserError

@@ -3,7 +3,7 @@
     cd CogVideo/sat && python -m sat_ssvae.cogvideo.worker job.json        # as `launch.py` starts it
 
 The data set, first stage, denoiser with its noise levels, and sampler with its guidance are CogVideoX's, built from the
-files that train_video.py was given. The measures are those of `..comparison.scoring`.
+files that train_video.py was given. The measures are those of `..comparison`.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ from torch import Tensor, nn
 
 from ..comparison.bookkeeping import machine
 from ..comparison.clips import FEWEST
-from ..comparison.report.pictures import spread
-from ..comparison.results import ArmResult
-from ..comparison.score_files import is_scored, write_scores
-from ..comparison.scoring import (
+from ..comparison.reference import (
     ArmReference,
     EvaluationConfig,
     arm_result,
     gaussian_loss_floor,
     measure_arm,
     reconstruction_quality,
-    score_generator,
 )
+from ..comparison.report.pictures import spread
+from ..comparison.results import ArmResult
+from ..comparison.score_files import is_scored, write_scores
+from ..comparison.scoring import score_generator
 from ..config import Config
 from ..diffusion.text import CaptionStates
 from ..errors import UserError

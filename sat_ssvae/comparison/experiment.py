@@ -32,12 +32,12 @@ from .plan import Plan, planned
 from .pooling import pooled
 from .processes import run_members, shared_out
 from .provenance import Provenance, few_warnings
+from .reference import compared
 from .report.page import write_report
 from .report.pictures import Pictures, as_pictures, spread
 from .results import ArmResult, ComparisonResults, CurvePoint
 from .run_index import RunIndex, TrainedTransformer
 from .score_files import read_samples
-from .scoring import compared
 from .settings import SPLITS, ClipSource, CompareConfig
 from .shifts import shift_comparison
 from .verdict import Verdict, judge

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..latents.latent_set import LatentSet
 from ..spectral.spectrum import dct3, frequency_covariance, inverse_dct3
 from ..storage import write_text
-from .scoring import ArmReference, EvaluationConfig, NoiseFactors, decode_standardised, denoising_clips, standardised
+from .reference import ArmReference, EvaluationConfig, NoiseFactors, decode_standardised, denoising_clips, standardised
 
 _GRID = 14
 """Levels at which an error is measured, from `_SMALLEST` to 1 - `_SMALLEST`."""

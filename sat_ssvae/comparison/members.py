@@ -37,21 +37,19 @@ from .clips import SplitClips
 from .layout import Layout, Member
 from .matched_noise import kept_levels, linear_errors
 from .plan import transformer_name
-from .report.pictures import spread
-from .results import ArmResult, CurvePoint
-from .run_index import TrainedTransformer
-from .score_files import curve_points, is_scored, read_scores, write_scores
-from .scoring import (
+from .reference import (
     ArmReference,
-    DiTGenerator,
     Features,
     arm_result,
     gaussian_loss_floor,
     measure_arm,
     reconstruction_quality,
-    score_generator,
-    scores_over_videos,
 )
+from .report.pictures import spread
+from .results import ArmResult, CurvePoint
+from .run_index import TrainedTransformer
+from .score_files import curve_points, is_scored, read_scores, write_scores
+from .scoring import DiTGenerator, score_generator, scores_over_videos
 from .settings import SPLITS, Split
 from .shifts import best_shift
 
