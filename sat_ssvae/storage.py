@@ -120,14 +120,9 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a text file, UTF-8, completely or not at all; its folder is created."""
-    write_bytes(path, text.encode("utf-8"), durable=durable)
-
-
-def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write a file completely or not at all; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, durable=durable) as partial:
-        partial.write_bytes(data)
+        partial.write_bytes(text.encode("utf-8"))
 
 
 def save_tensors(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..vae.statistics import LatentStats
-from .foreign import DiffusersAutoencoder, moments_of, sample_of
+from .foreign import DiffusersAutoencoder, sample_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -34,10 +34,10 @@ class FrameAutoencoder(DiffusersAutoencoder):
     """An image autoencoder of diffusers, applied to each frame: no compression in time."""
 
     def _moments(self, x: Tensor) -> Tensor:
-        return _per_frame(lambda frames: moments_of(self.vae.encode(self._with_alpha(frames))), x)
+        return _per_frame(super()._moments, x)
 
     def _video(self, z: Tensor) -> Tensor:
-        return _per_frame(lambda frames: self._colours(sample_of(self.vae.decode(frames))), z)
+        return _per_frame(super()._video, z)
 
     def _hints(self) -> tuple[int, int]:
         return 1, super()._hints()[1]
@@ -51,10 +51,10 @@ class OneFrameVideos(FrameAutoencoder):
     """An image autoencoder whose pictures are videos of one frame (QwenImage 2.1)."""
 
     def _moments(self, x: Tensor) -> Tensor:
-        return _per_frame(lambda frames: moments_of(self.vae.encode(self._with_alpha(frames[:, :, None])))[:, :, 0], x)
+        return _per_frame(lambda frames: DiffusersAutoencoder._moments(self, frames[:, :, None])[:, :, 0], x)
 
     def _video(self, z: Tensor) -> Tensor:
-        return _per_frame(lambda frames: self._colours(sample_of(self.vae.decode(frames[:, :, None])))[:, :, 0], z)
+        return _per_frame(lambda frames: DiffusersAutoencoder._video(self, frames[:, :, None])[:, :, 0], z)
 
 
 class PatchedFrames(FrameAutoencoder):

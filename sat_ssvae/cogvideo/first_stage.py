@@ -27,7 +27,6 @@ from ..config import Config, parse_config
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
 from ..vae.config import SSVAEConfig
-from ..vae.posterior import Posterior
 from ..vae.statistics import LatentStats
 from ..vae.tiling import tiled_stream
 from .sat_config import SATConfig
@@ -183,7 +182,7 @@ class SSVAEFirstStage(nn.Module):
         if unregularized:
             return torch.cat([posterior.mean, posterior.logvar], dim=1).to(x.dtype), {}
         z = self.stats.standardize(posterior.mode().float()).to(x.dtype)
-        return (z, _regularization_log(posterior)) if return_reg_log else z
+        return (z, {"kl_loss": posterior.kl().mean()}) if return_reg_log else z
 
     def decode(
         self,
@@ -313,10 +312,6 @@ def _statistics(config: FirstStageConfig, vae: SSVAE) -> LatentStats:
     if len(stats.mean) != channels:
         raise UserError(f"latent_mean: {len(stats.mean)} numbers, but the autoencoder has {channels} latent channels")
     return stats
-
-
-def _regularization_log(posterior: Posterior) -> dict[str, Tensor]:
-    return {"kl_loss": posterior.kl().mean()}
 
 
 def _leave_out_of_model(stage: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:

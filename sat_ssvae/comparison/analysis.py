@@ -227,7 +227,11 @@ def _draws(pairs: Sequence[_Pair]) -> list[list[_Scores]]:
     points = [point for pair in pairs for curve in pair for point in curve]
     counts = {len(point.resamples) for point in points}
     if len(counts) == 1 and min(counts) >= _MIN_RESAMPLES:
-        return list(_shared_draws(pairs, min(counts)))
+        # Resample by resample, the same clips in every evaluation.
+        return [
+            [([p.resamples[r] for p in base], [p.resamples[r] for p in cand]) for base, cand in pairs]
+            for r in range(min(counts))
+        ]
     if any(point.low is None or point.high is None for point in points):
         return []
     return list(_independent_draws(pairs))
@@ -238,12 +242,6 @@ def _read_again(pairs: Sequence[_Pair], draw: Sequence[_Scores]) -> list[PairRea
         read_pair((_steps(base), base_scores), (_steps(cand), cand_scores))
         for (base, cand), (base_scores, cand_scores) in zip(pairs, draw, strict=True)
     ]
-
-
-def _shared_draws(pairs: Sequence[_Pair], count: int) -> Iterator[list[_Scores]]:
-    """Resample by resample, the same clips in every evaluation."""
-    for r in range(count):
-        yield [([p.resamples[r] for p in base], [p.resamples[r] for p in cand]) for base, cand in pairs]
 
 
 def _independent_draws(pairs: Sequence[_Pair]) -> Iterator[list[_Scores]]:

@@ -49,7 +49,8 @@ def student_interval(values: Sequence[float], videos: NDArray[np.int64] | None =
         return -math.inf, math.inf
     numbers = np.arange(len(x)) if videos is None else videos
     influence = np.bincount(numbers, x - x.mean()) / len(x) * _jackknife(numbers)
-    half = _quantile(numbers) * math.sqrt((influence**2).sum())
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, _degrees(numbers)))
+    half = quantile * math.sqrt((influence**2).sum())
     return float(x.mean()) - half, float(x.mean()) + half
 
 
@@ -115,10 +116,6 @@ def _equal_videos(videos: NDArray[np.int64]) -> float:
 
 def _degrees(videos: NDArray[np.int64]) -> float:
     return max(1.0, _equal_videos(videos) - 1)
-
-
-def _quantile(videos: NDArray[np.int64]) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, _degrees(videos)))
 
 
 def _jackknife(videos: NDArray[np.int64]) -> NDArray[np.float64]:

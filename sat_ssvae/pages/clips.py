@@ -152,11 +152,6 @@ _WIPE = Markup(
 )
 
 
-def _same_size(before: Film, after: Film) -> None:
-    if (before.height, before.width, before.frames) != (after.height, after.width, after.frames):
-        raise ValueError("only clips of one size and length lie over each other")
-
-
 def _films(cell: ClipCell, steps: Sequence[str]) -> list[Film | None]:
     if isinstance(cell.films, Film):
         return [cell.films]
@@ -198,7 +193,8 @@ def _figure(cell: ClipCell, steps: Sequence[str], poster: int) -> Markup:
     frame = _film(films, poster, last) if len(films) > 1 and some else _film(some[0], poster) if some else ""
     if cell.under is not None:
         name, under, own = cell.under
-        _same_size(under, some[0])
+        if (under.height, under.width, under.frames) != (some[0].height, some[0].width, some[0].frames):
+            raise ValueError("only clips of one size and length lie over each other")
         frame = _WIPE.format(_film(under, poster), frame, name, own)
     title = Markup('<figcaption class="above">{}</figcaption>').format(cell.title) if cell.title else ""
     if isinstance(cell.caption, str):

@@ -142,7 +142,9 @@ def low_frequency_share(latents: Tensor, fraction: float = 0.125) -> float:
 
 def channel_eigenvalues(latents: Tensor) -> Tensor:
     """Eigenvalues (c,) of the channel covariance over samples and positions of N c t h w, largest first."""
-    return _descending(torch.linalg.eigvalsh(_channel_covariance(latents.double().movedim(1, 0).flatten(1))))
+    rows = latents.double().movedim(1, 0).flatten(1)
+    centred = rows - rows.mean(1, keepdim=True)
+    return _descending(torch.linalg.eigvalsh(centred @ centred.T / max(rows.shape[1] - 1, 1)))
 
 
 def latent_eigenvalues(latents: Tensor) -> Tensor:
@@ -252,12 +254,6 @@ def _binned(frequency: Tensor, power: Tensor, step: float, highest: float) -> Fr
     member = (kept & (octave == bins[:, None])).double()  # (b, K)
     member = member / member.sum(1, keepdim=True)
     return FrequencySpectrum(member @ frequency, (power @ member.T.to(power.device)).sqrt())
-
-
-def _channel_covariance(rows: Tensor) -> Tensor:
-    """(c, n) -> (c, c)."""
-    centred = rows - rows.mean(1, keepdim=True)
-    return centred @ centred.T / max(rows.shape[1] - 1, 1)
 
 
 def _descending(eigenvalues: Tensor) -> Tensor:

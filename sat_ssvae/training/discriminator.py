@@ -8,7 +8,7 @@ Patches (Isola et al., arXiv 1611.07004): a discriminator judges many overlappin
 loss: Lim and Ye, arXiv 1705.02894. Spectral norm: Miyato et al., arXiv 1802.05957.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -27,6 +27,8 @@ from .gradients import with_gradients
 _GROUPS = 8
 _VOLUMES = 2
 """Layers of the published video discriminator that halve time, too."""
+_Conv = Callable[..., nn.Module]
+"""Of (channels, width, stride, bias=True)."""
 
 
 class AdversarialConfig(Config):
@@ -84,7 +86,7 @@ class Discriminator(nn.Module):
             self.frames = _published_frames(widths[:-1])
             self.video = _published_video(widths[:-1])
         else:
-            self.frames = _patch_classifier(_FrameConv, widths)
+            self.frames = _patch_classifier(_frame_conv, widths)
             self.video = _patch_classifier(_VideoConv, widths)
 
     def forward(self, video: Tensor) -> list[Tensor]:
@@ -114,11 +116,9 @@ class _VideoConv(nn.Conv3d):
         return super().forward(F.pad(x, (0, 0, 0, 0, 1, 1)))
 
 
-class _FrameConv(nn.Conv2d):
+def _frame_conv(channels: int, width: int, stride: int, bias: bool = True) -> nn.Conv2d:
     """Kernel 4, padded by 1 on all sides."""
-
-    def __init__(self, channels: int, width: int, stride: int, bias: bool = True) -> None:
-        super().__init__(channels, width, 4, stride, 1, bias=bias)
+    return nn.Conv2d(channels, width, 4, stride, 1, bias=bias)
 
 
 class _CausalConv(nn.Conv3d):
@@ -132,17 +132,12 @@ class _CausalConv(nn.Conv3d):
         return super().forward(F.pad(repeat_first_frame(x, 2), (self.near, 1, self.near, 1)))
 
 
-class _EachFrameConv(nn.Conv3d):
+def _conv_in_each_frame(channels: int, width: int, stride: int, bias: bool = True) -> nn.Conv3d:
     """Kernel 3 in space alone, padded by 1."""
-
-    def __init__(self, channels: int, width: int, stride: int, bias: bool = True) -> None:
-        super().__init__(channels, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=bias)
+    return nn.Conv3d(channels, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=bias)
 
 
-_Conv = type[_FrameConv] | type[_CausalConv] | type[_EachFrameConv]
-
-
-def _patch_classifier(conv: type[_FrameConv] | type[_VideoConv], widths: Sequence[int]) -> nn.Sequential:
+def _patch_classifier(conv: _Conv, widths: Sequence[int]) -> nn.Sequential:
     """Convolutions that halve the size, then two that nearly keep it; normalised except at both ends."""
     layers: list[nn.Module] = [conv(3, widths[0], stride=2), nn.LeakyReLU(0.2)]
     for layer, (before, width) in enumerate(pairwise(widths), start=1):
@@ -156,13 +151,13 @@ def _patch_classifier(conv: type[_FrameConv] | type[_VideoConv], widths: Sequenc
 
 def _published_frames(widths: Sequence[int]) -> nn.Sequential:
     """4x4 convolutions that halve the size, then two that nearly keep it; spectral norm on all but the last."""
-    *convs, last = _published_convs([_FrameConv] * len(widths), _FrameConv, widths)
+    *convs, last = _published_convs([_frame_conv] * len(widths), _frame_conv, widths)
     return _rectified([*map(spectral_norm, convs), last])
 
 
 def _published_video(widths: Sequence[int]) -> nn.Sequential:
     """Two causal convolutions that halve time, height and width, then ones within each frame, then two causal ones."""
-    halving = [_CausalConv if layer < _VOLUMES else _EachFrameConv for layer in range(len(widths))]
+    halving = [_CausalConv if layer < _VOLUMES else _conv_in_each_frame for layer in range(len(widths))]
     return _rectified([*map(spectral_norm, _published_convs(halving, _CausalConv, widths))])
 
 

@@ -103,12 +103,14 @@ class Monitor:
             latents = torch.cat([vae.encode(clip[None]).mode() for clip in self.video]).float()
             rebuilt = torch.cat([vae.decode(latent[None]) for latent in latents]).float()
         vae.train(training)
-        scores = _scores(self.video, rebuilt) | _latent_scores(latents)
+        metrics, correlation = _metrics(), local_correlation(latents).mean
+        scores = {name: float(metric(rebuilt, self.video).mean()) for name, metric in metrics.items()}
+        scores |= {} if correlation is None else {"local_correlation": float(correlation)}
         spectra = {
             "dct_amplitude": dct_amplitude(latents).tolist(),
             "explained_variance": cumulative_explained_variance(channel_eigenvalues(latents)).tolist(),
         }
-        self._log.write(step, {**scores, "psnr_by_clip": _metrics()["psnr"](rebuilt, self.video).tolist(), **spectra})
+        self._log.write(step, {**scores, "psnr_by_clip": metrics["psnr"](rebuilt, self.video).tolist(), **spectra})
         self._send(step, "heldout", scores)
         for name, curve in spectra.items():
             self._send(step, name, _points(curve))
@@ -168,15 +170,6 @@ def _metrics() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     except ImportError as error:
         raise UserError(f"monitor.every needs `pip install sat-ssvae[compare]` ({error})") from None
     return {"psnr": psnr, "ssim": ssim}
-
-
-def _scores(video: Tensor, rebuilt: Tensor) -> dict[str, float]:
-    return {name: float(metric(rebuilt, video).mean()) for name, metric in _metrics().items()}
-
-
-def _latent_scores(latents: Tensor) -> dict[str, float]:
-    correlation = local_correlation(latents).mean
-    return {} if correlation is None else {"local_correlation": float(correlation)}
 
 
 def _points(curve: list[float]) -> dict[str, float]:

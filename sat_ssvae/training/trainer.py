@@ -221,7 +221,9 @@ class AutoencoderTrainer:
         draws = generator(config.seed, STEP, distributed.rank(), self.run.step, micro, turn)
         checked, terms = video.new_zeros(()), {}
         if "autoencoder" in networks:
-            losses = self._autoencoder_backward(video, draws, last)
+            weight, scale = config.adversarial.weight, self.run.loss_scale.scale
+            losses: Losses = self.run.engines["autoencoder"](video, draws, self.critic, weight, scale)
+            self.run.backward("autoencoder", losses.total, last=last)
             checked, terms = losses.total.detach(), self._terms(losses)
         if "critic" in networks:
             rebuilt = self.objective.reconstruction if terms else self.objective.reconstruct(video, draws)
@@ -230,12 +232,6 @@ class AutoencoderTrainer:
             self.run.backward("critic", loss, last=last)
             checked, terms["critic"] = checked + loss.detach(), loss.detach()
         return checked, terms
-
-    def _autoencoder_backward(self, video: Tensor, draws: torch.Generator, last: bool) -> Losses:
-        weight, scale = self.config.adversarial.weight, self.run.loss_scale.scale
-        losses: Losses = self.run.engines["autoencoder"](video, draws, self.critic, weight, scale)
-        self.run.backward("autoencoder", losses.total, last=last)
-        return losses
 
     def _terms(self, losses: Losses) -> dict[str, Tensor]:
         """The losses that the run uses, and LCR's weight.
