@@ -40,13 +40,14 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     that chooses the format by the suffix must be given the format.
 
     Args:
-        path: the final name; its folder must exist. Or a place in an object store (`addresses.path_of`).
+        path: the final name; its folder is created. Or a place in an object store (`addresses.path_of`).
         durable: wait until the file and its name are on the disk.
     """
     if is_address(path):
         with _uploaded(path) as partial:
             yield partial
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{path.name[:_NAME_PART]}."
     _remove_leftovers(path.parent, prefix)
     partial = path.with_name(f"{prefix}{secrets.token_hex(4)}.partial")
@@ -119,8 +120,7 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a text file, UTF-8, completely or not at all; its folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text file, UTF-8, completely or not at all."""
     with atomic(path, durable=durable) as partial:
         partial.write_bytes(text.encode("utf-8"))
 
@@ -140,7 +140,7 @@ def save_tensors(
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as an indented JSON file, completely or not at all; its folder is created."""
+    """Write a value as an indented JSON file, completely or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 

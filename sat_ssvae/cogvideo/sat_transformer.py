@@ -143,7 +143,6 @@ def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
 
 def write_sat_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration: str) -> None:
     """Write tensors as SAT does, into `folder/iteration`, and name it in `folder/latest` when they are there."""
-    (folder / iteration).mkdir(parents=True, exist_ok=True)
     with atomic(folder / iteration / SAT_WEIGHTS_NAME) as partial:
         torch.save({"module": dict(tensors)}, partial)
     write_text(folder / "latest", iteration)

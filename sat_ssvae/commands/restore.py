@@ -215,6 +215,5 @@ def _write_picture(report: "RestorationReport", config: "RestoreConfig", output:
     names = view_names(config, scored=bool(alike[0].scores))
     shown = [alike[number] for number in evenly_spaced(len(alike), 4)]
     rows = [middle_frames(output, video, len(names)) for video in shown]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial:
         labelled_grid(rows, names).save(partial, path.suffix[1:].upper(), quality=90)

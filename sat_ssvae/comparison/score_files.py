@@ -20,7 +20,6 @@ from .results import CurvePoint, Estimate
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, Estimate], samples: Tensor) -> None:
     """Write the scores of one step, and the samples to show, `n C T H W` in [-1, 1]."""
-    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / f"step_{step}.safetensors", {"video": to_uint8(samples)})
     plain = {metric: asdict(estimate) for metric, estimate in scores.items()}
     write_json(folder / f"step_{step}.json", plain)

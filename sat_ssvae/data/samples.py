@@ -119,7 +119,6 @@ def cached_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *
     if write and len(samples) >= CACHED_FROM:
         listed = json.dumps([[skip.source, skip.cause, skip.detail] for skip in skips])
         with contextlib.suppress(OSError):  # disk full, or not writable
-            file.parent.mkdir(parents=True, exist_ok=True)
             samples.save(file, marks=marks, skips=listed)
     return samples
 

@@ -62,7 +62,6 @@ class MetricsLog(_StepLog):
         if distributed.rank() != 0:
             return
         kept = [row for row in self._read() if int(row["step"]) <= start]
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path, durable=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..data.containers import VIDEO_SUFFIXES
 from ..data.files import VideoError
@@ -33,20 +33,14 @@ class VideoItem(NamedTuple):
     caption: str = ""
 
 
-class ItemResult(Protocol):
-    """The result for an item: a dataclass of plain values; `key` identifies the input and the settings."""
+@dataclass(frozen=True)
+class ItemResult:
+    """The result for an item, of plain values."""
 
-    @property
-    def name(self) -> str:
-        """The item's."""
-
-    @property
-    def key(self) -> str:
-        """A fingerprint."""
-
-    @property
-    def frames(self) -> int:
-        """How many frames it has."""
+    name: str
+    frames: int
+    key: str
+    """Fingerprint of the input and the settings."""
 
 
 R = TypeVar("R", bound=ItemResult)

@@ -33,7 +33,7 @@ from ..metrics.frechet import I3D, MIN_FRAMES, ClipCollector, frechet_distance
 from ..metrics.perceptual import Perceptual, PerceptualName, build_perceptual
 from ..storage import digest_of, save_tensors
 from ..vae.checkpoint import weights_digest
-from .items import ERROR_MAP, SIDE_BY_SIDE, VideoItem, VideoJob, work_through
+from .items import ERROR_MAP, SIDE_BY_SIDE, ItemResult, VideoItem, VideoJob, work_through
 from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import side_by_side
 
@@ -69,16 +69,13 @@ class ReconstructConfig(Config):
 
 
 @dataclass(frozen=True)
-class ClipScores:
-    """A reconstructed video; scores: means over its frames; key: fingerprint of video, weights and settings."""
+class ClipScores(ItemResult):
+    """A reconstructed video; scores: means over its frames."""
 
-    name: str
-    frames: int
     height: int
     width: int
     fps: float
     scores: dict[str, float]
-    key: str
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ class _Run:
                 save_tensors(paths[_FEATURES], {name: collector.features() for name, collector in features})
         scores = {name: total / count for name, total in sums.items()}
         self.moments.add(item.name, scores["psnr"], moment)
-        return ClipScores(item.name, count, info.height, info.width, info.fps, scores, key)
+        return ClipScores(item.name, count, key, info.height, info.width, info.fps, scores)
 
     def _pairs(self, source: Path | bytes) -> Iterator[tuple[list[TimedFrame], Tensor, Tensor]]:
         """Frames, the same as `1 C T H W`, and their reconstruction, for which the frames wait here."""

@@ -43,7 +43,7 @@ from ..storage import digest_of
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .degradations import Degradation
-from .items import SIDE_BY_SIDE, VideoItem, VideoJob, check_output, list_items, work_through
+from .items import SIDE_BY_SIDE, ItemResult, VideoItem, VideoJob, check_output, list_items, work_through
 from .moments import MOMENTS, ORIGINAL, Exhibit, Moments, WorstMoment
 from .side_by_side import apart, side_by_side
 from .windows import Window, join, windows
@@ -82,13 +82,10 @@ class RestoreConfig(Config):
 
 
 @dataclass(frozen=True)
-class RestoredVideo:
+class RestoredVideo(ItemResult):
     """A restored video. scores: by view, then by metric, means over frames; empty without an original."""
 
-    name: str
-    frames: int
     scores: dict[str, dict[str, float]]
-    key: str
 
 
 @dataclass(frozen=True)
@@ -299,7 +296,7 @@ class _Video:
                 count += videos.shape[2]
                 advance(videos.shape[2])
         means = {name: {metric: value / count for metric, value in total.items()} for name, total in sums.items()}
-        video = RestoredVideo(self.item.name, count, {name: scores for name, scores in means.items() if scores}, key)
+        video = RestoredVideo(self.item.name, count, key, {name: scores for name, scores in means.items() if scores})
         self.shared.moments.add(video.name, quality(video, config), moment)
         return video
 

@@ -83,9 +83,8 @@ def encode_latents(
     Raises:
         UserError: there are no clips, or their sizes differ or do not fit the autoencoder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     parts = path.with_name(path.name + ".parts")
-    parts.mkdir(exist_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
     digest = weights_digest(vae.state_dict())
     was_training = vae.training
     try:

@@ -130,7 +130,6 @@ class Monitor:
         grid = np.concatenate(moving[frames])
         video = folder / f"step_{step}.mp4"
         try:
-            folder.mkdir(exist_ok=True)
             with atomic(folder / f"step_{step}.png") as partial:
                 imageio.imwrite(partial, grid, extension=".png")
         except OSError as error:
