@@ -20,7 +20,7 @@ from sat_ssvae.engine.checkpoints import save_weights
 from sat_ssvae.engine.log import MetricsLog
 from sat_ssvae.latents.encoding import EncoderSettings
 from sat_ssvae.latents.latent_set import encode_latents
-from sat_ssvae.storage import atomic, digest_of, save_tensors, write_bytes, write_text
+from sat_ssvae.storage import atomic, digest_of, save_tensors, write_text
 from sat_ssvae.vae import checkpoint
 
 from .small_models import random_video, tiny_vae
@@ -49,6 +49,11 @@ def umask(request):
 
 def modes(folder):
     return {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+
+
+def write_bytes(path, data, **options):
+    with atomic(path, **options) as partial:
+        partial.write_bytes(data)
 
 
 @given(data=st.binary(max_size=2000), name=NAMES)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..storage import digest_of
+from .kernel_distance import checked_sets
 
 SIDE = 224
 MIN_FRAMES = 10
@@ -96,13 +97,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         UserError: fewer than two clips in a set, or features that are not finite.
         ValueError: the shapes do not fit.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"expected features (n, D) and (m, D), got {tuple(x.shape)} and {tuple(y.shape)}")
-    if min(len(x), len(y)) < 2:
-        raise UserError(f"a Frechet distance needs at least 2 clips in each set, got {len(x)} and {len(y)}")
-    if not (x.isfinite().all() and y.isfinite().all()):
-        raise UserError("features are not finite: the decoded video holds NaN or infinite pixels")
-    x, y = x.double(), y.double()
+    x, y = checked_sets(x, y)
     roots = [torch.linalg.qr((z - z.mean(0)) / (len(z) - 1) ** 0.5, mode="r").R for z in (x, y)]
     means = (x.mean(0) - y.mean(0)).square().sum()
     traces = sum(root.square().sum() for root in roots)

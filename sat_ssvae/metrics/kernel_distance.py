@@ -98,14 +98,19 @@ def _draws(sizes: tuple[int, int], seed: int, resamples: int) -> Iterator[tuple[
         yield first, _resampling_counts(rows, sizes[1], generator)
 
 
-def _gram(x: Tensor, y: Tensor) -> _Gram:
+def checked_sets(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of features between which there is a distance, in float64; raises as `kernel_distance`."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
         raise ValueError(f"expected features (n, D) and (m, D), got {tuple(x.shape)} and {tuple(y.shape)}")
     if min(len(x), len(y)) < 2:
-        raise UserError(f"a kernel distance needs at least 2 clips in each set, got {len(x)} and {len(y)}")
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise UserError(f"a distance needs at least 2 clips in each set, got {len(x)} and {len(y)}")
+    if not (x.isfinite().all() and y.isfinite().all()):
         raise UserError("features are not finite: the generated or decoded video holds NaN or infinite pixels")
-    x, y = x.double(), y.double()
+    return x.double(), y.double()
+
+
+def _gram(x: Tensor, y: Tensor) -> _Gram:
+    x, y = checked_sets(x, y)
     xx, yy, xy = (_kernel(a, b) for a, b in ((x, x), (y, y), (x, y)))
     return _Gram(xx.fill_diagonal_(0), yy.fill_diagonal_(0), xy)
 
