@@ -161,7 +161,7 @@ def speed(options: argparse.Namespace, size: int) -> Iterator[Row]:
                 (times,) = time_in_turn({name: lambda run=run: run(video)}, 3, options.device).values()
             seconds = statistics.median(times) / frames
             row |= {"ok": True, "frames_per_s": 1 / seconds, "seconds_per_frame": seconds}
-        except Exception as error:  # the others go on
+        except Exception as error:  # the others still run
             row |= {"ok": False, "error": _line(error)}
         yield row
         if name == "this project" and size == 512 and row["ok"]:

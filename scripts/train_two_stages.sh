@@ -2,7 +2,7 @@
 # Both stages of a training at the smallest size, on the demo's clips:  bash scripts/train_two_stages.sh [FOLDER]
 #
 # Stage 1 trains everything at 48 px, stage 2 the decoder alone at 96 px. Held-out clips beside their reconstructions are in
-# FOLDER/stage*/evaluations/, scores in evaluations.jsonl. An interrupted run goes on where it was.
+# FOLDER/stage*/evaluations/, scores in evaluations.jsonl. An interrupted run continues with the same command.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 output=${1:-runs/two_stages}

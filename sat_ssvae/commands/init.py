@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         type=Path,
         default=Path("ch48_LCR_LMR_256p"),
         metavar="YAML",
-        help="a file or a packaged one's name to start from; compare_default and its like are for `sat-ssvae compare` "
+        help="a file or a packaged one's name to start from; those named compare_* are for `sat-ssvae compare` "
         "(default: %(default)s)",
     )
 

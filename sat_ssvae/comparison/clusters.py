@@ -41,7 +41,7 @@ def video_numbers(keys: Sequence[str]) -> NDArray[np.int64] | None:
 def student_interval(values: Sequence[float], videos: NDArray[np.int64] | None = None) -> tuple[float, float]:
     """The 95 % interval of the mean of clips' values; open at both ends where a value is not finite.
 
-    `values`: two or more, one a clip. `videos`: of the clips, see `video_numbers`; None where clips are
+    `values`: two or more, one per clip. `videos`: of the clips, see `video_numbers`; None where clips are
     independent.
     """
     x = np.asarray(values, float)

@@ -2,8 +2,8 @@
 
     bash scripts/compare_convergence.sh --preset default
 
-Stages: clips -> autoencoders, one an arm and `vae_seed` -> latents -> transformers, one an autoencoder and seed, scored
-as they train -> report.
+Stages: clips -> autoencoders, one per arm and `vae_seed` -> latents -> transformers, one per autoencoder and seed,
+scored as they train -> report.
 Each stage works in a folder whose name has a fingerprint of everything that the stage depends on. So a finished stage
 is found again, an interrupted one continues, and a changed setting makes a new folder and leaves the old one alone.
 `members.py` has the stages of one autoencoder, `processes.py` runs those of several side by side.

@@ -39,7 +39,7 @@ class LinearDenoiser:
     variances: Tensor
     """Eigenvalues of the channels' covariance at each frequency, (t h w, c)."""
     directions: Tensor
-    """Their eigenvectors, (t h w, c, c), one a column."""
+    """Their eigenvectors, (t h w, c, c), as columns."""
 
     @classmethod
     def fit(cls, latents: Tensor) -> "LinearDenoiser":

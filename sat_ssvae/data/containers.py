@@ -102,7 +102,7 @@ def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes
     in the order of decoding: frames get them in that order.
 
     Raises:
-        VideoError: "truncated" at a packet of which a part is missing, "several clocks" where times start anew.
+        VideoError: "truncated" at a packet of which a part is missing, "several clocks" where times start again.
     """
     held: VideoFrame | None = None
     times: deque[int | None] | None = deque() if is_in_coding_order(container, stream) else None
@@ -166,7 +166,7 @@ class Start(NamedTuple):
 
 
 def start_of(source: Path | bytes) -> Start:
-    """Look at the first packets of a file, which is opened anew."""
+    """Look at the first packets of a file, which is opened again."""
     with open_video(source) as (container, stream):
         untimed = container.format.name in _UNTIMED
         packets = container.demux(stream)
@@ -220,7 +220,7 @@ def read_packets(container: InputContainer, stream: VideoStream, source: Path | 
         # What an edit list hides of mp4 begins before what was shown last.
         if timed and packet.size and packet.pts is not None and not packet.is_discard:
             time = float(packet.pts * (stream.time_base or 0))
-            # Files put one behind the other: the next one's times begin anew, or at any later one.
+            # Concatenated files: the times of the next one start again, or anywhere later.
             if (packet.is_keyframe and time < last - SLACK) or time > last + gap_allowed:
                 raise VideoError(
                     "several clocks", f"{name_of(source)}: joined of parts with times of their own{advice}"

@@ -218,7 +218,7 @@ def _is_before(packet: Packet, shown: int | None) -> bool:
 def _count(source: Path | bytes, shown: int | None) -> tuple[int, float, float]:
     """The number of frames shown, and the seconds from the first to the last and that the last is shown.
 
-    The seconds are 0 if the packets do not say. The file is opened anew: not every container can go back to its start.
+    The seconds are 0 if the packets do not say. The file is opened again: not every container can go back to its start.
     """
     frames, first, last, lasts = 0, math.inf, -math.inf, 0.0
     with open_video(source) as (container, stream):

@@ -99,7 +99,7 @@ def cached_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *
 
     The index has all samples, so it does not serve filters.
 
-    Folders of videos are always listed anew. `on_skip` also receives what was left out when the cache was made.
+    Folders of videos are listed every time. `on_skip` also receives what was left out when the cache was made.
     `write`: keep a new listing of many samples.
     """
     names = [store.name for store in stores]

@@ -119,7 +119,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"ray_address={address}: nobody answers there ({error}); is the cluster up, and the port right?"
+            f"ray_address={address}: nobody answers there ({error}); is the cluster up, and is the port right?"
         ) from None
 
 
@@ -233,7 +233,7 @@ class _Driver:
             names = ", ".join(self._items[number].name for number in sorted(self._given_up)[:5])
             raise UserError(
                 f"{len(self._given_up)} of {len(self._items)} pieces ended {_DEATHS} workers each ({names}), perhaps "
-                "for want of memory; all others are finished, and the same command tries these again"
+                "for lack of memory; all others are finished, and the same command tries these again"
             )
 
     def _grow(self) -> None:

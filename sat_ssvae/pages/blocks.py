@@ -175,7 +175,7 @@ class MatrixGroup(NamedTuple):
 
 
 def matrix(legend: Legend, names: Sequence[str], groups: Sequence[MatrixGroup], *, corner: Text = "") -> Markup:
-    """Measures by arm: a column an arm, a row a measure, in groups.
+    """Measures by arm: a column per arm, a row per measure, in groups.
 
     `names` are the series of the columns, from left to right. Groups without a title stand first. `corner`: head of
     the first column.

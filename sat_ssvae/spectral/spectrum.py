@@ -234,7 +234,7 @@ def _channel_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _frequencies(size: int, pixels: int) -> Tensor:
-    """Of the DCT coefficients of `size` positions that cover so many pixels (or frames), in cycles per pixel."""
+    """Of the DCT coefficients of `size` positions over this many pixels (or frames), in cycles per pixel."""
     return torch.arange(size, dtype=torch.float64) / (2 * pixels)
 
 

@@ -44,7 +44,7 @@ class MonitorConfig(Config):
     tensorboard: bool = False
     """Write event files for TensorBoard to tensorboard/ in the run's folder."""
     wandb_project: str | None = Field(default=None, min_length=1)
-    """Project of Weights & Biases to log to, if `wandb` is installed; WANDB_MODE and its like mean what they do."""
+    """Project of Weights & Biases to log to, if `wandb` is installed; WANDB_MODE and so on have their usual meaning."""
 
     @property
     def active(self) -> bool:

@@ -189,7 +189,7 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
     if "--preset smoke" in results.command:
         size = results.command.replace("--preset smoke", "--preset default")
         why = (
-            "the smoke preset only shows that every stage runs; this one measures and trains everything anew (about "
+            "the smoke preset only shows that every stage runs; this one measures, and trains everything again (about "
             "half an hour on two cores that compute in bfloat16, hours on others)."
         )
         return Advice(size, why)

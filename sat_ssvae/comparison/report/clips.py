@@ -1,4 +1,4 @@
-"""The clips of a report: a row a held-out clip, the original beside what every arm makes of it."""
+"""The clips of a report: a row per held-out clip, the original beside what every arm makes of it."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The matrix of a report: a column an arm, a row a measure, what counts first and the rest folded."""
+"""The matrix of a report: a column per arm, a row per measure, those that count first and the rest folded."""
 
 import math
 from collections.abc import Callable, Sequence
