@@ -1,4 +1,4 @@
-"""Time of the default comparison: cut to a few steps per stage, extrapolated, and beside other checkouts in the same run.
+"""Time of the default comparison: a few steps per stage, extrapolated, beside other checkouts in the same run.
 
     python scripts/bench_comparison.py                              # this checkout, on an idle machine
     python scripts/bench_comparison.py --beside /tmp/old            # and another one, in turn
