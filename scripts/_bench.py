@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.comparison import bookkeeping
+from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.video_io import write_video
 from sat_ssvae.vae.layers import CausalConv3d, FrameAttention, Upsample
 
 PUBLISHED_MODULE = "ssvae/modules/autoencoding/vae/dc_3dvae.py"
@@ -99,6 +101,22 @@ def memory_peak(device: str) -> Iterator[Callable[[], float]]:
 def _resident(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def waves(frames: int, height: int, width: int, slant: int = 2) -> Tensor:
+    """A video of moving, coloured waves, `3 T H W` in [-1, 1]."""
+    y, x = torch.arange(height).view(-1, 1) / height, torch.arange(width) / width
+    moving = torch.arange(frames).view(-1, 1, 1) / frames + slant * y + x
+    return torch.stack([torch.sin(7 * moving + channel) for channel in range(3)])
+
+
+def make_shards(folder: Path, frames: int, size: tuple[int, int], fps: float) -> Path:
+    """Shards of four videos in a new folder `shards`."""
+    (folder / "videos").mkdir()
+    for number in range(4):
+        write_video(folder / "videos" / f"{number}.mp4", waves(frames, *size, slant=number + 1), fps=fps)
+    pack(folder / "videos", folder / "shards", PackConfig(workers=1, captions="none"))
+    return folder / "shards"
 
 
 def machine(device: torch.device) -> str:

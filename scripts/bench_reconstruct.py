@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _bench import machine
+from _bench import machine, waves
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.data.video_io import write_video
@@ -27,13 +27,6 @@ SMALL = SSVAEConfig(
     num_mid_blocks=1,
 )
 """The autoencoder of the default comparison."""
-
-
-def moving_pattern(path: Path, frames: int, size: int) -> None:
-    """A video of coloured waves."""
-    time, place = torch.arange(frames).view(-1, 1, 1) / 24, torch.arange(size)
-    phase = (place.view(-1, 1) + 2 * place) / 20
-    write_video(path, torch.stack([torch.sin(phase + channel + 3 * time) for channel in range(3)]), fps=24)
 
 
 def peak_memory(vae: str, video: Path, output: Path, settings: list[str]) -> float:
@@ -60,7 +53,7 @@ def main() -> None:
             SSVAE(SMALL).save_pretrained(folder / "vae")
         for frames in (options.frames, 10 * options.frames):
             video = folder / f"{frames}.mp4"
-            moving_pattern(video, frames, options.size)
+            write_video(video, waves(frames, options.size, options.size), fps=24)
             peak = peak_memory(options.vae or str(folder / "vae"), video, folder / f"out{frames}", options.settings)
             print(f"{frames:>6} frames of {options.size}x{options.size} {peak:>8.0f} MiB")
 

@@ -22,13 +22,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from _bench import machine
+from _bench import machine, make_shards
 from estimate_scaling import measured_rate, operations, sent_bytes, step_seconds
 
 from sat_ssvae import distributed
 from sat_ssvae.config import parse_config
-from sat_ssvae.data.pack import PackConfig, pack
-from sat_ssvae.data.video_io import write_video
 from sat_ssvae.storage import read_json_lines
 from sat_ssvae.training.memory import PLANS, step_memory
 from sat_ssvae.training.settings import TrainConfig
@@ -51,15 +49,6 @@ def settings(shards: Path, stage: int, steps: int, side: int) -> TrainConfig:
         "checkpoint_every": 10**9,
     }
     return parse_config(TrainConfig, values)
-
-
-def make_shards(folder: Path) -> None:
-    """A few clips of noise."""
-    (folder / "videos").mkdir()
-    for number in range(4):
-        generator = torch.Generator().manual_seed(number)
-        write_video(folder / "videos" / f"{number}.mp4", torch.rand(3, 32, 96, 96, generator=generator) * 2 - 1, fps=8)
-    pack(folder / "videos", folder / "shards", PackConfig(workers=1, captions="none"))
 
 
 def run_rank(case: dict[str, Any]) -> None:
@@ -151,7 +140,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        make_shards(work)
+        make_shards(work, frames=32, size=(96, 96), fps=8)
         for stage in options.stages:
             for ranks in options.ranks:
                 print(row(work, stage, ranks, options.steps), flush=True)

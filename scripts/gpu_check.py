@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import PublishedNetwork, machine, time_in_turn
+from _bench import PublishedNetwork, machine, make_shards, time_in_turn
 from check_scaling import fastest_step, peak_while
 from estimate_scaling import training
 
 from sat_ssvae import SSVAE, SSVAEConfig, UserError, distributed
-from sat_ssvae.data.pack import PackConfig, pack
-from sat_ssvae.data.video_io import write_video
 from sat_ssvae.distributed import default_device
 from sat_ssvae.engine.precision import resolved
 from sat_ssvae.metrics.perceptual import build_perceptual
@@ -223,16 +221,9 @@ def _training_config(options: argparse.Namespace, name: str, memory: str) -> tup
 def _with_shards(config: TrainConfig, folder: Path) -> TrainConfig:
     """The configuration, with clips of its size made in `folder`."""
     data = config.data
-    height, width = max(size for stream in data.streams() for size in stream.config.sizes)
-    videos, frames = folder / "videos", 2 * data.num_frames
-    videos.mkdir()
-    for number in range(4):
-        y, x = torch.arange(height).view(-1, 1) / height, torch.arange(width) / width
-        moving = torch.arange(frames).view(-1, 1, 1) / frames + y * (number + 1) + x
-        pictures = torch.stack([torch.sin(7 * moving + channel) for channel in range(3)])
-        write_video(videos / f"{number}.mp4", pictures, fps=data.fps or 8)
-    pack(videos, folder / "shards", PackConfig(workers=1, captions="none"))
-    return config.model_copy(update={"data": data.model_copy(update={"path": str(folder / "shards")})})
+    size = max(size for stream in data.streams() for size in stream.config.sizes)
+    shards = make_shards(folder, 2 * data.num_frames, size, data.fps)
+    return config.model_copy(update={"data": data.model_copy(update={"path": str(shards)})})
 
 
 def _new_vae(options: argparse.Namespace) -> SSVAE:

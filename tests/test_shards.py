@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sat_ssvae.config import parse_config
-from sat_ssvae.data.clips import LoadedClip, open_readers
+from sat_ssvae.data.clips import Clip, open_readers
 from sat_ssvae.data.mixture import epoch_order
 from sat_ssvae.data.pack import PackConfig, PackItem, pack
 from sat_ssvae.data.shards import DataConfig, fixed_clips, training_batches
@@ -239,7 +239,7 @@ def test_the_indexes_of_a_few_shards_are_held_at_a_time(tmp_path, tiny_video, mo
     assert sorted(forgotten) == list(range(9))
     forgotten.clear()
     for number in range(9):
-        assert isinstance(reader.read(number, 0.0), LoadedClip)
+        assert isinstance(reader.read(number, 0.0), Clip)
         assert forgotten == list(range(number - 3))
     for number, gone in ((5, []), (0, [6]), (6, [7])):  # the one used longest ago goes
         forgotten.clear()

@@ -26,9 +26,9 @@ from .video_io import read_clip
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class LoadedClip:
-    """What a worker process sends back: `video` is uint8 `C T H W`."""
+@dataclass(frozen=True)
+class Clip:
+    """A clip `C T H W`, uint8 or float32 in [-1, 1], from `start` seconds of the sample `key`."""
 
     video: Tensor
     key: str
@@ -65,8 +65,8 @@ class ClipReader:
         except VideoError:
             return ""
 
-    def read(self, number: int, start: float) -> LoadedClip | Skip:
-        """The clip of a sample that begins at `start` seconds, or why there is none."""
+    def read(self, number: int, start: float) -> Clip | Skip:
+        """The clip of a sample that begins at `start` seconds, uint8, or why there is none."""
         sample, config = self.samples[number], self.config
         store = self.stores[sample.store]
         try:
@@ -77,7 +77,7 @@ class ClipReader:
                 video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)
             if (problem := _worthless(video, config)) is not None:
                 return Skip(sample.name, *problem)
-            return LoadedClip(video, sample.name, self.caption(number), start)
+            return Clip(video, sample.name, self.caption(number), start)
         except VideoError as error:
             return Skip(sample.name, error.cause, str(error))
         except OSError as error:

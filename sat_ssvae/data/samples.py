@@ -11,7 +11,7 @@ import json
 import logging
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ def cached_samples(stores: Sequence[Store], filters: Filters, on_skip: OnSkip, *
     if known is not None:
         return known
     skips: list[Skip] = []
-    samples = Samples.collect(names, list_samples(stores, filters, _both(on_skip, skips.append)))
+    samples = Samples.collect(names, list_samples(stores, filters, skips.append))
+    for skip in skips:
+        on_skip(skip)
     if write and len(samples) >= CACHED_FROM:
         listed = json.dumps([[skip.source, skip.cause, skip.detail] for skip in skips])
         with contextlib.suppress(OSError):  # disk full, or not writable
@@ -180,11 +182,3 @@ def _mark(store: Store) -> list[Any]:
             status = path.stat()
             return [path.name, status.st_size, status.st_mtime_ns]
     return []
-
-
-def _both(*receivers: Callable[[Skip], None]) -> OnSkip:
-    def receive(skip: Skip) -> None:
-        for receiver in receivers:
-            receiver(skip)
-
-    return receive

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..jobs.isolation import Crashed, IsolatedCalls
-from .clips import ClipReader, LoadedClip, open_readers
+from .clips import Clip, ClipReader, open_readers
 from .mixture import Mixture, epoch_order
 from .settings import DataConfig
 from .skips import Skip, SkipLog, causes_in_words
@@ -48,16 +48,6 @@ class Batch:
     video: Tensor
     keys: list[str]
     captions: list[str]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """`video` float32 `C T H W` in [-1, 1], from `start` seconds of the sample `key`."""
-
-    video: Tensor
-    key: str
-    caption: str
-    start: float
 
 
 def training_batches(
@@ -85,14 +75,14 @@ def training_batches(
     for loaded in _loader(source, range(start_batch, _ENDLESS), config.num_workers):
         for skip in loaded.skips:
             skips.failed(skip)
-        skips.succeeded(len(loaded.keys))
+        skips.succeeded(len(loaded.batch.keys))
         skips.check()
         if not loaded.complete:
             place = f"{config.shown_path}: " if config.path else ""
             raise UserError(
                 f"{place}{_MAX_ATTEMPTS} samples in a row could not be read ({causes_in_words(skips.failures)})"
             )
-        yield Batch(loaded.video, loaded.keys, loaded.captions)
+        yield loaded.batch
 
 
 def _batches(
@@ -110,9 +100,9 @@ def _batches(
 
 
 class FixedClips(Sized, Iterable[Clip]):
-    """The clips of `fixed_clips`; `len` counts them before any is decoded, those that turn out unreadable included.
+    """The clips of `fixed_clips`, float32 in [-1, 1]; can be pickled, and read elsewhere.
 
-    Can be pickled, and read elsewhere.
+    `len` counts them before any is decoded, those that turn out unreadable included.
     """
 
     def __init__(self, reader: ClipReader, places: list[tuple[int, float]], skips: SkipLog) -> None:
@@ -162,12 +152,12 @@ class FixedClips(Sized, Iterable[Clip]):
                 skips.failed(loaded)
             else:
                 skips.succeeded()
-                yield Clip(to_unit_range(loaded.video), loaded.key, loaded.caption, loaded.start)
+                yield replace(loaded, video=to_unit_range(loaded.video))
             skips.check()
 
 
-def _in_processes(reader: ClipReader, places: Sequence[tuple[int, float]]) -> Iterator[LoadedClip | Skip]:
-    """Clips at places (sample number, start), in order. One that ends the process that decodes it is a skip."""
+def _in_processes(reader: ClipReader, places: Sequence[tuple[int, float]]) -> Iterator[Clip | Skip]:
+    """Clips, uint8, at places (sample number, start), in order. One that ends the process that decodes it is a skip."""
     workers = reader.config.num_workers
     if not workers:
         yield from (reader.read(*place) for place in places)
@@ -180,7 +170,7 @@ def _in_processes(reader: ClipReader, places: Sequence[tuple[int, float]]) -> It
                 yield outcome
             else:
                 video, rest = outcome
-                yield LoadedClip(torch.from_numpy(video), *rest)
+                yield Clip(torch.from_numpy(video), *rest)
 
 
 def _read(reader: ClipReader, place: tuple[int, float]) -> tuple[np.ndarray, tuple[str, str, float]] | Skip:
@@ -239,9 +229,7 @@ def _obey_sigterm(ending: Any, _worker: int) -> None:
 
 @dataclass
 class _LoadedBatch:
-    video: Tensor
-    keys: list[str]
-    captions: list[str]
+    batch: Batch
     skips: list[Skip]
     complete: bool
 
@@ -260,7 +248,7 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
         self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, batch: int) -> _LoadedBatch:
-        clips: list[LoadedClip] = []
+        clips: list[Clip] = []
         skips: list[Skip] = []
         for place in range(self.batch_size):
             clip = self._first_readable(batch * self.batch_size + place, skips)
@@ -268,10 +256,10 @@ class _TrainingBatches(Dataset[_LoadedBatch]):
                 break
             clips.append(clip)
         video = torch.stack([clip.video for clip in clips]) if clips else torch.empty(0)
-        keys, captions = [clip.key for clip in clips], [clip.caption for clip in clips]
-        return _LoadedBatch(video, keys, captions, skips, complete=len(clips) == self.batch_size)
+        loaded = Batch(video, [clip.key for clip in clips], [clip.caption for clip in clips])
+        return _LoadedBatch(loaded, skips, complete=len(clips) == self.batch_size)
 
-    def _first_readable(self, turn: int, skips: list[Skip]) -> LoadedClip | None:
+    def _first_readable(self, turn: int, skips: list[Skip]) -> Clip | None:
         for attempt in range(_MAX_ATTEMPTS):
             epoch, number = self._sample_at(turn + attempt)
             generator = np.random.default_rng((self.seed, epoch, number, attempt))
