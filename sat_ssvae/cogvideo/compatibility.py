@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import UserError
 from ..latents.dataset import LatentInfo, latent_folders
 from ..vae.statistics import LatentStats
-from .sat_config import NETWORK, Era, SATConfig, era_of, merge_configs
+from .sat_config import NETWORK, POSITIONS, Era, SATConfig, era_of, imported_checkout, merge_configs
 from .sat_transformer import read_transformer
 
 V1_SAMPLING_SIZE = (480, 720)
@@ -71,15 +71,15 @@ def check_running_script(latents: LatentFormat) -> None:
     Raises:
         UserError: the first mismatch.
     """
-    module = sys.modules.get("diffusion_video")
-    if module is None or module.__file__ is None or "--base" not in sys.argv:
+    sat = imported_checkout()
+    if sat is None or "--base" not in sys.argv:
         return
     following = sys.argv[sys.argv.index("--base") + 1 :]
     files = list(takewhile(lambda text: not text.startswith("--"), following))
     values = merge_configs(files)
     if "--image2video" in sys.argv:  # an option of the scripts, too
         values.setdefault("args", {}).setdefault("image2video", True)
-    mismatches = find_mismatches(SATConfig(values), latents, era_of(Path(module.__file__).parent))
+    mismatches = find_mismatches(SATConfig(values), latents, era_of(sat))
     if mismatches:
         others = len(mismatches) - 1
         more = f" (and {others} more: sat-ssvae cogvideo check --base FILES)" if others else ""
@@ -92,7 +92,7 @@ class _Checks:
         self.era = era
         self.channels, self.stats = latents.channels, latents.statistics
         self.space, self.time = latents.spatial_factor, latents.temporal_factor
-        self.gives_latents = not config.samples and str(config.get("data.target")).endswith(".LatentDataset")
+        self.gives_latents = not config.samples and config.gives_latents
         self.latents: list[LatentInfo] = []
 
     def mismatches(self) -> Iterator[Mismatch]:
@@ -122,14 +122,10 @@ class _Checks:
         if self.era == "v1.0" and isinstance(patch, list):
             why = "v1.0 takes one number, for space; CogVideoX1.5 runs on main: git checkout main"
             yield Mismatch(f"{NETWORK}.patch_size", patch, str(patch[-1]), why)
-        table = f"{NETWORK}.modules.pos_embed_config.params"
-        if self.era == "main" and "height_interpolation" in (self.config.get(table) or {}):
-            yield Mismatch(
-                f"{table}.height_interpolation",
-                self.config.get(f"{table}.height_interpolation"),
-                f"under {NETWORK}",
-                "main passes it on from there, and gets it twice; 2B and 5B belong to v1.0",
-            )
+        if self.era == "main" and "height_interpolation" in (self.config.get(POSITIONS) or {}):
+            key = f"{POSITIONS}.height_interpolation"
+            why = "main passes it on from there, and gets it twice; 2B and 5B belong to v1.0"
+            yield Mismatch(key, self.config.get(key), f"under {NETWORK}", why)
 
     def _channels(self) -> Iterator[Mismatch]:
         c = self.channels
@@ -193,7 +189,7 @@ class _Checks:
         yield from self._interpolation(min(pixels // step for pixels, step in zip(size, steps, strict=True)))
 
     def _interpolation(self, tokens: int) -> Iterator[Mismatch]:
-        table = NETWORK if self.era == "main" else f"{NETWORK}.modules.pos_embed_config.params"
+        table = NETWORK if self.era == "main" else POSITIONS
         for name in ("height_interpolation", "width_interpolation"):
             found = self.config.get(f"{table}.{name}")
             if found is not None and not math.isclose(found, tokens / INTERPOLATED_TOKENS):

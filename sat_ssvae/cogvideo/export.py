@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError, and_more
 from ..storage import write_text
 from .first_stage import SSVAEFirstStage
-from .sat_config import DISCRETIZATION, SATConfig
+from .sat_config import DISCRETIZATION, POSITIONS, SATConfig
 
 MODEL = "model.diffusion_model."
 RENAMED = (
@@ -148,7 +148,6 @@ def transformer_settings(config: SATConfig, spatial_factor: int) -> dict[str, An
     """
     heads, hidden = (config.required_network(name) for name in ("num_attention_heads", "hidden_size"))
     time, height, width = config.patch
-    table = "modules.pos_embed_config.params"
     height_scale, width_scale, time_scale = (config.interpolation(axis) for axis in ("height", "width", "time"))
     if height != width or height_scale != width_scale:
         raise UserError("diffusers' transformer has one patch size and one interpolation for height and width")
@@ -168,12 +167,12 @@ def transformer_settings(config: SATConfig, spatial_factor: int) -> dict[str, An
         "patch_size": height,
         "patch_size_t": time if config.era == "main" else None,
         "temporal_compression_ratio": config.required_network("time_compressed_rate"),
-        "max_text_seq_length": config.network(f"{table}.text_length") or 0,
+        "max_text_seq_length": config.get(f"{POSITIONS}.text_length") or 0,
         "norm_elementwise_affine": bool(config.network("elementwise_affine")),
         "spatial_interpolation_scale": height_scale,
         "temporal_interpolation_scale": time_scale,
         "use_rotary_positional_embeddings": config.rotary,
-        "use_learned_positional_embeddings": bool(config.network(f"{table}.learnable_pos_embed")),
+        "use_learned_positional_embeddings": bool(config.get(f"{POSITIONS}.learnable_pos_embed")),
     }
 
 

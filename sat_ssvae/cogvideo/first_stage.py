@@ -13,7 +13,6 @@ and `clear_fake_cp_cache=True`, the default, ends the video. The chunks are exac
 """
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +28,7 @@ from ..vae.autoencoder import SSVAE
 from ..vae.config import SSVAEConfig
 from ..vae.statistics import LatentStats
 from ..vae.tiling import tiled_stream
-from .sat_config import SATConfig
+from .sat_config import SATConfig, imported_checkout
 
 if TYPE_CHECKING:
     from .compatibility import LatentFormat
@@ -272,11 +271,9 @@ def check_patched(folder: Path | None = None) -> None:
     Raises:
         UserError: patches are missing, for example after `git pull` or `git checkout`.
     """
+    folder = folder or imported_checkout()
     if folder is None:
-        module = sys.modules.get("diffusion_video")
-        if module is None or module.__file__ is None:
-            return
-        folder = Path(module.__file__).resolve().parent
+        return
     for name, marker in PATCH_MARKERS.items():
         text = (folder / name).read_text(encoding="utf-8")
         needed = name == "sample_video.py" or "fake_cp_size" in text  # v1.0 decodes in sample_video.py

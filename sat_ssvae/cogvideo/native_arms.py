@@ -113,7 +113,7 @@ def _refuse_unusable(arm: NativeArm, heldout: Sequence[Path]) -> None:
         "model.noised_image_input": "must be false: samples are scored of text to video"
         if arm.settings.has_images
         else "",
-        "data.target": "must be a data set of videos" if str(get("data.target")).endswith(".LatentDataset") else "",
+        "data.target": "must be a data set of videos" if arm.settings.gives_latents else "",
         "args.valid_data": ""
         if heldout or set(arm.data("valid_data")) - set(arm.data("train_data"))
         else "must name other videos than args.train_data, to score on; or give --heldout FOLDER",

@@ -6,6 +6,7 @@ config.transformer().shapes()
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,12 @@ SLOW_START_NOTE = (
 def era_of(sat: Path) -> Era:
     """The version of CogVideoX in a sat folder, told by how its diffusion_video.py decodes."""
     return "main" if "fake_cp_size" in (sat / "diffusion_video.py").read_text(encoding="utf-8") else "v1.0"
+
+
+def imported_checkout() -> Path | None:
+    """The sat folder of the CogVideoX that this process imported, if any."""
+    module = sys.modules.get("diffusion_video")
+    return None if module is None or module.__file__ is None else Path(module.__file__).resolve().parent
 
 
 def checkout_era(files: Sequence[Path]) -> Era | None:
@@ -159,10 +166,15 @@ class SATConfig:
         """Whether positions turn queries and keys, instead of being added from a table."""
         return "Rotary" in str(self.network("modules.pos_embed_config.target"))
 
+    @property
+    def gives_latents(self) -> bool:
+        """Whether the data set has latents instead of videos."""
+        return str(self.get("data.target")).endswith(".LatentDataset")
+
     def interpolation(self, axis: Literal["height", "width", "time"]) -> float:
         """By what positions are divided; v1.0 and main have it in different places."""
         name = f"{axis}_interpolation"
-        return float(self.network(f"modules.pos_embed_config.params.{name}") or self.network(name) or 1.0)
+        return float(self.get(f"{POSITIONS}.{name}") or self.network(name) or 1.0)
 
     def folders(self, key: Literal["train_data", "valid_data"]) -> list[str]:
         """The folders of training or held-out data; empty where there is no list of them."""
@@ -196,9 +208,9 @@ class SATConfig:
             out_channels=self.required_network("out_channels"),
             patch=self.patch,
             flat_patch=isinstance(self.required_network("patch_size"), list),
-            text_positions=self.network("modules.pos_embed_config.params.text_length") or 0,
+            text_positions=self.get(f"{POSITIONS}.text_length") or 0,
             video_positions=self._video_positions(),
-            rotary_size=self.network("modules.pos_embed_config.params.hidden_size_head"),
+            rotary_size=self.get(f"{POSITIONS}.hidden_size_head"),
             layers=self.network("num_layers"),
             head_size=self.required_network("hidden_size") // heads if heads else None,
             time_embedding=self.network("time_embed_dim"),
