@@ -186,10 +186,10 @@ def upload(local: Path, target: Path) -> None:
     Raises:
         OSError: it cannot be written there.
     """
-    _tried(lambda: _put(local, str(target)), target, TRIES)
+    _with_retries(lambda: _put(local, str(target)), target, TRIES)
 
 
-def _tried(work: Callable[[], None], address: object, tries: int) -> None:
+def _with_retries(work: Callable[[], None], address: object, tries: int) -> None:
     """Do work that needs a connection, and retry it after failures that may be temporary."""
     for attempt in range(tries):
         try:
@@ -265,7 +265,7 @@ def download(address: str, file: Path, tries: int = 1) -> bool:
         if sizes.size is not None and sizes.size != came:
             raise OSError(f"{came} of {sizes.size} bytes arrived")
 
-    _tried(get, address, tries)
+    _with_retries(get, address, tries)
     return sizes.size is not None
 
 

@@ -183,7 +183,7 @@ class _Worker:
 
 
 @dataclass(eq=False)
-class _Hand:
+class _WorkerHandle:
     """A worker as the driver sees it."""
 
     actor: Any
@@ -205,8 +205,8 @@ class _Driver:
         """Units of unfinished items that the bar shows."""
         self._deaths: Counter[int] = Counter()
         self._given_up: list[int] = []
-        self._hands: list[_Hand] = []
-        self._waiting: dict[Any, tuple[str, _Hand, int]] = {}
+        self._workers: list[_WorkerHandle] = []
+        self._waiting: dict[Any, tuple[str, _WorkerHandle, int]] = {}
         """Pending calls by their reference: kind, worker and item."""
         self._job_ref = ray.put(job)
         self._versions = versions()
@@ -217,16 +217,16 @@ class _Driver:
     def results(self) -> Iterator[tuple[Item[Any], Any]]:
         """Items with their results, as they are finished."""
         try:
-            while self._todo or any(hand.items for hand in self._hands):
+            while self._todo or any(worker.items for worker in self._workers):
                 self._grow()
-                self._hand_out()
+                self._assign()
                 self._poll()
                 done, _ = self._ray.wait(list(self._waiting), timeout=_POLL) if self._waiting else ([], [])
                 if not self._waiting:
                     time.sleep(_POLL)
                 for reference in done:
                     yield from self._answered(reference)
-                self._say_what_is_missing()
+                self._warn_of_waiting()
         finally:
             self._end()
         if self._given_up:
@@ -242,13 +242,13 @@ class _Driver:
             return
         self._grown = time.monotonic()
         places = places_on([node for node in self._ray.nodes() if node["Alive"]], self._job.uses_gpu)
-        there = Counter(hand.node for hand in self._hands)
+        there = Counter(worker.node for worker in self._workers)
         missing = [(node, options) for node, all_of in places.items() for options in all_of[there[node] :]]
-        left = len(self._todo) + sum(len(hand.items) for hand in self._hands)
-        for node, options in missing[: max(0, left - len(self._hands))]:
-            self._hands.append(self._hire(node, options))
+        left = len(self._todo) + sum(len(worker.items) for worker in self._workers)
+        for node, options in missing[: max(0, left - len(self._workers))]:
+            self._workers.append(self._start_worker(node, options))
 
-    def _hire(self, node: str, options: dict[str, Any]) -> _Hand:
+    def _start_worker(self, node: str, options: dict[str, Any]) -> _WorkerHandle:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         actor = (
@@ -261,34 +261,34 @@ class _Driver:
             )
             .remote(self._job_ref, options["num_cpus"], str(Path.cwd()))
         )
-        hand = _Hand(actor, node)
-        self._waiting[actor.get_ready.remote()] = ("ready", hand, -1)
-        return hand
+        worker = _WorkerHandle(actor, node)
+        self._waiting[actor.get_ready.remote()] = ("ready", worker, -1)
+        return worker
 
-    def _hand_out(self) -> None:
+    def _assign(self) -> None:
         # One item each in turn, with some left for starting workers, so that the first one does not get all of them.
-        starting = sum(not hand.ready for hand in self._hands)
+        starting = sum(not worker.ready for worker in self._workers)
         for count in range(self._job.overlap):
             if count and len(self._todo) <= starting:
                 break
-            for hand in self._hands:
-                if self._todo and hand.ready and len(hand.items) == count:
+            for worker in self._workers:
+                if self._todo and worker.ready and len(worker.items) == count:
                     number = self._todo.popleft()
-                    hand.items.add(number)
-                    self._waiting[hand.actor.do.remote(number, self._items[number].load)] = ("do", hand, number)
+                    worker.items.add(number)
+                    self._waiting[worker.actor.do.remote(number, self._items[number].load)] = ("do", worker, number)
 
     def _poll(self) -> None:
         if time.monotonic() - self._polled < _POLL:
             return
         self._polled = time.monotonic()
-        for hand in self._hands:
-            if hand.items and not hand.asked:
-                hand.asked = True
-                self._waiting[hand.actor.done.remote()] = ("done", hand, -1)
+        for worker in self._workers:
+            if worker.items and not worker.asked:
+                worker.asked = True
+                self._waiting[worker.actor.done.remote()] = ("done", worker, -1)
 
     def _answered(self, reference: Any) -> Iterator[tuple[Item[Any], Any]]:
-        what, hand, number = self._waiting.pop(reference)
-        if hand not in self._hands:  # known to be dead
+        what, worker, number = self._waiting.pop(reference)
+        if worker not in self._workers:  # known to be dead
             return
         exceptions = self._ray.exceptions
         try:
@@ -296,17 +296,17 @@ class _Driver:
         except exceptions.RayTaskError as error:
             raise _cause(error) from None
         except (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError) as error:
-            self._bury(hand, error)
+            self._requeue(worker, error)
             return
         if what == "ready":
-            self._check_versions(answer, hand)
-            hand.ready = True
+            self._check_versions(answer, worker)
+            worker.ready = True
         elif what == "done":
-            hand.asked = False
-            for item in hand.items & answer.keys():
+            worker.asked = False
+            for item in worker.items & answer.keys():
                 self._show(item, answer[item])
         else:
-            hand.items.discard(number)
+            worker.items.discard(number)
             self._show(number, self._items[number].units)
             yield self._items[number], answer
 
@@ -315,21 +315,21 @@ class _Driver:
         self._advance(units - self._shown[number])
         self._shown[number] = units
 
-    def _bury(self, hand: _Hand, error: Exception) -> None:
+    def _requeue(self, worker: _WorkerHandle, error: Exception) -> None:
         """Give the items of a dead worker to the others."""
-        if not hand.ready and "ModuleNotFoundError" in str(error):
+        if not worker.ready and "ModuleNotFoundError" in str(error):
             raise UserError(
                 "sat-ssvae cannot be imported on the cluster's machines: install the same version there as here"
             ) from None
-        self._hands.remove(hand)
+        self._workers.remove(worker)
         self._grown = time.monotonic() - _GROW + _POLL  # soon
-        node_lives = any(node["NodeID"] == hand.node and node["Alive"] for node in self._ray.nodes())
+        node_lives = any(node["NodeID"] == worker.node and node["Alive"] for node in self._ray.nodes())
         logger.warning(
             "%s died; %d unfinished pieces go to others",
-            f"a worker on node {hand.node[:8]}" if node_lives else f"node {hand.node[:8]}",
-            len(hand.items),
+            f"a worker on node {worker.node[:8]}" if node_lives else f"node {worker.node[:8]}",
+            len(worker.items),
         )
-        for number in sorted(hand.items, reverse=True):
+        for number in sorted(worker.items, reverse=True):
             self._show(number, 0)
             self._deaths[number] += node_lives
             if self._deaths[number] < _DEATHS:
@@ -337,29 +337,29 @@ class _Driver:
             else:
                 self._given_up.append(number)
 
-    def _check_versions(self, there: dict[str, str], hand: _Hand) -> None:
+    def _check_versions(self, there: dict[str, str], worker: _WorkerHandle) -> None:
         differing = [name for name, version in self._versions.items() if there.get(name) != version]
         if differing:
             pairs = ", ".join(f"{name} {there.get(name)} instead of {self._versions[name]}" for name in differing)
             raise UserError(
-                f"node {hand.node[:8]} of the cluster has {pairs}: install the same versions there as here, "
+                f"node {worker.node[:8]} of the cluster has {pairs}: install the same versions there as here, "
                 "or the shards would depend on who made them"
             )
 
-    def _say_what_is_missing(self) -> None:
-        if any(hand.ready for hand in self._hands):
+    def _warn_of_waiting(self) -> None:
+        if any(worker.ready for worker in self._workers):
             self._idle_since = time.monotonic()
         elif not self._said and time.monotonic() - self._idle_since > _PATIENCE:
             self._said = True
             logger.warning("no worker yet: waiting for free cores of the cluster (`ray status` shows who has them)")
 
     def _end(self) -> None:
-        closing = [hand.actor.close.remote() for hand in self._hands if hand.ready]
+        closing = [worker.actor.close.remote() for worker in self._workers if worker.ready]
         with contextlib.suppress(Exception):  # dead, or the cluster is
             self._ray.wait(closing, num_returns=len(closing), timeout=_CONNECT)
-        for hand in self._hands:
+        for worker in self._workers:
             with contextlib.suppress(Exception):
-                self._ray.kill(hand.actor)
+                self._ray.kill(worker.actor)
 
 
 def places_on(nodes: Sequence[dict[str, Any]], uses_gpu: bool) -> dict[str, list[dict[str, Any]]]:
