@@ -17,8 +17,6 @@ from .errors import UserError, one_line
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
-
 
 def rank() -> int:
     """This process's number; 0 without a process group."""

@@ -177,7 +177,7 @@ def test_restoration():
     def compute(device):
         vae, model = tiny_vae().to(device), build_dit(DiTConfig(**config), seed=0).to(device)
         stats = LatentStats.measure(latents)
-        restorer = Restorer(trained, clips, FlowMatching(), vae, stats, model, None, 0, device)
+        restorer = Restorer(trained, clips, vae, stats, model, None, 0, device)
         settings = RestoreConfig(strengths=(0.3, 0.6), steps=2)
         return restorer.views(random_video(5)[0], settings, None, torch.Generator().manual_seed(0))
 

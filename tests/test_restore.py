@@ -218,7 +218,9 @@ def test_originals_of_another_length_are_refused(run, videos, tmp_path):
 
 
 def test_settings_of_the_process_are_checked_first(run, videos, tmp_path):
-    restorer = dataclasses.replace(Restorer.open(run, "stock", None, CPU), process=VPrediction(num_steps=5))
+    restorer = Restorer.open(run, "stock", None, CPU)
+    trained = restorer.trained.model_copy(update={"diffusion": VPrediction(num_steps=5)})
+    restorer = dataclasses.replace(restorer, trained=trained)
     with pytest.raises(UserError, match="steps=6: the transformer knows 5 noise levels"):
         restore(restorer, videos, tmp_path / "out", config(steps=6), NOISE)
 

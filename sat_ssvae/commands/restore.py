@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     report = restore(restorer, options.input, options.output, config, degradation, options.original)
     how = _degraded_how(config, options.original)
     measured = (
-        f"{restorer.size[0]}x{restorer.size[1]} at {restorer.clips.fps:g} frames per second, in windows of "
+        f"{restorer.clips.size[0]}x{restorer.clips.size[1]} at {restorer.clips.fps:g} frames per second, in windows of "
         f"{restorer.clips.num_frames} frames that share {config.overlap}; {how}; {config.steps} sampler "
         f"steps, seed {config.seed}; perceptual distance {config.perceptual}; before rounding and compression"
     )

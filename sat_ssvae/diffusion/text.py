@@ -33,14 +33,9 @@ class TextEncoder:
         self._model.requires_grad_(False)
         self._device = device
 
-    @property
-    def dim(self) -> int:
-        """Width of a token's state, 384."""
-        return int(self._model.config.hidden_size)
-
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Token states (B, length, dim) float32 and mask (B, length) bool, true where a token is.
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Token states (B, length, 384), float32.
 
         Longer texts are cut. States of padding are zero: the transformer attends to all positions, as
         CogVideoX's does, and zeros tell it nothing.
@@ -49,8 +44,7 @@ class TextEncoder:
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).to(self._device)
         states = self._model(**tokens).last_hidden_state.float()
-        mask = tokens["attention_mask"].bool()
-        return states * mask[..., None], mask
+        return states * tokens["attention_mask"].bool()[..., None]
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,8 @@ def encode_captions(
     distinct = sorted(set(captions))
     position = {caption: place for place, caption in enumerate(distinct)}
     states = [
-        encoder.encode(distinct[start : start + batch_size], length)[0].cpu()
+        encoder.encode(distinct[start : start + batch_size], length).cpu()
         for start in range(0, len(distinct), batch_size)
     ]
     index = torch.tensor([position[caption] for caption in captions], dtype=torch.long)
-    return CaptionStates(torch.cat(states), index, encoder.encode([""], length)[0][0].cpu())
+    return CaptionStates(torch.cat(states), index, encoder.encode([""], length)[0].cpu())

@@ -11,7 +11,6 @@ exactly. Beside the checkpoints `out` gets `loss.csv`, and at the end the weight
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,6 @@ from .transformer import DiT, DiTConfig, DiTSizes, build_dit
 
 if TYPE_CHECKING:
     from .text import CaptionStates
-
-logger = logging.getLogger(__name__)
 
 ORDER, NOISE = range(2)
 """What random numbers are for; see `engine/seeds.py`."""

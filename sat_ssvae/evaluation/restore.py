@@ -33,7 +33,7 @@ from ..data.resample import read_resampled
 from ..data.skips import Skip
 from ..data.video_io import read_frames, to_uint8, to_unit_range
 from ..data.video_write import VideoWriter
-from ..diffusion.process import DiffusionProcess, VPrediction, edit
+from ..diffusion.process import VPrediction, edit
 from ..diffusion.training import load_dit
 from ..diffusion.transformer import DiT
 from ..errors import UserError
@@ -104,7 +104,6 @@ class Restorer:
 
     trained: TrainedTransformer
     clips: ClipsConfig
-    process: DiffusionProcess
     vae: VideoAutoencoder
     stats: LatentStats
     model: DiT
@@ -136,12 +135,7 @@ class Restorer:
             encoder = TextEncoder(fetch("minilm"), device)
         stats = LatentStats(torch.tensor(trained.latent_mean), torch.tensor(trained.latent_std))
         vae = vae.to(device).eval()
-        return cls(trained, index.clips, trained.diffusion, vae, stats, model, encoder, index.text_length, device)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of restored videos."""
-        return self.clips.size
+        return cls(trained, index.clips, vae, stats, model, encoder, index.text_length, device)
 
     def check(self, config: RestoreConfig) -> None:
         """Refuse settings that do not fit what was trained.
@@ -151,8 +145,9 @@ class Restorer:
         """
         if config.overlap >= self.clips.num_frames:
             raise UserError(f"overlap={config.overlap}: must be less than a clip's {self.clips.num_frames} frames")
-        if isinstance(self.process, VPrediction) and config.steps > self.process.num_steps:
-            raise UserError(f"steps={config.steps}: the transformer knows {self.process.num_steps} noise levels")
+        process = self.trained.diffusion
+        if isinstance(process, VPrediction) and config.steps > process.num_steps:
+            raise UserError(f"steps={config.steps}: the transformer knows {process.num_steps} noise levels")
 
     def caption_states(self, caption: str) -> Tensor | None:
         """The transformer's text input for a video, (1, l, d); None if it was trained without text."""
@@ -167,7 +162,7 @@ class Restorer:
         latents = self.stats.standardize(self.vae.encode(video[None].to(self.device)).mode().float())
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         edited = [
-            edit(self.process, lambda x, t: self.model(x, t, text), latents, noise, strength, config.steps)
+            edit(self.trained.diffusion, lambda x, t: self.model(x, t, text), latents, noise, strength, config.steps)
             for strength in config.strengths
         ]
         decoded = [self.vae.decode(self.stats.unstandardize(z)).float() for z in (latents, *edited)]
@@ -330,7 +325,7 @@ class _Video:
             yield from torch.stack([clean, degraded]).unbind(2)
 
     def _read(self, source: Path | bytes) -> Iterator[Tensor]:
-        for picture in read_resampled(source, self.shared.restorer.clips.fps, self.shared.restorer.size):
+        for picture in read_resampled(source, self.shared.restorer.clips.fps, self.shared.restorer.clips.size):
             yield to_unit_range(torch.from_numpy(picture.copy())).permute(2, 0, 1)
 
     def _generator(self, stream: int) -> torch.Generator:

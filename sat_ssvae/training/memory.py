@@ -8,7 +8,6 @@ allocates it. Not included: the CUDA context, workspaces of cuDNN and fragmentat
 """
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,8 +23,6 @@ from .discriminator import Discriminator, critic_step
 from .losses import Objective
 from .objective_config import without_encoder_terms
 from .settings import TrainConfig
-
-logger = logging.getLogger(__name__)
 
 GIB = 2**30
 RESERVE = 2 * GIB
