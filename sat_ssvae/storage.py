@@ -39,9 +39,8 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     names are unique: the last of several writers wins, with a complete file. They end in `.partial`, so a writer
     that chooses the format by the suffix must be given the format.
 
-    Args:
-        path: the final name; its folder is created. Or a place in an object store (`addresses.path_of`).
-        durable: wait until the file and its name are on the disk.
+    `path` is the final name, whose folder is created, or a place in an object store (`addresses.path_of`). `durable`:
+    wait until the file and its name are on the disk.
     """
     if is_address(path):
         with _uploaded(path) as partial:
