@@ -14,7 +14,6 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +24,12 @@ from sat_ssvae.data.clips import last_start
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import find_stores, list_samples
 from sat_ssvae.data.settings import DataConfig
-from sat_ssvae.data.shards import Batch, training_batches
+from sat_ssvae.data.shards import training_batches
 from sat_ssvae.data.video_io import read_clip
 from sat_ssvae.storage import read_json_lines
 
 MAX_ATTEMPTS = 100
 WARM_UP = 2  # clips of a process that decodes and batches of a worker, before the clock starts
-
-
-def batches(config: DataConfig, options: argparse.Namespace) -> Iterator[Batch]:
-    """The training loop's iterator."""
-    workers = config.model_copy(update={"num_workers": options.workers})
-    return training_batches(workers, batch_size=options.batch_size, seed=0)
 
 
 class Video(NamedTuple):
@@ -101,7 +94,8 @@ def limit(known: list[Video], config: DataConfig, options: argparse.Namespace) -
 
 def loader(config: DataConfig, options: argparse.Namespace) -> float:
     """Clips a second that the training loop would get if it did nothing else."""
-    stream = batches(config, options)
+    workers = config.model_copy(update={"num_workers": options.workers})
+    stream = training_batches(workers, batch_size=options.batch_size, seed=0)
     for _ in itertools.islice(stream, WARM_UP * options.workers):
         pass
     begin = time.monotonic()

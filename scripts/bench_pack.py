@@ -128,7 +128,7 @@ def compare_encoding(videos: list[Path], scratch: Path, options: argparse.Namesp
     smaller = PackConfig(workers=options.workers, captions="none", max_short_side=options.short_side)
     times = in_turn(
         {
-            "pack": lambda output: run_pack(videos, output, smaller),
+            "pack": lambda output: pack(videos, output / "shards", smaller),
             "ffmpeg": lambda output: bare_ffmpeg(binary, videos, output, options),
         },
         options.rounds,
@@ -148,7 +148,7 @@ def compare_copying(videos: list[Path], scratch: Path, options: argparse.Namespa
     plain = PackConfig(workers=options.workers, captions="none", samples_per_shard=each)
     times = in_turn(
         {
-            "pack": lambda output: run_pack(copies, output, plain),
+            "pack": lambda output: pack(copies, output / "shards", plain),
             "tar": lambda output: tar(copies, output, options.workers),
         },
         options.rounds,
@@ -156,11 +156,6 @@ def compare_copying(videos: list[Path], scratch: Path, options: argparse.Namespa
     )
     size = sum(copy.stat().st_size for copy in copies) / 1e6
     show(f"copying, {size / len(copies):.1f} MB each", "MB", size, times["pack"], times["tar"])
-
-
-def run_pack(videos: list[Path], output: Path, config: PackConfig) -> None:
-    """`pack`, without its start-up."""
-    pack(videos, output / "shards", config)
 
 
 def show(name: str, unit: str, amount: float, ours: list[Cost], others: list[Cost]) -> None:

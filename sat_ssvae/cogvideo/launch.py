@@ -22,6 +22,7 @@ from ..engine.run import exit_on_sigterm
 from ..errors import UserError
 from ..progress import progress_bar
 from ..storage import write_text
+from ..training.run_folder import LOCK
 from .worker import SCORED, ArmJob, InitialJob
 
 LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.* total loss (\S+) \|")
@@ -158,7 +159,7 @@ def exclusive(output: Path) -> Iterator[int]:
         UserError: another process holds the lock.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
+    with (output / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -17,7 +17,7 @@ from pydantic import Field
 from ..addresses import TRIES, download, is_address
 from ..errors import UserError
 from ..jobs.settings import JobConfig
-from .containers import open_video
+from .containers import SLACK, open_video
 from .files import VideoError
 from .headers import VideoInfo, info_by_header
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
@@ -26,8 +26,6 @@ from .lengths import check_end
 from .pictures import upright_yuv420p
 from .skips import Skip
 from .video_io import encode_frames, nearest_frames, probe
-
-_HEADER_SLACK = 0.5  # seconds by which a container's duration (its sound) may exceed its pictures
 
 
 class PackConfig(JobConfig):
@@ -178,7 +176,7 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
 
 
 def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[VideoFrame]:
-    """Frames to encode, of (height, width) `size`, `count` of them, or up to `_HEADER_SLACK` seconds fewer."""
+    """Frames to encode, of (height, width) `size`, `count` of them, or up to `SLACK` seconds fewer."""
     scalers = VideoReformatter(), VideoReformatter()
     with open_video(segment.path) as (container, stream):
         times = (segment.start + step / fps for step in range(count))
@@ -188,7 +186,7 @@ def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, i
                 picture = next(pictures)
             except VideoError as error:
                 missing = (count - step) / fps
-                if step and missing < _HEADER_SLACK and error.cause in ("truncated", "too short"):
+                if step and missing < SLACK and error.cause in ("truncated", "too short"):
                     return
                 raise
             yield upright_yuv420p(picture, size, *scalers)
