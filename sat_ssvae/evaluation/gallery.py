@@ -90,13 +90,16 @@ def clips_shown(exhibits: Sequence[Exhibit], total: int, *, scored: bool = True)
     """Text for `Gallery.order`: what the clips are, and how many."""
     if not exhibits:
         return "An earlier run made these videos and kept no pictures; another --output makes them again."
-    which = f"all {total}"
-    if len(exhibits) < total:
-        which = f"the {'lowest' if scored else 'first'} {len(exhibits)} of {total:,}, so that the page stays small"
+    which = how_many(len(exhibits), total, "lowest" if scored else "first")
     return (
         f"The {FRAMES} consecutive frames of each video that changed most, before compression, slowed down; "
         f"{'the lowest PSNR first' if scored else 'in no order'}, {which}."
     )
+
+
+def how_many(shown: int, total: int, which: str) -> str:
+    """`all 5`, or `the lowest 24 of 1,000, so that the page stays small`."""
+    return f"all {total}" if shown == total else f"the {which} {shown} of {total:,}, so that the page stays small"
 
 
 def scores_in_words(scores: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from ..data.skips import Skip
 from ..data.video_io import probe, read_clip
 from ..metrics.intervals import MeanInterval, written
 from ..pages.clips import ClipCell, ClipRow, Film, film
-from .gallery import Gallery, write_gallery
+from .gallery import Gallery, how_many, write_gallery
 from .generated import GeneratedVideo
 from .moments import SHOWN
 from .reward import RatedVideo, RewardConfig, Scored, compare_pairs, pair_table, rating_table, summarize
@@ -96,9 +96,7 @@ def _write(
     about: tuple[Rated, Mapping[str, MeanInterval], RewardConfig, str],
 ) -> Path:
     rated, means, config, command_line = about
-    count = f"all {len(ordered)}"
-    if len(shown) < len(ordered):
-        count = f"the lowest {len(shown)} of {len(ordered):,}, so that the page stays small"
+    count = how_many(len(shown), len(ordered), "lowest")
     of_pairs = rows[0][-1] == "difference"
     facts = {axis.replace("_", " ") + " difference" * of_pairs: str(mean) for axis, mean in means.items()}
     gallery = Gallery(
