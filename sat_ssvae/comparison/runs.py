@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 from ..engine.checkpoints import complete_steps, remove_checkpoint
 from ..errors import UserError
+from ..storage import read_json_lines
 from ..training.run_folder import alone, is_held
 from .score_files import is_scored
 
 RunState = Literal["finished", "running", "interrupted", "unknown"]
 """`unknown` on a file system without locks: it may be running."""
-_TAIL = 1 << 20
-"""Bytes from the end of a log that are read for its last line."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +173,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _last_line(path: Path) -> dict[str, Any]:
     """The last complete line of a log; empty if there is none."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError):
-                found = json.loads(line)
-                if isinstance(found, dict):
-                    return found
+    with contextlib.suppress(OSError, ValueError):
+        return next((line for line in reversed(read_json_lines(path)) if isinstance(line, dict)), {})
     return {}
