@@ -145,8 +145,7 @@ def parse_config(
 ) -> C:
     """Validate a plain mapping as `cls`.
 
-    `source` says in messages where the values come from, but for the keys in `typed`, which come from the command
-    line.
+    `source`: where the values come from, for messages; the keys in `typed` come from the command line instead.
 
     Raises:
         UserError: names each offending key, with the nearest known one for a misspelling.
@@ -163,7 +162,7 @@ def parse_config(
 def refuse_unknown_keys(cls: type[BaseModel], values: Mapping[Any, Any], section: str = "") -> None:
     """Check the keys alone, before their values are complete.
 
-    `section` is the one of the file that they are in, with a trailing dot.
+    `section`: where in the file they are, with a trailing dot.
 
     Raises:
         UserError: names each unknown key, with the nearest known one.

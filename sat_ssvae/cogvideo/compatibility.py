@@ -57,7 +57,7 @@ class Mismatch:
 def find_mismatches(config: SATConfig, latents: LatentFormat, era: Era | None = None) -> list[Mismatch]:
     """Everything that does not fit, in the order in which one reads a configuration.
 
-    `era` None: told by the form of patch_size, which is a number in v1.0 and a list on main.
+    `era`: CogVideoX's version; None tells it by the form of patch_size, a number in v1.0 and a list on main.
 
     Raises:
         UserError: a number of the transformer is missing.

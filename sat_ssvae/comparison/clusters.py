@@ -62,7 +62,7 @@ def mean_over_videos(values: Sequence[float], keys: Sequence[str]) -> Estimate:
 def over_videos(estimate: Estimate, counts: NDArray[np.float64], keys: Sequence[str]) -> Estimate:
     """The same number with resamples and interval over videos; unchanged without resamples, or if clips count.
 
-    `counts` (resamples, clips) are how often each resample of the estimate draws each clip; `keys` are the clips'.
+    `counts`: how often each resample of the estimate draws each clip, (resamples, clips); `keys`: of the clips.
     """
     videos = video_numbers(keys)
     if videos is None or len(estimate.resamples) != len(counts):
@@ -82,7 +82,7 @@ class VideoResampling:
     error adds. It counts the differences within videos twice, so intervals are too wide (by a fifth) if videos do not
     differ at all.
 
-    `counts` (resamples, clips) are how often each resample draws each clip; `videos` are the clips'.
+    `counts`: how often each resample draws each clip, (resamples, clips); `videos`: of the clips.
     """
 
     def __init__(self, counts: NDArray[np.float64], videos: NDArray[np.int64], seed: int = 0) -> None:

@@ -43,7 +43,7 @@ def shift_comparison(
 ) -> ComparisonResults:
     """An arm's search as a comparison whose arms are the shifts; the baseline is the one that changes least.
 
-    `curves` are the evaluations of each shift's transformer, `seed` is these transformers'.
+    `curves`: evaluations of each shift's transformer; `seed`: of these transformers.
     """
     shifts = sorted(curves, key=lambda shift: abs(math.log(shift)))
     found = results.arm(arm)

@@ -38,7 +38,7 @@ _TEXTS = ("key", "caption")
 class Samples:
     """Samples in a fixed order; `Sample` objects are made on access.
 
-    `names` are the stores'. `columns` hold one number a sample, by field; of texts all bytes in `NAME`, and in
+    `names`: of the stores. `columns` hold one number per sample, by field; of texts all bytes in `NAME`, and in
     `NAME_end` where each ends. `rows`: which of them, in order; None for all.
     """
 

@@ -132,8 +132,8 @@ class Run:
     ) -> None:
         """Take steps to `max_steps`, with a progress bar.
 
-        `take_step` takes one step and returns numbers for the bar; `save` writes a checkpoint where it is `due`
-        after so many steps.
+        `take_step` takes one step and returns numbers for the bar; `save` writes a checkpoint; `due` says whether
+        to do so after this many steps.
 
         Raises:
             SystemExit: SIGTERM came; a checkpoint was saved.

@@ -216,7 +216,7 @@ def distances_and_gradient(perceptual: nn.Module, x: Tensor, y: Tensor, weight: 
     features to equal values, among which max-pooling sends the gradient elsewhere (st-lpips-vgg on video frames: the
     distance is off by 0.3 %, its gradient by 40 to 90 %).
 
-    `x` and `y` are as many images `N 3 H W` in [-1, 1], `weight` is a scalar.
+    `x` and `y`: equally many images `N 3 H W` in [-1, 1]; `weight`: a scalar.
     """
     at_once = max(PIXELS_AT_ONCE // x[0, 0].numel(), 1)
     distances, gradients = [], []

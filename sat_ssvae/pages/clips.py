@@ -47,8 +47,8 @@ class Film(NamedTuple):
 def film(frames: np.ndarray, *, max_width: int = 320, quality: int = 80) -> Film:
     """Frames to show.
 
-    `frames`: uint8 `T H W 3`, or a single picture `H W 3`. Wider ones than `max_width` pixels are scaled down,
-    smaller ones are left to the browser. `quality`: of the WebP, 1..100.
+    `frames`: uint8 `T H W 3`, or a single picture `H W 3`. Frames wider than `max_width` pixels are scaled
+    down; the browser enlarges smaller ones. `quality`: of the WebP, 1..100.
 
     Raises:
         ValueError: another shape or type, or too many frames for one picture.

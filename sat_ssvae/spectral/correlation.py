@@ -45,7 +45,7 @@ def local_correlation(
 ) -> LocalCorrelation:
     """Mean correlation R of neighbouring positions; differentiable, float32 whatever the input.
 
-    Of posterior means `b c t h w`. `window` (t, h, w) is cut to the latents' size where it exceeds it.
+    `latents`: posterior means `b c t h w`. `window` (t, h, w) is cut to the latents' size where it exceeds it.
     """
     with torch.autocast(latents.device.type, enabled=False):
         vectors = _unit_vectors(latents.float())
