@@ -22,7 +22,7 @@ from sat_ssvae.jobs import ray_engine
 from sat_ssvae.jobs.engines import run_locally
 from sat_ssvae.jobs.isolation import Crashed, IsolatedCalls
 from sat_ssvae.jobs.job import Item
-from sat_ssvae.jobs.ray_engine import RayEngine
+from sat_ssvae.jobs.ray_engine import run_on_ray
 from sat_ssvae.latents.shards import EncodeConfig, encode_shards
 from sat_ssvae.latents.statistics import StatsConfig, measure_stats
 
@@ -145,7 +145,7 @@ def numbers(count):
 
 def test_what_ends_every_worker_is_left_for_the_end(cluster, tmp_path):
     steps, results = [], {}
-    run = RayEngine(cluster.address).run(Squares(tmp_path, deadly=(2,)), numbers(6), steps.append)
+    run = run_on_ray(cluster.address, Squares(tmp_path, deadly=(2,)), numbers(6), steps.append)
     with pytest.raises(UserError, match=r"1 of 6 pieces ended 2 workers each \(number 2\).*all others are finished"):
         results.update((item.load, result) for item, result in run)
     assert results == {number: number**2 for number in range(6) if number != 2}
@@ -155,7 +155,7 @@ def test_what_ends_every_worker_is_left_for_the_end(cluster, tmp_path):
 
 def test_errors_of_a_worker_are_one_line(cluster, tmp_path):
     with pytest.raises(UserError, match=r"^3 is refused$"):
-        list(RayEngine(cluster.address).run(Squares(tmp_path, refused=3), numbers(5), lambda _: None))
+        list(run_on_ray(cluster.address, Squares(tmp_path, refused=3), numbers(5), lambda _: None))
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def deadly_seven(number):
 
 def test_a_poisonous_clip_costs_itself(cluster):
     items = [Item(str(start), 4, list(range(start, start + 4))) for start in (0, 4, 8)]
-    for run in (RayEngine(cluster.address).run, run_locally):
+    for run in (partial(run_on_ray, cluster.address), run_locally):
         results = {item.name: result for item, result in run(Isolating(), items, lambda _: None)}
         assert results["0"] == [0, -1, -2, -3] and results["8"] == [-8, -9, -10, -11]
         assert results["4"] == [-4, -5, -6, Crashed("the process was ended by SIGKILL, 2 times")]
@@ -209,7 +209,7 @@ def test_reading_measuring_and_encoding(cluster, tiny_shards, tmp_path, monkeypa
 def test_versions_that_differ(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "versions", partial(dict, ray_engine.versions(), av="1.0"))
     with pytest.raises(UserError, match=r"node \w+ of the cluster has av .* instead of 1\.0: install the same"):
-        list(RayEngine(cluster.address).run(Squares(tmp_path), numbers(2), lambda _: None))
+        list(run_on_ray(cluster.address, Squares(tmp_path), numbers(2), lambda _: None))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_versions_that_differ(cluster, tmp_path, monkeypatch):
 )
 def test_unreachable(address, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        list(RayEngine(address).run(Squares(tmp_path), numbers(2), lambda _: None))
+        list(run_on_ray(address, Squares(tmp_path), numbers(2), lambda _: None))
 
 
 def test_a_lost_connection_is_one_line(cluster, tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_lost_connection_is_one_line(cluster, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "nodes", nodes)
     with pytest.raises(UserError, match=r"connection to the Ray cluster was lost \(Stream removed \(104\)\); what is"):
-        list(RayEngine(cluster.address).run(Squares(tmp_path), numbers(2), lambda _: None))
+        list(run_on_ray(cluster.address, Squares(tmp_path), numbers(2), lambda _: None))
 
 
 def test_no_cluster_and_other_versions_of_ray(tmp_path, monkeypatch):
@@ -252,14 +252,14 @@ def test_no_cluster_and_other_versions_of_ray(tmp_path, monkeypatch):
 
         monkeypatch.setattr(ray, "init", init)
         with pytest.raises(UserError, match=message) as caught:
-            list(RayEngine("auto").run(Squares(tmp_path), numbers(2), lambda _: None))
+            list(run_on_ray("auto", Squares(tmp_path), numbers(2), lambda _: None))
         assert "\n" not in str(caught.value)
 
 
 def test_no_ray(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'sat-ssvae\[ray\]'"):
-        list(RayEngine(None).run(Squares(tmp_path), numbers(2), lambda _: None))
+        list(run_on_ray(None, Squares(tmp_path), numbers(2), lambda _: None))
 
 
 def test_places_follow_cores_and_gpus():

@@ -56,6 +56,6 @@ def run_job(
         if config.engine == "local":
             yield from run_locally(job, items, advance)
         else:
-            from .ray_engine import RayEngine
+            from .ray_engine import run_on_ray
 
-            yield from RayEngine(config.ray_address).run(job, items, advance)
+            yield from run_on_ray(config.ray_address, job, items, advance)

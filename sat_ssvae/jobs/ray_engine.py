@@ -37,31 +37,29 @@ _PATIENCE = 30.0  # seconds without any worker before a warning
 _CONNECT = 10.0  # seconds for an address to answer
 
 
-class RayEngine:
-    """A Ray cluster; None for the address starts one on this machine."""
+def run_on_ray(
+    address: str | None, job: Job[T, R], items: Sequence[Item[T]], advance: Advance
+) -> Iterator[tuple[Item[T], R]]:
+    """Items with their results, in the order in which they finish.
 
-    def __init__(self, address: str | None) -> None:
-        self.address = address
+    `address` is a Ray cluster's; None starts one on this machine.
 
-    def run(self, job: Job[T, R], items: Sequence[Item[T]], advance: Advance) -> Iterator[tuple[Item[T], R]]:
-        """Items with their results, in the order in which they finish.
-
-        Raises:
-            UserError: no Ray, no cluster at the address, another version on the workers, items that crashed their
-                workers, or a lost connection.
-        """
-        with _connected(self.address) as ray:
-            try:
-                yield from _Driver(ray, job, deque(items), advance).results()
-            except Exception as error:
-                # A client of a cluster (ray://) gets gRPC's own exceptions.
-                if not isinstance(error, (ConnectionError, ray.exceptions.RaySystemError, *_grpc_errors())):
-                    raise
-                reason = error.details() if hasattr(error, "details") else str(error)
-                raise UserError(
-                    f"the connection to the Ray cluster was lost ({one_line(reason)}); "
-                    "what is finished is kept, the same command continues"
-                ) from None
+    Raises:
+        UserError: no Ray, no cluster at the address, another version on the workers, items that crashed their workers,
+            or a lost connection.
+    """
+    with _connected(address) as ray:
+        try:
+            yield from _Driver(ray, job, deque(items), advance).results()
+        except Exception as error:
+            # A client of a cluster (ray://) gets gRPC's own exceptions.
+            if not isinstance(error, (ConnectionError, ray.exceptions.RaySystemError, *_grpc_errors())):
+                raise
+            reason = error.details() if hasattr(error, "details") else str(error)
+            raise UserError(
+                f"the connection to the Ray cluster was lost ({one_line(reason)}); "
+                "what is finished is kept, the same command continues"
+            ) from None
 
 
 @contextlib.contextmanager
