@@ -1,5 +1,6 @@
 """What the header says of an ordinary mp4 is what `probe` finds; anything else is left to `probe`."""
 
+import io
 import shutil
 from fractions import Fraction
 
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_ssvae.data import video_io
+from sat_ssvae.data import headers, video_io
+from sat_ssvae.data.containers import open_video
 from sat_ssvae.data.convert import PackConfig
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.headers import info_by_header
@@ -18,8 +20,9 @@ from sat_ssvae.data.pack import pack
 from sat_ssvae.data.video_io import probe
 
 
-def film(path, times=range(24), size=(48, 64), options=None, container=None, **attributes):
-    """An mp4 of these times (in twelfths of a second), with three B-frames between others."""
+def film(path, times=range(24), size=(48, 64), options=None, container=None, noise=1, **attributes):
+    """An mp4 of these times (in twelfths of a second), with three B-frames between others and random values < noise."""
+    generator = torch.Generator().manual_seed(0)
     with av.open(str(path), "w", options=container or {}) as output:
         stream = output.add_stream("libx264", rate=12, options={"bf": "3", "g": "12", **(options or {})})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -28,6 +31,7 @@ def film(path, times=range(24), size=(48, 64), options=None, container=None, **a
         for number, time in enumerate(times):
             picture = torch.full((*size, 3), 10 * number % 256, dtype=torch.uint8)
             picture[: number % size[0]] += 50
+            picture += torch.randint(noise, picture.shape, generator=generator, dtype=torch.uint8)
             frame = av.VideoFrame.from_ndarray(picture.numpy(), "rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 12)
             output.mux(stream.encode(frame))
@@ -114,3 +118,32 @@ def test_what_is_broken_is_not_copied(whole, tmp_path):
     shutil.move(film(tmp_path / "hdr.mp4", options=hdr), folder)
     report = pack(folder, tmp_path / "out", PackConfig(workers=1, captions="none"))
     assert report.samples == 1 and report.skipped["HDR"] == 1 and sum(report.skipped.values()) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x264-params": "slices=4"},
+        {"x264-params": "tff=1"},  # interlaced
+        {"coder": "0"},
+        {"bf": "0", "g": "1"},
+        {"intra-refresh": "1"},  # no key frames behind the first one
+    ],
+)
+def test_the_beginning_of_a_picture_tells_all(tmp_path, monkeypatch, options):
+    path = film(tmp_path / "a.mp4", size=(96, 128), options={"crf": "1", **options}, noise=100)
+    expected = info_without_header(path, monkeypatch)
+    assert info_by_header(path) == expected
+    with open_video(path, header_only=True) as (container, stream):
+        first = next(container.demux(stream))
+        shortened = headers._shortened(first, 4)
+    assert shortened.size < first.size / 4
+
+
+def test_a_picture_that_does_not_begin_is_refused(tmp_path):
+    """A first unit that is longer than the packet, and a slice of zeros."""
+    whole = film(tmp_path / "a.mp4").read_bytes()
+    with av.open(io.BytesIO(whole)) as container:
+        place, size = (packet := next(container.demux(video=0))).pos, packet.size
+    for junk in (b"\\xff" * 4, bytes(size)):
+        assert info_by_header(whole[:place] + junk + whole[place + len(junk) :]) is None

@@ -1,5 +1,7 @@
 """The training objective: what each setting does, and gradients against plain autograd."""
 
+import subprocess
+import sys
 from unittest.mock import patch
 
 import pytest
@@ -17,6 +19,7 @@ from sat_ssvae.spectral.masking import apply_mask, draw_mask, draw_ratios
 from sat_ssvae.spectral.rescaling import draw_factor, shrink
 from sat_ssvae.training import losses as losses_module
 from sat_ssvae.training.discriminator import AdversarialConfig, Discriminator, generator_loss
+from sat_ssvae.training.gradients import send_back
 from sat_ssvae.training.losses import Objective
 from sat_ssvae.training.objective_config import (
     LCRConfig,
@@ -26,6 +29,8 @@ from sat_ssvae.training.objective_config import (
     ScaleConfig,
 )
 from sat_ssvae.vae.posterior import Posterior
+
+from .processes import unmeasured
 
 SIZES = SSVAEConfig(
     latent_channels=6,
@@ -196,6 +201,37 @@ def test_a_step_in_pieces_has_the_gradients_of_one_graph(step, sample_by_sample,
         assert (gradient - expected[name]).norm() <= tolerance * expected[name].norm(), name
     if critic is not None:
         assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_sent_gradients_are_those_of_backward(again):
+    """Also twice through one graph, which has to be asked for."""
+    values = [torch.linspace(-1, 1, 6).reshape(2, 3).requires_grad_() for _ in range(2)]
+    outputs = [value.sin() * value for value in values]
+    gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(1 + again):
+        outputs[0].backward(gradient, retain_graph=again)
+        send_back(outputs[1], gradient, retain_graph=again)
+    assert torch.equal(values[0].grad, values[1].grad)
+    if not again:
+        with pytest.raises(RuntimeError, match="second time"):
+            send_back(outputs[1], gradient)
+
+
+def test_a_step_does_not_import_sympy():
+    """It takes a sixth of what all of a training's imports take."""
+    step = f"""
+import sys
+import torch
+from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae.training.losses import Objective
+from sat_ssvae.training.objective_config import ObjectiveConfig, ReconstructionConfig
+module = Objective(SSVAE({SIZES!r}), ObjectiveConfig(reconstruction=ReconstructionConfig(perceptual_weight=0)))
+module(torch.zeros(1, 3, 5, 16, 16), torch.Generator()).total.backward()
+print("sympy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", step], capture_output=True, text=True, check=True, env=unmeasured())
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_fixed_weight_adds_the_weighted_loss():

@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
-from sat_ssvae.data.inputs import PackItem
+from sat_ssvae.data.inputs import PackItem, pack_items
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import probe, read_clip, write_video
 from sat_ssvae.errors import UserError
@@ -116,6 +117,18 @@ def test_several_folders_and_files(tiny_videos, tmp_path, capsys):
     assert "4 samples, 4 with a caption, in 1 shards; skipped: nothing" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"gone: no such file or folder"):
         pack([tmp_path / "one", tmp_path / "gone"], tmp_path / "other", PackConfig())
+
+
+def test_a_folder_is_listed_once_for_all_files_given_by_name(tiny_videos, tmp_path, monkeypatch):
+    listed, iterdir = [], Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or iterdir(path))
+    videos = sorted(tiny_videos.glob("*.mp4"))
+    items = pack_items(videos, tmp_path / "out")
+    assert len(videos) > 1 and items == [item for video in videos for item in pack_items(video, tmp_path / "out")]
+    of_each = listed.count(tiny_videos) / (len(videos) + 1)
+    listed.clear()
+    pack_items(videos, tmp_path / "out")
+    assert listed.count(tiny_videos) == of_each
 
 
 def test_the_output_may_lie_in_the_input_or_around_it(tiny_videos, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config import find_config, load_config
 from .grammar import add_command, working_device
+from .imports import uncollected
 
 
 def add(commands: Any) -> None:
@@ -31,8 +32,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, or continue training; print where the autoencoder is."""
-    from ..distributed import initialize, rank
-    from ..training.trainer import TrainConfig, train
+    with uncollected():
+        from ..distributed import initialize, rank
+        from ..training.trainer import TrainConfig, train
 
     flags = {name: getattr(options, name) for name in ("resume_from", "freeze_encoder")}
     overrides = [*options.overrides, *(f"{name}={value}" for name, value in flags.items() if value is not None)]

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -16,6 +17,9 @@ from .containers import MAX_FPS, MAX_SECONDS, SLACK, Start, is_mov, open_video
 from .files import VideoError
 from .lengths import length_of
 from .pictures import displayed
+
+_SLICES = (1, 5)  # types of NAL units that hold pictures, of H.264
+_KEPT = 512  # bytes of a slice; its header takes some dozens
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,44 @@ def info_by_header(source: Path | bytes) -> VideoInfo | None:
 
 
 def _first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
-    """The first picture; None if it does not decode, or if pictures before it need some from before a cut."""
+    """The first picture; None if it does not decode, or if pictures before it need some from before a cut.
+
+    Of H.264 only the beginning is decoded: FFmpeg refuses what is wrong there, and fills what is missing of the rest.
+    """
     packets = container.demux(stream)
     head = list(islice(packets, 2))
     times = [math.inf if packet.pts is None else packet.pts for packet in head if packet.size]
     if not times or not head[0].is_keyframe or math.inf in times or times != sorted(times):
         return None
-    return next((frame for packet in chain(head, packets) for frame in packet.decode()), None)
+    extradata = stream.codec_context.extradata or b""
+    if stream.codec_context.name != "h264" or extradata[:1] != b"\1":  # else the units have no lengths in front
+        return next((frame for packet in chain(head, packets) for frame in packet.decode()), None)
+    stream.codec_context.options = {"ec": "0"}  # nothing is filled
+    prefix = (extradata[4] & 3) + 1
+    every = (_shortened(packet, prefix) for packet in chain(head, packets))
+    return next((frame for packet in every for frame in packet.decode()), None)
+
+
+def _shortened(packet: Packet, prefix: int) -> Packet:
+    """A packet of H.264 with the beginnings of its slices; itself if it is damaged or more than pictures.
+
+    `prefix` is the number of bytes of a unit's length, which stands in front of it.
+    """
+    if not packet.size or packet.is_discard or any(packet.iter_sidedata()):
+        return packet
+    data, units, place = memoryview(packet), bytearray(), 0
+    while place < packet.size:
+        start = place + prefix
+        length = int.from_bytes(data[place:start], "big")
+        place = start + length
+        if not length or place > packet.size:
+            return packet
+        kept = min(length, _KEPT) if data[start] & 31 in _SLICES else length
+        units += kept.to_bytes(prefix, "big") + data[start : start + kept]
+    shortened = Packet(bytes(units))
+    shortened.pts, shortened.dts, shortened.time_base = packet.pts, packet.dts, packet.time_base
+    shortened.is_keyframe, shortened.stream = packet.is_keyframe, packet.stream
+    return shortened
 
 
 def _is_plain(container: InputContainer, stream: VideoStream) -> bool:

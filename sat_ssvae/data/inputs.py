@@ -57,19 +57,28 @@ def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
         UserError: no such file or folder, a malformed CSV, a folder that is the output's, too, videos.txt and
             prompts.txt of different lengths.
     """
-    if not isinstance(inputs, Sequence):
-        if is_address(inputs):
-            return list(_items_at(inputs, output))
-        if inputs.is_dir():
-            return list(_folder_items(inputs, output))
-        if not inputs.exists():
-            raise UserError(f"{inputs}: no such file or folder")
-        if inputs.suffix.lower() in TABLE_SUFFIXES:
-            return list(_csv_items(inputs, inputs.parent))
-        return [_item(inputs, inputs.name, CaptionFinder(inputs.parent).fields(inputs))]
+    finders: dict[Path, CaptionFinder] = {}
+    every = inputs if isinstance(inputs, Sequence) else [inputs]
     return [
-        item for given in inputs for item in ([given] if isinstance(given, PackItem) else pack_items(given, output))
+        item
+        for given in every
+        for item in ([given] if isinstance(given, PackItem) else _items_of(given, output, finders))
     ]
+
+
+def _items_of(given: Path, output: Path, finders: dict[Path, CaptionFinder]) -> Iterator[PackItem]:
+    """The files of one input; `finders` are those of folders of which files were given by name."""
+    if is_address(given):
+        yield from _items_at(given, output)
+    elif given.is_dir():
+        yield from _folder_items(given, output)
+    elif not given.exists():
+        raise UserError(f"{given}: no such file or folder")
+    elif given.suffix.lower() in TABLE_SUFFIXES:
+        yield from _csv_items(given, given.parent)
+    else:
+        finder = finders.setdefault(given.parent, CaptionFinder(given.parent))
+        yield _item(given, given.name, finder.fields(given))
 
 
 def _items_at(place: Path, output: Path) -> Iterator[PackItem]:

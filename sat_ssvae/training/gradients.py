@@ -2,6 +2,7 @@
 
 total = with_gradients(module, compute)     # `compute` makes its own backward passes, one for each piece
 total.backward()                            # every parameter receives the sum, once
+send_back(output, gradient)                 # a backward pass from any tensor
 """
 
 from collections.abc import Callable
@@ -65,6 +66,25 @@ class _KnownGradients(torch.autograd.Function):
         for known in gradients:
             known.mul_(factor)
         return None, None, None, *gradients
+
+
+def send_back(output: Tensor, gradient: Tensor | None, *, retain_graph: bool = False) -> None:
+    """`output.backward(gradient)`, without sympy, which torch imports to compare their shapes."""
+    assert gradient is not None and gradient.shape == output.shape
+    _Sent.apply(output, gradient).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+
+
+class _Sent(torch.autograd.Function):
+    """A scalar whose backward pass sends a known gradient to a tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _one: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient, None
 
 
 def weight_gradient(convolution: CausalConv3d, features: Tensor, gradient: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ..vae.autoencoder import SSVAE
 from ..vae.layers import CausalConv3d
 from ..vae.posterior import Posterior
 from .discriminator import Discriminator, generator_loss
-from .gradients import balanced_weight, weight_gradient, with_gradients
+from .gradients import balanced_weight, send_back, weight_gradient, with_gradients
 from .objective_config import ObjectiveConfig
 
 LCR_LIMIT = 1e8
@@ -157,9 +157,8 @@ class Objective(nn.Module):
         else:
             error, perceptual, squared, adversarial = self._reconstruct_judged(video, seen, judge, scale)
         if latents.requires_grad:
-            latents.backward(
-                seen.grad, retain_graph=bool(self.config.scale_weight)
-            )  # to the moments and the mask token
+            # to the moments and the mask token
+            send_back(latents, seen.grad, retain_graph=bool(self.config.scale_weight))
         rescaled = self._rescale(video, sample, generator, scale) if self.config.scale_weight else video.new_zeros(())
 
         config, logvar = self.config, self.logvar.squeeze()
@@ -243,12 +242,12 @@ class Objective(nn.Module):
 
     def _backward_through_encoder(self, video: Tensor, encoded: _Encoded, gradient: Tensor) -> None:
         if not self.sample_by_sample:
-            encoded.moments.backward(gradient)
+            send_back(encoded.moments, gradient)
             return
         for part in self._parts(video):
             with self._autocast(video):
                 moments = self.vae.encoder(video[part]).float()
-            moments.backward(gradient[part])
+            send_back(moments, gradient[part])
 
     # --- decoder ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +258,7 @@ class Objective(nn.Module):
             with self._autocast(video):
                 reconstruction = self.vae.decode(latents[part])
             gradient, *compared = self._compare(reconstruction, video[part], scale / len(parts))
-            reconstruction.backward(gradient)
+            send_back(reconstruction, gradient)
             values.append(torch.stack(compared))
         error, perceptual, squared = torch.stack(values).mean(0)
         return error, perceptual, squared
@@ -292,7 +291,7 @@ class Objective(nn.Module):
         for part, (main, regularised) in zip(parts, gradients, strict=True):
             if len(parts) > 1:
                 reconstruction, _ = self._decode(latents[part])
-            reconstruction.backward(main + self.applied_adversarial_weight.to(main.dtype) * regularised)
+            send_back(reconstruction, main + self.applied_adversarial_weight.to(main.dtype) * regularised)
         self.reconstruction = torch.cat(rebuilt)
         error, perceptual, squared, adversarial = torch.stack(values).mean(0)
         return error, perceptual, squared, adversarial
@@ -308,10 +307,10 @@ class Objective(nn.Module):
                 reconstruction = self.vae.decode(latents)
             weight = config.scale_weight * self._reduction(video) / self._reduction(target) / len(parts)
             gradient, *compared = self._compare(reconstruction, target, scale * weight)
-            reconstruction.backward(gradient)
+            send_back(reconstruction, gradient)
             values.append(torch.stack(compared))
         if sample.requires_grad:
-            sample.backward(seen.grad)
+            send_back(sample, seen.grad)
         error, perceptual, _ = torch.stack(values).mean(0)
         distance = error + config.reconstruction.perceptual_weight * perceptual
         return self._reduction(video) * distance / self.logvar.detach().exp().squeeze()

@@ -1,0 +1,27 @@
+"""The imports of a command.
+
+with uncollected():
+    from ..training.trainer import train
+"""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Import torch and what needs it without the garbage collector, which looks in vain at what modules are made of.
+
+    It leaves alone what they made ever after. A process that had torch before is the caller's, and stays as it is.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
