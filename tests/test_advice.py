@@ -6,6 +6,7 @@ import re
 import pytest
 
 from sat_ssvae.comparison.answer import PRIMARY
+from sat_ssvae.comparison.provenance import Provenance
 from sat_ssvae.comparison.report.advice import (
     headline,
     leading,
@@ -15,6 +16,7 @@ from sat_ssvae.comparison.report.advice import (
     psnr_cost,
     ranking,
     speed_up_words,
+    undecided,
     with_setting,
 )
 from sat_ssvae.comparison.report.page import render
@@ -22,6 +24,7 @@ from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR, Estimate
 from sat_ssvae.comparison.verdict import judge, speed_up_text
 
 from .comparisons import SAMPLES, comparison
+from .parsed_page import Parsed
 
 FEW = SAMPLES[:2]
 
@@ -97,6 +100,43 @@ class TestHeadline:
         results = without_gain(comparison([2.6], metrics=FEW), "stock")
         assert self.headline(results) == "Take none yet: no arm can be judged."
         assert "train longer, or compress less" in render(results, judge(results))
+
+
+class TestUndecided:
+    def said(self, results):
+        return undecided(results, judge(results))
+
+    def test_seeds_that_differ_ask_for_more_seeds(self):
+        results = comparison([1.3], metrics=[PRIMARY], seeds=(0, 1), noise=0.1, width=0.001)
+        text = self.said(results)
+        assert re.match(r"Too wide to decide by the primary measure: ssvae \((0\.\d+×|up) to \d.*×\); this 95 % ", text)
+        assert text.endswith("Most of the width comes from having only 2 seeds: more narrow it.")
+        assert text in Parsed(render(results, judge(results))).text
+        assert "more seeds narrow the intervals" in advised(results).why
+
+    def test_scores_that_are_uncertain_ask_for_more_held_out_videos(self):
+        results = comparison([1.1], metrics=[PRIMARY], noise=0.0, width=0.3)
+        heldout = {f"{number}.mp4": 24 for number in range(10)}
+        results = dataclasses.replace(results, provenance=Provenance({}, heldout))
+        assert self.said(results).endswith(
+            "Most of the width comes from scoring on 240 held-out clips of 10 videos: more held-out videos narrow it."
+        )
+        assert "only more held-out videos (--data) narrow the intervals much" in advised(results).why
+
+    def test_of_several_arms_each_is_named_with_what_narrows_it(self):
+        results = comparison([1.1, 1.1], metrics=[PRIMARY], noise=0.0, width=0.3)
+        seeds, evaluation = (
+            dataclasses.replace(verdict, counted=(dataclasses.replace(verdict.counted[0], widest=source),))
+            for verdict, source in zip(judge(results), ("seeds", "evaluation"), strict=True)
+        )
+        text = undecided(results, [seeds, evaluation])
+        assert "; these 95 % intervals lie on both sides" in text
+        assert "For ssvae most of the width comes from having only 3 seeds" in text
+        assert "For lcr only most of the width comes from scoring on 240 held-out clips:" in text
+
+    @pytest.mark.parametrize("speed", [2.6, 0.4])
+    def test_what_is_decided_has_no_doubt(self, speed):
+        assert self.said(comparison([speed], metrics=FEW)) == ""
 
 
 class TestNextCommand:

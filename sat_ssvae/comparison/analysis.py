@@ -21,7 +21,7 @@ it trained, so that stalling early does not pay.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class SpeedUp:
     that both arms have. low 0 and high infinity: open, because an arm diverged, was there at its first
     evaluation, or the noise drowns the baseline's improvement. status "at least": the candidate had the score
     at its first evaluation. steps: geometric means over seeds. target: the baseline's final score, mean over
-    seeds. reason: why the status is "undefined".
+    seeds. reason: why the status is "undefined". widest: which source alone gives the wider interval.
     """
 
     metric: str
@@ -74,6 +74,7 @@ class SpeedUp:
     interval_from: IntervalSource
     floor_share: float | None
     reason: str = ""
+    widest: Literal["seeds", "evaluation", "none"] = "none"
 
     @property
     def outcome(self) -> Outcome:
@@ -110,7 +111,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp
         nothing = (None,) * 6
         return SpeedUp(metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, readings)
     reached = sum(reading.status != "not reached" for reading in readings)
-    low, high, interval_from = _interval(readings, vae_seeds, [_read_again(pairs, draw) for draw in draws])
+    ends = _intervals(readings, vae_seeds, [_read_again(pairs, draw) for draw in draws])
     value = candidate_steps = None
     if reached == len(readings):
         value = _geometric_mean([reading.ratio for reading in readings])
@@ -121,15 +122,16 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp
         candidate=candidate,
         status=_status(readings),
         value=value,
-        low=low,
-        high=high,
+        low=min((low for low, _ in ends.values()), default=None),
+        high=max((high for _, high in ends.values()), default=None),
         baseline_steps=_geometric_mean([reading.baseline_steps for reading in readings]),
         candidate_steps=candidate_steps,
         target=float(np.mean([reading.target for reading in readings])),
         seeds=len(readings),
         reached=reached,
-        interval_from=interval_from,
+        interval_from=cast(IntervalSource, " and ".join(ends) or "none"),
         floor_share=share,
+        widest=max(ends, key=lambda source: _width(*ends[source]), default="none"),
     )
 
 
@@ -185,17 +187,17 @@ def paired_difference(
     return Estimate(mean, *student_interval(difference.tolist(), videos))
 
 
-def _interval(
+def _intervals(
     readings: list[PairReading], vae_seeds: Sequence[int], redrawn: list[list[PairReading | str]]
-) -> tuple[float | None, float | None, IntervalSource]:
-    """The wider ends of the interval over seeds and the one over redrawn evaluations, of those there are."""
-    ends = []
+) -> dict[Literal["seeds", "evaluation"], tuple[float, float]]:
+    """The interval over seeds and the one over redrawn evaluations, of those there are."""
+    ends: dict[Literal["seeds", "evaluation"], tuple[float, float]] = {}
     if len(readings) > 1:
         gaps = _by_autoencoder([reading.gap for reading in readings], vae_seeds, lambda some: float(np.mean(some)))
         missed = all(math.isinf(gap) for gap in gaps) or student_interval(gaps)[0] > 0
         ranges = [reading.range(missed) for reading in readings]
         lows, highs = (_by_autoencoder([r[side] for r in ranges], vae_seeds, _geometric_mean) for side in (0, 1))
-        ends.append((_t_of_logs(lows)[0], _t_of_logs(highs)[1]))
+        ends["seeds"] = _t_of_logs(lows)[0], _t_of_logs(highs)[1]
     if redrawn:
         tail = (1 - CONFIDENCE) / 2
         gaps = [sum(0.0 if isinstance(r, str) else r.gap for r in seeds) for seeds in redrawn]
@@ -205,11 +207,8 @@ def _interval(
         lows = sorted(_geometric_mean([low for low, _ in seeds]) for seeds in known)
         highs = sorted(_geometric_mean([high for _, high in seeds]) for seeds in known)
         # Order statistics: open ends are never averaged with numbers.
-        ends.append((lows[math.floor(tail * (len(lows) - 1))], highs[math.ceil((1 - tail) * (len(highs) - 1))]))
-    if not ends:
-        return None, None, "none"
-    source: IntervalSource = "evaluation" if len(readings) == 1 else "seeds and evaluation" if redrawn else "seeds"
-    return min(low for low, _ in ends), max(high for _, high in ends), source
+        ends["evaluation"] = lows[math.floor(tail * (len(lows) - 1))], highs[math.ceil((1 - tail) * (len(highs) - 1))]
+    return ends
 
 
 def _by_autoencoder(
@@ -279,6 +278,11 @@ def _floor_share(results: ComparisonResults, metric: str) -> float | None:
             if floor is not None and math.isfinite(half) and half > 0:
                 shares.append(max(0.0, floor.value / half))
     return max(shares) if shares else None
+
+
+def _width(low: float, high: float) -> float:
+    """Of an interval of ratios, in logs."""
+    return math.log(high / low) if low > 0 and high > 0 else math.inf
 
 
 def _t_of_logs(values: list[float]) -> tuple[float, float]:

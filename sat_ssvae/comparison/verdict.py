@@ -37,6 +37,9 @@ _SILENT: tuple[Outcome, ...] = ("undefined", "no interval")
 LEAST_GAIN = 10 * math.log10(2)
 """dB of PSNR above the clip's mean colour from which a VAE is judged: half of the variance explained."""
 
+_FAR = 100.0
+"""Ratios beyond which an end of an interval is written as open."""
+
 _QUALITY = {
     "psnr": ("PSNR", " dB", 2, True),
     "ssim": ("SSIM", "", 3, True),
@@ -207,13 +210,16 @@ def speed_up_text(read: SpeedUp) -> str:
 
 
 def interval_text(read: SpeedUp) -> str:
-    """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty if there is none."""
+    """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty if there is none.
+
+    An end beyond a hundredth or a hundredfold says no more than an open one, and is written like it.
+    """
     low, high = read.low, read.high
     if low is None or high is None:
         return ""
-    if math.isinf(high):
-        return f"from {ratio(low)}" if low > 0 else "any ratio"
-    return f"{ratio(low)} to {ratio(high)}" if low > 0 else f"up to {ratio(high)}"
+    if high > _FAR:
+        return f"from {ratio(min(low, _FAR))}" if low >= 1 / _FAR else "any ratio"
+    return f"{ratio(low)} to {ratio(high)}" if low >= 1 / _FAR else f"up to {ratio(max(high, 1 / _FAR))}"
 
 
 def ratio(value: float) -> str:

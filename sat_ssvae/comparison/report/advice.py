@@ -184,6 +184,45 @@ def basis(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     return f"{text}{over}{scope}."
 
 
+def undecided(results: ComparisonResults, verdicts: Sequence[Verdict]) -> str:
+    """Which arms' intervals are too wide to decide, and what narrows them; empty where none is."""
+    found = _undecided_reads(verdicts)
+    if not found:
+        return ""
+    measure = "the primary measure" if {read.metric for read in found} == {PRIMARY} else "a measure that counts"
+    spans = ", ".join(f"{read.candidate} ({interval_text(read)})" for read in found)
+    few = "this 95 % interval lies" if len(found) == 1 else "these 95 % intervals lie"
+    text = f"Too wide to decide by {measure}: {spans}; {few} on both sides of 1× (no difference)."
+    return f"{text} {' '.join(_narrowing(results, found))}"
+
+
+def _undecided_reads(verdicts: Sequence[Verdict]) -> list[SpeedUp]:
+    """Of each undecided arm the measure that stands for it, or the first undecided one where that one is decided."""
+    of_each = [[leading(one), *one.counted] for one in verdicts if one.conclusion == "undecided"]
+    found = [next((read for read in some if read and read.outcome == "undecided"), None) for some in of_each]
+    return [read for read in found if read is not None]
+
+
+def _narrowing(results: ComparisonResults, found: Sequence[SpeedUp]) -> list[str]:
+    """A sentence for each source that most of an interval's width comes from: what makes it smaller."""
+    vaes, seeds = len(results.vae_seeds), len(results.seeds)
+    runs = f"only {vaes} autoencoders an arm" if vaes > 1 else f"only {seeds} seeds"
+    clips, videos = results.measurement.get("held-out clips"), len(results.provenance.heldout)
+    scored = f"{clips} held-out clips" if isinstance(clips, int) else "the held-out clips"
+    scored += f" of {videos} videos" if videos > 1 else ""
+    remedies = {
+        "seeds": f"comes from having {runs}: more narrow it.",
+        "evaluation": f"comes from scoring on {scored}: more held-out videos narrow it.",
+    }
+    by_source = {source: [read.candidate for read in found if read.widest == source] for source in remedies}
+    named = all(by_source.values())
+    return [
+        (f"For {', '.join(arms)} most" if named else "Most") + f" of the width {remedies[source]}"
+        for source, arms in by_source.items()
+        if arms
+    ]
+
+
 def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
     """What to run next: the first of the steps that the result calls for."""
     if "--preset smoke" in results.command:
@@ -206,7 +245,10 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
     if best.verdict is not None and best.verdict.conclusion == "faster" and isinstance(place, str):
         look = f"sat-ssvae reconstruct --checkpoint {shlex.quote(place)} --input MY_VIDEOS --output runs/look"
         return Advice(look, f"see what {best.arm} makes of your own videos before you train on its latents.")
-    return _more_seeds(results, "more seeds narrow the intervals; what has been run is used again.")
+    why = "more seeds narrow the intervals"
+    if {read.widest for read in _undecided_reads(verdicts)} == {"evaluation"}:
+        why = "more seeds tell whether other runs agree; only more held-out videos (--data) narrow the intervals much"
+    return _more_seeds(results, f"{why}. What has been run is used again.")
 
 
 def with_setting(command: str, name: str, value: str) -> str:

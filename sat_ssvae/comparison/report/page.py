@@ -48,8 +48,10 @@ from .advice import (
     speed_up_title,
     speed_up_words,
     time_words,
+    undecided,
 )
 from .clips import clip_player
+from .differences import differing_settings, plain
 from .pictures import Pictures, write_clips
 from .plots import curve_blocks, spectrum_charts
 from .speed_ups import speed_up_matrix
@@ -161,11 +163,14 @@ def _top(
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
     if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
         lead += paragraph(verdicts[0].sentences[0])
+    elif doubt := undecided(results, verdicts):
+        lead += paragraph(doubt)
     return [
         box(
             lead,
             verdict_table,
             paragraph(f"{basis(results, standings)} {_TERMS}".strip(), small=True),
+            *_differences(results, legend),
             details("In full sentences", *sentences),
             tone=tone,
         ),
@@ -177,6 +182,18 @@ def _top(
             command(advice.command),
         ),
     ]
+
+
+def _differences(results: ComparisonResults, legend: Legend) -> list[Markup]:
+    """What sets the arms apart, a line each; nothing where no settings are known."""
+    settings = differing_settings(results.arms)
+    if not settings:
+        return []
+    given = any("checkpoint" in arm.training for arm in results.arms)
+    intro = f"Settings in which the arms differ{'' if given else '; all others are the same'}."
+    if any("stages" in arm.training for arm in results.arms):
+        intro += " “Then”: in the next stage of the training. What each does is said by: sat-ssvae settings train"
+    return [paragraph(intro, small=True), facts({legend.label(name): text for name, text in settings.items()})]
 
 
 def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list[Markup | str]:
@@ -296,10 +313,10 @@ def _provenance(results: ComparisonResults) -> list[Markup]:
 
 
 def _measurement(results: ComparisonResults, legend: Legend) -> list[Markup]:
-    values = {name.replace("_", " "): _plain(value) for name, value in results.measurement.items()}
+    values = {name.replace("_", " "): plain(value) for name, value in results.measurement.items()}
     values["seeds"] = ", ".join(map(str, results.seeds))
     for group in (results.machine, results.budget):
-        values |= {name.replace("_", " "): _plain(value) for name, value in group.items()}
+        values |= {name.replace("_", " "): plain(value) for name, value in group.items()}
     minutes = results.budget.get("minutes")
     if isinstance(minutes, dict):  # by stage in the matrix
         del values["minutes"]
@@ -367,15 +384,3 @@ def _learnt_share(results: ComparisonResults, read: Sequence[SpeedUp]) -> float 
 
 def _yaml(value: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _plain(value: Any) -> str:
-    """A setting in one line: large numbers with separators, mappings as `key: value, key: value`."""
-    if isinstance(value, dict):
-        nested = any(isinstance(item, dict) for item in value.values())
-        return ("; " if nested else ", ").join(f"{key}: {_plain(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if value >= 10_000 else str(value)
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
