@@ -245,11 +245,13 @@ def test_the_command(run, videos, tmp_path, capsys, suffix):
     assert titles[:3] == sorted(best, key=best.get) and lines[-2] == f"page: {output / 'gallery.html'}"
     assert sum(tag == "img" for tag, _ in page.tags) == 3 * (2 * 3 + 2)  # two wipes with error maps, and two alone
     assert "stock lowers the mean PSNR from" in page.text or "stock raises the mean PSNR from" in page.text
+    alone = sum(one["scores"][ROUND_TRIP]["psnr"] for one in document["videos"]) / 3
+    assert f"; its autoencoder alone makes it {alone:.2f} dB." in page.text
     assert sum(words == "error of strength 0.5" for words in page.words) == 3
     with Image.open(picture) as image:
         assert image.width > 5 * 160 and image.height > 3 * 160
-    alone = [*arguments[:-1], str(tmp_path / "plain")]
-    assert main(alone) == 0 and "no originals, so no scores" in capsys.readouterr().out
+    unscored = [*arguments[:-1], str(tmp_path / "plain")]
+    assert main(unscored) == 0 and "no originals, so no scores" in capsys.readouterr().out
     plain = Parsed((tmp_path / "plain" / "gallery.html").read_text())
     assert "without originals there is nothing to score" in plain.text and "in no order, all 3." in plain.text
     assert "error of" not in plain.text and sum(tag == "img" for tag, _ in plain.tags) == 3 * 3

@@ -138,20 +138,21 @@ def _clips(exhibit: "Exhibit", video: "RestoredVideo", config: "RestoreConfig") 
 
 
 def _meaning(videos: list["RestoredVideo"], config: "RestoreConfig", arm: str) -> str:
-    """How much the best strength improves the videos."""
-    from ..evaluation.restore import INPUT, strength_name
+    """How much the best strength improves the videos, and the autoencoder without the transformer."""
+    from ..evaluation.restore import INPUT, ROUND_TRIP, strength_name
 
     scored = [video for video in videos if video.scores]
     if not scored:
         return f"{len(videos):,} videos restored by {arm}; without originals there is nothing to score."
     means = {
         view: sum(video.scores[view]["psnr"] for video in scored) / len(scored)
-        for view in (INPUT, *map(strength_name, config.strengths))
+        for view in (INPUT, ROUND_TRIP, *map(strength_name, config.strengths))
     }
-    before = means.pop(INPUT)
+    before, alone = means.pop(INPUT), means.pop(ROUND_TRIP)
     best = max(means, key=lambda view: means[view])
     verb = "raises" if means[best] > before else "lowers"
-    return f"{arm} {verb} the mean PSNR from {before:.2f} dB to {means[best]:.2f} dB ({best}, {len(scored):,} videos)."
+    change = f"from {before:.2f} dB to {means[best]:.2f} dB ({best}, {len(scored):,} videos)"
+    return f"{arm} {verb} the mean PSNR {change}; its autoencoder alone makes it {alone:.2f} dB."
 
 
 def _degraded_how(config: "RestoreConfig", original: Path | None) -> str:
