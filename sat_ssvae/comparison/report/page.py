@@ -192,7 +192,8 @@ def _differences(results: ComparisonResults, legend: Legend) -> list[Markup]:
     given = any("checkpoint" in arm.training for arm in results.arms)
     intro = f"Settings in which the arms differ{'' if given else '; all others are the same'}."
     if any("stages" in arm.training for arm in results.arms):
-        intro += " “Then”: in the next stage of the training. What each does is said by: sat-ssvae settings train"
+        stages = " “Then”: in the next stage of the training." * any(" then " in text for text in settings.values())
+        intro += f"{stages} What each does is said by: sat-ssvae settings train"
     return [paragraph(intro, small=True), facts({legend.label(name): text for name, text in settings.items()})]
 
 
