@@ -20,7 +20,7 @@ it trained, so that stalling early does not pay.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -44,6 +44,7 @@ _Pair = tuple[list[CurvePoint], list[CurvePoint]]
 _Scores = tuple[list[float], list[float]]
 
 IntervalSource = Literal["seeds and evaluation", "seeds", "evaluation", "none"]
+Source = Literal["seeds", "evaluation"]
 Outcome = Literal["faster", "slower", "equal", "undecided", "no interval", "undefined"]
 
 
@@ -74,7 +75,7 @@ class SpeedUp:
     interval_from: IntervalSource
     floor_share: float | None
     reason: str = ""
-    widest: Literal["seeds", "evaluation", "none"] = "none"
+    widest: Source | Literal["none"] = "none"
 
     @property
     def outcome(self) -> Outcome:
@@ -131,7 +132,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp
         reached=reached,
         interval_from=cast(IntervalSource, " and ".join(ends) or "none"),
         floor_share=share,
-        widest=max(ends, key=lambda source: _width(*ends[source]), default="none"),
+        widest=_widest(ends),
     )
 
 
@@ -189,9 +190,9 @@ def paired_difference(
 
 def _intervals(
     readings: list[PairReading], vae_seeds: Sequence[int], redrawn: list[list[PairReading | str]]
-) -> dict[Literal["seeds", "evaluation"], tuple[float, float]]:
+) -> dict[Source, tuple[float, float]]:
     """The interval over seeds and the one over redrawn evaluations, of those there are."""
-    ends: dict[Literal["seeds", "evaluation"], tuple[float, float]] = {}
+    ends: dict[Source, tuple[float, float]] = {}
     if len(readings) > 1:
         gaps = _by_autoencoder([reading.gap for reading in readings], vae_seeds, lambda some: float(np.mean(some)))
         missed = all(math.isinf(gap) for gap in gaps) or student_interval(gaps)[0] > 0
@@ -280,9 +281,12 @@ def _floor_share(results: ComparisonResults, metric: str) -> float | None:
     return max(shares) if shares else None
 
 
-def _width(low: float, high: float) -> float:
-    """Of an interval of ratios, in logs."""
-    return math.log(high / low) if low > 0 and high > 0 else math.inf
+def _widest(ends: Mapping[Source, tuple[float, float]]) -> Source | Literal["none"]:
+    """Which interval of ratios is the widest, in logs."""
+    if not ends:
+        return "none"
+    widths = {source: math.log(high / low) if low > 0 else math.inf for source, (low, high) in ends.items()}
+    return max(ends, key=lambda source: widths[source])
 
 
 def _t_of_logs(values: list[float]) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def _settings(arm: ArmResult) -> dict[str, str]:
 
 def _leaves(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Values by dotted key. A mapping whose keys are no names, such as a table of mask ratios, is one value."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value and all(str(name).isidentifier() for name in value):
             found |= _leaves(value, f"{before}{key}.")
