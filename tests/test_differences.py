@@ -69,4 +69,4 @@ def test_the_top_of_the_report_says_it():
     text = Parsed(render(results, judge(results))).text
     assert "Settings in which the arms differ; all others are the same." in text
     assert "stock lcr_weight 0, lmr_mask_ratio 0 ssvae lcr_weight 0.05, lmr_mask_ratio 0.2" in text
-    assert text.index("lcr_weight 0.05") < text.index("Run next")
+    assert text.index("Run next") < text.index("lcr_weight 0.05") < text.index("Arms and measures")

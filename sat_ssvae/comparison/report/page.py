@@ -151,7 +151,7 @@ def _subtitle(results: ComparisonResults, legend: Legend) -> Markup:
 def _top(
     results: ComparisonResults, verdicts: Sequence[Verdict], standings: Sequence[Standing], legend: Legend
 ) -> list[Markup]:
-    """The answer, a line with a badge for each arm, the warnings, and what to run next."""
+    """The answer, a line with a badge for each arm, the warnings, what to run next, and what sets the arms apart."""
     best = standings[0]
     advice = next_command(results, verdicts, best)
     lines = [_arm_line(results, one, legend) for one in standings]
@@ -170,7 +170,6 @@ def _top(
             lead,
             verdict_table,
             paragraph(f"{basis(results, standings)} {_TERMS}".strip(), small=True),
-            *_differences(results, legend),
             details("In full sentences", *sentences),
             tone=tone,
         ),
@@ -181,20 +180,21 @@ def _top(
             ),
             command(advice.command),
         ),
+        *_differences(results, legend),
     ]
 
 
 def _differences(results: ComparisonResults, legend: Legend) -> list[Markup]:
-    """What sets the arms apart, a line each; nothing where no settings are known."""
+    """A box with what sets the arms apart, a line each; nothing where no settings are known."""
     settings = differing_settings(results.arms)
     if not settings:
         return []
     given = any("checkpoint" in arm.training for arm in results.arms)
-    intro = f"Settings in which the arms differ{'' if given else '; all others are the same'}."
+    intro = Markup("<b>Settings in which the arms differ</b>") + ("." if given else "; all others are the same.")
     if any("stages" in arm.training for arm in results.arms):
         stages = " “Then”: in the next stage of the training." * any(" then " in text for text in settings.values())
         intro += f"{stages} What each does is said by: sat-ssvae settings train"
-    return [paragraph(intro, small=True), facts({legend.label(name): text for name, text in settings.items()})]
+    return [box(paragraph(intro, small=True), facts({legend.label(name): text for name, text in settings.items()}))]
 
 
 def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list[Markup | str]:
