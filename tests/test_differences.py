@@ -67,6 +67,6 @@ def test_the_top_of_the_report_says_it():
     described = arms((VAE, stages(0.0)), (VAE, stages(0.2, lcr=0.05)))
     results = dataclasses.replace(results, arms=tuple(described))
     text = Parsed(render(results, judge(results))).text
-    assert "Settings in which the arms differ; all others are the same." in text
+    assert "Settings in which the arms differ" in text and "; all others are the same." in text
     assert "stock lcr_weight 0, lmr_mask_ratio 0 ssvae lcr_weight 0.05, lmr_mask_ratio 0.2" in text
     assert text.index("Run next") < text.index("lcr_weight 0.05") < text.index("Arms and measures")
