@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Import torch and what needs it without the garbage collector, which looks in vain at what modules are made of.
+    """Import torch and what needs it without the garbage collector, which would find nothing to collect in modules.
 
-    It leaves alone what they made ever after. A process that had torch before is the caller's, and stays as it is.
+    It ignores what they created from then on. A process that already had torch is the caller's, and stays as it is.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

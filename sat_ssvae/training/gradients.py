@@ -71,7 +71,7 @@ class _KnownGradients(torch.autograd.Function):
 def send_back(output: Tensor, gradient: Tensor | None, *, retain_graph: bool = False) -> None:
     """`output.backward(gradient)`, without sympy, which torch imports to compare their shapes."""
     assert gradient is not None and gradient.shape == output.shape
-    _Sent.apply(output, gradient).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+    _Sent.apply(output, gradient).backward(retain_graph=retain_graph)
 
 
 class _Sent(torch.autograd.Function):
