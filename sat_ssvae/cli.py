@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(words)
     setup_logging(options.verbose)
-    options.command_line = shlex.join(["sat-ssvae", *words])
+    options.command_line = shlex.join(["sat-ssvae", *map(_without_key, words)])
     try:
         options.run(options)
         atexit.register(distributed.leave)
@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _end(parser, error, 2, f"error: {where}{error.strerror}\n")
     return 0
+
+
+def _without_key(word: str) -> str:
+    """A word of the command line as pages show it, which people send to each other."""
+    return "api_key=..." if word.lstrip("-").startswith("api_key=") else word
 
 
 def _end(parser: Parser, error: BaseException, status: int, message: str) -> NoReturn:

@@ -7,7 +7,7 @@
 # The machine needs PyTorch, pytest and hypothesis, and no network. Beside what constraints.txt brings along with them:
 #   av deepspeed diffusers omegaconf antlr4-python3-runtime pydantic pydantic-core annotated-types typing-inspection
 #   webdataset braceexpand tensorboardX hjson imageio einops safetensors scipy filelock tqdm pytorch-msssim
-#   importlib-metadata beartype (the last for --published alone)
+#   universal_pathlib pathlib_abc importlib-metadata beartype (the last for --published alone)
 # as wheels (`pip wheel --no-deps -c constraints.txt -w WHEELS NAMES` where there is a network; deepspeed and antlr4
 # come as source), installed with `python3 -m pip install --no-index --no-deps --target SITE WHEELS/*.whl` and found by
 # PYTHONPATH=SITE. The weights of the perceptual network come from the network or the cache of sat-ssvae; without them

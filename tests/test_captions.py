@@ -69,6 +69,18 @@ LAYOUTS = {
     },
     "names and captions": {"list.csv": "name,caption\na.mp4,a cat\n"},
     "clips and sentences": {"list.csv": 'clip_path,sentence\na.mp4,"a cat"\n'},
+    "a CSV file of Excel": {"list.csv": "\ufeffsep=;\r\npath;caption\r\na.mp4;a cat\r\n"},
+    "a CSV file of Excel, UTF-16": {"list.csv": "sep=\t\npath\tcaption\na.mp4\ta cat".encode("utf-16")},
+    "a CSV file of ids": {"list.csv": "id,caption\nb,a dog\na,a cat\n"},
+    "a CSV file of ids with suffixes": {"list.csv": "clipID,caption\na.mp4,a cat\n"},
+    "a CSV file of keys": {"list.csv": "uid,license,text\na,x,a cat\n"},
+    "a CSV file with commas at the ends": {"list.csv": "path,caption\na.mp4,a cat,\n"},
+    "columns in words": {"list.csv": "File Name,Video Caption\na.mp4,a cat\n"},
+    "keys in camel case": {"list.jsonl": '{"videoPath": "a.mp4", "denseCaption": "a cat"}\n{"videoPath": "b.mp4"}\n'},
+    "a prompt, and what it is not": {"a.json": '{"negative_prompt": "blurry", "text_prompt": "a cat"}'},
+    "ndjson": {"list.ndjson": '{"media_path": "a.mp4", "caption": "a cat"}\r\n{"media_path": "b.mp4"}\r\n'},
+    "COCO": {"list.jsonl": '{"id": "a", "image_id": 7, "caption": "a dog"}\n{"path": "a.mp4", "caption": "a cat"}'},
+    "two lists with empty lines": {"videos.txt": "a.mp4\r\n", "prompts.txt": "a cat\r\n\r\n\r\n"},
     "two lists of finetrainers": {"videos.txt": "a.mp4\n", "captions.txt": "a cat\n"},
     "two lists": {"videos.txt": "b.mp4\na.mp4\n", "prompts.txt": "a dog\na cat\n"},
     "two lists, of Windows": {"videos.txt": "a.mp4\r\nb.mp4", "prompts.txt": "\ufeffa cat\r\na dog\r\n"},
@@ -169,6 +181,20 @@ def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):
 def test_a_table_that_cannot_be_read_gives_nothing(tmp_path, content):
     write(tmp_path, {"a.mp4": b"", "metadata.json": content, "b.csv": f"path,caption\na.mp4,{'x' * 200_000}\n"})
     assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+
+
+@pytest.mark.parametrize("table", ["a.mp4,a cat\nb.mp4,a dog\n", "clip number,caption\na.mp4,a cat\n"])
+def test_a_table_that_names_no_videos_says_so(tmp_path, caplog, table):
+    write(tmp_path, {"a.mp4": b"", "b.mp4": b"", "list.csv": table, "scores.csv": "name,score\na.mp4,3\n"})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "b.mp4") == ""
+    (warning,) = caplog.messages
+    columns = table.partition("\n")[0].replace(",", ", ")
+    assert warning.endswith(f"none of its columns is `path` or `video_id`: {columns}")
+
+
+def test_a_meta_file_is_no_table_of_videos(tmp_path):
+    write(tmp_path, {"00000001.mp4": b"", "clips-000000.meta.jsonl": json.dumps(meta("00000001", caption="another"))})
+    assert CaptionFinder(tmp_path).fields(tmp_path / "00000001.mp4") == {}
 
 
 def test_no_caption_at_all_is_refused(tmp_path, tiny_video, caplog):

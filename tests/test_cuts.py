@@ -221,17 +221,28 @@ def test_pictures_before_the_first_key_frame_that_decode_are_the_beginning(leadi
 
 
 @pytest.mark.parametrize("second", ["a", "long", "late"])
-@pytest.mark.parametrize("suffix", [".ts", ".m2ts", ".mkv"])
-def test_joined_files_say_so(tmp_path, second, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".ts", "libx264"), (".m2ts", "libx264"), (".mkv", "libx264"), (".webm", "libvpx")]
+)
+def test_joined_files_say_so(tmp_path, second, suffix, codec):
     """`cat a.ts b.ts > joined.ts`: times begin anew in the middle, or go on much later."""
-    if suffix == ".mkv" and second == "late":
-        return
-    first = record(tmp_path / f"first{suffix}", 30, 24)
+    first = record(tmp_path / f"first{suffix}", 30, 24, codec)
     count, start = {"a": (30, 0), "long": (50, 0), "late": (30, 500)}[second]
     joined = tmp_path / f"joined{suffix}"
-    joined.write_bytes(first.read_bytes() + record(tmp_path / f"second{suffix}", count, 24, start=start).read_bytes())
-    readers = [lambda: list(read_frames(joined))] + ([lambda: probe(joined)] if suffix != ".mkv" else [])
+    joined.write_bytes(
+        first.read_bytes() + record(tmp_path / f"second{suffix}", count, 24, codec, start=start).read_bytes()
+    )
+    readers = [lambda: probe(joined)]
+    if second != "late" or suffix not in (".mkv", ".webm"):  # in which one may pause as long as one likes
+        readers.append(lambda: list(read_frames(joined)))
     for read in readers:
         with pytest.raises(VideoError, match=r"joined\S+: joined of parts with times of their own") as raised:
             read()
         assert raised.value.cause == "several clocks"
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".ts", "libx264"), (".mpg", "mpeg2video"), (".mkv", "libx264")])
+def test_a_single_picture_has_the_rate_of_pictures(tmp_path, suffix, codec):
+    """FFmpeg guesses 50 per second, those of fields."""
+    info = probe(record(tmp_path / f"one{suffix}", 1, 25, codec))
+    assert (info.frames, info.fps, info.duration) == (1, 25, 1 / 25)

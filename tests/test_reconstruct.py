@@ -167,6 +167,7 @@ def test_folders_and_shards_and_what_is_none(two_videos, tiny_shards, tmp_path):
     report = reconstruct(tiny_vae(), tmp_path / "in", tmp_path / "out", config(), CPU)
     assert [clip.name for clip in report.clips] == ["bars0", "deeper/bars1"]
     assert {skip.source: skip.cause for skip in report.skipped} == {"broken": "not a video", "picture.png": "an image"}
+    assert "an image, not a video" in [skip.detail for skip in report.skipped]
     assert (tmp_path / "out" / "deeper" / "bars1.mp4").is_file() and not (tmp_path / "out" / "broken.mp4").exists()
     items = list(list_items(tiny_shards, skipped))
     assert len(items) == 5 and all(isinstance(item.source, bytes) for item in items) and skipped == []

@@ -89,8 +89,13 @@ def test_a_key_is_sent_and_never_shown(judge, gray, capsys, monkeypatch):
     assert main(["reward", "--video_dir", str(gray), f"url={judge.url}", "api_key=4711"]) == 0
     assert {request["key"] for request in judge.requests} == {"Bearer 4711"}
     assert "4711" not in "".join(capsys.readouterr())
-    written = [path.read_text() for path in gray.iterdir() if path.suffix in (".json", ".jsonl", ".csv")]
-    assert len(written) == 4 and not any("4711" in text or "secret-words" in text for text in written)
+    assert main(["reward", "--video_dir", str(gray), "--against", str(gray), "api_key=secret-words"]) == 0
+    written = {path.name: path.read_text() for path in gray.iterdir() if path.suffix not in (".mp4", ".txt")}
+    assert len(written) == 8 and not any("secret-words" in text for text in written.values())
+    assert (
+        "api_key=..." in written["unified_reward_v2.html"] and "api_key=..." in written["unified_reward_v2_pairs.html"]
+    )
+    assert not any("4711" in text for name, text in written.items() if not name.endswith(".html"))  # base64
     with pytest.raises(UserError, match="holds a character that no key has") as refused:
         score(gray, config(judge, api_key="sécret"))
     assert "sécret" not in str(refused.value)

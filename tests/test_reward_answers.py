@@ -255,6 +255,20 @@ def test_a_message_that_is_cut_short_shows_no_part_of_the_key(judge, gray):
     assert len(scored.failures) == 5 and "sk-" not in str(scored.failures)
 
 
+def test_an_answer_that_repeats_the_key_is_read_and_kept_without_it(judge, gray, caplog):
+    key = "sk-a-secret-of-many-letters"
+    caplog.set_level("DEBUG", "sat_ssvae")
+    thoughts = {"message": {"content": f"Authorization: Bearer {key}\nRATING"}}
+    spoilt = [{"message": {"content": f"{'x' * place} {key} is no rating"}} for place in (0, 60, 70)]
+    judge.plan([{"choice": choice} for choice in (thoughts, *spoilt)])
+    scored = score(gray, config(judge, batch_size=1, retries=0, api_key=key))
+    assert len(scored.rated) == 2 and len(scored.failures) == 3
+    assert "Bearer ***" in (gray / "out.jsonl").read_text()
+    assert "sk-" not in (gray / "out.jsonl").read_text() + str(scored) + caplog.text
+    (gray / "out.jsonl").unlink()
+    assert ratings(score(gray, config(judge, api_key="5"))) == ratings(score(gray, config(judge))), "not a rating's 5"
+
+
 def test_a_redirection_is_named_where_it_fails(judge, gray):
     settings = config(judge, batch_size=1, retries=0)
     judge.plan([http("", "301 Moved Permanently", "Location: /login?token=s3cret")])

@@ -62,6 +62,39 @@ def test_weights_of_a_variant_alone(tmp_path):
     assert open_autoencoder(f"diffusers:{tmp_path / 'sharded'}").latent_channels == 4
 
 
+@pytest.mark.parametrize("save", [{"safe_serialization": False}, {}, {"max_shard_size": "20KB"}])
+def test_the_finest_weights_of_a_folder_are_read(tmp_path, save):
+    def first(model):
+        return next(model.parameters()).flatten()[0].item()
+
+    model = foreign_models.dc()
+    kept = {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}
+    for variant, dtype in kept.items():
+        foreign_models.dc().to(dtype).save_pretrained(tmp_path, variant=variant, **save)
+        found = first(open_autoencoder(f"diffusers:{tmp_path}"))
+        assert found == torch.tensor(first(model)).to(dtype).item(), variant
+    assert len({torch.tensor(first(model)).to(dtype).item() for dtype in kept.values()}) == 3
+
+
+def test_statistics_are_measured_of_an_ssvae_only(folders, capsys):
+    with pytest.raises(SystemExit):
+        main(["stats", f"wan2.1:{folders / 'wan2.1'}", "--data", "videos"])
+    assert "wan2.1: statistics are measured of an SSVAE only" in capsys.readouterr().err
+
+
+def test_an_ssvae_or_a_file_that_is_given_with_a_kind(tmp_path):
+    tiny_vae().save_pretrained(tmp_path)
+    for place, message in (
+        (tmp_path, "names no class of diffusers; an SSVAE is given by its path alone"),
+        (
+            tmp_path / "model.safetensors",
+            "a file; expected the folder that diffusers wrote",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_autoencoder(f"wan2.1:{place}")
+
+
 @torch.no_grad()
 def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
     foreign_models.ltx().to(torch.bfloat16).save_pretrained(tmp_path)

@@ -76,7 +76,9 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     import diffusers
 
     subfolder, config = _find_config(place)
-    name, residual = str(config.get("_class_name")), bool(config.get("is_residual"))
+    if "_class_name" not in config:
+        raise UserError(f"{place}: its config.json names no class of diffusers; an SSVAE is given by its path alone")
+    name, residual = str(config["_class_name"]), bool(config.get("is_residual"))
     wanted = KINDS[kind]
     if (wanted.class_name or name) != name or wanted.residual not in (None, residual):
         raise UserError(f"{place}: holds a{' residual' * residual} {name}, which is not {kind}; try diffusers:{place}")
@@ -99,6 +101,8 @@ def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
     """Where the autoencoder is in `place`, "vae" in a pipeline's folder, and its configuration."""
     from diffusers import AutoencoderKL
 
+    if Path(place).is_file():
+        raise UserError(f"{place}: a file; expected the folder that diffusers wrote, of config.json and weights")
     subfolders: tuple[str | None, ...] = ("vae", None)
     if Path(place).is_dir():
         subfolders = ("vae",) if (Path(place) / "vae" / "config.json").is_file() else (None,)
@@ -127,7 +131,7 @@ def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
 
 
 def _variant(folder: Path) -> str | None:
-    """The variant, such as fp16, of a local folder that has weights of a variant alone."""
-    names = [re.sub(r"-\d+-of-\d+", "", path.name) for path in folder.glob("diffusion_pytorch_model*.safetensors")]
-    variants = {name.split(".")[1] for name in names}
-    return variants.pop() if len(variants) == 1 and "safetensors" not in variants else None
+    """The variant, such as fp16, of a local folder that has weights of variants alone; of several, the finest."""
+    files = [path for path in folder.glob("diffusion_pytorch_model*") if path.suffix in (".safetensors", ".bin")]
+    variants = {re.sub(r"-\d+-of-\d+", "", path.name).split(".")[1] for path in files}
+    return None if variants & {"safetensors", "bin"} else max(variants, default=None)  # fp32, fp16, bf16

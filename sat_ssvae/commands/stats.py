@@ -27,11 +27,16 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, write latent_stats.json, print the range."""
+    from ..autoencoders.specification import KINDS
     from ..errors import UserError
     from ..latents.statistics import StatsConfig, measure_stats
     from ..vae.autoencoder import SSVAE
     from ..vae.checkpoint import STATISTICS_NAME, write_stats
 
+    if str(options.checkpoint).partition(":")[0] in KINDS:
+        raise UserError(
+            f"{options.checkpoint}: statistics are measured of an SSVAE only; diffusers' classes have theirs"
+        )
     if not options.checkpoint.is_dir():
         raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
     config = load_config(StatsConfig, None, options.overrides, replace={"data": {"path": options.data}})

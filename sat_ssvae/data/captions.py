@@ -5,7 +5,7 @@
 
 In this order: NAME.txt (or .caption, .text, .prompt) and NAME.json beside NAME.mp4; the same in labels/, captions/ or
 the like beside the video or its folder videos/, as CogVideoX has it; a table in the video's folder or one above it: a
-JSON, JSON lines, CSV or TSV file with paths (or WebVid's videoid and name), or videos.txt with prompts.txt line by
+JSON, JSON lines, CSV or TSV file with paths or names (such as WebVid's videoid), or videos.txt with prompts.txt line by
 line. Whatever else a table or JSON file says becomes fields for `data.filters`.
 """
 
@@ -21,7 +21,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,8 +43,8 @@ PATH_KEYS: tuple[str, ...] = (
     "video_name",
     "video_file",
 )
-PATH_KEYS += ("file_path", "filepath", "clip", "clip_path")
-ID_KEYS = ("videoid", "video_id")
+PATH_KEYS += ("file_path", "filepath", "clip", "clip_path", "media", "media_path", "relative_path", "fname")
+ID_KEYS = ("videoid", "video_id", "clip_id", "sample_id", "uid", "uuid", "vid", "key")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
 _SIDECARS = frozenset({"json", *TEXT_SUFFIXES})
@@ -52,11 +53,14 @@ VIDEO_FOLDERS = ("videos", "video")
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})
 """Fields that are not taken from a table, because a video's own values go under these names."""
+_LIKE_CAPTION = re.compile(r"(?!neg|system).*(caption|prompt)s?")
+"""Such as `video_caption` and `text_prompt`, which count where there is none of CAPTION_KEYS."""
 WHERE = (
     "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, videos.txt with prompts.txt, a "
     "JSON, JSON lines, CSV or TSV file of paths and captions)"
 )
 """For messages."""
+_SHOWN = 200  # characters of the columns' names in a message
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -64,6 +68,17 @@ _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), 
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC): macOS writes accents apart, other systems and editors do not."""
     return unicodedata.normalize("NFC", name)
+
+
+_KNOWN_KEYS = dict.fromkeys((*CAPTION_KEYS, *PATH_KEYS, *ID_KEYS, "name", *MEASURED))
+_SPELT = {name.replace("_", ""): name for name in _KNOWN_KEYS}
+
+
+@lru_cache(4096)
+def known_key(key: str) -> str:
+    """The key that is known here, for another spelling such as `File Name` or `videoPath`; others as they are."""
+    lower = key.strip().lower()
+    return lower if lower in _KNOWN_KEYS else _SPELT.get(re.sub(r"[\W_]", "", lower), key.strip())
 
 
 def text_of(data: bytes) -> str:
@@ -90,8 +105,9 @@ def caption_in(content: object, depth: int = 3) -> str:
     if depth and isinstance(content, list):
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
-        lower = {str(key).lower(): value for key, value in content.items()}
-        values = (lower.get(key) for key in CAPTION_KEYS)
+        known = {known_key(str(key)): value for key, value in content.items()}
+        values = [known.get(key) for key in CAPTION_KEYS]
+        values += [value for key, value in known.items() if _LIKE_CAPTION.fullmatch(key.lower())]
         return next(filter(None, (caption_in(_in_english(value), depth - 1) for value in values)), "")
     return ""
 
@@ -107,7 +123,7 @@ def fields_in(content: object) -> Fields:
         fields = {
             str(name): value
             for name, value in content.items()
-            if str(name).lower() not in {*MEASURED, *CAPTION_KEYS, *PATH_KEYS} and _is_plain(value)
+            if known_key(str(name)) not in {*MEASURED, *CAPTION_KEYS, *PATH_KEYS} and _is_plain(value)
         }
     return with_caption(fields, caption_in(content))
 
@@ -133,18 +149,27 @@ def csv_value(text: str) -> str | float | bool:
 
 
 def csv_fields(row: Mapping[str, str | None]) -> Fields:
-    """The non-empty cells of a row; known column names become lower case."""
+    """The non-empty cells of a row, under known names where a column's name is another spelling of one."""
     texts = {*CAPTION_KEYS, *PATH_KEYS, *ID_KEYS, "name"}
-    known = {*texts, *MEASURED}
-    names = {name: name.strip().lower() if name.strip().lower() in known else name.strip() for name in row}
-    return {names[name]: text if names[name] in texts else csv_value(text) for name, text in row.items() if text}
+    cells = ((known_key(name), text) for name, text in row.items() if text and name is not None)
+    return {name: text if name in texts else csv_value(text) for name, text in cells}
 
 
 def table_rows(file: TextIO) -> "csv.DictReader[str]":
-    """The rows of an opened CSV or TSV file, whose cells commas, semicolons, tabs or bars separate."""
+    """The rows of an opened CSV or TSV file, whose cells commas, semicolons, tabs or bars separate.
+
+    A first line `sep=;`, by which Excel is told of the separator, is none of them.
+    """
     head = file.readline()
+    if told := re.fullmatch(r'"?sep=(.)"?\s*', head):
+        return csv.DictReader(file, delimiter=told[1], skipinitialspace=True)
     file.seek(0)
     return csv.DictReader(file, delimiter=max(",;\t|", key=head.count), skipinitialspace=True)
+
+
+def has_too_many(row: Mapping[Any, Any]) -> bool:
+    """Whether a row of `table_rows` has more values than columns; empty ones behind a last comma do not count."""
+    return any(row.get(None) or ())
 
 
 class CaptionFinder:
@@ -259,8 +284,8 @@ class _Table:
         return {}
 
 
-_OF_OURS = re.compile(r"(unified_reward_v\d|reconstruction\.|restoration\.|score\.|skipped)")
-"""Beginnings of the names of tables that our own commands write beside videos."""
+_OF_OURS = re.compile(r"(unified_reward_v\d|reconstruction\.|restoration\.|score\.|skipped|.*\.meta\.jsonl)")
+"""Beginnings of the names of tables that our own commands write beside videos or shards."""
 
 
 def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
@@ -270,7 +295,8 @@ def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[_Table]:
     prompts = next((path for name in names if (path := folder / name).is_file()), None)
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
     alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
-    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = dict.fromkeys((".jsonl", ".json"), _json_rows)
+    suffixes = (".jsonl", ".ndjson", ".json")
+    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = dict.fromkeys(suffixes, _json_rows)
     kinds |= dict.fromkeys(TABLE_SUFFIXES, _csv_rows)
     tables = [path for path in files if path.suffix.lower() in kinds and not _OF_OURS.match(path.name)]
     for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
@@ -302,31 +328,48 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
-    broken = 0
+    broken, rows = 0, []
     for line in text.split("\n"):
         try:
-            row = json.loads(line) if line.strip() else {}
+            rows.append(json.loads(line) if line.strip() else {})
         except (ValueError, RecursionError):
             broken += 1
-            continue
-        yield from _row(row)
+    yield from _with_paths(path, rows)
     if broken:
         logger.warning("%s: %d lines are not JSON, they give no captions", path, broken)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
-    broken = 0
-    for row in table_rows(io.StringIO(decoded_text(path.read_bytes()), newline="")):
-        if None in row:  # a caption with a comma and no quotes
-            broken += 1
-        else:
-            yield from _row(csv_fields(row))
-    if broken:
+    rows = list(table_rows(io.StringIO(decoded_text(path.read_bytes()), newline="")))
+    whole = [row for row in rows if not has_too_many(row)]
+    yield from _with_paths(path, [csv_fields(row) for row in whole])
+    if broken := len(rows) - len(whole):  # a caption with a comma and no quotes
         logger.warning("%s: %d lines have more values than columns, they give no captions", path, broken)
+
+
+def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]:
+    """The rows of a table that name a video; a warning where all lack that."""
+    named = [pair for row in rows for pair in _row(row)]
+    unnamed = next((row for row in rows if isinstance(row, dict) and (caption_in(row) or _is_headless(row))), None)
+    if unnamed and not named:
+        columns = ", ".join(map(str, unnamed))
+        logger.warning(
+            "%s: no captions from it, none of its columns is `path` or `video_id`: %s", path, columns[:_SHOWN]
+        )
+    yield from named
+
+
+def _is_headless(row: Mapping[Any, Any]) -> bool:
+    """Whether a CSV file has no line of names, but one of a file where that should be."""
+    return any(re.fullmatch(r"\S*\.(?=\w*[A-Za-z])\w{2,4}", str(key)) for key in row)
 
 
 def _paired_lines(videos: Path, prompts: Path) -> Iterator[tuple[str, Fields]]:
     names, captions = (_lines(path) for path in (videos, prompts))
+    while names and not names[-1] and len(names) > len(captions):
+        names.pop()
+    while captions and not captions[-1] and len(captions) > len(names):
+        captions.pop()
     if len(names) != len(captions):
         raise UserError(
             f"{videos} has {len(names)} lines and {prompts.name} {len(captions)}: line N of one belongs to line N of "
@@ -342,11 +385,13 @@ def _lines(path: Path) -> list[str]:
 
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
-        known = {str(key).lower(): value for key, value in row.items()}
+        known = {known_key(str(key)).lower(): value for key, value in row.items()}
         path = next((str(known[key]) for key in PATH_KEYS if known.get(key)), "")
         if not path and caption_in(row):
             path = str(known.get("name") or "")
-        name = next((str(known[key]) for key in ID_KEYS if known.get(key)), "")
+        # `id` may number the captions where another column names the videos.
+        keys = (*ID_KEYS, "id") if sum(key.endswith("id") for key in known) == 1 else ID_KEYS
+        name = next((str(known[key]) for key in keys if known.get(key) not in (None, "")), "")
         if path:
             yield path, fields_in(row)
         elif name:

@@ -150,7 +150,9 @@ def origin(container: InputContainer, stream: VideoStream) -> float:
 
 def rate_of(stream: VideoStream) -> Fraction:
     """Frames per second on average, as the header has it, or a usual rate."""
-    return stream.average_rate or stream.guessed_rate or _USUAL_FPS
+    # Of a single picture FFmpeg guesses the rate of fields; the stream itself may tell that of pictures.
+    told = stream.codec_context.framerate if stream.codec_context else None
+    return stream.average_rate or told or stream.guessed_rate or _USUAL_FPS
 
 
 class Start(NamedTuple):

@@ -14,6 +14,8 @@ from typing import IO
 
 _GIF_HEAD = 13
 _OGG_PAGE = 27 + 255 + 255 * 255  # the most bytes of one
+_MATROSKA = "matroska,webm"
+_EBML_HEAD = b"\x1aE\xdf\xa3"  # the element that a Matroska file begins with
 _UNKNOWN = (0, 0xFFFFFFFF)  # the length of a chunk of AVI that was written to a pipe
 
 
@@ -27,10 +29,12 @@ def is_cut_off(container: str, source: Path | bytes) -> bool:
 
 
 def is_joined(container: str, source: Path | bytes) -> bool:
-    """Whether another file (AVI, GIF) was put behind the first, whose header does not know of it."""
-    if container not in ("avi", "gif"):
+    """Whether another file (AVI, GIF, Matroska) was put behind the first, whose header does not know of it."""
+    if container not in ("avi", "gif", _MATROSKA):
         return False
     with _opened(source) as file:
+        if container == _MATROSKA:
+            return list(_ebml_elements(file, _size(file))).count(_EBML_HEAD) > 1
         if container == "avi":
             return [kind for kind, _ in _avi_chunks(file, _size(file))].count(b"RIFFAVI ") > 1
         end = _end_of_gif(file, _size(file))
@@ -61,6 +65,29 @@ def _avi_chunks(file: IO[bytes], size: int) -> Iterator[tuple[bytes, int]]:
         nested = head[:4] in (b"RIFF", b"LIST")
         yield head[:4] + (head[8:] if nested else b""), end
         position = position + 12 if head[:4] == b"RIFF" else end
+
+
+def _ebml_elements(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Names of the outermost elements of a Matroska file, up to one whose length its writer did not know."""
+    position = 0
+    while position < size:
+        file.seek(position)
+        name, _ = _ebml_number(file)
+        length, bits = _ebml_number(file)
+        if not name or not length or bits == (1 << 7 * len(length)) - 1:
+            return
+        yield name
+        position += len(name) + len(length) + bits
+
+
+def _ebml_number(file: IO[bytes]) -> tuple[bytes, int]:
+    """The bytes of a number whose first byte says how many there are, and its value; none at the end of the file."""
+    first = file.read(1)
+    count = 9 - first[0].bit_length() if first else 0
+    if not 1 <= count <= 8:
+        return b"", 0
+    number = first + file.read(count - 1)
+    return number, int.from_bytes(number, "big") & ((1 << 7 * count) - 1)
 
 
 def _is_avi_cut_off(file: IO[bytes], size: int) -> bool:

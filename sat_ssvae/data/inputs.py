@@ -20,12 +20,15 @@ from .captions import (
     csv_fields,
     decoded_text,
     fields_in,
+    has_too_many,
     table_rows,
 )
 from .folders import files_below
 from .skips import printable
 
-SIDECAR_SUFFIXES = frozenset({".json", ".jsonl", ".md", *TABLE_SUFFIXES, *(f".{name}" for name in TEXT_SUFFIXES)})
+SIDECAR_SUFFIXES = frozenset(
+    {".json", ".jsonl", ".ndjson", ".md", *TABLE_SUFFIXES, *(f".{name}" for name in TEXT_SUFFIXES)}
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _csv_items(table: Path, folder: Path) -> Iterator[PackItem]:
 
 
 def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder) -> PackItem:
-    if None in row:
+    if has_too_many(row):
         raise UserError(f"{place}: expected at most one value per column (quote captions with commas)")
     cells = csv_fields(cast(Mapping[str, str], row))
     written = next((str(cells[name]) for name in PATH_KEYS if name in cells), "")

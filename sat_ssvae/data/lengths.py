@@ -36,6 +36,7 @@ from .files import VideoError, name_of
 _ASF = "asf"  # WMV: every stream says when the whole file ends
 _ASF_FILE_PROPERTIES = uuid.UUID("8CABDCA1-A947-11CF-8EE4-00C00C205365").bytes_le
 _ASF_HEAD = 1 << 16  # bytes in which it is sought
+_JOIN = "join them with ffmpeg -f concat or mkvmerge"
 _UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
 
 
@@ -56,10 +57,14 @@ def length_of(
     Without `start`, it is found in the first packets.
 
     Raises:
-        VideoError: "truncated" where the file's end is missing and its header does not say how long it was.
+        VideoError: "truncated" where the file's end is missing and its header does not say how long it was; "several
+            clocks" where the packets' times start anew.
     """
     if is_cut_off(container.format.name, source):
         raise VideoError("truncated", f"{name_of(source)}: its end is missing")
+    joined = is_joined(container.format.name, source)
+    if joined and is_matroska(container):
+        raise VideoError("several clocks", f"{name_of(source)}: joined of parts with times of their own; {_JOIN}")
     start = start or start_of(source)
     if start.untimed:
         return _count_all(source, start.shown)
@@ -74,7 +79,7 @@ def length_of(
         duration = _end_of_pictures(container, stream, source) or duration
     hides_some = frames and abs(frames - duration * fps) > 0.1 + 0.001 * fps  # beyond rounding to milliseconds
     # Only the packets tell of joined files, as transport streams often are.
-    joined = container.format.name == "mpegts" or is_joined(container.format.name, source)
+    joined = joined or container.format.name == "mpegts"
     told = Length(frames, fps, duration)
     if not fps or not duration or hides_some or joined or start.shown is not None:
         told = _corrected(told, container, stream, _count(source, start.shown))

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _TAR_BLOCK = 512
 _COPIED = 1 << 20  # bytes at a time
 _BEHIND = 1 << 16  # bytes behind the end in which another tar is noticed; tar fills up its last 10 KiB
-_TABLES = frozenset({"csv", "tsv", "jsonl", "parquet"})
+_TABLES = frozenset({"csv", "tsv", "jsonl", "ndjson", "parquet"})
 _TABLE_NAMES = frozenset({"metadata.json", "captions.json", "prompts.json", "prompts.txt", "captions.txt"})
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
 """First bytes of files that a program of that name unpacks."""

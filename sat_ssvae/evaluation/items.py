@@ -86,11 +86,11 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[VideoItem]:
                 skipped.append(Skip(name, error.cause, str(error)))
                 continue
             if isinstance(media, Path) and is_view(media):
-                skipped.append(Skip(name, "a view of another video", str(media)))
+                skipped.append(Skip(name, "a view of another video", f"a view of another video: {media}"))
             elif f".{suffix}" in VIDEO_SUFFIXES:
                 yield VideoItem(name.removesuffix(".mp4"), media, _caption(store, record))
             else:
-                skipped.append(Skip(name, "an image", f"{name}.{suffix}"))
+                skipped.append(Skip(name, "an image", "an image, not a video"))
 
 
 def is_view(path: Path) -> bool:

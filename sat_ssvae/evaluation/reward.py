@@ -10,7 +10,7 @@ nothing else.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +157,7 @@ class _Scoring:
     async def _rate(self, client: ChatClient, video: GeneratedVideo) -> RatedVideo:
         frames = await asyncio.to_thread(video_frames, video.path, self.version)
         answer = await client.ask(chat_messages(frames, video.prompt, self.instruction))
-        text, scores = _read(answer, self.version, self.config.max_tokens)
+        text, scores = _read(answer, self.version, self.config.max_tokens, client.without_key)
         return RatedVideo(self.keys[video], video.name, video.prompt, text, scores)
 
     def _key(self, video: GeneratedVideo) -> str:
@@ -165,8 +165,10 @@ class _Scoring:
         return fingerprint(video.name, content, video.prompt, self.instruction, self.version.number, self.config.model)
 
 
-def _read(answer: Answer, version: RewardVersion, max_tokens: int) -> tuple[str, dict[str, float]]:
-    """The first text of an answer that has all ratings, and these.
+def _read(
+    answer: Answer, version: RewardVersion, max_tokens: int, shown: Callable[[str], str]
+) -> tuple[str, dict[str, float]]:
+    """The first text of an answer that has all ratings, as `shown` lets it be written, and these.
 
     Raises:
         RequestFailed: none has.
@@ -174,10 +176,10 @@ def _read(answer: Answer, version: RewardVersion, max_tokens: int) -> tuple[str,
     reason = ""
     for text in answer.texts:
         try:
-            return text, parse_answer(text, version)
+            return shown(text), parse_answer(text, version)
         except UnparsableAnswer as error:
-            logger.debug("unparsable answer (%s): %s", error, text)
-            reason = reason or f"{error} in the answer {text.strip()[:80]!r}"
+            logger.debug("unparsable answer (%s): %s", error, shown(text))
+            reason = reason or f"{error} in the answer {shown(text).strip()[:80]!r}"
     if answer.cut_off:
         raise RequestFailed(f"cut off after {max_tokens} tokens, before the ratings; raise max_tokens")
     raise RequestFailed(reason)

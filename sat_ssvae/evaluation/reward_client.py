@@ -153,7 +153,7 @@ class ChatClient:
             hints.append(f"it asks for a pause of {pause[:9]} s")
         if self._proxy and code in (403, 407, 502, 503, 504):
             hints.append(f"it came through the proxy {self._proxy}; {self._bypass}")
-        text = "; ".join([self._in_short(said).rstrip("."), *map(self._without_key, hints)])
+        text = "; ".join([self._in_short(said).rstrip("."), *map(self.without_key, hints)])
         if code in _HOPELESS or _MORE_IMAGES in hints:
             return UserError(f"{self.config.url}, model {self.config.model}: {text}")
         return RequestFailed(text)
@@ -169,7 +169,7 @@ class ChatClient:
             )
         asked = str(getattr(cause, "request", error.request).url)
         if never_sent and _place(asked) != _place(self.config.url):
-            shown = self._without_key(_shown(asked))
+            shown = self.without_key(_shown(asked))
             return UserError(f"{self.config.url}: redirects to {shown}, where no server is")
         if never_sent:
             return UserError(f"{self.config.url}: no server there; start it, or give its address with url=...")
@@ -185,11 +185,11 @@ class ChatClient:
 
     def _in_short(self, text: str) -> str:
         """A text of the server in one short line, without the key (of which a cut text would leave a part)."""
-        text = " ".join(self._without_key(text).split())
+        text = " ".join(self.without_key(text).split())
         return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
-    def _without_key(self, text: str) -> str:
-        """A server may repeat the key that it refuses."""
+    def without_key(self, text: str) -> str:
+        """A text of the server, which may repeat the key, as it can be shown and written."""
         return re.sub(rf"(?<!\w){re.escape(self.config.key)}(?!\w)", "***", text)
 
 
