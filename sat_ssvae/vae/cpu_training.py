@@ -23,9 +23,12 @@ from .cpu import MINIMAL_BLOCK, Kernel, convolve, minimal_filtering, minimal_tap
 from .layers import CausalConv3d
 
 _CHANNELS = 32
-_POSITIONS = 400
-"""Below these F(2, 3) and products of matrices cost more than they save: copies beside few channels, what is made of
-the weight beside few positions."""
+_NUMBERS = 2**18
+"""Channels and channels times positions below which F(2, 3) and products of matrices cost more than they save: copies,
+and what is made of the weight."""
+_LEFT_OUT, _POSITIONS = 20480, 400
+"""Up to so many channels times frames times rows torch does not give oneDNN one clip, but an implementation that is
+two to five times slower; then the paths of this file pay from so many positions on."""
 
 
 def install(module: nn.Module) -> None:
@@ -57,13 +60,15 @@ def _applies(x: Tensor) -> bool:
 
 def _pays(x: Tensor, weight: Tensor, taps: Taps, stride: int, starts_still: bool) -> bool:
     batch, channels, frames, height, width = x.shape
+    positions = batch * (frames - 2) * height * width
+    left_out = batch == 1 and channels * frames * height <= _LEFT_OUT
     return (
         stride == 1
         and taps in ("all", "phases")  # three taps in time
         and frames >= 4
         and (starts_still or frames % 2 == 0)
         and min(channels, len(weight)) >= _CHANNELS
-        and batch * (frames - 2) * height * width >= _POSITIONS
+        and (channels * positions >= _NUMBERS or (left_out and positions >= _POSITIONS))
     )
 
 
@@ -72,16 +77,16 @@ class _MinimalFiltering(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = _channels_last(x)
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
-        return minimal_filtering(x, Kernel(weight), bias, padding, starts_still=True)
+        return minimal_filtering(x, Kernel(_channels_last(weight)), bias, padding, starts_still=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        gradient = _channels_last(gradient)
         at_input, at_weight, at_bias = ctx.needs_input_grad[:3]
         return (
             _input_gradient(x, weight, gradient, ctx.padding) if at_input else None,
@@ -89,6 +94,10 @@ class _MinimalFiltering(torch.autograd.Function):
             gradient.sum((0, 2, 3, 4)) if at_bias else None,
             None,
         )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _pairs_at_once(x: Tensor) -> int:
@@ -104,9 +113,10 @@ def _input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, padding: int) -
     result = x.new_empty(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
     single = gradient.shape[2] % 2
     result[:, :, : single + 2] = 0
+    weight = _channels_last(weight)
     if single:
-        summed = weight.sum(2).contiguous(memory_format=torch.channels_last)
-        result[:, :, :1] = _backward_2d(gradient[:, :, :1], summed, result[:, :, :1], padding)
+        first = _backward_2d(gradient[:, :, :1], with_taps(weight, "summed")[:, :, 0], result[:, :, :1], padding)
+        result[:, :, :1] = first
     taps, at_once = minimal_taps(weight), _pairs_at_once(x) * 2
     for start in range(single, gradient.shape[2], at_once):
         pairs = gradient[:, :, start : start + at_once]
@@ -158,13 +168,16 @@ def _weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor, padding: int) 
         _add_products(products, x[:, :, start : start + pairs.shape[2] + 2], pairs, padding)
     a, b, c, d = products
     outer, middle = b.add(c).div_(2), b.sub_(c).div_(2)
-    taps = torch.stack([a.add_(outer), middle, d.add_(outer)])
-    if single:
-        still = products.new_zeros(1, *products.shape[1:])[0]
+    if single:  # the sum of the three taps saw the first frame
+        still = torch.zeros_like(a)
         _Rows(x[:, :, :1], gradient[:, :, :1], padding).add_to(still)
-        taps += still
-    # as a transposition of two dimensions, which torch does fast
-    return taps.view(-1, out_channels * channels).t().contiguous().view(weight.shape)
+        outer, middle = outer.add_(still), middle.add_(still)
+    # From `kh kw C' C` by way of `C' kt kh kw C`, since torch copies whole rows faster than single numbers.
+    result = products.new_empty(out_channels, 3, *size, channels)
+    for tap, (one, other) in enumerate(((a, outer), (middle, None), (d, outer))):
+        place = result[:, tap].permute(1, 2, 0, 3)
+        place.copy_(one) if other is None else torch.add(one, other, out=place)
+    return result.permute(0, 4, 1, 2, 3).contiguous()
 
 
 def _add_products(products: Tensor, x: Tensor, gradient: Tensor, padding: int) -> None:
