@@ -15,6 +15,7 @@ Activations are `B C T H W`, weights `C' C kt kh kw`; the fast layout of activat
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -26,9 +27,10 @@ _CHANNELS = 32
 _NUMBERS = 2**18
 """Channels and channels times positions below which F(2, 3) and products of matrices cost more than they save: copies,
 and what is made of the weight."""
-_LEFT_OUT, _POSITIONS = 20480, 400
-"""Up to so many channels times frames times rows torch does not give oneDNN one clip, but an implementation that is
-two to five times slower; then the paths of this file pay from so many positions on."""
+_LEFT_OUT, _FEW_CHANNELS, _POSITIONS = 20480, 128, 400
+"""One clip with at most so many channels times frames times rows torch does not give to oneDNN, but to products of
+matrices, which are two to five times slower where there are fewer channels than this. There F(2, 3) pays from so many
+positions on."""
 
 
 def install(module: nn.Module) -> None:
@@ -42,12 +44,18 @@ class TrainingCausalConv3d(CausalConv3d):
     """A causal convolution with the paths of this file where they apply, else with those of its base."""
 
     def convolve(self, x: Tensor, taps: Taps = "all", padding: int = 1, starts_still: bool = False) -> Tensor:
-        if not _applies(x) or not _pays(x, self.conv.weight, taps, self.stride, starts_still):
+        applies = _applies(x)
+        minimal = applies and _minimal_filtering_pays(x, self.conv.weight, taps, self.stride, starts_still)
+        if not minimal and not (applies and _left_out(x)):
             return super().convolve(x, taps, padding, starts_still)
         weight, bias = with_taps(self.conv.weight, taps), self.conv.bias
         if bias is not None and len(weight) > len(bias):
             bias = bias.repeat(len(weight) // len(bias))
-        result: Tensor = _MinimalFiltering.apply(x, weight, bias, padding)
+        result: Tensor
+        if minimal:
+            result = _MinimalFiltering.apply(x, weight, bias, padding)
+        else:
+            result = _OneClip.apply(x, weight, bias, padding, self.stride)
         return result
 
 
@@ -58,18 +66,54 @@ def _applies(x: Tensor) -> bool:
     return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()
 
 
-def _pays(x: Tensor, weight: Tensor, taps: Taps, stride: int, starts_still: bool) -> bool:
+def _left_out(x: Tensor) -> bool:
+    batch, channels, frames, height, _ = x.shape
+    return batch == 1 and channels < _FEW_CHANNELS and channels * frames * height <= _LEFT_OUT
+
+
+def _minimal_filtering_pays(x: Tensor, weight: Tensor, taps: Taps, stride: int, starts_still: bool) -> bool:
     batch, channels, frames, height, width = x.shape
     positions = batch * (frames - 2) * height * width
-    left_out = batch == 1 and channels * frames * height <= _LEFT_OUT
     return (
         stride == 1
         and taps in ("all", "phases")  # three taps in time
         and frames >= 4
         and (starts_still or frames % 2 == 0)
         and min(channels, len(weight)) >= _CHANNELS
-        and (channels * positions >= _NUMBERS or (left_out and positions >= _POSITIONS))
+        and (channels * positions >= _NUMBERS or (_left_out(x) and positions >= _POSITIONS))
     )
+
+
+class _OneClip(torch.autograd.Function):
+    """A convolution by oneDNN, whose backward pass takes the upper and the lower half as a batch of two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, stride: int) -> Tensor:
+        x = _channels_last(x)
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.stride = padding, stride
+        sizes = ([0, padding, padding], [stride] * 3, [1] * 3)
+        return torch.ops.aten.mkldnn_convolution(x, weight, bias, *sizes, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        (x, weight), padding, stride = ctx.saved_tensors, ctx.padding, ctx.stride
+        half = -(-gradient.shape[3] // 2)
+        seen, lower = (half - 1) * stride + weight.shape[3], half * stride
+        tall = F.pad(x, (0, 0, padding, max(lower + seen - x.shape[3] - padding, padding)))
+        halves = torch.cat([tall[:, :, :, :seen], tall[:, :, :, lower : lower + seen]])
+        gradient = F.pad(gradient, (0, 0, 0, 2 * half - gradient.shape[3]))
+        sizes = ([stride] * 3, [0, 0, padding], [1] * 3, False, [0] * 3, 1)
+        at_halves, at_weight, at_bias = torch.ops.aten.convolution_backward(
+            torch.cat(gradient.split(half, 3)), halves, weight, [len(weight)], *sizes, ctx.needs_input_grad[:3]
+        )
+        if ctx.needs_input_grad[0]:
+            tall = torch.zeros_like(tall)
+            tall[:, :, :, :seen] = at_halves[:1]
+            tall[:, :, :, lower : lower + seen] += at_halves[1:]
+            x = tall[:, :, :, padding : padding + x.shape[3]]
+        return x if ctx.needs_input_grad[0] else None, at_weight, at_bias, None, None
 
 
 class _MinimalFiltering(torch.autograd.Function):
