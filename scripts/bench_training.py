@@ -2,6 +2,7 @@
 
     python scripts/bench_training.py                         # the published 48-channel model, 17 frames of 64x64
     python scripts/bench_training.py --preset small          # the comparison's model, seconds instead of minutes
+    python scripts/bench_training.py --preset default        # the same at the size of the default comparison
     python scripts/bench_training.py --published CHECKOUT    # beside github.com/zai-org/SSVAE (needs beartype)
 
 The variants take turns, step by step, so that other load on the machine affects them alike. The ratio is the median
@@ -9,6 +10,7 @@ over rounds of each round's ratio to the plain step (with `--processor-time` tha
 step and the perceptual term, which all have in common, are left out.
 The last table has the ways that `memory` chooses from, against the checkpointed step; the memory is what a step needs
 at its peak beside weights and gradients, each in a process of its own.
+Autoencoders are prepared as the trainer prepares them, by `for_training()`, but in the variant that says so.
 The published step is the published network under the loss and the gradient balance of its training: always float32,
 with a second backward pass through the decoder for the balance.
 """
@@ -43,7 +45,11 @@ from sat_ssvae.vae.posterior import Posterior
 
 PLAIN = {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}
 FULL = "LCR + LMR (ssvae.yaml)"
-PRESETS = {"published": (SSVAEConfig(), (1, 3, 17, 64, 64)), "small": (None, (4, 3, 9, 64, 64))}
+PRESETS = {
+    "published": (SSVAEConfig(), (1, 3, 17, 64, 64)),
+    "small": (None, (4, 3, 9, 64, 64)),
+    "default": (None, (2, 3, 9, 48, 48)),
+}
 
 
 def variants(precision: str) -> dict[str, ObjectiveConfig]:

@@ -146,9 +146,9 @@ def test_what_is_not_training_in_float32_on_a_cpu_takes_the_plain_path(change):
     device = "meta" if change == "meta" else "cpu"
     vae = tiny_vae(**WIDE).for_training().to(device, dtype)
     video = random_video(5, 16, 16).to(device, dtype)
-    with Operators() as operators, torch.set_grad_enabled(change != "no gradients"):
-        with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
-            vae.decode(vae.encode(video).mean)
+    gradients, half = torch.set_grad_enabled(change != "no gradients"), change == "autocast"
+    with Operators() as operators, gradients, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        vae.decode(vae.encode(video).mean)
     assert "mkldnn_convolution.default" not in operators.names
 
 

@@ -52,7 +52,7 @@ class CPUCausalConv3d(CausalConv3d):
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if _minimal_filtering_pays(x, kernel, self.stride):
             return minimal_filtering(x, kernel, bias, padding, starts_still)
-        return convolve(x, kernel, bias, (self.stride,) * 3, (0, padding, padding))
+        return _convolve(x, kernel, bias, (self.stride,) * 3, (0, padding, padding))
 
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
         stream = stream or Stream(whole=True)
@@ -140,7 +140,7 @@ def _applies(x: Tensor) -> bool:
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def convolve(
+def _convolve(
     x: Tensor, kernel: Kernel, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
 ) -> Tensor:
     """A convolution in two or three dimensions by oneDNN."""
@@ -164,7 +164,18 @@ def _minimal_filtering_pays(x: Tensor, kernel: Kernel, stride: int) -> bool:
 
 
 def minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int, starts_still: bool) -> Tensor:
-    """Three taps in time by F(2, 3); where the number of outputs is odd, the first one by itself."""
+    """Three taps in time by F(2, 3); where the number of outputs is odd, the first one by itself.
+
+    Args:
+        x: `B C T+2 H W`, channels-last.
+        kernel: of three taps in time.
+        bias: of its outputs.
+        padding: zeros on each side of height and width.
+        starts_still: the first three frames are the same one.
+
+    Returns:
+        `B C' T H' W'`, channels-last.
+    """
     batch, _, frames, height, width = x.shape
     out_channels, _, _, *taps = kernel.weight.shape
     height, width = (size + 2 * padding - count + 1 for size, count in zip((height, width), taps, strict=True))
@@ -172,7 +183,7 @@ def minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: i
     out = x.new_empty(batch, outputs, height, width, out_channels).permute(0, 4, 1, 2, 3)
     if outputs % 2:
         seen, needed = (x[:, :, :1], kernel.with_taps("summed")) if starts_still else (x[:, :, :3], kernel)
-        out[:, :, :1] = convolve(seen, needed, bias, stride=(1, 1, 1), padding=(0, padding, padding))
+        out[:, :, :1] = _convolve(seen, needed, bias, stride=(1, 1, 1), padding=(0, padding, padding))
     at_once = max(MINIMAL_BLOCK // x[:, :, 0].numel(), 1) * 2
     for start in range(outputs % 2, outputs, at_once):
         stop = min(start + at_once, outputs)
@@ -192,7 +203,7 @@ def _minimal_pairs(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int,
     for part, taps in zip(inputs, kernel.minimal_taps(), strict=True):
         once = bias if len(products) == 1 else None  # the second product enters both outputs once
         frames = rearrange(part, "b c t h w -> (b t) c h w")
-        product = convolve(frames, taps, once, stride=(1, 1), padding=(padding, padding))
+        product = _convolve(frames, taps, once, stride=(1, 1), padding=(padding, padding))
         products.append(rearrange(product, "(b t) c h w -> b c t h w", b=len(x)))
     a, b, c, d = products
     torch.add(a.add_(b), c, out=out[:, :, 0::2])
@@ -200,6 +211,7 @@ def _minimal_pairs(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int,
 
 
 def minimal_taps(weight: Tensor) -> tuple[Tensor, ...]:
+    """The four kernels of F(2, 3), `C' C kh kw`, of a weight `C' C 3 kh kw`."""
     first, second, third = (tap.contiguous(memory_format=torch.channels_last) for tap in weight.unbind(2))
     outer = first + third
     return first, (outer + second) / 2, (outer - second) / 2, third

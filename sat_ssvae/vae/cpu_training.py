@@ -7,7 +7,8 @@ these whatever is not training in float32 on a CPU.
   gradients: the gradients of two outputs are four products, too.
 - The gradient at the weight by products of matrices, one for each tap: oneDNN's own reaches a third of their speed
   without AVX-512.
-- Where torch would not give oneDNN a small convolution of one clip, its backward pass takes it as a batch of two parts.
+- Small convolutions of one clip, which torch does not give to oneDNN, are given to it; their backward passes, for which
+  torch has no such operator, as a batch of two halves.
 
 Activations are `B C T H W`, weights `C' C kt kh kw`; the fast layout of activations is channels-last.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .convolution import Taps, with_taps
-from .cpu import MINIMAL_BLOCK, Kernel, convolve, minimal_filtering, minimal_taps
+from .cpu import MINIMAL_BLOCK, Kernel, minimal_filtering, minimal_taps
 from .layers import CausalConv3d
 
 _CHANNELS = 32
