@@ -140,14 +140,13 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("change", ["no gradients", "autocast", "bfloat16", "meta"])
-def test_what_is_not_training_in_float32_on_a_cpu_takes_the_plain_path(change):
+@pytest.mark.parametrize("change", ["autocast", "bfloat16", "meta"])
+def test_what_is_not_float32_on_a_cpu_takes_the_plain_path(change):
     dtype = torch.bfloat16 if change == "bfloat16" else torch.float32
     device = "meta" if change == "meta" else "cpu"
     vae = tiny_vae(**WIDE).for_training().to(device, dtype)
     video = random_video(5, 16, 16).to(device, dtype)
-    gradients, half = torch.set_grad_enabled(change != "no gradients"), change == "autocast"
-    with Operators() as operators, gradients, torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with Operators() as operators, torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
         vae.decode(vae.encode(video).mean)
     assert "mkldnn_convolution.default" not in operators.names
 

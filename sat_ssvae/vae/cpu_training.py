@@ -61,10 +61,10 @@ class TrainingCausalConv3d(CausalConv3d):
 
 
 def _applies(x: Tensor) -> bool:
-    """Whether this is training in float32 on a CPU that has oneDNN; fake tensors are of another class."""
+    """Whether this is float32 on a CPU that has oneDNN; fake tensors are of another class."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()
+    return not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()
 
 
 def _left_out(x: Tensor) -> bool:
