@@ -2,6 +2,7 @@
 
     python scripts/bench_training.py                         # the published 48-channel model, 17 frames of 64x64
     python scripts/bench_training.py --preset small          # the comparison's model, seconds instead of minutes
+    python scripts/bench_training.py --preset default        # the same at the size of the default comparison
     python scripts/bench_training.py --published CHECKOUT    # beside github.com/zai-org/SSVAE (needs beartype)
 
 The variants take turns, step by step, so that other load on the machine affects them alike. The ratio is the median
@@ -9,11 +10,13 @@ over rounds of each round's ratio to the plain step (with `--processor-time` tha
 step and the perceptual term, which all have in common, are left out.
 The last table has the ways that `memory` chooses from, against the checkpointed step; the memory is what a step needs
 at its peak beside weights and gradients, each in a process of its own.
+Autoencoders are prepared as the trainer prepares them, by `for_training()`, but in the variant that says so.
 The published step is the published network under the loss and the gradient balance of its training: always float32,
 with a second backward pass through the decoder for the balance.
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,7 +45,11 @@ from sat_ssvae.vae.posterior import Posterior
 
 PLAIN = {"lcr_weight": 0.0, "lmr_mask_ratio": 0.0}
 FULL = "LCR + LMR (ssvae.yaml)"
-PRESETS = {"published": (SSVAEConfig(), (1, 3, 17, 64, 64)), "small": (None, (4, 3, 9, 64, 64))}
+PRESETS = {
+    "published": (SSVAEConfig(), (1, 3, 17, 64, 64)),
+    "small": (None, (4, 3, 9, 64, 64)),
+    "default": (None, (2, 3, 9, 48, 48)),
+}
 
 
 def variants(precision: str) -> dict[str, ObjectiveConfig]:
@@ -88,7 +95,7 @@ def published_step(network: PublishedNetwork, video: torch.Tensor) -> None:
 
 def peak_memory(sizes: SSVAEConfig, shape: tuple[int, ...], plan: StepPlan, device: str) -> float:
     """Bytes that a step of the full objective needs at its peak, beside weights and gradients."""
-    objective = Objective(SSVAE(sizes).to(device), variants("float32")[FULL]).to(device)
+    objective = Objective(SSVAE(sizes).for_training().to(device), variants("float32")[FULL]).to(device)
     video = torch.rand(shape, device=device) * 2 - 1
     step(objective, video[..., :32, :32], plan)  # makes the gradients
     with memory_peak(device) as used:
@@ -119,6 +126,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", metavar="TEXT", help="variants whose name holds one of these texts, or plain"
     )
+    parser.add_argument("--no-plans", action="store_true", help="leave the last table out")
     add_clock(parser)
     return parser.parse_args()
 
@@ -133,12 +141,16 @@ def main() -> None:
     device = default_device()
     torch.manual_seed(0)
     vae = SSVAE(sizes).to(device)
+    as_built = copy.deepcopy(vae, {id(parameter): parameter for parameter in vae.parameters()})
+    vae.for_training()
     video = torch.rand(shape, device=device) * 2 - 1
     objectives = {name: Objective(vae, config).to(device) for name, config in variants(options.precision).items()}
 
     steps: dict[str, Callable[[], object]] = {
         name: partial(step, objective, video) for name, objective in objectives.items()
     }
+    slow = Objective(as_built, variants(options.precision)[FULL]).to(device)
+    steps[f"{FULL}, no for_training()"] = partial(step, slow, video)
     if options.published:
         half = variants("bfloat16")[FULL]
         steps[f"{FULL}, bfloat16"] = partial(step, Objective(vae, half).to(device), video)
@@ -153,7 +165,8 @@ def main() -> None:
     print(f"{'variant':<36}{'seconds':>10}{'time / plain':>15}")
     for name, measured in times.items():
         print(f"{name:<36}{typical(measured, options):>10.3f}{1 / faster(measured, times['plain'], options):>15.3f}")
-    plans(vae, video, options)
+    if not options.no_plans:
+        plans(vae, video, options)
 
 
 if __name__ == "__main__":

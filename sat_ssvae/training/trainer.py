@@ -87,7 +87,7 @@ class AutoencoderTrainer:
     def __init__(self, config: TrainConfig, output: Path, device: torch.device) -> None:
         self.config, self.output, self.device = config, output, device
         with seeded(config.seed, INITIAL_WEIGHTS):
-            vae = _initial_autoencoder(config, output)
+            vae = _initial_autoencoder(config, output).for_training()
         self.objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
         self._fit_memory()
         # Before the engine wraps the module, so that its hooks are not copied.

@@ -33,7 +33,7 @@ MINIMAL_BLOCK = 2**21
 def install(module: nn.Module) -> None:
     """Let every causal convolution of `module` take the paths of this file."""
     for part in module.modules():
-        if type(part) is CausalConv3d:
+        if isinstance(part, CausalConv3d):  # also one that was prepared for training
             part.__class__ = CPUCausalConv3d
 
 
@@ -51,7 +51,7 @@ class CPUCausalConv3d(CausalConv3d):
             bias = bias.repeat(len(kernel.weight) // len(bias))
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if _minimal_filtering_pays(x, kernel, self.stride):
-            return _minimal_filtering(x, kernel, bias, padding, starts_still)
+            return minimal_filtering(x, kernel, bias, padding, starts_still)
         return _convolve(x, kernel, bias, (self.stride,) * 3, (0, padding, padding))
 
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
@@ -108,7 +108,7 @@ class Kernel:
 
     def minimal_taps(self) -> tuple["Kernel", ...]:
         """The four 2-D kernels of F(2, 3)."""
-        return self._derive("F(2, 3)", _minimal_taps)
+        return self._derive("F(2, 3)", minimal_taps)
 
     def packed(self, x: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
         """The weight in oneDNN's layout for inputs such as `x`; other inputs are computed right, but may be slower."""
@@ -163,8 +163,19 @@ def _minimal_filtering_pays(x: Tensor, kernel: Kernel, stride: int) -> bool:
     )
 
 
-def _minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int, starts_still: bool) -> Tensor:
-    """Three taps in time by F(2, 3); where the number of outputs is odd, the first one by itself."""
+def minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int, starts_still: bool) -> Tensor:
+    """Three taps in time by F(2, 3); where the number of outputs is odd, the first one by itself.
+
+    Args:
+        x: `B C T+2 H W`, channels-last.
+        kernel: of three taps in time.
+        bias: of its outputs.
+        padding: zeros on each side of height and width.
+        starts_still: the first three frames are the same one.
+
+    Returns:
+        `B C' T H' W'`, channels-last.
+    """
     batch, _, frames, height, width = x.shape
     out_channels, _, _, *taps = kernel.weight.shape
     height, width = (size + 2 * padding - count + 1 for size, count in zip((height, width), taps, strict=True))
@@ -199,7 +210,8 @@ def _minimal_pairs(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int,
     torch.sub(b.sub_(c), d, out=out[:, :, 1::2])
 
 
-def _minimal_taps(weight: Tensor) -> tuple[Tensor, ...]:
+def minimal_taps(weight: Tensor) -> tuple[Tensor, ...]:
+    """The four kernels of F(2, 3), `C' C kh kw`, of a weight `C' C 3 kh kw`."""
     first, second, third = (tap.contiguous(memory_format=torch.channels_last) for tap in weight.unbind(2))
     outer = first + third
     return first, (outer + second) / 2, (outer - second) / 2, third
