@@ -7,7 +7,7 @@ import pytest
 
 MAKE_CYCLES = """
 import gc, sys
-from sat_ssvae.commands.imports import uncollected
+from sat_ssvae.commands._imports import uncollected
 if sys.argv[1] == "True":
     sys.modules["torch"] = sys
 collections = []

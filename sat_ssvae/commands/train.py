@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import find_config, load_config
+from ._imports import uncollected
 from .grammar import add_command, working_device
-from .imports import uncollected
 
 
 def add(commands: Any) -> None:
