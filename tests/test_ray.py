@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -50,7 +51,11 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # else workers starve where other tests run
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-        cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "ray_client_server_port": port})
+        cluster.client_address = f"ray://127.0.0.1:{port}"
         yield cluster
         cluster.shutdown()
 
@@ -112,6 +117,16 @@ def test_a_killed_driver_continues(cluster, thousand_videos, thousand_packed, tm
     assert main(command) == 0
     assert contents(output) == contents(thousand_packed)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing twice
+
+
+@pytest.mark.parametrize("where", ["outside", "inside", "none"])
+def test_every_way_to_a_cluster(cluster, tiny_videos, tiny_shards, tmp_path, where):
+    """As a client of one, on a machine of one, and on a machine of none, where Ray is started."""
+    address = {"outside": [f"ray_address={cluster.client_address}"], "inside": ["ray_address=auto"], "none": []}[where]
+    environment = {**unmeasured(), "RAY_ADDRESS": cluster.address} if where == "inside" else unmeasured()
+    command = [sys.executable, "-m", "sat_ssvae.cli", "pack", str(tiny_videos), "--output", str(tmp_path / "shards")]
+    subprocess.run([*command, "samples_per_shard=2", "engine=ray", *address], check=True, env=environment)
+    assert contents(tmp_path / "shards") == contents(tiny_shards)
 
 
 @dataclass(frozen=True)
