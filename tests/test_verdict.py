@@ -234,7 +234,7 @@ class TestFloor:
         assert (
             "2 measures (samples to real clips) compare blur, not convergence, and are left out" in verdict.sentences[1]
         )
-        assert "ssvae reconstructs worse (PSNR 18.90 dB against 20.30 dB" in verdict.sentences[1]
+        assert "ssvae reconstructs worse by PSNR and SSIM (PSNR 18.90 dB against 20.30 dB" in verdict.sentences[1]
 
     def test_all_of_them_leave_nothing_to_judge(self):
         results = comparison([2.6], floors=dict.fromkeys(SAMPLES, 0.9), metrics=SAMPLES)
@@ -250,7 +250,7 @@ class TestFloor:
 class TestReconstruction:
     def test_worse_reconstruction_may_explain_a_speed_up(self):
         second = judged(comparison([2.6], psnr=(20.3, 18.9)), "ssvae").sentences[1]
-        assert second.startswith("ssvae reconstructs worse (PSNR 18.90 dB against 20.30 dB, SSIM ")
+        assert second.startswith("ssvae reconstructs worse by PSNR and SSIM (PSNR 18.90 dB against 20.30 dB, SSIM ")
         assert "so part of any speed-up may come from blur" in second
 
     def test_better_is_said(self):

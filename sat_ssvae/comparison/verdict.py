@@ -19,7 +19,7 @@ slower ones make it mixed; equal needs at least half of them within the equal ra
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -328,25 +328,33 @@ def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]
     shared = [m for m in _QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
     if not shared:
         return "The reconstruction quality of the two VAEs was not measured, so blur may explain any difference."
-    signs = [reconstruction_verdict(results, candidate, metric) for metric in shared]
-    worse, better = -1 in signs, 1 in signs
+    signs = {metric: reconstruction_verdict(results, candidate, metric) for metric in shared}
+    worse, better = (_by_which(signs, sign) for sign in (-1, 1))
     numbers = ", ".join(
         f"{quality_name(m, arrow=False)} {quality_text(m, Estimate(arm.reconstruction[m].value))}"
         f" against {quality_text(m, Estimate(results.baseline.reconstruction[m].value))}"
         for m in shared
     )
-    if worse and better:
-        text = f"By some measures {candidate} reconstructs better and by others worse than {base} ({numbers})"
-    elif worse:
-        doubt = ", so part of any speed-up may come from blur" if judged else ""
-        text = f"{candidate} reconstructs worse ({numbers}){doubt}"
-    elif better:
-        text = f"{candidate} also reconstructs better ({numbers})"
-    elif all(sign is None for sign in signs):
+    doubt = ", so part of any speed-up may come from blur" if judged else ""
+    if worse is not None and better is not None:
+        text = f"{candidate} reconstructs better{better} and worse{worse} than {base} ({numbers}){doubt}"
+    elif worse is not None:
+        text = f"{candidate} reconstructs worse{worse} ({numbers}){doubt}"
+    elif better is not None:
+        text = f"{candidate} also reconstructs better{better} ({numbers})"
+    elif all(sign is None for sign in signs.values()):
         text = f"Reconstruction was measured without intervals ({numbers})"
     else:
         text = f"No clear difference in reconstruction was found ({numbers})"
     return f"{text}{_blur(read)}."
+
+
+def _by_which(signs: Mapping[str, int | None], sign: int) -> str | None:
+    """` by PSNR and SSIM`, the measures with this sign; empty if all have it, None if none has."""
+    some = [quality_name(metric, arrow=False) for metric, own in signs.items() if own == sign]
+    if not some:
+        return None
+    return "" if len(some) == len(signs) else f" by {' and '.join(some)}"
 
 
 def _blur(read: Sequence[SpeedUp]) -> str:
