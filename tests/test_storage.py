@@ -65,6 +65,11 @@ def test_what_was_written_is_there_and_nothing_else(tmp_path_factory, data, name
     assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_bytes() == data
 
 
+def test_the_folder_is_made_too(tmp_path):
+    write_text(tmp_path / "new" / "folder" / "a.txt", "whole")
+    assert (tmp_path / "new" / "folder" / "a.txt").read_text() == "whole"
+
+
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
     path = tmp_path / ("漢" * 85)
     write_text(path, "text")

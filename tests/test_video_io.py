@@ -335,11 +335,12 @@ def test_errors_travel_between_processes():
 
 
 def test_write_video_says_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*No such file"):
-        write_video(tmp_path / "missing" / "v.mp4", torch.zeros(3, 1, 16, 16), fps=8)
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UserError, match="cannot write"):
         write_video(tmp_path / "folder.mp4", torch.zeros(3, 1, 16, 16), fps=8)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*exists"):
+        write_video(tmp_path / "file" / "v.mp4", torch.zeros(3, 1, 16, 16), fps=8)
     with pytest.raises(VideoError, match="no frame"):
         write_video(tmp_path / "v.mp4", torch.zeros(3, 0, 16, 16), fps=8)
