@@ -76,8 +76,6 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     import diffusers
 
     subfolder, config = _find_config(place)
-    if "_class_name" not in config:
-        raise UserError(f"{place}: its config.json names no class of diffusers; an SSVAE is given by its path alone")
     name, residual = str(config["_class_name"]), bool(config.get("is_residual"))
     wanted = KINDS[kind]
     if (wanted.class_name or name) != name or wanted.residual not in (None, residual):
@@ -109,9 +107,15 @@ def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
     problems = []
     for subfolder in subfolders:
         try:
-            return subfolder, dict(AutoencoderKL.load_config(place, subfolder=subfolder))
+            config = dict(AutoencoderKL.load_config(place, subfolder=subfolder))
         except (OSError, ValueError) as error:
             problems.append(one_line(error, 200))
+            continue
+        if "_class_name" not in config:
+            raise UserError(
+                f"{place}: its config.json names no class of diffusers; an SSVAE is given by its path alone"
+            )
+        return subfolder, config
     raise UserError(f"{place}: no autoencoder of diffusers there ({problems[-1]})")
 
 
