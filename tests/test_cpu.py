@@ -220,7 +220,7 @@ def test_a_still_start_spares_taps_in_time(frames):
 def test_blocks_of_minimal_filtering_join(monkeypatch):
     fast, conv = prepared(64)
     x = input_of(64, 13, 24, 20)
-    monkeypatch.setattr(cpu, "MINIMAL_BLOCK", 64 * 24 * 20 * 2)
+    monkeypatch.setattr(cpu, "_MINIMAL_BLOCK", 64 * 24 * 20 * 2)
     with torch.no_grad():
         torch.testing.assert_close(fast.convolve(x), conv.convolve(x), atol=2e-5, rtol=1e-5)
     assert executed(lambda: fast.convolve(x))[ONE_DNN] > 8

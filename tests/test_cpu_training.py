@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sat_ssvae.training.losses import Objective
 from sat_ssvae.training.memory import PLANS
 from sat_ssvae.training.objective_config import ObjectiveConfig, ReconstructionConfig
-from sat_ssvae.vae import cpu_training
+from sat_ssvae.vae import cpu_training, minimal_filtering
 from sat_ssvae.vae.layers import CausalConv3d, repeat_first_frame
 
 from .small_models import random_video, tiny_vae
@@ -23,6 +23,7 @@ WIDE = {"base_channels": 32, "channel_multipliers": (1, 2), "temporal_downsample
 @pytest.fixture(autouse=True)
 def small_sizes_take_the_paths(monkeypatch):
     monkeypatch.setattr(cpu_training, "_NUMBERS", 0)
+    monkeypatch.setattr(minimal_filtering, "_POSITIONS", 0)
 
 
 def twins(channels, out_channels, stride=1, bias=True):
@@ -61,7 +62,7 @@ SIZES = st.integers(1, 2), st.integers(2, 6), st.integers(1, 7), st.integers(1, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(*SIZES, st.sampled_from([32, 37]), st.sampled_from(["all", "phases"]))
+@given(SIZES[0], st.integers(2, 9), *SIZES[2:], st.sampled_from([32, 37]), st.sampled_from(["all", "phases"]))
 def test_minimal_filtering_has_the_plain_gradients(batch, frames, height, width, out_channels, taps):
     plain, prepared = twins(33, out_channels)
     x = torch.randn(batch, 33, frames, height, width, generator=torch.Generator().manual_seed(0))
@@ -73,10 +74,12 @@ def test_minimal_filtering_has_the_plain_gradients(batch, frames, height, width,
     check_equal(plain, prepared, x, run)
 
 
-def test_blocks_of_minimal_filtering_join(monkeypatch):
+@pytest.mark.parametrize("fewest_positions", [0, 192], ids=["F(4, 3)", "F(2, 3)"])
+def test_blocks_of_minimal_filtering_join(monkeypatch, fewest_positions):
+    monkeypatch.setattr(minimal_filtering, "_POSITIONS", fewest_positions)
     plain, prepared = twins(32, 32, bias=False)
-    x = torch.randn(2, 32, 9, 6, 5, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(cpu_training, "MINIMAL_BLOCK", 2 * 32 * 6 * 5)
+    x = torch.randn(2, 32, 17, 6, 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(minimal_filtering, "BLOCK", 2 * 32 * 6 * 5)
     check_equal(plain, prepared, x, lambda conv, x: conv.convolve(repeat_first_frame(x, 2), starts_still=True))
 
 

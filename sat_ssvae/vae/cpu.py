@@ -26,7 +26,7 @@ _MINIMAL_CHANNELS = 64
 _MINIMAL_POSITIONS = {False: 2048, True: 512}
 """Below these F(2, 3) costs more than it saves: its additions beside few channels, its weights (whether they are kept
 or not) beside few positions."""
-MINIMAL_BLOCK = 2**21
+_MINIMAL_BLOCK = 2**21
 """Elements of its input that F(2, 3) works on at once, for its additions to stay in the processor's cache."""
 
 
@@ -51,7 +51,7 @@ class CPUCausalConv3d(CausalConv3d):
             bias = bias.repeat(len(kernel.weight) // len(bias))
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if _minimal_filtering_pays(x, kernel, self.stride):
-            return minimal_filtering(x, kernel, bias, padding, starts_still)
+            return _minimal_filtering(x, kernel, bias, padding, starts_still)
         return _convolve(x, kernel, bias, (self.stride,) * 3, (0, padding, padding))
 
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
@@ -108,7 +108,7 @@ class Kernel:
 
     def minimal_taps(self) -> tuple["Kernel", ...]:
         """The four 2-D kernels of F(2, 3)."""
-        return self._derive("F(2, 3)", minimal_taps)
+        return self._derive("F(2, 3)", _minimal_taps)
 
     def packed(self, x: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
         """The weight in oneDNN's layout for inputs such as `x`; other inputs are computed right, but may be slower."""
@@ -163,8 +163,10 @@ def _minimal_filtering_pays(x: Tensor, kernel: Kernel, stride: int) -> bool:
     )
 
 
-def minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int, starts_still: bool) -> Tensor:
+def _minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int, starts_still: bool) -> Tensor:
     """Three taps in time by F(2, 3); where the number of outputs is odd, the first one by itself.
+
+    Training in float32 has its own, in minimal_filtering.py, which makes fewer products and rounds more.
 
     Args:
         x: `B C T+2 H W`, channels-last.
@@ -184,7 +186,7 @@ def minimal_filtering(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: i
     if outputs % 2:
         seen, needed = (x[:, :, :1], kernel.with_taps("summed")) if starts_still else (x[:, :, :3], kernel)
         out[:, :, :1] = _convolve(seen, needed, bias, stride=(1, 1, 1), padding=(0, padding, padding))
-    at_once = max(MINIMAL_BLOCK // x[:, :, 0].numel(), 1) * 2
+    at_once = max(_MINIMAL_BLOCK // x[:, :, 0].numel(), 1) * 2
     for start in range(outputs % 2, outputs, at_once):
         stop = min(start + at_once, outputs)
         _minimal_pairs(x[:, :, start : stop + 2], kernel, bias, padding, out=out[:, :, start:stop])
@@ -210,7 +212,7 @@ def _minimal_pairs(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: int,
     torch.sub(b.sub_(c), d, out=out[:, :, 1::2])
 
 
-def minimal_taps(weight: Tensor) -> tuple[Tensor, ...]:
+def _minimal_taps(weight: Tensor) -> tuple[Tensor, ...]:
     """The four kernels of F(2, 3), `C' C kh kw`, of a weight `C' C 3 kh kw`."""
     first, second, third = (tap.contiguous(memory_format=torch.channels_last) for tap in weight.unbind(2))
     outer = first + third
