@@ -21,7 +21,8 @@ from sat_ssvae.comparison.report.advice import (
 )
 from sat_ssvae.comparison.report.page import render
 from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR, Estimate
-from sat_ssvae.comparison.verdict import judge, speed_up_text
+from sat_ssvae.comparison.verdict import judge
+from sat_ssvae.comparison.wording import speed_up_text
 
 from .comparisons import SAMPLES, comparison
 from .parsed_page import Parsed

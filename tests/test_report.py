@@ -15,7 +15,8 @@ from sat_ssvae.comparison.report.page import render, write_report
 from sat_ssvae.comparison.report.pictures import Pictures, file_name
 from sat_ssvae.comparison.report.speed_ups import axis_limit
 from sat_ssvae.comparison.results import ComparisonResults, CurvePoint, Estimate
-from sat_ssvae.comparison.verdict import describe, judge, speed_up_text
+from sat_ssvae.comparison.verdict import judge
+from sat_ssvae.comparison.wording import describe, speed_up_text
 from sat_ssvae.data.video_io import probe, read_clip
 from sat_ssvae.errors import UserError
 

@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 from sat_ssvae.comparison.analysis import SpeedUp
 from sat_ssvae.comparison.curves import NO_PROGRESS
 from sat_ssvae.comparison.results import ABOVE_MEAN_COLOUR, Estimate
-from sat_ssvae.comparison.verdict import (
-    blur,
-    conclude,
-    counting,
-    describe,
-    judge,
-    ratio,
-    reconstruction_verdict,
-    speed_up_text,
-    summary_table,
-)
+from sat_ssvae.comparison.verdict import conclude, counting, judge, reconstruction_verdict, summary_table
+from sat_ssvae.comparison.wording import blur, describe, ratio, speed_up_text
 
 from .comparisons import DECODED, DENOISING, SAMPLES, STEPS, arm_result, comparison, decay, judged
 

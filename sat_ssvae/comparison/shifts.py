@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .results import ArmResult, ComparisonResults, CurvePoint
-from .verdict import describe
+from .wording import describe
 
 
 def best_shift(scores: Mapping[float, Mapping[str, float]]) -> float:

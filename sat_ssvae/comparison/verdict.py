@@ -19,16 +19,15 @@ slower ones make it mixed; equal needs at least half of them within the equal ra
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from ..metrics.intervals import in_brackets, written
 from .analysis import Outcome, SpeedUp, speed_up
 from .curves import NO_PROGRESS
 from .results import ABOVE_MEAN_COLOUR, ComparisonResults, Estimate
+from .wording import QUALITY, blur, describe, quality_name, quality_text, ratio, span, speed_up_text
 
 Conclusion = Literal["faster", "slower", "mixed", "equal", "undecided", "no evidence", "not judgeable"]
 
@@ -36,42 +35,6 @@ _SILENT: tuple[Outcome, ...] = ("undefined", "no interval")
 """Outcomes that say nothing about an arm."""
 LEAST_GAIN = 10 * math.log10(2)
 """dB of PSNR above the clip's mean colour from which a VAE is judged: half of the variance explained."""
-
-_FAR = 100.0
-"""Ratios beyond which an end of an interval is written as open."""
-
-_QUALITY = {
-    "psnr": ("PSNR", " dB", 2, True),
-    "ssim": ("SSIM", "", 3, True),
-    "stlpips": ("ST-LPIPS", "", 3, False),
-    ABOVE_MEAN_COLOUR: ("PSNR gain over a flat mean-colour image", " dB", 2, True),
-}
-"""Reconstruction metric -> (name, unit, decimals, higher is better)."""
-
-_LEVEL = "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{}"
-_FAMILIES = {
-    "kernel_distance_real": ("Samples to real clips", "{} features", "samples"),
-    "kernel_distance_reconstruction": ("Samples to own reconstructions", "{} features", "samples"),
-    "denoising_error_real": ("Denoising error to the original", _LEVEL, "denoising"),
-    "denoising_error_reconstruction": ("Denoising error to own reconstruction", _LEVEL, "denoising"),
-    "loss": ("Loss on standardised latents", "{}", "loss"),
-    "loss_above_floor": ("Loss above its Gaussian floor", "{}", "loss"),
-    "training_loss": ("Loss that train_video.py logged", "{}", "loss"),
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown. group: samples, denoising, loss or other (only samples are evidence)."""
-
-    title: str
-    detail: str
-    group: str
-
-    @property
-    def label(self) -> str:
-        """Title and detail in one line."""
-        return f"{self.title}, {self.detail}" if self.detail else self.title
 
 
 @dataclass(frozen=True)
@@ -92,13 +55,6 @@ class Verdict:
     def text(self) -> str:
         """Both sentences."""
         return " ".join(self.sentences)
-
-
-def describe(metric: str) -> Metric:
-    """Title and group of a metric's name; an unknown family is shown under its own name."""
-    family, _, parameter = metric.partition("/")
-    title, detail, group = _FAMILIES.get(family, (family.replace("_", " "), "{}", "other"))
-    return Metric(title, detail.format(parameter) if parameter else "", group)
 
 
 def judge(results: ComparisonResults) -> list[Verdict]:
@@ -177,7 +133,7 @@ def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: s
     metric: one that measures quality (psnr, ssim, stlpips, lpips). Uses the paired difference over clips
     where it was measured, else whether the two intervals overlap.
     """
-    *_, higher_is_better = _QUALITY[metric]
+    *_, higher_is_better = QUALITY[metric]
     arm = results.arm(candidate)
     difference = arm.reconstruction_difference.get(metric)
     if difference is None:
@@ -193,53 +149,6 @@ def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: s
         low, high = difference.low, difference.high
     sign = (low > 0) - (high < 0)
     return sign if higher_is_better else -sign
-
-
-def speed_up_text(read: SpeedUp) -> str:
-    """`2.6× (1.9× to 3.4×)`, `not reached in 2 of 3 seeds (...)`, `at the first evaluation (from 1.9×)`, and so on."""
-    interval = interval_text(read)
-    if read.status == "undefined":
-        return "not defined"
-    if read.status == "not reached":
-        where = f" in {read.seeds - read.reached} of {read.seeds} seeds" if read.seeds > 1 else ""
-        return f"not reached{where}" + (f" ({interval} at the best common score)" if interval else "")
-    assert read.value is not None
-    # The ratio at the first evaluation is the grid's and no measurement.
-    value = "at the first evaluation" if read.status == "at least" else ratio(read.value)
-    return f"{value} ({interval})" if interval else value
-
-
-def interval_text(read: SpeedUp) -> str:
-    """`1.9× to 3.4×`, with an open end `from 1.9×` or `up to 3.4×`, empty if there is none.
-
-    An end beyond a hundredth or a hundredfold says no more than an open one, and is written like it.
-    """
-    low, high = read.low, read.high
-    if low is None or high is None:
-        return ""
-    if high > _FAR:
-        return f"from {ratio(min(low, _FAR))}" if low >= 1 / _FAR else "any ratio"
-    return f"{ratio(low)} to {ratio(high)}" if low >= 1 / _FAR else f"up to {ratio(max(high, 1 / _FAR))}"
-
-
-def ratio(value: float) -> str:
-    """`2.6×`, with as many digits as say something."""
-    return f"{value:.0f}×" if value >= 10 else f"{value:.1f}×" if value >= 1.45 else f"{value:.2f}×"
-
-
-def quality_text(metric: str, estimate: Estimate, *, signed: bool = False) -> str:
-    """A reconstruction metric with unit and interval, as in `20.31 dB (19.90 to 20.72)`."""
-    _, unit, decimals, _ = _QUALITY.get(metric, (metric, "", 4, True))
-    form = partial(written, decimals=decimals, signed=signed)
-    return f"{form(estimate.value)}{unit}{in_brackets(estimate.low, estimate.high, form)}"
-
-
-def quality_name(metric: str, *, arrow: bool = True) -> str:
-    """The name of a reconstruction metric, with an arrow in the direction in which it gets better."""
-    if metric not in _QUALITY:
-        return metric.replace("_", " ").replace("/", ", ")
-    name, _, _, higher_is_better = _QUALITY[metric]
-    return f"{name} {'↑' if higher_is_better else '↓'}" if arrow else name
 
 
 def _convergence(results: ComparisonResults, candidate: str, counted: Sequence[SpeedUp], conclusion: Conclusion) -> str:
@@ -295,7 +204,7 @@ def _range(some: list[SpeedUp]) -> str:
     if not some:
         return ""
     values = sorted(s.value for s in some if s.value is not None and s.status == "measured")
-    parts = [_span(values, ratio)] if values else []
+    parts = [span(values, ratio)] if values else []
     at_once = sum(s.status == "at least" for s in some)
     if at_once:  # how much faster is not known: the number would be the grid's
         parts.append("at the first evaluation already" + (f" on {at_once}" if at_once < len(some) else ""))
@@ -325,7 +234,7 @@ def _why_none(read: Sequence[SpeedUp]) -> str:
 def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], *, judged: bool) -> str:
     """The second sentence: what the latents cost in reconstruction, and which distances measure blur."""
     base, arm = results.baseline.name, results.arm(candidate)
-    shared = [m for m in _QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
+    shared = [m for m in QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
     if not shared:
         return "The reconstruction quality of the two VAEs was not measured, so blur may explain any difference."
     signs = {metric: reconstruction_verdict(results, candidate, metric) for metric in shared}
@@ -362,7 +271,7 @@ def _blur(read: Sequence[SpeedUp]) -> str:
     blurred = [s for s in read if s.measures_blur]
     if not blurred:
         return ""
-    share = _span(sorted(s.floor_share for s in blurred if s.floor_share is not None), blur)
+    share = span(sorted(s.floor_share for s in blurred if s.floor_share is not None), blur)
     kinds = sorted({describe(s.metric).title[0].lower() + describe(s.metric).title[1:] for s in blurred})
     which = f"{len(blurred)} measure{'s' if len(blurred) > 1 else ''} ({' and '.join(kinds)})"
     verb, pronoun, each = ("compare", "are", "each") if len(blurred) > 1 else ("compares", "is", "it")
@@ -388,19 +297,3 @@ def summary_table(results: ComparisonResults, verdicts: Sequence[Verdict]) -> st
 def _speed_up_line(read: SpeedUp, verdict: Verdict) -> str:
     note = "" if read in verdict.counted else " - measures blur" if read.measures_blur else " - not counted"
     return f"  {'speed-up: ' + describe(read.metric).label:<72} {speed_up_text(read)}{note}"
-
-
-def percent(share: float) -> str:
-    """`81 %`."""
-    return f"{100 * share:.0f} %"
-
-
-def blur(share: float) -> str:
-    """How much of a distance is there without a generator; noise may make that more than the whole."""
-    return percent(min(share, 1.0))
-
-
-def _span(ordered: list[float], form: Callable[[float], str]) -> str:
-    """`1.2× to 3.4×`, or one number when both ends read alike."""
-    first, last = form(ordered[0]), form(ordered[-1])
-    return first if first == last else f"{first} to {last}"

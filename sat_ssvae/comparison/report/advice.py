@@ -18,7 +18,8 @@ from ..answer import PRIMARY
 from ..plan import in_minutes
 from ..provenance import FEW_CLIPS
 from ..results import ComparisonResults, Estimate
-from ..verdict import Conclusion, Verdict, describe, interval_text, ratio, reconstruction_verdict, speed_up_text
+from ..verdict import Conclusion, Verdict, reconstruction_verdict
+from ..wording import describe, interval_text, ratio, speed_up_text
 
 BADGES: dict[Conclusion, tuple[str, Tone]] = {
     "faster": ("faster", "good"),

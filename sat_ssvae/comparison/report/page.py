@@ -35,7 +35,8 @@ from ..answer import PRIMARY
 from ..plan import in_minutes
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
-from ..verdict import Verdict, blur, describe, percent, quality_name, quality_text, ratio
+from ..verdict import Verdict
+from ..wording import blur, describe, percent, quality_name, quality_text, ratio
 from .advice import (
     BADGES,
     Standing,

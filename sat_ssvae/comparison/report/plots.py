@@ -13,7 +13,8 @@ from ..analysis import SpeedUp
 from ..answer import PRIMARY
 from ..curves import MAX_POINTS, smooth_curve
 from ..results import ComparisonResults, CurvePoint
-from ..verdict import Verdict, describe
+from ..verdict import Verdict
+from ..wording import describe
 
 _GROUPS = {
     "samples": "Decoded samples",

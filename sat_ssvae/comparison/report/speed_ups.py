@@ -9,16 +9,8 @@ from ...pages.blocks import Cell, Legend, MatrixGroup, MatrixRow, Tone, badge, i
 from ..analysis import SpeedUp
 from ..answer import PRIMARY
 from ..results import ComparisonResults, Estimate
-from ..verdict import (
-    Verdict,
-    blur,
-    describe,
-    interval_text,
-    quality_name,
-    quality_text,
-    ratio,
-    reconstruction_verdict,
-)
+from ..verdict import Verdict, reconstruction_verdict
+from ..wording import blur, describe, interval_text, quality_name, quality_text, ratio
 from .advice import BADGES, Standing, minutes_of, time_words
 
 _TITLES = {
