@@ -4,6 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers.guiders import ClassifierFreeGuidance
 
 from sat_ssvae.diffusers import AutoencoderSSVAE
@@ -75,6 +76,73 @@ def skyreels_v2():
     return pipeline, {"num_frames": 5, **EMBEDDINGS}
 
 
+def skyreels_v2_image_to_video():
+    sizes = {"in_channels": 2 * 4 + 2, "image_dim": 16, "added_kv_proj_dim": 24}  # latents, condition, mask
+    transformer = diffusers.SkyReelsV2Transformer3DModel(**{**WAN, **sizes})
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPVisionConfig(image_size=16, patch_size=8, **vision)
+    encoder = transformers.CLIPVisionModelWithProjection(config).eval()
+    processor = transformers.CLIPImageProcessor(size=16, crop_size=16)
+    others = {"image_encoder": encoder, "image_processor": processor}
+    pipeline = pipeline_of(diffusers.SkyReelsV2ImageToVideoPipeline, transformer, unipc(), **others)
+    text = {name: value.repeat(1, 64, 1) for name, value in EMBEDDINGS.items()}  # its attention counts on 512 tokens
+    return pipeline, {"image": diffusers.utils.numpy_to_pil(frames(1)[0])[0], "num_frames": 5, **text}
+
+
+def hunyuan_transformer(**changes):
+    settings = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": 32,
+        "pooled_projection_dim": 16,
+        "rope_axes_dim": (2, 2, 4),
+    }
+    return diffusers.HunyuanVideoTransformer3DModel(**(settings | changes))
+
+
+HUNYUAN_EMBEDDINGS = {
+    "prompt_embeds": torch.ones(1, 8, 32),
+    "pooled_prompt_embeds": torch.ones(1, 16),
+    "prompt_attention_mask": torch.ones(1, 8, dtype=torch.long),
+}
+
+
+def hunyuan_video():
+    others = {"text_encoder_2": None, "tokenizer_2": None}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    pipeline = pipeline_of(diffusers.HunyuanVideoPipeline, hunyuan_transformer(), scheduler, **others)
+    return pipeline, {"num_frames": 5, **HUNYUAN_EMBEDDINGS}
+
+
+def hunyuan_image_to_video(**transformer):
+    """Its first frame is the image's latent; the older kind, which drops four frames, has a test of its own."""
+    sizes = {"image_condition_type": "token_replace", **transformer}
+    others = {"text_encoder_2": None, "tokenizer_2": None, "image_processor": None}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    pipeline = pipeline_of(
+        diffusers.HunyuanVideoImageToVideoPipeline, hunyuan_transformer(**sizes), scheduler, **others
+    )
+    image = diffusers.utils.numpy_to_pil(frames(1)[0])[0]
+    return pipeline, {"image": image, "num_frames": 5, **HUNYUAN_EMBEDDINGS}
+
+
+def hunyuan_skyreels():
+    others = {"text_encoder_2": None, "tokenizer_2": None}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    transformer = hunyuan_transformer(in_channels=2 * 4)
+    pipeline = pipeline_of(diffusers.HunyuanSkyreelsImageToVideoPipeline, transformer, scheduler, **others)
+    image = diffusers.utils.numpy_to_pil(frames(1)[0])[0]
+    negative = {f"negative_{name}": torch.zeros_like(value) for name, value in HUNYUAN_EMBEDDINGS.items()}
+    negative["negative_prompt_attention_mask"] += 1
+    return pipeline, {"image": image, "num_frames": 5, **HUNYUAN_EMBEDDINGS, **negative}
+
+
 def cogvideox_image_to_video():
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=4,
@@ -132,7 +200,11 @@ def hunyuan_video15():
         wan_vace,
         skyreels_v2,
         anyflow,
+        skyreels_v2_image_to_video,
         cogvideox_image_to_video,
+        hunyuan_video,
+        hunyuan_image_to_video,
+        hunyuan_skyreels,
         hunyuan_video15,
     ],
 )
@@ -152,6 +224,17 @@ def test_further_pipelines_run_to_a_video(build):
     with torch.no_grad():
         expected = pipeline.vae.decode(latents).sample.movedim(2, 1)
     torch.testing.assert_close(video, (expected + 1) / 2, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_older_image_to_video_of_hunyuan_drops_the_frames_of_its_image():
+    """It concatenates the image's latent and drops four frames, those of one latent frame of SSVAE's real sizes."""
+    torch.manual_seed(0)
+    pipeline, arguments = hunyuan_image_to_video(in_channels=2 * 4 + 1, image_condition_type="latent_concat")
+    pipeline.set_progress_bar_config(disable=True)
+    arguments["num_frames"] = 9
+    video = torch.as_tensor(pipeline(**SIZE, **arguments, output_type="pt").frames)
+    assert video.shape == (1, 5, 3, 16, 16) and video.isfinite().all()
 
 
 def wan_pipeline():
