@@ -173,6 +173,35 @@ def test_the_checkout_tells_the_era(configuration, tmp_path, monkeypatch, capsys
     assert command in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize(
+    ("stock", "other"), [("cogvideox1.5_5b", "cogvideox_2b_5b"), ("cogvideox_5b_i2v", "cogvideox1.5_5b_i2v")]
+)
+def test_an_overlay_over_stock_files_of_the_other_era_is_refused(configuration, stock, other, sampling):
+    """Without a checkout the stock files alone tell it: every number of the latents fits."""
+    files = [
+        OVERLAYS / f"{other}.yaml" if file.stem == stock else file for file in configuration(stock, sampling=sampling)
+    ]
+    (mismatch,) = check(files)
+    assert mismatch.key == f"{NETWORK}.patch_size" and f"{stock}.yaml" in mismatch.expected
+    assert "the stock configuration is that of CogVideoX" in str(mismatch) and "\n" not in str(mismatch)
+
+
+def test_image_to_video_of_1_5_is_known_by_its_input(configuration):
+    """Its `ofs`, whatever the length of the text; the overlay of 1.5 takes it away."""
+    changes = {f"{NETWORK}.ofs_embed_dim": 512, f"{POSITIONS}.text_length": 100}
+    (mismatch,) = check(configuration("cogvideox_5b_i2v", changes, sampling=True))
+    assert mismatch.expected == "that of cogvideox1.5_5b.yaml or cogvideox1.5_5b_i2v.yaml"
+
+
+def test_the_text_is_as_long_as_the_encoder_makes_it(configuration):
+    encoder = {"model.conditioner_config.params.emb_models": [{"params": {"max_length": 300}}]}
+    (mismatch,) = check(configuration("cogvideox_2b_5b", encoder))
+    assert (mismatch.key, mismatch.found, mismatch.expected) == (f"{POSITIONS}.text_length", 226, "300")
+    assert check(configuration("cogvideox_2b_5b", encoder | {f"{POSITIONS}.text_length": 300})) == []
+    assert check(configuration("cogvideox1.5_5b", encoder)) == []  # main counts them itself
+
+
 def test_configurations_of_the_other_era_are_told_apart(configuration):
     mismatchs = check(configuration("cogvideox_2b_5b"), era="main")
     assert [(mismatch.key, mismatch.expected) for mismatch in mismatchs] == [

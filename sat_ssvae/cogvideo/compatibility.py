@@ -10,10 +10,11 @@ wrong numbers crash late with an unrelated message, and some misalign the positi
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import UserError
@@ -24,6 +25,13 @@ from .sat_transformer import read_transformer
 
 V1_SAMPLING_SIZE = (480, 720)
 """(height, width) that v1.0's sample_video.py always samples, whatever the configuration says."""
+OWN_OVERLAYS: Mapping[Era, tuple[str, str]] = MappingProxyType(
+    {
+        "v1.0": ("CogVideoX-2B or 5B", "cogvideox_2b_5b.yaml or cogvideox_5b_i2v.yaml"),
+        "main": ("CogVideoX1.5", "cogvideox1.5_5b.yaml or cogvideox1.5_5b_i2v.yaml"),
+    }
+)
+"""The models of each version of CogVideoX, and the overlays for them."""
 INTERPOLATED_TOKENS = 16
 """Tokens to which 2B's position embedding scales the short side of any grid; both interpolations are tokens / 16."""
 
@@ -100,6 +108,7 @@ class _Checks:
             yield from forms
             return
         yield from self._channels()
+        yield from self._text()
         yield from self._latents()
         for key, size in self._sizes():
             yield from self._grid(key, size)
@@ -115,7 +124,12 @@ class _Checks:
             yield Mismatch(key, found, str(expected), reason)
 
     def _forms(self) -> Iterator[Mismatch]:
-        patch = self.config.network("patch_size")
+        patch, stock = self.config.network("patch_size"), self.config.stock_era
+        if patch is not None and stock is not None and stock != self.config.era:
+            model, overlay = OWN_OVERLAYS[stock]
+            why = f"the stock configuration is that of {model}, the overlay is not"
+            yield Mismatch(f"{NETWORK}.patch_size", patch, f"that of {overlay}", why)
+            return
         if self.era == "main" and isinstance(patch, int):
             why = "main takes [time, height, width]; 2B and 5B run on v1.0: git checkout v1.0"
             yield Mismatch(f"{NETWORK}.patch_size", patch, f"[1, {patch}, {patch}]", why)
@@ -136,6 +150,12 @@ class _Checks:
         yield from self._is(f"{NETWORK}.time_compressed_rate", self.time, "frames per latent frame")
         if self.config.samples:
             yield from self._is("args.latent_channels", c, "the latents' channels")
+
+    def _text(self) -> Iterator[Mismatch]:
+        tokens = self.config.encoded_tokens
+        if tokens is not None and not (self.era == "main" and self.config.rotary):  # which counts the tokens itself
+            why = "the text encoder's max_length; another number shifts all positions"
+            yield from self._is(f"{POSITIONS}.text_length", tokens, why)
 
     def _latents(self) -> Iterator[Mismatch]:
         """Reads what the folders of encoded latents say of themselves."""

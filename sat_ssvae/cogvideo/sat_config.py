@@ -64,6 +64,8 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What the values that are computed with must be."""
+TEXT_TOKENS: Mapping[int, Era] = MappingProxyType({226: "v1.0", 224: "main"})
+"""Tokens of the text that the stock models know: CogVideoX-2B and 5B of v1.0, CogVideoX1.5 of main."""
 SLOW_START = 100
 """Iterations that SAT runs at 5 % of the learning rate when it finetunes."""
 SLOW_START_NOTE = (
@@ -152,6 +154,13 @@ class SATConfig:
         return "main" if isinstance(self.network("patch_size"), list) else "v1.0"
 
     @property
+    def stock_era(self) -> Era | None:
+        """The version that the stock files are of, whatever the overlay says; None where nothing tells it."""
+        if self.network("ofs_embed_dim") is not None:  # CogVideoX1.5's image to video
+            return "main"
+        return TEXT_TOKENS.get(self.get(f"{POSITIONS}.text_length"))
+
+    @property
     def samples(self) -> bool:
         """Whether this is a configuration for sample_video.py."""
         return bool(self.get("args.mode") == "inference")
@@ -184,10 +193,20 @@ class SATConfig:
     @property
     def text_encoder(self) -> str | None:
         """The folder of T5 and its tokenizer, if the configuration names one."""
+        folder = self._text_embedder.get("model_dir")
+        return None if folder is None else str(folder)
+
+    @property
+    def encoded_tokens(self) -> int | None:
+        """Tokens that the text encoder gives for each prompt, if the configuration says how many."""
+        tokens = self._text_embedder.get("max_length")
+        return tokens if type(tokens) is int else None
+
+    @property
+    def _text_embedder(self) -> dict[str, Any]:
         embedders = self.get("model.conditioner_config.params.emb_models") or [{}]
         params = embedders[0].get("params")
-        folder = params.get("model_dir") if isinstance(params, dict) else None
-        return None if folder is None else str(folder)
+        return params if isinstance(params, dict) else {}
 
     @property
     def patch(self) -> tuple[int, int, int]:
