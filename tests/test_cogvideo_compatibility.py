@@ -9,7 +9,7 @@ import pytest
 
 from sat_ssvae import UserError
 from sat_ssvae.cli import main
-from sat_ssvae.cogvideo.sat_config import merge_configs
+from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.latents.dataset import LatentInfo
 
 from .stock_configurations import NETWORK, OVERLAYS, POSITIONS, STOCKS, check, write_files
@@ -62,6 +62,20 @@ def test_the_lora_overlay_fits(configuration):
         files = configuration(name, more=[lora])
         assert check(files) == []
     assert "all" not in merge_configs(files)["model"]["not_trainable_prefixes"]
+
+
+def test_a_lora_overlay_without_lora_is_noted(configuration):
+    """The overlay for v1.0 freezes the transformer; the LoRA itself comes from CogVideoX's own configuration."""
+    lora = {f"{NETWORK}.modules.lora_config": {"params": {"r": 4}}}
+
+    def notes(*arguments, **more):
+        return SATConfig(merge_configs(configuration(*arguments, **more))).notes()
+
+    (note,) = notes("cogvideox_2b_5b", more=["cogvideox_lora"])
+    assert "only the first and last layer learn" in note
+    assert notes("cogvideox_2b_5b", lora, more=["cogvideox_lora"]) == notes("cogvideox_2b_5b") == []
+    assert notes("cogvideox1.5_5b", more=["cogvideox1.5_lora"]) == []
+    assert notes("cogvideox_2b_5b", sampling=True, more=["cogvideox_lora"]) == []
 
 
 def test_every_overlay_is_checked_here():

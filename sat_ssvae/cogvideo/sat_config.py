@@ -73,6 +73,12 @@ SLOW_START_NOTE = (
     "learning rate, whatever args.warmup says; train for more, or set args.mode: pretrain"
 )
 
+TRANSFORMER_LAYERS = "model.diffusion_model.transformer"
+FROZEN_NOTE = (
+    "model.not_trainable_prefixes freezes the transformer, and without modules.lora_config only the first and last "
+    "layer learn; for LoRA give CogVideoX's *_lora.yaml, or our cogvideox1.5_lora.yaml"
+)
+
 
 def era_of(sat: Path) -> Era:
     """The version of CogVideoX in a sat folder, told by how its diffusion_video.py decodes."""
@@ -237,10 +243,12 @@ class SATConfig:
         )
 
     def notes(self) -> list[str]:
-        """Surprises of a training run of this length, if any."""
+        """What a training run would do otherwise than one expects, if anything."""
         iterations = self.get("args.train_iters")
         slow = self.get("args.mode") == "finetune" and type(iterations) is int and iterations <= 2 * SLOW_START
-        return [SLOW_START_NOTE.format(iterations=iterations)] if slow else []
+        frozen = TRANSFORMER_LAYERS in (self.get("model.not_trainable_prefixes") or []) and not self.samples
+        alone = frozen and self.network("modules.lora_config") is None
+        return [*([SLOW_START_NOTE.format(iterations=iterations)] if slow else []), *([FROZEN_NOTE] if alone else [])]
 
     def _video_positions(self) -> int:
         names = ("num_frames", "time_compressed_rate", "latent_height", "latent_width")
