@@ -14,6 +14,7 @@ import torch
 
 from sat_ssvae import SSVAE, UserError
 
+from . import foreign_models
 from .servers import serving
 from .small_models import tiny_vae
 
@@ -31,6 +32,21 @@ for name, revision in json.loads(sys.argv[1]):
         vae = SSVAE.from_pretrained(name, revision=revision)
         stats = vae.latent_stats
         out.append([vae.config.latent_channels, vae.mask_token.flatten().tolist(), stats and stats.mean.tolist()])
+    except UserError as error:
+        out.append(str(error))
+print(json.dumps(out))
+"""
+
+READ_FOREIGN = """
+import json, logging, sys
+from sat_ssvae.autoencoders.specification import open_autoencoder
+from sat_ssvae.errors import UserError
+logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+out = []
+for specification, _ in json.loads(sys.argv[1]):
+    try:
+        vae = open_autoencoder(specification)
+        out.append([vae.name, sum(value.double().sum().item() for value in vae.state_dict().values())])
     except UserError as error:
         out.append(str(error))
 print(json.dumps(out))
@@ -173,6 +189,51 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
         "lab/folder: no such checkpoint on this machine, and the Hugging Face hub cannot be reached"
     )
     assert "\n" not in message
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_autoencoders_of_diffusers_on_a_hub(tmp_path):
+    """Whole, in shards, of a variant alone; only the weights that are read are fetched."""
+    model = foreign_models.modelscope()
+    model.save_pretrained(tmp_path / "whole" / "vae")
+    model.save_pretrained(tmp_path / "whole" / "vae", variant="fp16", safe_serialization=False)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    model.save_pretrained(tmp_path / "variant", variant="fp16")
+    names = ("whole", "shards", "variant")
+    hub = hub_of({f"lab/{name}": files_below(tmp_path / name) for name in names} | {"lab/nothing": {"README.md": b"x"}})
+    asked = [(f"modelscope:lab/{name}", None) for name in names]
+    with serving(hub) as endpoint:
+        more = [("modelscope:lab/nothing", None), ("modelscope:lab/missing", None)]
+        *found, nothing, missing = read(tmp_path, endpoint, *asked, *more, code=READ_FOREIGN)
+    total = sum(value.double().sum().item() for value in model.state_dict().values())
+    assert found == [["AutoencoderKL", pytest.approx(total)]] * 3
+    assert nothing == "lab/nothing: no autoencoder of diffusers there (neither config.json nor vae/config.json)"
+    assert missing.startswith("lab/missing: no such checkpoint on this machine, nor on the Hugging Face hub")
+    assert not [path for path in hub.asked if "whole" in path and path.endswith(".bin")]
+    assert read(tmp_path, endpoint, asked[0], code=READ_FOREIGN) == found[:1], "fetched once, the server is gone"
+
+
+@pytest.mark.slow
+def test_a_hub_out_of_order_is_asked_once_for_a_foreign_autoencoder(tmp_path):
+    class OutOfOrder(Hub):
+        asked = []  # noqa: RUF012
+
+        def do_GET(self):
+            self.asked.append(self.path)
+            self.answer(503)
+
+        do_HEAD = do_GET
+
+    with serving(OutOfOrder) as endpoint:
+        (message,) = read(tmp_path, endpoint, ("wan2.1:lab/name", None), code=READ_FOREIGN)
+    assert message.startswith(
+        "lab/name: no such checkpoint on this machine, and the Hugging Face hub cannot be reached"
+    )
+    assert "\n" not in message and len(OutOfOrder.asked) == 1
 
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):

@@ -1,6 +1,7 @@
 """Autoencoders opened by one specification, against the real classes of diffusers at random small size."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -112,14 +113,22 @@ def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
         ("{folders}/wan2.2", "wan2.2: a folder of diffusers; write diffusers:"),
         ("{folders}/wan2.1", "wan2.1: a folder of diffusers; write diffusers:"),
         ("cogvideox", "cogvideox: expected the path of an SSVAE, or KIND:PATH_OR_ID"),
-        ("cogvideox:/nowhere", "/nowhere: no autoencoder of diffusers there"),
+        ("cogvideox:/nowhere", "/nowhere: no such folder, and not the name of a repository on a hub"),
+        ("cogvideox:./no/where", r"\./no/where: no such folder"),
+        ("cogvideox:no/where/at_all", "no/where/at_all: no such folder"),
+        ("cogvideox:nowhere", "nowhere: no such folder"),
+        ("cogvideox:no/where at all", "no/where at all: no such folder"),
+        ("cogvideox:lab/wan.safetensors", "lab/wan.safetensors: no such folder"),
+        ("cogvideox:{folders}", "models0: no autoencoder of diffusers there"),
+        ("cogvideos:lab/name", "expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of cogvideox, wan2.1"),
         ("cogvideox:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not cogvideox"),
         ("wan2.1:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not wan2.1"),
         ("wan2.2:{folders}/wan2.1", "holds a AutoencoderKLWan, which is not wan2.2"),
         ("hunyuan:{folders}/hunyuan1.5", "holds a AutoencoderKLHunyuanVideo15, which is not hunyuan; try diffusers:"),
     ],
 )
-def test_specifications_that_open_nothing(folders, specification, message):
+def test_specifications_that_open_nothing(folders, monkeypatch, specification, message):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # so nothing is asked of a hub
     with pytest.raises(UserError, match=message):
         open_autoencoder(specification.format(folders=folders))
 

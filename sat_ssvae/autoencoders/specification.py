@@ -16,6 +16,7 @@ import torch
 from ..addresses import is_address
 from ..errors import UserError, one_line
 from ..vae.autoencoder import SSVAE
+from ..vae.hub import download_files, is_hub_name
 from .classes import as_autoencoder
 from .protocol import VideoAutoencoder
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 OWN_CLASS = "AutoencoderSSVAE"
 """SSVAE as `sat_ssvae.diffusers` saves it."""
+
+
+_CONFIGS = ("config.json", "vae/config.json")
+_WEIGHTS = "diffusion_pytorch_model"
+_WEIGHTS_OF_HUB = (
+    (f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-?????-of-?????.safetensors"),
+    (f"{_WEIGHTS}*",),
+)
+"""Patterns of what is fetched: the first that a repository has."""
 
 
 class Kind(NamedTuple):
@@ -66,7 +76,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
         return SSVAE.from_pretrained(specification).for_inference()
     kind, colon, place = specification.partition(":")
     if Path(specification).exists() or (not colon and kind not in KINDS):
-        weights = "diffusion_pytorch_model*"
+        weights = f"{_WEIGHTS}*"
         if any([*Path(specification).glob(weights), *Path(specification).glob(f"vae/{weights}")]):
             raise UserError(f"{specification}: a folder of diffusers; write diffusers:{specification}")
         return SSVAE.from_pretrained(specification).for_inference()
@@ -75,7 +85,8 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
         raise UserError(f"{specification}: expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of {known}")
     import diffusers
 
-    subfolder, config = _find_config(place)
+    folder = _folder(place)
+    subfolder, config = _find_config(folder, place)
     name, residual = str(config["_class_name"]), bool(config.get("is_residual"))
     wanted = KINDS[kind]
     if (wanted.class_name or name) != name or wanted.residual not in (None, residual):
@@ -83,55 +94,70 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     if name == OWN_CLASS:
         from ..diffusers.ssvae import AutoencoderSSVAE
 
-        own: SSVAE = _load(AutoencoderSSVAE, place, subfolder).ssvae
+        own: SSVAE = _load(AutoencoderSSVAE, folder, subfolder, place).ssvae
         return own.for_inference()
     cls = getattr(diffusers, name, None)
     if not isinstance(cls, type):
         raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")
-    vae = _load(cls, place, subfolder)
+    vae = _load(cls, folder, subfolder, place)
     try:
         return as_autoencoder(vae)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 
 
-def _find_config(place: str) -> tuple[str | None, dict[str, Any]]:
-    """Where the autoencoder is in `place`, "vae" in a pipeline's folder, and its configuration."""
-    from diffusers import AutoencoderKL
-
+def _folder(place: str) -> Path:
+    """`place` on this machine, or a copy of the configurations that a repository of that name has on the hub."""
     if Path(place).is_file():
         raise UserError(f"{place}: a file; expected the folder that diffusers wrote, of config.json and weights")
-    subfolders: tuple[str | None, ...] = ("vae", None)
     if Path(place).is_dir():
-        subfolders = ("vae",) if (Path(place) / "vae" / "config.json").is_file() else (None,)
-    problems = []
-    for subfolder in subfolders:
-        try:
-            config = dict(AutoencoderKL.load_config(place, subfolder=subfolder))
-        except (OSError, ValueError) as error:
-            problems.append(one_line(error, 200))
-            continue
-        if "_class_name" not in config:
-            raise UserError(
-                f"{place}: its config.json names no class of diffusers; an SSVAE is given by its path alone"
-            )
-        return subfolder, config
-    raise UserError(f"{place}: no autoencoder of diffusers there ({problems[-1]})")
+        return Path(place)
+    if not is_hub_name(place):
+        raise UserError(f"{place}: no such folder, and not the name of a repository on a hub (organisation/name)")
+    return download_files(place, None, _CONFIGS)
 
 
-def _load(cls: Any, place: str, subfolder: str | None) -> "ModelMixin | Any":
+def _find_config(folder: Path, place: str) -> tuple[str | None, dict[str, Any]]:
+    """Where the autoencoder is in a folder, "vae" in a pipeline's, and its configuration."""
+    from diffusers import AutoencoderKL
+
+    subfolder = "vae" if (folder / "vae" / "config.json").is_file() else None
+    if not (folder / (subfolder or "") / "config.json").is_file():
+        raise UserError(f"{place}: no autoencoder of diffusers there (neither config.json nor vae/config.json)")
+    try:
+        config = dict(AutoencoderKL.load_config(str(folder), subfolder=subfolder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place}: unreadable config.json ({one_line(error, 200)})") from None
+    if "_class_name" not in config:
+        raise UserError(f"{place}: its config.json names no class of diffusers; an SSVAE is given by its path alone")
+    return subfolder, config
+
+
+def _load(cls: Any, folder: Path, subfolder: str | None, place: str) -> "ModelMixin | Any":
+    """The model of a folder; its weights are fetched first if `place` is the name of a repository on the hub."""
+    if not Path(place).is_dir():
+        folder = _fetch_weights(place, subfolder)
     options: dict[str, Any] = {
         "torch_dtype": torch.float32,
         "low_cpu_mem_usage": find_spec("accelerate") is not None,
-        "variant": _variant(Path(place) / (subfolder or "")),
+        "variant": _variant(folder / (subfolder or "")),
     }
     try:
-        vae, report = cls.from_pretrained(place, subfolder=subfolder, output_loading_info=True, **options)
+        vae, report = cls.from_pretrained(str(folder), subfolder=subfolder, output_loading_info=True, **options)
     except Exception as error:  # whatever a class makes of a configuration or of files that are not its own
         raise UserError(f"{place}: not a readable {cls.__name__} ({one_line(error, 200)})") from None
     if missing := report["missing_keys"] + report["mismatched_keys"]:
         raise UserError(f"{place}: {len(missing)} tensors of {cls.__name__} are missing, the first is {missing[0]}")
     return vae
+
+
+def _fetch_weights(name: str, subfolder: str | None) -> Path:
+    prefix = f"{subfolder}/" if subfolder else ""
+    for patterns in _WEIGHTS_OF_HUB:
+        folder = download_files(name, None, (*_CONFIGS, *(prefix + pattern for pattern in patterns)))
+        if any((folder / prefix).glob(f"{_WEIGHTS}*")):
+            break
+    return folder
 
 
 def _variant(folder: Path) -> str | None:
