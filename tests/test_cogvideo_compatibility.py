@@ -115,6 +115,7 @@ def test_every_overlay_is_checked_here():
         ("cogvideox_2b_5b", "args.image2video", True, "False", True),
         ("cogvideox1.5_5b_i2v", f"{NETWORK}.ofs_embed_dim", 512, "None", False),
         ("cogvideox_2b_5b", "args.train_data", "DATA", "[DATA]", False),
+        ("cogvideox_2b_5b", "data.target", None, "data_video.SFTDataset", False),
         (
             "cogvideox_2b_5b",
             "args.load",
@@ -144,12 +145,15 @@ def test_a_wrong_number_is_named_with_the_right_one(configuration, name, key, wr
         ("cogvideox_2b_5b", "data.params.max_num_frames", True, "is True: input should be a valid integer"),
         ("cogvideox_2b_5b", f"{POSITIONS}.height_interpolation", "x", "is 'x': input should be a valid number"),
         ("cogvideox_2b_5b", "model.not_trainable_prefixes", "all", "is 'all': input should be a valid array"),
+        ("cogvideox_5b_i2v", "args.image2video", "False", "is 'False': input should be a valid boolean"),
+        ("cogvideox_5b_i2v", "model.noised_image_input", "true", "is 'true': input should be a valid boolean"),
+        ("cogvideox_2b_5b", "model.latent_input", 1, "is 1: input should be a valid boolean"),
         ("cogvideox_2b_5b", "args.load", [1], r"is \[1\]: input should be a valid string"),
     ],
 )
 def test_values_of_a_wrong_form_are_one_line(configuration, name, key, wrong, message):
     with pytest.raises(UserError, match=rf"^{re.escape(key)} ?{message}") as caught:
-        check(configuration(name, {key: wrong}))
+        check(configuration(name, {key: wrong}, sampling=key == "args.image2video"))
     assert "\n" not in str(caught.value)
 
 

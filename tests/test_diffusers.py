@@ -63,6 +63,27 @@ def test_an_autoencoder_without_statistics_is_refused_in_one_line():
         AutoencoderSSVAE(**tiny_vae().config.model_dump(mode="json"), channel_mean=[0.0] * 4)
 
 
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        ([0.0] * 3, r"expected a number for each of 4 channels, found shape \(3,\)"),
+        ([[0.0] * 4], r"found shape \(1, 4\)"),
+        ("0123", "expected a list of numbers each"),
+        ([0.0, None, 0.0, 0.0], "expected a list of numbers each"),
+    ],
+)
+def test_statistics_that_do_not_fit_the_latents_are_refused(mean, message):
+    with pytest.raises(UserError, match=f"channel_mean and channel_std: .*{message}"):
+        AutoencoderSSVAE(**tiny_vae().config.model_dump(mode="json"), channel_mean=mean, channel_std=[1.0] * 4)
+
+
+@torch.no_grad()
+def test_a_constant_channel_is_0_in_half_precision_as_well():
+    stats = LatentStats(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    z = torch.ones(1, 2, 1, 2, 2, dtype=torch.float16)
+    assert stats.standardize(z)[:, 0].tolist() == torch.zeros(1, 1, 2, 2).tolist()
+
+
 def test_where_pipelines_look_for_sizes_and_normalisation():
     model = AutoencoderSSVAE.from_ssvae(with_stats())
     assert model.temperal_downsample == model.config.temperal_downsample == [False, True]

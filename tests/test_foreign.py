@@ -240,6 +240,19 @@ def test_what_a_class_tells_wrongly_is_measured_or_refused():
         as_autoencoder(broken)
 
 
+@pytest.mark.parametrize(("space", "time"), [(-8, -1), (4096, 512), (0, 0), (None, None)])
+def test_a_compression_that_cannot_be_is_not_believed(space, time):
+    """A video to try 4096 pixels per position on would take gigabytes."""
+    model = foreign_models.modelscope()
+    model.spatial_compression_ratio, model.temporal_compression_ratio = space, time
+    vae = as_autoencoder(model)
+    assert (vae.temporal_factor, vae.spatial_factor) == (1, 8)
+    video = foreign_models.wan21()
+    video.register_to_config(scale_factor_spatial=space, scale_factor_temporal=time)
+    vae = as_autoencoder(video)
+    assert (vae.temporal_factor, vae.spatial_factor) == (4, 8)
+
+
 @pytest.mark.parametrize(
     ("build", "size", "message"),
     [

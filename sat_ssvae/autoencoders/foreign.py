@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _UNTOLD = (8, 64)  # frames and pixels that every known compression divides, for classes that do not state theirs
+_LARGEST = (32, 256)  # frames and pixels; what states more is not believed, as the video to measure it would be huge
 _MOST_STEPS = 4  # lengths of clips, the next after each other, that a class may not take
 _MOST_POSITIONS = 4  # latent rows and columns that a class may need
 _GROUPS = (1, 2, 4)  # latent frames after the first that a class may take at once: CogVideoX decodes them in pairs
@@ -142,7 +143,7 @@ class DiffusersAutoencoder(nn.Module):
         """Frames and pixels per latent position as the class states them, or multiples."""
         time = self._setting("temporal_compression_ratio", "scale_factor_temporal", "temporal_compress_times")
         space = self._setting("spatial_compression_ratio", "scale_factor_spatial")
-        return time or _UNTOLD[0], space or _UNTOLD[1]
+        return _believed(time, _LARGEST[0]) or _UNTOLD[0], _believed(space, _LARGEST[1]) or _UNTOLD[1]
 
     def _remarks(self) -> Iterator[str]:
         if self.vae.config.get("timestep_conditioning"):
@@ -320,6 +321,10 @@ class DiffusersAutoencoder(nn.Module):
     def _check_chunks(self, chunk_frames: int | None) -> None:
         if chunk_frames is not None:
             raise UserError(f"chunk_frames={chunk_frames}: for SSVAE alone, {self.name} takes a clip as a whole")
+
+
+def _believed(stated: int | None, most: int) -> int | None:
+    return stated if stated is not None and 1 <= stated <= most else None
 
 
 def moments_of(output: Any) -> Tensor:

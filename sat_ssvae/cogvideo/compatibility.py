@@ -263,6 +263,9 @@ class _Checks:
     def _data(self) -> Iterator[Mismatch]:
         if self.config.samples:
             return
+        if self.config.get("data.target") is None:
+            why = "give configs/sft.yaml to train, or configs/inference.yaml to sample"
+            yield Mismatch("data.target", None, "data_video.SFTDataset", why)
         for key in ("args.train_data", "args.valid_data"):
             if isinstance(found := self.config.get(key), str):
                 yield Mismatch(key, found, f"[{found}]", "CogVideoX takes each letter of a word for a folder")

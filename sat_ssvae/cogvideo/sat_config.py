@@ -55,6 +55,7 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
         "model.not_trainable_prefixes": list[str],
         "model.conditioner_config.params.emb_models": list[dict[str, Any]],
         "args.load": str,
+        **dict.fromkeys(("args.image2video", "model.latent_input", "model.noised_image_input"), bool),
         "args.sampling_image_size": Size,
         "args.sampling_num_frames": Count,
         "data.params.video_size": Size,

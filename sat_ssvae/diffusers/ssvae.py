@@ -67,8 +67,8 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.ssvae = SSVAE(parse_config(SSVAEConfig, sizes))
         if (channel_mean is None) != (channel_std is None):
             raise UserError("channel_mean and channel_std belong together, give both or none")
-        if channel_mean is not None and channel_std is not None:  # on the CPU, also where the weights are not yet
-            numbers = (torch.tensor(values, device="cpu") for values in (channel_mean, channel_std))
+        if channel_mean is not None and channel_std is not None:
+            numbers = (_numbers(values, latent_channels) for values in (channel_mean, channel_std))
             self.ssvae.latent_stats = LatentStats(*numbers)
         self.use_slicing = False
         """Encode and decode the videos of a batch one by one (`enable_slicing`)."""
@@ -219,3 +219,15 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def _video(self, z: Tensor) -> Tensor:
         return self.ssvae.decode(self._stats.unstandardize(z), self.chunk_frames, self._tile)
+
+
+def _numbers(values: Sequence[float], channels: int) -> Tensor:
+    """Statistics of as many channels, on the CPU, also where the weights are not yet."""
+    try:
+        numbers = torch.tensor(values, device="cpu", dtype=torch.float32)
+    except (TypeError, ValueError):
+        raise UserError("channel_mean and channel_std: expected a list of numbers each") from None
+    if numbers.shape != (channels,):
+        found = f"found shape {tuple(numbers.shape)}"
+        raise UserError(f"channel_mean and channel_std: expected a number for each of {channels} channels, {found}")
+    return numbers

@@ -50,7 +50,7 @@ class LatentStats:
             raise UserError(
                 f"latents: the statistics are those of b c t h w with {len(self.mean)} channels, found {shape}"
             )
-        floor = torch.finfo(torch.float32).tiny ** 0.5
+        floor = max(torch.finfo(torch.float32).tiny ** 0.5, torch.finfo(like.dtype).tiny)  # float16 has no such small
         frames = like.shape[2]
         mean, std = (value.to(like).reshape(len(value), -1, 1, 1) for value in (self.mean, self.std.clamp(min=floor)))
         if frames > mean.shape[1] > 1:
