@@ -156,6 +156,14 @@ def test_damaged_models(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", "", "3"])
+def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r": unreadable config\.json \(") as caught:
+        open_autoencoder(f"diffusers:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
 def test_models_that_are_no_autoencoders_of_pictures_are_one_line(tmp_path):
     foreign_models.unet().save_pretrained(tmp_path / "unet")
     foreign_models.allegro().save_pretrained(tmp_path / "allegro")

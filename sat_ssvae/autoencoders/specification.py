@@ -126,7 +126,7 @@ def _find_config(folder: Path, place: str) -> tuple[str | None, dict[str, Any]]:
         raise UserError(f"{place}: no autoencoder of diffusers there (neither config.json nor vae/config.json)")
     try:
         config = dict(AutoencoderKL.load_config(str(folder), subfolder=subfolder))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError of a list
         raise UserError(f"{place}: unreadable config.json ({one_line(error, 200)})") from None
     if "_class_name" not in config:
         raise UserError(f"{place}: its config.json names no class of diffusers; an SSVAE is given by its path alone")
