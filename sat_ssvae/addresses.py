@@ -41,6 +41,10 @@ _WHOLE_PUTS = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 _PART = 16 * 2**20  # bytes; s3fs uploads files of two or more parts part by part, ten at once
 _NO_FILE = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
 _NO_RIGHTS = frozenset({"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "GoogleAuthError"})
+_CHANGED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "409", "412"})
+"""Answers to a conditional request whose condition does not hold."""
+_UNCONDITIONAL = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest", "400", "501"})
+"""Answers of servers of the S3 API that do not know conditional requests."""
 _upath: Any = UPath  # its overloads for each protocol do not take options by name
 _OPTIONS: dict[str, Any] = {"use_listings_cache": False}  # other machines write there as well
 
@@ -158,12 +162,17 @@ def failures(address: object) -> Iterator[None]:
         raise OSError(_number(error), _reason(error), without_secrets(address)) from None
 
 
+def _code(error: BaseException) -> str:
+    """What the server answered, in its own words; empty if it did not."""
+    response = getattr(error, "response", getattr(error.__cause__, "response", None))  # s3fs wraps botocore's errors
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    # of a request: huggingface_hub's, gcsfs's
+    return str(getattr(response, "status_code", getattr(error, "code", "")))
+
+
 def _number(error: Exception) -> int:
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore's
-        code = str(response.get("Error", {}).get("Code", ""))
-    else:  # of a request: huggingface_hub's, gcsfs's
-        code = str(getattr(response, "status_code", getattr(error, "code", "")))
+    code = _code(error)
     if isinstance(error, FileNotFoundError) or code in _NO_FILE:
         return errno.ENOENT
     if isinstance(error, PermissionError) or type(error).__name__ in _NO_RIGHTS or code in ("401", "403"):
@@ -267,6 +276,54 @@ def download(address: str, file: Path, tries: int = 1) -> bool:
 
     _with_retries(get, address, tries)
     return sizes.size is not None
+
+
+def contents_at(address: Path) -> bytes | None:
+    """The bytes of a small file as they are now; None if it does not exist.
+
+    Raises:
+        OSError: the store cannot say.
+    """
+    with failures(address):
+        system, path = fsspec.url_to_fs(str(address), **_OPTIONS)
+        with contextlib.suppress(FileNotFoundError):
+            return bytes(system.cat_file(path))
+    return None
+
+
+def swap(address: Path, old: bytes | None, new: bytes) -> bool:
+    """Write a small file if its contents are `old`, or if there is none and `old` is None; returns whether they were.
+
+    S3 decides which of several writers is the first. Where a store cannot, two writers at the same moment may both be
+    told that they were, and the file has the contents of the last one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with failures(address):
+        system, path = fsspec.url_to_fs(str(address), **_OPTIONS)
+        try:
+            condition = _condition(system, path, old)
+            if contents_at(address) != old:
+                return False
+            system.pipe_file(path, new, **condition)
+        except Exception as error:
+            gone = old is not None and _number(error) == errno.ENOENT
+            if _code(error) in _UNCONDITIONAL:
+                system.pipe_file(path, new)
+            elif gone or isinstance(error, FileExistsError) or _code(error) in _CHANGED:
+                # perhaps by this request itself, sent again after its answer was lost
+                return contents_at(address) == new
+            else:
+                raise
+    return True
+
+
+def _condition(system: Any, path: str, old: bytes | None) -> dict[str, str]:
+    """Options of `pipe_file` that make it fail if the file changes before."""
+    if old is None:
+        return {"mode": "create"}
+    return {"IfMatch": system.info(path, refresh=True)["ETag"]} if "s3" in system.protocol else {}
 
 
 def copy_files(address: str, names: Sequence[str], folder: Path) -> None:

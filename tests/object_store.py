@@ -80,8 +80,9 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     target = ""
-    drop = cut = 0
+    drop = cut = mute = 0
     refuse = hold = None
+    conditions = True
     count = 0
     lock = threading.Lock()
 
@@ -106,6 +107,10 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             text = b"" if self.command == "HEAD" else text
             self.reply(status, {"Content-Type": "application/xml", "Content-Length": str(len(text))}, text)
             return
+        if not kind.conditions and {"if-match", "if-none-match"} & {name.lower() for name in self.headers}:
+            text = b"<?xml version='1.0'?><Error><Code>NotImplemented</Code><Message>A header</Message></Error>"
+            self.reply(501, {"Content-Type": "application/xml", "Content-Length": str(len(text))}, text)
+            return
         self.pass_on(body)
 
     def pass_on(self, body):
@@ -125,6 +130,13 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
             headers["Content-Length"] = str(len(data))
+        with kind.lock:
+            muted = self.command == "PUT" and kind.count < kind.mute
+            kind.count += muted
+        if muted:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         with kind.lock:
             cut = self.command == "GET" and len(data) > 100_000 and kind.count < kind.cut
             kind.count += cut

@@ -13,6 +13,7 @@ from sat_ssvae.errors import UserError
 from sat_ssvae.jobs.job import Item
 from sat_ssvae.jobs.ledger import Ledger, Progress, claimed, collect, merge
 from sat_ssvae.jobs.settings import JobConfig, Part
+from sat_ssvae.jobs.store_lock import Claim
 
 from .processes import unmeasured
 
@@ -42,7 +43,7 @@ class Halves:
 
 def run(job, tmp_path, identity="a", **settings):
     ledger = Ledger(tmp_path / "halves", identity)
-    return collect(job, ITEMS, JobConfig(**settings), ledger, Progress("halving", "number"))
+    return collect(job, ITEMS, JobConfig(**settings), ledger, Progress("halving", "number"), Claim())
 
 
 @given(st.text(), st.integers(1, 100))

@@ -75,10 +75,11 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
         for start, stop in clips.blocks(CLIPS_IN_PIECE)
     ]
     identity = fingerprint(config.identity(), [len(clips) for clips in sources])
-    with claimed(output, "check-data", part):
+    with claimed(output, "check-data", part) as claim:
         ledger = Ledger(output / ".check-data", identity)
         job = _CheckJob(tuple(clips.noting(SkipLog(max_share=1)) for clips in sources))
-        results = merge(items, ledger) if merged else collect(job, items, config, ledger, Progress("checking", "clip"))
+        progress = Progress("checking", "clip")
+        results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress, claim)
         if results is None:
             return None
         for skip in (skip for result in results for skip in result["skipped"]):

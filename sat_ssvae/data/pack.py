@@ -28,6 +28,7 @@ from ..jobs.isolation import Crashed, IsolatedCalls
 from ..jobs.job import Advance, Item
 from ..jobs.ledger import Ledger, Progress, claimed, collect, refuse_missing
 from ..jobs.settings import Part
+from ..jobs.store_lock import Claim
 from ..storage import atomic, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
@@ -110,9 +111,9 @@ def pack(inputs: Path | Sequence[Path | PackItem], output: Path, config: PackCon
     _refuse_shards(items, inputs)
     items = _captioned(items, inputs, config)
     part = config.chosen_part
-    with _one_line(output), claimed(output, "pack", part):
-        plan = _plan(items, output, config)
-        _write_shards(items, plan, output, config)
+    with _one_line(output), claimed(output, "pack", part) as claim:
+        plan = _plan(items, output, config, claim)
+        _write_shards(items, plan, output, config, claim)
         if part.count > 1:
             return _report(output, [name for name in plan.shards() if part.takes(name)])
         return _finish(plan, output, str(inputs))
@@ -161,7 +162,7 @@ def _captioned(items: list[PackItem], inputs: object, config: PackConfig) -> lis
     return items
 
 
-def _plan(items: list[PackItem], output: Path, config: PackConfig) -> _Plan:
+def _plan(items: list[PackItem], output: Path, config: PackConfig, claim: Claim) -> _Plan:
     """The samples to make, in order. Kept on disk, so that a resumed run does not probe again."""
     contents = [
         [item.id, item.caption, item.fields, item.start, item.end, item.size or _size(item.path)] for item in items
@@ -173,7 +174,7 @@ def _plan(items: list[PackItem], output: Path, config: PackConfig) -> _Plan:
         raise UserError(f"{output} holds shards that this packer did not write: choose an empty folder")
     segments: list[list[Any]] = []
     unusable: list[dict[str, Any]] = []
-    for index, outcome in enumerate(_probed(items, output, config, ours)):
+    for index, outcome in enumerate(_probed(items, output, config, ours, claim)):
         if isinstance(outcome, dict):
             unusable.append(outcome)
         else:
@@ -212,7 +213,7 @@ def _size(path: Path) -> int | None:
     return None
 
 
-def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str) -> list[Any]:
+def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str, claim: Claim) -> list[Any]:
     """For each item the (start, end) of its samples, or a dict that says why it gives none."""
     if config.segment_seconds is None:
         return [[(item.start, item.end)] for item in items]
@@ -222,7 +223,7 @@ def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str) 
     ledger = Ledger(output / f".probed{part.suffix}", ours)
     # Every part needs the whole plan.
     whole = config.model_copy(update={"part": "1/1"})
-    results = collect(_ProbeJob(config), blocks, whole, ledger, Progress("probing", "file"))
+    results = collect(_ProbeJob(config), blocks, whole, ledger, Progress("probing", "file"), claim)
     ledger.remove()
     return [outcome for block in results or [] for outcome in block]
 
@@ -252,7 +253,7 @@ class _ProbeJob:
             yield probe_all
 
 
-def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: PackConfig) -> None:
+def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: PackConfig, claim: Claim) -> None:
     """Make the shards, of this part, that are not finished."""
     names = plan.shards()
     ours = [number for number, name in enumerate(names) if config.chosen_part.takes(name)]
@@ -268,7 +269,7 @@ def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: Pack
     done = sum(len(plan.members(number)) for number in ours if number in finished)
     job = _PackJob(config, output.absolute())
     for _item, _result in run_job(job, todo, config, f"packing {output.name}", "clip", done=done):
-        pass
+        claim.check()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Files with which a killed job continues: the results of finished items, and of parts on other machines.
 
-with claimed(folder, "check-data", config.chosen_part):
-    results = collect(job, items, config, Ledger(folder / "check-data", identity), Progress("checking", "clip"))
+with claimed(folder, "check-data", config.chosen_part) as claim:
+    ledger = Ledger(folder / "check-data", identity)
+    results = collect(job, items, config, ledger, Progress("checking", "clip"), claim)
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from ..storage import GrowingText, read_json_lines, try_lock, write_text
 from .engines import run_job
 from .job import Item, Job
 from .settings import JobConfig, Part, part_of
+from .store_lock import Claim, locked
 
 T = TypeVar("T")
 
@@ -80,11 +82,14 @@ class Progress(NamedTuple):
 
 
 def collect(
-    job: Job[T, Any], items: Sequence[Item[T]], config: JobConfig, ledger: Ledger, progress: Progress
+    job: Job[T, Any], items: Sequence[Item[T]], config: JobConfig, ledger: Ledger, progress: Progress, claim: Claim
 ) -> list[Any] | None:
     """The results (plain values, as in JSON) of all items, in their order.
 
     Results of an earlier, killed run are taken from the ledger. Those of a part stay there, and None is returned.
+
+    Raises:
+        UserError: a worker's; the claim was lost.
     """
     part = config.chosen_part
     known = ledger.read(part)
@@ -92,10 +97,12 @@ def collect(
     done = sum(item.units for item in items if item.name in known)
     try:
         for item, result in run_job(job, todo, config, *progress, done=done):
+            claim.check()
             known[item.name] = result
             ledger.add(part, item.name, result)
     finally:
-        ledger.flush()
+        if not claim.lost:  # else the file is another one's
+            ledger.flush()
     return [known[item.name] for item in items] if part.count == 1 else None
 
 
@@ -137,20 +144,23 @@ def refuse_missing(names: Sequence[str], count: int) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
+def claimed(folder: Path, name: str, part: Part) -> Iterator[Claim]:
     """Keep other jobs of this kind out of a folder, except those for other parts; the folder is made.
 
-    Without locks (in an object store) no job is kept out: files appear whole, and all writers write the same.
+    On the Hugging Face hub, where each sign of life would be a commit, and in a local folder without locks no job is
+    kept out: files appear whole, and all writers write the same.
 
     Raises:
         UserError: another one is running there.
+        OSError: a store cannot say.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if is_address(folder):
+            claim = Claim() if str(folder).startswith("hf:") else stack.enter_context(locked(folder, name, part))
             if part.count > 1:  # for `parts_of`
                 write_text(folder / f".{name}{part.suffix}.lock", "")
-            yield
+            yield claim
             return
         alone = part.count == 1
         locks = [(f".{name}.lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)]
@@ -160,7 +170,7 @@ def claimed(folder: Path, name: str, part: Part) -> Iterator[None]:
             if not try_lock(file, kind):
                 what = f"{name} {'' if alone else f'of part {part} '}".strip()
                 raise UserError(f"{folder}: another {what} works there; wait for it, or choose another folder")
-        yield
+        yield Claim()
 
 
 def parts_of(folder: Path, name: str) -> int:

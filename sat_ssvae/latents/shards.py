@@ -37,6 +37,7 @@ from ..jobs.engines import run_job
 from ..jobs.job import Advance, Item
 from ..jobs.ledger import claimed, parts_of, refuse_missing
 from ..jobs.settings import JobConfig
+from ..jobs.store_lock import Claim
 from ..storage import atomic, write_text
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
@@ -103,7 +104,7 @@ def encode_shards(
     stride = config.stride or config.data.num_frames / config.data.fps
     by_size = clips_by_size(config.data, stride=stride, skips=skips)
     _check_captions(by_size, config)
-    with claimed(output, "encode", part) if distributed.rank() == 0 else contextlib.nullcontext():
+    with claimed(output, "encode", part) if distributed.rank() == 0 else contextlib.nullcontext(Claim()) as claim:
         _claim(output, _info(vae, stats, config, by_size))
         shards = list(_plan(by_size, config.clips_per_shard))
         missing = [shard for shard in shards if not _tar(output, shard.name).exists()]
@@ -111,7 +112,7 @@ def encode_shards(
             refuse_missing([shard.name for shard in missing], parts_of(output, "encode"))
         else:
             job = _EncodeJob(vae, config, tuple(clips.noting(SkipLog()) for clips in by_size), output, device)
-            _encode_missing(job, [shard for shard in missing if part.takes(shard.name)], skips)
+            _encode_missing(job, [shard for shard in missing if part.takes(shard.name)], skips, claim)
         distributed.barrier()
         if distributed.rank() == 0 and part.count == 1:
             _list_skips(shards, output, skips)
@@ -129,11 +130,12 @@ def _checked_stats(vae: VideoAutoencoder, config: EncodeConfig) -> LatentStats:
     return vae.latent_stats
 
 
-def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog) -> None:
+def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog, claim: Claim) -> None:
     """Write this rank's share of some shards."""
     ours = shards[distributed.rank() :: distributed.world_size()]
     items = [Item(shard.name, shard.stop - shard.start, shard) for shard in ours]
     for item, failures in run_job(job, items, job.config, f"encoding {job.output.name}", "clip"):
+        claim.check()
         for skip in failures:
             skips.failed(skip)
         skips.succeeded(item.units - len(failures))

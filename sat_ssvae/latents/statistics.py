@@ -57,10 +57,10 @@ def measure_stats(
     identity = fingerprint(config.identity(), len(clips), weights_digest(vae.state_dict()))
     ledger = Ledger(folder / ".stats", identity)
     meter = StatsMeter(vae.latent_channels)
-    with claimed(folder, "stats", config.chosen_part):
+    with claimed(folder, "stats", config.chosen_part) as claim:
         job = _StatsJob(vae, config, device, clips.noting(SkipLog()))
         progress = Progress("measuring latents", "clip")
-        results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress)
+        results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress, claim)
         if results is None:
             return None
         for sums, skipped in results:
