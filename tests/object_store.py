@@ -172,8 +172,10 @@ def proxied(monkeypatch, **ways):
     with serving(proxy) as address, monkeypatch.context() as changed:
         changed.setenv("AWS_ENDPOINT_URL", address)
         fresh_clients()
-        yield proxy
-        proxy.released.set()
+        try:
+            yield proxy
+        finally:
+            proxy.released.set()
     fresh_clients()
 
 

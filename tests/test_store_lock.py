@@ -116,12 +116,12 @@ def test_parts_work_beside_each_other_but_not_beside_the_whole(store):
         for part, what in ((Part(2, 4), "pack of part 2/4"), (WHOLE, "pack")):
             with pytest.raises(UserError, match=f"another {what} works there"), claimed(folder, "pack", part):
                 pass
-    with claimed(folder, "pack", WHOLE):
-        with (
-            pytest.raises(UserError, match="another pack of part 3/4 works there"),
-            claimed(folder, "pack", Part(3, 4)),
-        ):
-            pass
+    with (
+        claimed(folder, "pack", WHOLE),
+        pytest.raises(UserError, match="another pack of part 3/4 works there"),
+        claimed(folder, "pack", Part(3, 4)),
+    ):
+        pass
 
 
 def test_dead_parts_do_not_keep_the_whole_out(store, monkeypatch):
@@ -167,13 +167,16 @@ def test_packing_goes_on_after_a_kill(store, tiny_videos, tmp_path, monkeypatch,
     """While the first one lives, a second is refused; killed, it is continued, with the same bytes as anywhere."""
     pack(tiny_videos, tmp_path / "local", PackConfig(samples_per_shard=2, workers=1))
     words = ["pack", str(tiny_videos), "--output", f"{store}/out", "samples_per_shard=2", "workers=1"]
-    with proxied(monkeypatch, hold=lambda path: "clips-000001.tar" in path) as proxy:
-        first = subprocess.Popen([sys.executable, "-c", COMMAND, *words], env=unmeasured())
-        assert proxy.held.wait(timeout=120)
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+    with (
+        proxied(monkeypatch, hold=lambda path: "clips-000001.tar" in path) as proxy,
+        subprocess.Popen([sys.executable, "-c", COMMAND, *words], env=unmeasured()) as first,
+    ):
+        try:
+            assert proxy.held.wait(timeout=300)
+            with pytest.raises(SystemExit) as ended:
+                main(words)
+        finally:
+            first.send_signal(signal.SIGKILL)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert ended.value.code == 2
     assert line.startswith(f"error: {store}/out: another pack works there (process {first.pid} on ")
