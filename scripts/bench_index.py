@@ -15,8 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sat_ssvae.data.samples import write_index
-
 ROOT = Path(__file__).resolve().parent.parent
 LIST = """
 import resource, sys, time
@@ -35,6 +33,12 @@ start = time.process_time()
 seconds = time.process_time() - start
 print(len(reader.samples), seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) / 1024)
 """
+INDEX = """
+import sys
+from pathlib import Path
+from sat_ssvae.data.samples import write_index
+write_index(sorted(Path(sys.argv[1]).glob("*.tar")))
+"""
 
 
 def write_shards(folder: Path, samples: int, shards: int) -> None:
@@ -51,17 +55,22 @@ def write_shards(folder: Path, samples: int, shards: int) -> None:
 
 def listing(tree: Path, folder: Path, cache: Path) -> tuple[int, float, float]:
     """Samples, seconds and MiB."""
+    count, seconds, mebibytes = run(LIST, tree, folder, cache).split()
+    return int(count), float(seconds), float(mebibytes)
+
+
+def run(program: str, tree: Path, folder: Path, cache: Path) -> str:
+    """What a program prints: a process of its own, since a process's peak memory begins with that of its parent."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "SAT_SSVAE_CACHE": str(cache)}
     done = subprocess.run(
-        [sys.executable, "-c", LIST, str(folder)],
+        [sys.executable, "-c", program, str(folder)],
         env=environment,
         cwd=cache.parent,  # else Python takes the package of the current folder
         check=True,
         capture_output=True,
         text=True,
     )
-    count, seconds, mebibytes = done.stdout.split()
-    return int(count), float(seconds), float(mebibytes)
+    return done.stdout
 
 
 def main() -> None:
@@ -87,7 +96,7 @@ def main() -> None:
         print(f"{'listing':24s}{'samples':>10s}{'CPU s':>10s}{'MiB':>8s}{'time':>8s}{'memory':>8s}")
         for name, tree, own_cache in trees:
             if name == "beside the shards":
-                write_index(sorted(folder.glob("*.tar")))
+                run(INDEX, tree, folder, own_cache)
             count, seconds, mebibytes = listing(tree, folder, own_cache)
             first = first or (seconds, mebibytes)
             shares = f"{seconds / first[0]:8.2f}{mebibytes / first[1]:8.2f}"
