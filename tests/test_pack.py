@@ -12,6 +12,7 @@ from PIL import Image
 
 from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
+from sat_ssvae.data.convert import in_bursts
 from sat_ssvae.data.inputs import PackItem, pack_items
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import probe, read_clip, write_video
@@ -79,6 +80,14 @@ def test_parts_show_their_own_time(tmp_path):
     assert record["source"] == "ramp@0.500"
     first = read_clip(sample["mp4"], start=0, num_frames=1, fps=24, size=(32, 32)).float().mean()
     assert first == pytest.approx((levels[0, 12, 0, 0].item() + 1) * 127.5, abs=3)
+
+
+@pytest.mark.parametrize(("size", "ahead"), [((256, 456), 24), ((1080, 1920), 5), ((4320, 7680), 1)])
+def test_frames_are_made_in_bursts_of_bounded_size(size, ahead):
+    made = []
+    frames = in_bursts((made.append(number) or number for number in range(50)), size)
+    assert next(frames) == 0 and len(made) == ahead
+    assert [0, *frames] == list(range(50))
 
 
 def test_csv(tiny_videos, tmp_path):

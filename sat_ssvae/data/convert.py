@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from .lengths import check_end
 from .pictures import upright_yuv420p
 from .skips import Skip
 from .video_io import encode_frames, nearest_frames, probe
+
+_BURST = 24  # frames
+_BURST_BYTES = 16 << 20
 
 
 class PackConfig(JobConfig):
@@ -170,9 +174,20 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
     size = info.height, info.width
     if scale < 1:  # to even sizes, which H.264 needs, upwards
         size = 2 * math.ceil(round(info.height * scale) / 2) or 2, 2 * math.ceil(round(info.width * scale) / 2) or 2
-    frames = _scaled_frames(segment, count, fps, size)
+    frames = in_bursts(_scaled_frames(segment, count, fps, size), size)
     data = encode_frames(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
     return data, probe(data)
+
+
+def in_bursts(frames: Iterator[VideoFrame], size: tuple[int, int]) -> Iterator[VideoFrame]:
+    """The same frames, of (height, width) `size`, of which some are made before the first of them is used.
+
+    Decoder and encoder taking turns after each frame drive each other out of the processor's caches.
+    """
+    count = max(1, min(_BURST, _BURST_BYTES // (size[0] * size[1] * 3 // 2)))
+    while burst := deque(itertools.islice(frames, count)):
+        while burst:  # each is freed when it has been used
+            yield burst.popleft()
 
 
 def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[VideoFrame]:
