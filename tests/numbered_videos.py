@@ -65,6 +65,21 @@ def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseco
     return path
 
 
+def record_at(path, times, codec="libx264", base=Fraction(1, 1000)):
+    """Pictures that tell their number, shown at these seconds; the header states 30 per second."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=30)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000
+        stream.codec_context.max_b_frames, stream.codec_context.time_base = 0, base
+        for time, picture in zip(times, numbered(len(times)), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = round(time / base), base
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
 def is_whole(path, count, fps, folder):
     """Every reader finds `count` frames, none twice."""
     info = probe(path)

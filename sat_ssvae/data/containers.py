@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
-from statistics import median_low
 from typing import NamedTuple
 
 import av
@@ -192,19 +191,27 @@ def is_in_coding_order(container: InputContainer, stream: VideoStream) -> bool:
 
 
 def avi_step(container: InputContainer, stream: VideoStream) -> int:
-    """Ticks between the pictures of an AVI file, as most of the first ones have it; 1 in other files."""
-    if container.format.name != "avi":
-        return 1
-    times = [entry.timestamp for entry in islice(stream.index_entries, 1, 18)]
-    return max(1, int(median_low([after - before for before, after in pairwise(times)] or [1])))
+    """Ticks between the pictures of an AVI file, as the first ones have it; 1 in other files."""
+    return math.gcd(*_avi_steps(container, stream)) or 1
 
 
 def avi_gap(container: InputContainer, stream: VideoStream) -> int:
-    """Ticks by which AVI's second picture is late: FFmpeg writes empty chunks where the sound begins earlier."""
-    if container.format.name != "avi" or len(stream.index_entries) < 3:
+    """Ticks by which AVI's second picture is late: FFmpeg writes empty chunks where the sound begins earlier.
+
+    None where later ones come unevenly, too: each picture that was left out is an empty chunk.
+    """
+    steps = _avi_steps(container, stream)
+    if not steps or len(set(steps)) > 1:
         return 0
     first, second = (entry.timestamp for entry in islice(stream.index_entries, 2))
-    return max(0, second - first - avi_step(container, stream))
+    return max(0, second - first - steps[0])
+
+
+def _avi_steps(container: InputContainer, stream: VideoStream) -> list[int]:
+    """Ticks between the first pictures of an AVI file, from the second on."""
+    if container.format.name != "avi":
+        return []
+    return [after - before for before, after in pairwise(e.timestamp for e in islice(stream.index_entries, 1, 18))]
 
 
 def read_packets(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[Packet]:

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from pydantic import Field
 from ..addresses import TRIES, download, is_address
 from ..errors import UserError
 from ..jobs.settings import JobConfig
-from .containers import SLACK, open_video
+from .containers import SLACK, open_video, start_of
 from .files import VideoError
 from .headers import VideoInfo, info_by_header
 from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
@@ -26,6 +26,7 @@ from .inputs import PackItem
 from .lengths import check_end
 from .pictures import upright_yuv420p
 from .skips import Skip
+from .timing import shown_times
 from .video_io import encode_frames, nearest_frames, probe
 
 _BURST = 24  # frames
@@ -168,14 +169,18 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
         return segment.path, info
     fps = info.fps / slower
     end = info.duration if segment.end is None else min(segment.end, info.duration)
-    count = round((end - segment.start) * fps)
-    if count < 1:
+    own = _own_times(segment.path, info.fps) if slower == 1 else None
+    if own is None:
+        times = [segment.start + step / fps for step in range(round((end - segment.start) * fps))]
+    else:
+        times = [time for time in own if segment.start <= time < end]
+    if not times:
         raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
     size = info.height, info.width
     if scale < 1:  # to even sizes, which H.264 needs, upwards
         size = 2 * math.ceil(round(info.height * scale) / 2) or 2, 2 * math.ceil(round(info.width * scale) / 2) or 2
-    frames = in_bursts(_scaled_frames(segment, count, fps, size), size)
-    data = encode_frames(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds)
+    frames = in_bursts(_scaled_frames(segment, times, fps, size), size)
+    data = encode_frames(frames, fps, crf=config.crf, keyframe_interval=config.keyframe_seconds, times=own and times)
     return data, probe(data)
 
 
@@ -190,17 +195,24 @@ def in_bursts(frames: Iterator[VideoFrame], size: tuple[int, int]) -> Iterator[V
             yield burst.popleft()
 
 
-def _scaled_frames(segment: PackItem, count: int, fps: float, size: tuple[int, int]) -> Iterator[VideoFrame]:
-    """Frames to encode, of (height, width) `size`, `count` of them, or up to `SLACK` seconds fewer."""
+def _own_times(path: Path, fps: float) -> list[float] | None:
+    """Seconds of the pictures of a variable frame rate, of which even steps would lose and repeat some; else None."""
+    times = shown_times(path, start_of(path).shown)
+    return None if times.is_even(fps) else (times.seconds - times.seconds[0]).tolist()
+
+
+def _scaled_frames(
+    segment: PackItem, times: Sequence[float], fps: float, size: tuple[int, int]
+) -> Iterator[VideoFrame]:
+    """Frames to encode, of (height, width) `size`, one for each of `times`, or up to `SLACK` seconds fewer."""
     scalers = VideoReformatter(), VideoReformatter()
     with open_video(segment.path) as (container, stream):
-        times = (segment.start + step / fps for step in range(count))
         pictures = nearest_frames(container, stream, times, segment.path)
-        for step in range(count):
+        for step, time in enumerate(times):
             try:
                 picture = next(pictures)
             except VideoError as error:
-                missing = (count - step) / fps
+                missing = times[-1] - time + 1 / fps
                 if step and missing < SLACK and error.cause in ("truncated", "too short"):
                     return
                 raise

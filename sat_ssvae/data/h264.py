@@ -7,6 +7,13 @@ from av.video.stream import VideoStream
 
 from .colours import default_matrix
 
+_TICKS = 90_000  # at least this many in a second: times of a variable frame rate are kept to 11 microseconds
+
+
+def fine_ticks(rate: Fraction) -> int:
+    """Ticks in a second for frames with times of their own; those of even ones are whole numbers of ticks."""
+    return rate.numerator * -(-_TICKS // rate.numerator)
+
 
 def add_h264_stream(
     container: OutputContainer, rate: Fraction, height: int, width: int, *, crf: int, keyframe_interval: float = 1.0

@@ -26,17 +26,17 @@ from .containers import (
     open_video,
     origin,
     rate_of,
-    read_packets,
-    repeats,
     start_of,
 )
 from .endings import is_cut_off, is_joined
 from .files import VideoError, name_of
+from .timing import MISSING, Times, looks_even, shown_times
 
 _ASF = "asf"  # WMV: every stream says when the whole file ends
 _ASF_FILE_PROPERTIES = uuid.UUID("8CABDCA1-A947-11CF-8EE4-00C00C205365").bytes_le
 _ASF_HEAD = 1 << 16  # bytes in which it is sought
 _JOIN = "join them with ffmpeg -f concat or mkvmerge"
+_SMALL = 1 << 23  # bytes of a file that is read whole in milliseconds
 _UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
 
 
@@ -81,27 +81,42 @@ def length_of(
     # Only the packets tell of joined files, as transport streams often are.
     joined = joined or container.format.name == "mpegts"
     told = Length(frames, fps, duration)
-    if not fps or not duration or hides_some or joined or start.shown is not None:
-        told = _corrected(told, container, stream, _count(source, start.shown))
+    if not fps or not duration or hides_some or joined or start.shown is not None or _may_vary(told, container, stream):
+        told = _corrected(
+            told,
+            container,
+            stream,
+            shown_times(source, start.shown, header_only=is_matroska(container) or is_mov(container)),
+        )
     frames, fps, duration = told.frames or max(1, round(told.duration * told.fps)), told.fps, told.duration
     return Length(frames, fps, frames / fps if abs(frames / fps - duration) < 1 / fps else duration)
 
 
-def _corrected(
-    told: Length, container: InputContainer, stream: VideoStream, counted: tuple[int, float, float]
-) -> Length:
-    """What a header tells, 0 where it does not, by what `_count` found."""
-    fps, (frames, span, last) = told.fps, counted
+def _may_vary(told: Length, container: InputContainer, stream: VideoStream) -> bool:
+    """Whether pictures may come at another rate than the header's, which tells of the smallest steps or the first ones.
+
+    Only a header that counts pictures is trusted in small files; large ones are not read whole without a reason.
+    """
+    if container.format.name == "avi":
+        return told.frames != len(stream.index_entries)
+    if told.frames:
+        return False
+    return 0 <= container.size <= _SMALL or not looks_even(container, stream, told.fps, told.duration)
+
+
+def _corrected(told: Length, container: InputContainer, stream: VideoStream, times: Times) -> Length:
+    """What a header tells, 0 where it does not, by the times of the pictures."""
+    fps, span = told.fps, times.span
     least = min(told.duration, told.frames / fps) if told.frames and fps else told.duration
     if fps and span and span + SLACK < least:  # truncated: readers will notice
         return told._replace(frames=told.frames or round(least * fps))
-    if container.format.name == "avi" and is_in_coding_order(container, stream):
-        span = 0.0  # its times are those of decoding
+    last = times.last
     # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
-    if span and (not fps or (container.format.name == "gif" and abs(frames - 1 - span * fps) > 0.4)):
-        fps = (frames - 1) / span
+    if span and not (fps and times.keeps(fps, 0.0 if container.format.name == "gif" else MISSING)):
+        last = times.last or 1 / float(rate_of(stream))
+        fps = times.mean_rate(last)
     fps = fps or float(rate_of(stream))
-    return Length(frames, fps, span + (last or 1 / fps) if span else frames / fps)
+    return Length(times.frames, fps, span + (last or 1 / fps) if span else times.frames / fps)
 
 
 def told_duration(container: InputContainer, stream: VideoStream, source: Path | bytes) -> float:
@@ -218,23 +233,3 @@ def _count_all(source: Path | bytes, shown: int | None) -> Length:
 
 def _is_before(packet: Packet, shown: int | None) -> bool:
     return shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
-
-
-def _count(source: Path | bytes, shown: int | None) -> tuple[int, float, float]:
-    """The number of frames shown, and the seconds from the first to the last and that the last is shown.
-
-    The seconds are 0 if the packets do not say. The file is opened again: not every container can go back to its start.
-    """
-    frames, first, last, lasts = 0, math.inf, -math.inf, 0.0
-    with open_video(source) as (container, stream):
-        for packet in read_packets(container, stream, source):
-            # Outside of an edit list; the end.
-            if packet.is_discard or not (packet.size or repeats(packet)) or _is_before(packet, shown):
-                continue
-            frames += 1
-            if packet.pts is not None and stream.time_base:
-                time = float(packet.pts * stream.time_base)
-                if time > last:
-                    last, lasts = time, float((packet.duration or 0) * stream.time_base)
-                first = min(first, time)
-    return (frames, last - first, lasts) if last > first else (frames, 0.0, 0.0)

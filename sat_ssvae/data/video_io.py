@@ -9,7 +9,7 @@ are applied. Everything wrong with a file is a `VideoError`, whose `cause` is a 
 
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ from .containers import (
     start_of,
 )
 from .files import VideoError, name_of
-from .h264 import add_h264_stream
+from .h264 import add_h264_stream, fine_ticks
 from .headers import VideoInfo, info_by_header
 from .lengths import breaks_off, length_of
 from .pictures import Picture, cover, displayed, upright_rgb
@@ -131,22 +131,34 @@ def encode_h264(pictures: Iterable[np.ndarray], fps: float, *, crf: int) -> byte
     return encode_frames(frames, fps, crf=crf)
 
 
-def encode_frames(frames: Iterable[VideoFrame], fps: float, *, crf: int, keyframe_interval: float = 1.0) -> bytes:
+def encode_frames(
+    frames: Iterable[VideoFrame],
+    fps: float,
+    *,
+    crf: int,
+    keyframe_interval: float = 1.0,
+    times: Sequence[float] | None = None,
+) -> bytes:
     """Encode frames as `to_yuv420p` makes them, of one size, as an mp4 file.
 
     A key frame every `keyframe_interval` seconds and no B-frames: a reader that seeks decodes little.
-    One thread, because the packer runs several encoders.
+    One thread, because the packer runs several encoders. `times`: seconds of the frames where they are not even; the
+    first one is shown at 0.
     """
     rate = Fraction(fps).limit_denominator(60000)
+    ticks = rate if times is None else Fraction(fine_ticks(rate))
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: VideoStream | None = None
         for index, frame in enumerate(frames):
-            stream = stream or add_h264_stream(
-                container, rate, frame.height, frame.width, crf=crf, keyframe_interval=keyframe_interval
-            )
+            if stream is None:
+                stream = add_h264_stream(
+                    container, rate, frame.height, frame.width, crf=crf, keyframe_interval=keyframe_interval
+                )
+                stream.codec_context.time_base = 1 / ticks
             own = _Timing(frame.pts, frame.time_base, frame.pict_type)  # whoever decoded it still needs that
-            frame.pts, frame.time_base, frame.pict_type = index, 1 / rate, PictureType.NONE
+            frame.pts = index if times is None else round((times[index] - times[0]) * ticks)
+            frame.time_base, frame.pict_type = 1 / ticks, PictureType.NONE
             container.mux(stream.encode(frame))
             frame.pts, frame.pict_type = own.pts, own.pict_type
             if own.time_base is not None:

@@ -24,12 +24,11 @@ from ..storage import atomic
 from .colours import even_frame, to_yuv420p
 from .containers import open_video
 from .files import VideoError
-from .h264 import add_h264_stream
+from .h264 import add_h264_stream, fine_ticks
 
 CRF = 12
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
 """Sound that mp4 takes as it is; any other is encoded again, as AAC."""
-_TICKS = 90_000  # at least this many in a second: times of a variable frame rate are kept to 11 microseconds
 
 
 class VideoWriter:
@@ -44,7 +43,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float, sound: Path | bytes | None = None) -> None:
         self.path = path
         self._rate = Fraction(fps).limit_denominator(60_000)
-        self._ticks = self._rate.numerator * -(-_TICKS // self._rate.numerator)
+        self._ticks = fine_ticks(self._rate)
         self._sound_source = sound
         self._open = ExitStack()
         self._scaler = VideoReformatter()

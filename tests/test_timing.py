@@ -1,0 +1,103 @@
+"""Videos whose pictures do not come evenly: screen recordings, phones in the dark, joined clips of two rates."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from sat_ssvae.data import lengths
+from sat_ssvae.data.check import CheckConfig, check_data
+from sat_ssvae.data.convert import PackConfig
+from sat_ssvae.data.pack import pack
+from sat_ssvae.data.resample import read_resampled
+from sat_ssvae.data.shards import fixed_clips
+from sat_ssvae.data.tars import TarStore
+from sat_ssvae.data.timing import Times, shown_times
+from sat_ssvae.data.video_io import probe, read_clip, read_frames
+
+from .numbered_videos import PACK, number_of, record, record_at
+from .shard_files import small
+
+SLOWER = [k / 30 for k in range(20)] + [(20 + 2 * k) / 30 for k in range(20)]
+DROPPED = [float(k) / 30 for k in np.cumsum([0, *np.random.default_rng(0).choice([1, 2, 3], 39)])]
+PAUSED = [0.0, *(5 + k / 30 for k in range(39))]
+FILES = [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.flv", "flv"), ("a.ts", "libx264"), ("a.avi", "mpeg4")]
+FILES += [("a.mp4", "libx264"), ("a.mov", "mpeg4")]
+CASES = [(*file, times) for file in FILES for times in (SLOWER, DROPPED, PAUSED)]
+CASES.remove(("a.avi", "mpeg4", PAUSED))  # which may as well be sound that began earlier
+
+
+def uneven(tmp_path, name, codec, times):
+    (tmp_path / "in").mkdir()
+    base = Fraction(1, 30) if name == "a.avi" else Fraction(1, 1000)
+    return record_at(tmp_path / "in" / name, times, codec, base)
+
+
+@pytest.mark.parametrize(("name", "codec", "times"), CASES)
+def test_a_variable_frame_rate_is_counted_in_pictures(tmp_path, name, codec, times):
+    path = uneven(tmp_path, name, codec, times)
+    info = probe(path)
+    assert info.frames == 40
+    assert info.duration == pytest.approx(times[-1] + 1 / 30, abs=0.04)
+    assert info.fps == pytest.approx(40 / info.duration, rel=0.03)
+    found = [number_of(picture) for picture in read_resampled(path, 30, (32, 48))]
+    for step, number in enumerate(found):
+        away = np.abs(np.array(times) - step / 30)
+        assert away[number] <= away.min() + 0.002
+    assert found[-1] == 39
+
+
+@pytest.mark.parametrize(("name", "codec", "times"), CASES)
+def test_a_variable_frame_rate_stays_in_shards(tmp_path, name, codec, times):
+    path = uneven(tmp_path, name, codec, times)
+    pack(path, tmp_path / "out", PACK.model_copy(update={"max_short_side": 16}))
+    (line,) = (tmp_path / "out" / "clips-000000.meta.jsonl").read_text().splitlines()
+    assert json.loads(line)["frames"] == 40
+    config = small(tmp_path / "out", num_frames=5, fps=5, resolution=(16, 24))
+    (clip,) = fixed_clips(config, stride=100)
+    direct = read_clip(path, start=0.0, num_frames=5, fps=5, size=(16, 24))
+    numbers = [number_of(picture) for picture in direct.permute(1, 2, 3, 0).numpy()]
+    assert [number_of(picture) for picture in clip.video.permute(1, 2, 3, 0).add(1).mul(127.5)] == numbers
+    reports = [
+        check_data(CheckConfig(data=config.model_copy(update={"path": str(place)})), tmp_path / f"check{index}")
+        for index, place in enumerate((tmp_path / "in", tmp_path / "out"))
+    ]
+    assert reports[0].clips == reports[1].clips > 0 and reports[0].skipped == {}
+
+
+def test_parts_of_a_variable_frame_rate_have_its_pictures_at_their_times(tmp_path):
+    path = uneven(tmp_path, "a.mkv", "libx264", SLOWER)
+    pack(path, tmp_path / "out", PackConfig(workers=1, captions="none", segment_seconds=1.0))
+    store = TarStore(tmp_path / "out" / "clips-000000.tar")
+    frames = [list(read_frames(store.media(key)[1])) for key in store.keys()]  # noqa: SIM118 - a store is no dict
+    assert [number_of(frame.picture) for part in frames for frame in part] == list(range(40))
+    starts = [SLOWER[0], SLOWER[len(frames[0])]]
+    found = [float(frame.time) + start for part, start in zip(frames, starts, strict=True) for frame in part]
+    assert found == pytest.approx(SLOWER, abs=0.002)
+
+
+def test_a_large_file_is_read_whole_only_if_its_steps_are_uneven(tmp_path, monkeypatch):
+    even, odd = record(tmp_path / "even.mkv", 90, 30, milliseconds=True), tmp_path / "odd.mkv"
+    record_at(odd, [k / 30 for k in range(60)] + [(60 + 2 * k) / 30 for k in range(30)])
+    monkeypatch.setattr(lengths, "_SMALL", -1)
+    read = []
+    monkeypatch.setattr(lengths, "shown_times", lambda path, *rest, **more: read.append(path) or shown_times(path))
+    assert (probe(even).frames, read) == (90, [])
+    assert (probe(odd).frames, read) == (90, [odd])
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([1] * 40, True),
+        ([1] * 40 + [4], True),  # a cut that lost pictures
+        ([1] * 200 + [2] + [1] * 99, True),
+        ([1] * 20 + [2] * 20, False),
+        ([1] * 40 + [150], False),
+        ([1.1] * 40, False),
+    ],
+)
+def test_a_rate_is_kept_if_few_pictures_are_missing(steps, kept):
+    seconds = np.cumsum([0.0, *steps]) / 30
+    assert Times(len(seconds), seconds, 1 / 30).keeps(30.0) is kept
