@@ -10,6 +10,7 @@ import pytest
 from sat_ssvae.data.captions import CaptionFinder, caption_in, csv_value, text_of
 from sat_ssvae.data.folders import files_below
 from sat_ssvae.data.index import caption_of, find_stores, list_samples, read_records
+from sat_ssvae.data.inputs import pack_items
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.settings import AnyOf
 from sat_ssvae.data.shards import fixed_clips
@@ -80,6 +81,32 @@ LAYOUTS = {
     "a prompt, and what it is not": {"a.json": '{"negative_prompt": "blurry", "text_prompt": "a cat"}'},
     "ndjson": {"list.ndjson": '{"media_path": "a.mp4", "caption": "a cat"}\r\n{"media_path": "b.mp4"}\r\n'},
     "COCO": {"list.jsonl": '{"id": "a", "image_id": 7, "caption": "a dog"}\n{"path": "a.mp4", "caption": "a cat"}'},
+    "COCO's two lists": {
+        "coco.json": '{"images": [{"id": 7, "file_name": "a.mp4"}], "annotations": ['
+        '{"id": 1, "image_id": 7, "caption": "a cat"}, {"id": 2, "image_id": 7, "caption": "a dog"}]}'
+    },
+    "COCO's two lists, of videos by name": {
+        "coco.json": '{"videos": [{"id": "7", "name": "a.mp4"}], "annotations": [{"video_id": 7, "caption": "a cat"}]}'
+    },
+    "COCO's two lists, of ids": {
+        "coco.json": '{"videos": [{"id": 1, "video_id": "a"}], "annotations": [{"video_id": 1, "caption": "a cat"}]}'
+    },
+    "a column src": {"list.csv": "src,caption\na.mp4,a cat\n"},
+    "addresses": {"list.csv": "url,caption\nhttp://x.y/z/a.mp4?size=1,a cat\n"},
+    "addresses of pages, and ids": {"list.csv": "videoid,url,caption\na,http://x.y/watch?v=a,a cat\n"},
+    "VATEX": {"vatex.json": '[{"videoID": "a", "enCap": ["a cat", "one more"], "chCap": ["x"]}]'},
+    "a list that pandas wrote": {"list.csv": "path,captions\na.mp4,\"['a cat', 'one more']\"\n"},
+    "a list of one clip": {"list.csv": "videoID,timestamp,caption\na,\"[['0:01', '0:02']]\",\"['a cat']\"\n"},
+    "nested objects": {"list.jsonl": '{"video": {"path": "a.mp4"}, "caption": "a cat"}'},
+    "a conversation": {
+        "list.json": '[{"id": 1, "video": "a.mp4", "conversations": [{"from": "human", "value": "<video>What?"},'
+        ' {"from": "gpt", "value": "a cat"}]}]'
+    },
+    "messages": {
+        "list.jsonl": '{"messages": [{"role": "user", "content": "<video>"}, {"role": "assistant", "content": "a cat"}]'
+        ', "videos": ["a.mp4"]}'
+    },
+    "a quote that is not closed": {"list.csv": 'path,caption\nb.mp4,"a dog\na.mp4,a cat\nc.mp4,"a cow"\n'},
     "two lists with empty lines": {"videos.txt": "a.mp4\r\n", "prompts.txt": "a cat\r\n\r\n\r\n"},
     "two lists of finetrainers": {"videos.txt": "a.mp4\n", "captions.txt": "a cat\n"},
     "two lists": {"videos.txt": "b.mp4\na.mp4\n", "prompts.txt": "a dog\na cat\n"},
@@ -181,6 +208,39 @@ def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):
 def test_a_table_that_cannot_be_read_gives_nothing(tmp_path, content):
     write(tmp_path, {"a.mp4": b"", "metadata.json": content, "b.csv": f"path,caption\na.mp4,{'x' * 200_000}\n"})
     assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+
+
+QUOTES = {
+    "to the end": ('a.mp4,"a cat\nb.mp4,a dog\n', ["a cat", "a dog"]),
+    "to the next one": ('a.mp4,"a cat\nb.mp4,"a dog"\n', ["a cat", "a dog"]),
+    "to one behind": ('a.mp4,"a cat\nb.mp4,a dog\nc.mp4,"a, b"\n', ["a cat", "a dog", "a, b"]),
+    "to a quote at an end": ('a.mp4,"a cat\nb.mp4,a dog"\n', ["a cat", 'a dog"']),
+    "inside": ('a.mp4,5" wide\nb.mp4,"big" dog\n', ['5" wide', '"big" dog']),
+    "with a comma": ('a.mp4,"big, red" cat\nb.mp4,"a ""good"" dog"\n', ["big, red cat", 'a "good" dog']),
+    "of several lines": ('a.mp4,"two\nlines, both"\nb.mp4,a dog\n', ["two\nlines, both", "a dog"]),
+    "Windows": ('a.mp4,"a cat\r\nb.mp4,a dog\r\n', ["a cat", "a dog"]),
+    "old Macs": ('a.mp4,"a cat\rb.mp4,a dog\r', ["a cat", "a dog"]),
+}
+
+
+@pytest.mark.parametrize("case", QUOTES)
+def test_a_quote_that_is_not_closed_costs_no_other_row(tmp_path, case):
+    rows, wanted = QUOTES[case]
+    files = [f"{letter}.mp4" for letter in "abc"[: len(wanted)]]
+    write(tmp_path, {**dict.fromkeys(files, b""), "list.csv": f"path,caption\n{rows}"})
+    finder = CaptionFinder(tmp_path)
+    assert [finder.caption(tmp_path / name) for name in files] == wanted
+    assert [item.caption for item in pack_items(tmp_path / "list.csv", tmp_path / "out")] == wanted
+
+
+def test_a_line_of_several_clips_is_no_caption_of_the_video(tmp_path, caplog):
+    """Panda-70M: lists of times and captions."""
+    row = "a.mp4,\"[['0:00:01', '0:00:03'], ['0:00:04', '0:00:06']]\",\"['a cat', 'a dog']\"\n"
+    write(tmp_path, {"a.mp4": b"", "list.csv": f"path,timestamp,caption\n{row}"})
+    assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+    assert "no captions from 1 lines, which list several clips of a video; give a CSV file" in caplog.text
+    with pytest.raises(UserError, match="line 2: it lists 2 clips of a video; give a CSV file of a line per clip"):
+        pack_items(tmp_path / "list.csv", tmp_path / "out")
 
 
 @pytest.mark.parametrize("table", ["a.mp4,a cat\nb.mp4,a dog\n", "clip number,caption\na.mp4,a cat\n"])

@@ -9,10 +9,10 @@ JSON, JSON lines, CSV or TSV file with paths or names (such as WebVid's videoid)
 line. Whatever else a table or JSON file says becomes fields for `data.filters`.
 """
 
+import ast
 import codecs
 import contextlib
 import csv
-import io
 import itertools
 import json
 import logging
@@ -24,15 +24,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ..errors import UserError
+from .csv_lines import mended_lines
 
 logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 CAPTION_KEYS: tuple[str, ...] = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption")
-CAPTION_KEYS += ("short_caption", "description", "sentence")
+CAPTION_KEYS += ("short_caption", "description", "sentence", "encap")
 PATH_KEYS: tuple[str, ...] = (
     "path",
     "file_name",
@@ -43,7 +45,9 @@ PATH_KEYS: tuple[str, ...] = (
     "video_name",
     "video_file",
 )
-PATH_KEYS += ("file_path", "filepath", "clip", "clip_path", "media", "media_path", "relative_path", "fname")
+PATH_KEYS += ("file_path", "filepath", "clip", "clip_path", "media", "media_path", "relative_path", "fname", "src")
+URL_KEYS = ("url", "video_url", "contenturl", "link")
+"""Columns of addresses, whose last part is a file's name, in tables without a path or an id."""
 ID_KEYS = ("videoid", "video_id", "clip_id", "sample_id", "uid", "uuid", "vid", "key")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
@@ -60,6 +64,7 @@ WHERE = (
     "JSON, JSON lines, CSV or TSV file of paths and captions)"
 )
 """For messages."""
+ROW_PER_CLIP = "give a CSV file of a line per clip (path, caption, start, end in seconds) to `sat-ssvae pack`"
 _SHOWN = 200  # characters of the columns' names in a message
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -70,7 +75,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-_KNOWN_KEYS = dict.fromkeys((*CAPTION_KEYS, *PATH_KEYS, *ID_KEYS, "name", *MEASURED))
+_KNOWN_KEYS = dict.fromkeys((*CAPTION_KEYS, *PATH_KEYS, *URL_KEYS, *ID_KEYS, "name", *MEASURED))
 _SPELT = {name.replace("_", ""): name for name in _KNOWN_KEYS}
 
 
@@ -108,8 +113,16 @@ def caption_in(content: object, depth: int = 3) -> str:
         known = {known_key(str(key)): value for key, value in content.items()}
         values = [known.get(key) for key in CAPTION_KEYS]
         values += [value for key, value in known.items() if _LIKE_CAPTION.fullmatch(key.lower())]
+        values += [_answer_in(known.get(key)) for key in ("conversations", "messages")]
         return next(filter(None, (caption_in(_in_english(value), depth - 1) for value in values)), "")
     return ""
+
+
+def _answer_in(turns: object) -> object:
+    """What the model says last in a conversation, as data sets for tuning on instructions have captions."""
+    said = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    models = [turn for turn in said if (turn.get("from") or turn.get("role")) in ("gpt", "assistant")]
+    return (models[-1].get("value") or models[-1].get("content")) if models else None
 
 
 def _in_english(value: object) -> object:
@@ -149,22 +162,42 @@ def csv_value(text: str) -> str | float | bool:
 
 
 def csv_fields(row: Mapping[str, str | None]) -> Fields:
-    """The non-empty cells of a row, under known names where a column's name is another spelling of one."""
-    texts = {*CAPTION_KEYS, *PATH_KEYS, *ID_KEYS, "name"}
-    cells = ((known_key(name), text) for name, text in row.items() if text and name is not None)
-    return {name: text if name in texts else csv_value(text) for name, text in cells}
+    """The non-empty cells of a row, under known names where a column's name is another spelling of one.
+
+    A list of captions, as pandas writes it, is a list.
+    """
+    texts = {*PATH_KEYS, *URL_KEYS, *ID_KEYS, "name"}
+    cells = [(known_key(name), text) for name, text in row.items() if text and name is not None]
+    fields: Fields = {name: text if name in texts else csv_value(text) for name, text in cells}
+    return fields | {name: _listed(text) for name, text in cells if name in CAPTION_KEYS}
 
 
-def table_rows(file: TextIO) -> "csv.DictReader[str]":
-    """The rows of an opened CSV or TSV file, whose cells commas, semicolons, tabs or bars separate.
+def _listed(text: str) -> Any:
+    """The list that a cell writes in Python's or JSON's way, else the cell."""
+    if text.startswith("[") and text.endswith("]"):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(text)
+            return found if found and all(isinstance(item, str) for item in found) else text
+    return text
+
+
+def clips_in(fields: Fields) -> int:
+    """How many clips a row describes, each with a caption and a time, as those of Panda-70M do; 0 if it is for one."""
+    captions = next((fields[key] for key in CAPTION_KEYS if isinstance(fields.get(key), list)), [])
+    timed = any(key.lower().startswith(("timestamp", "time_stamp")) and str(fields[key])[:1] == "[" for key in fields)
+    return len(captions) if timed and len(captions) > 1 else 0
+
+
+def table_rows(text: str) -> "csv.DictReader[str]":
+    """The rows of a CSV or TSV file, whose cells commas, semicolons, tabs or bars separate.
 
     A first line `sep=;`, by which Excel is told of the separator, is none of them.
     """
-    head = file.readline()
-    if told := re.fullmatch(r'"?sep=(.)"?\s*', head):
-        return csv.DictReader(file, delimiter=told[1], skipinitialspace=True)
-    file.seek(0)
-    return csv.DictReader(file, delimiter=max(",;\t|", key=head.count), skipinitialspace=True)
+    head, _, rest = text.partition("\n")
+    told = re.fullmatch(r'"?sep=(.)"?\s*', head)
+    delimiter = told[1] if told else max(",;\t|", key=head.count)
+    lines = mended_lines(rest if told else text, delimiter)
+    return csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
 def has_too_many(row: Mapping[Any, Any]) -> bool:
@@ -320,11 +353,28 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
         return
     rows = list(_row(content))
     if isinstance(content, dict) and not rows:
-        rows = [(str(name), fields_in(value)) for name, value in content.items()]
+        rows = [*_annotated(content), *((str(name), fields_in(value)) for name, value in content.items())]
     yield from rows
     for values in content.values() if isinstance(content, dict) else [content]:
         for row in values if isinstance(values, list) else []:
             yield from _row(row)
+
+
+def _annotated(content: Mapping[str, Any]) -> Iterator[tuple[str, Fields]]:
+    """Captions in COCO's way: a list of files with numbers, and one of captions with the files' numbers."""
+    lists = {
+        name: [row for row in rows if isinstance(row, dict)] for name, rows in content.items() if isinstance(rows, list)
+    }
+    for kind in ("image", "video"):
+        listed = [row for row in lists.get(f"{kind}s", []) if "id" in row]
+        files = {
+            str(row["id"]): _path_in(row) or row.get("name") or next((path for path, _ in _row(row)), None)
+            for row in listed
+        }
+        for row in lists.get("annotations", []):
+            path = files.get(str(row.get(f"{kind}_id")))
+            if path and caption_in(row):
+                yield str(path), with_caption({}, caption_in(row))
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
@@ -340,11 +390,15 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
-    rows = list(table_rows(io.StringIO(decoded_text(path.read_bytes()), newline="")))
-    whole = [row for row in rows if not has_too_many(row)]
-    yield from _with_paths(path, [csv_fields(row) for row in whole])
+    rows = list(table_rows(decoded_text(path.read_bytes())))
+    whole = [csv_fields(row) for row in rows if not has_too_many(row)]
+    single = [row for row in whole if not clips_in(row)]
+    yield from _with_paths(path, single)
     if broken := len(rows) - len(whole):  # a caption with a comma and no quotes
         logger.warning("%s: %d lines have more values than columns, they give no captions", path, broken)
+    if several := len(whole) - len(single):
+        text = "%s: no captions from %d lines, which list several clips of a video; %s"
+        logger.warning(text, path, several, ROW_PER_CLIP)
 
 
 def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]:
@@ -386,19 +440,35 @@ def _lines(path: Path) -> list[str]:
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
         known = {known_key(str(key)).lower(): value for key, value in row.items()}
-        path = next((str(known[key]) for key in PATH_KEYS if known.get(key)), "")
+        path = next((found for key in (*PATH_KEYS, "videos") if (found := _path_in(known.get(key)))), "")
         if not path and caption_in(row):
             path = str(known.get("name") or "")
         # `id` may number the captions where another column names the videos.
         keys = (*ID_KEYS, "id") if sum(key.endswith("id") for key in known) == 1 else ID_KEYS
         name = next((str(known[key]) for key in keys if known.get(key) not in (None, "")), "")
+        address = next((str(known[key]) for key in URL_KEYS if known.get(key)), "")
         if path:
-            yield path, fields_in(row)
+            yield _file_name(path) if "://" in path else path, fields_in(row)
         elif name:
             yield (
                 name,
                 fields_in(row if caption_in(row) else {("caption" if key == "name" else key): row[key] for key in row}),
             )
+        elif address:
+            yield _file_name(address), fields_in(row)
+
+
+def _path_in(value: object) -> str:
+    """A path, the path of an object, or the only one in a list."""
+    if isinstance(value, dict):
+        return next((str(value[key]) for key in PATH_KEYS if value.get(key)), "")
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 and isinstance(value[0], str) else ""
+    return str(value or "")
+
+
+def _file_name(address: str) -> str:
+    return unquote(urlsplit(address).path.rpartition("/")[2])
 
 
 def _contents(paths: Iterable[Path]) -> Iterator[bytes]:

@@ -1,7 +1,6 @@
 """The packer's input (a folder, a CSV or a list) as a list of files with captions and time ranges."""
 
 import csv
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,12 @@ from ..addresses import copy_files, files_at, is_address, path_of
 from ..errors import UserError
 from .captions import (
     PATH_KEYS,
+    ROW_PER_CLIP,
     TABLE_SUFFIXES,
     TEXT_SUFFIXES,
     CaptionFinder,
     Fields,
+    clips_in,
     csv_fields,
     decoded_text,
     fields_in,
@@ -135,7 +136,7 @@ def _folder_items(folder: Path, output: Path) -> Iterator[PackItem]:
 def _csv_items(table: Path, folder: Path) -> Iterator[PackItem]:
     """The rows of a table, whose paths are relative to a folder, or addresses."""
     try:
-        rows = table_rows(io.StringIO(decoded_text(table.read_bytes()), newline=""))
+        rows = table_rows(decoded_text(table.read_bytes()))
         if not any(name in PATH_KEYS for name in csv_fields(dict.fromkeys(rows.fieldnames or (), "-"))):
             raise UserError(f"{table}: the first line must name a column `path` (and caption, start, end, or others)")
         finder = CaptionFinder(table.parent, leave_out=table)
@@ -149,6 +150,8 @@ def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: C
     if has_too_many(row):
         raise UserError(f"{place}: expected at most one value per column (quote captions with commas)")
     cells = csv_fields(cast(Mapping[str, str], row))
+    if clips_in(cells):
+        raise UserError(f"{place}: it lists {clips_in(cells)} clips of a video; {ROW_PER_CLIP}")
     written = next((str(cells[name]) for name in PATH_KEYS if name in cells), "")
     if not written:
         raise UserError(f"{place}: there is no path")
