@@ -69,18 +69,18 @@ def shown_times(source: Path | bytes, shown: int | None = None, *, header_only: 
     with open_video(source, header_only=header_only) as (container, stream):
         by_decoding = is_in_coding_order(container, stream)
         for packet in read_packets(container, stream, source):
-            before = shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
-            # Outside of an edit list; the end.
-            if packet.is_discard or not (packet.size or repeats(packet)) or before:
+            if packet.is_discard or not (packet.size or repeats(packet)):  # outside of an edit list; the end
                 continue
-            frames += 1
+            before = shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
+            frames += not before
             ticks = packet.dts if by_decoding else packet.pts
-            if ticks is not None and stream.time_base:
+            # Pictures get the times of decoding one after the other, also those of pictures that cannot be decoded.
+            if ticks is not None and stream.time_base and (by_decoding or not before):
                 time = float(ticks * stream.time_base)
                 if time > last:
                     last, lasts = time, float((packet.duration or 0) * stream.time_base)
                 times.append(time)
-    return Times(frames, np.sort(np.array(times)), lasts)
+    return Times(frames, np.sort(np.array(times))[:frames], lasts)
 
 
 def looks_even(container: InputContainer, stream: VideoStream, fps: float, duration: float) -> bool:
