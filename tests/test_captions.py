@@ -233,6 +233,12 @@ def test_a_quote_that_is_not_closed_costs_no_other_row(tmp_path, case):
     assert [item.caption for item in pack_items(tmp_path / "list.csv", tmp_path / "out")] == wanted
 
 
+@pytest.mark.parametrize("column", ["url", "path"])
+def test_addresses_of_files_of_one_name_are_told_apart(tmp_path, column):
+    write(tmp_path, {"a.mp4": b"", "list.csv": f"{column},caption\nhttp://x/1/a.mp4,a cat\nhttp://x/2/a.mp4,a dog\n"})
+    assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+
+
 def test_a_line_of_several_clips_is_no_caption_of_the_video(tmp_path, caplog):
     """Panda-70M: lists of times and captions."""
     row = "a.mp4,\"[['0:00:01', '0:00:03'], ['0:00:04', '0:00:06']]\",\"['a cat', 'a dog']\"\n"

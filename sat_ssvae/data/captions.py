@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ..errors import UserError
 from .csv_lines import mended_lines
@@ -448,14 +448,14 @@ def _row(row: object) -> Iterator[tuple[str, Fields]]:
         name = next((str(known[key]) for key in keys if known.get(key) not in (None, "")), "")
         address = next((str(known[key]) for key in URL_KEYS if known.get(key)), "")
         if path:
-            yield _file_name(path) if "://" in path else path, fields_in(row)
+            yield _without_query(path) if "://" in path else path, fields_in(row)
         elif name:
             yield (
                 name,
                 fields_in(row if caption_in(row) else {("caption" if key == "name" else key): row[key] for key in row}),
             )
         elif address:
-            yield _file_name(address), fields_in(row)
+            yield _without_query(address), fields_in(row)
 
 
 def _path_in(value: object) -> str:
@@ -467,8 +467,9 @@ def _path_in(value: object) -> str:
     return str(value or "")
 
 
-def _file_name(address: str) -> str:
-    return unquote(urlsplit(address).path.rpartition("/")[2])
+def _without_query(address: str) -> str:
+    """An address up to the end of the file's name; the folders before tell files of the same name apart."""
+    return unquote(address.partition("?")[0].partition("#")[0])
 
 
 def _contents(paths: Iterable[Path]) -> Iterator[bytes]:
