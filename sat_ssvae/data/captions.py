@@ -183,7 +183,7 @@ def _listed(text: str) -> Any:
 
 def clips_in(fields: Fields) -> int:
     """How many clips a row describes, each with a caption and a time, as those of Panda-70M do; 0 if it is for one."""
-    captions = next((fields[key] for key in CAPTION_KEYS if isinstance(fields.get(key), list)), [])
+    captions: list[str] = next((fields[key] for key in CAPTION_KEYS if isinstance(fields.get(key), list)), [])
     timed = any(key.lower().startswith(("timestamp", "time_stamp")) and str(fields[key])[:1] == "[" for key in fields)
     return len(captions) if timed and len(captions) > 1 else 0
 

@@ -113,7 +113,9 @@ def _corrected(told: Length, container: InputContainer, stream: VideoStream, tim
     last = times.last
     # GIF tells the rate of its first frames; hundredths of a second make a few frames uneven.
     if span and not (fps and times.keeps(fps, 0.0 if container.format.name == "gif" else MISSING)):
-        last = times.last or 1 / float(rate_of(stream))
+        guess = rate_of(stream)  # where nothing is known, one per tick
+        known = guess * (stream.time_base or 1) < 1
+        last = times.last or (1 / float(guess) if known else span / (len(times.seconds) - 1))
         fps = times.mean_rate(last)
     fps = fps or float(rate_of(stream))
     return Length(times.frames, fps, span + (last or 1 / fps) if span else times.frames / fps)
