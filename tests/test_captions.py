@@ -7,7 +7,8 @@ import unicodedata
 
 import pytest
 
-from sat_ssvae.data.captions import CaptionFinder, caption_in, csv_value, text_of
+from sat_ssvae.data.caption_fields import caption_in, csv_value, text_of
+from sat_ssvae.data.captions import CaptionFinder
 from sat_ssvae.data.folders import files_below
 from sat_ssvae.data.index import caption_of, find_stores, list_samples, read_records
 from sat_ssvae.data.inputs import pack_items

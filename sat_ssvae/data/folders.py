@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .captions import CaptionFinder, Fields
+from .caption_fields import Fields
+from .captions import CaptionFinder
 from .containers import VIDEO_SUFFIXES
 from .images import IMAGE_SUFFIXES
 

@@ -16,7 +16,7 @@ from webdataset.shardlists import expand_urls
 
 from ..addresses import check_address, files_at, is_address, without_secrets
 from ..errors import UserError
-from .captions import Fields, caption_in
+from .caption_fields import Fields, caption_in
 from .containers import MAX_FPS, MAX_SECONDS
 from .files import VideoError
 from .folders import FolderStore, files_below, media_files

@@ -10,20 +10,9 @@ from typing import cast
 
 from ..addresses import copy_files, files_at, is_address, path_of
 from ..errors import UserError
-from .captions import (
-    PATH_KEYS,
-    ROW_PER_CLIP,
-    TABLE_SUFFIXES,
-    TEXT_SUFFIXES,
-    CaptionFinder,
-    Fields,
-    clips_in,
-    csv_fields,
-    decoded_text,
-    fields_in,
-    has_too_many,
-    table_rows,
-)
+from .caption_fields import PATH_KEYS, TEXT_SUFFIXES, Fields, clips_in, csv_fields, decoded_text, fields_in
+from .caption_tables import ROW_PER_CLIP, TABLE_SUFFIXES, has_too_many, table_rows
+from .captions import CaptionFinder
 from .folders import files_below
 from .skips import printable
 

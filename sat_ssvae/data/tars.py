@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from .captions import LABEL_FOLDERS, TEXT_SUFFIXES, VIDEO_FOLDERS, Fields, composed, json_fields, text_of, with_caption
+from .caption_fields import TEXT_SUFFIXES, Fields, composed, json_fields, text_of, with_caption
+from .captions import LABEL_FOLDERS, VIDEO_FOLDERS
 from .containers import VIDEO_SUFFIXES
 from .files import VideoError, name_of, reason_of
 from .images import IMAGE_SUFFIXES

@@ -1,0 +1,235 @@
+"""Tables of captions: rows of JSON, JSON lines, CSV and TSV files, COCO's two lists, or videos.txt with prompts.txt."""
+
+import csv
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from ..errors import UserError
+from .caption_fields import (
+    ID_KEYS,
+    PATH_KEYS,
+    URL_KEYS,
+    Fields,
+    caption_in,
+    clips_in,
+    composed,
+    csv_fields,
+    decoded_text,
+    fields_in,
+    known_key,
+    text_of,
+    with_caption,
+)
+from .csv_lines import mended_lines
+
+logger = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+ROW_PER_CLIP = "give a CSV file of a line per clip (path, caption, start, end in seconds) to `sat-ssvae pack`"
+_SHOWN = 200  # characters of the columns' names in a message
+
+
+def table_rows(text: str) -> "csv.DictReader[str]":
+    """The rows of a CSV or TSV file, whose cells commas, semicolons, tabs or bars separate.
+
+    A first line `sep=;`, by which Excel is told of the separator, is none of them.
+    """
+    head, _, rest = text.partition("\n")
+    told = re.fullmatch(r'"?sep=(.)"?\s*', head)
+    delimiter = told[1] if told else max(",;\t|", key=head.count)
+    lines = mended_lines(rest if told else text, delimiter)
+    return csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+
+
+def has_too_many(row: Mapping[Any, Any]) -> bool:
+    """Whether a row of `table_rows` has more values than columns; empty ones behind a last comma do not count."""
+    return any(row.get(None) or ())
+
+
+class Table:
+    """A table in `folder`: fields by path."""
+
+    def __init__(self, folder: Path, rows: Iterable[tuple[str, Fields]]) -> None:
+        self._folder = folder
+        self._by_path: dict[str, Fields] = {}
+        self._by_name: dict[str, str | None] = {}
+        for written, fields in rows:
+            path = composed(written.replace("\\", "/"))  # Windows writes the first
+            path = os.path.normpath(os.path.relpath(path, folder) if Path(path).is_absolute() else path)
+            self._by_path[path] = {**fields, **self._by_path.get(path, {})}  # of several rows, the first
+            for name in {Path(path).name, Path(path).stem}:
+                self._by_name[name] = path if self._by_name.get(name, path) == path else None
+
+    def fields(self, video: Path, *, by_name: bool) -> Fields:
+        """The row with the video's path; else, with `by_name`, the only row of its name whose own path has no file."""
+        path = composed(os.path.relpath(video, self._folder))
+        for written in (path, str(Path(path).with_suffix(""))):
+            if written in self._by_path:
+                return self._by_path[written]
+        for name in (Path(path).name, Path(path).stem) if by_name else ():
+            written = self._by_name.get(name) or ""
+            if written and not (self._folder / written).exists():
+                return self._by_path[written]
+        return {}
+
+
+_OF_OURS = re.compile(r"(unified_reward_v\d|reconstruction\.|restoration\.|score\.|skipped|.*\.meta\.jsonl)")
+"""Beginnings of the names of tables that our own commands write beside videos or shards."""
+
+
+def read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
+    """The tables in a folder, in order of precedence."""
+    videos = folder / "videos.txt"
+    names = ("prompts.txt", "prompt.txt", "captions.txt")
+    prompts = next((path for name in names if (path := folder / name).is_file()), None)
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
+    alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
+    suffixes = (".jsonl", ".ndjson", ".json")
+    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = dict.fromkeys(suffixes, _json_rows)
+    kinds |= dict.fromkeys(TABLE_SUFFIXES, _csv_rows)
+    tables = [path for path in files if path.suffix.lower() in kinds and not _OF_OURS.match(path.name)]
+    for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
+        sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
+        if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
+            try:
+                yield Table(folder, kinds[path.suffix.lower()](path))
+            except (OSError, ValueError, RecursionError, csv.Error) as error:
+                logger.warning("%s: no captions from it, it cannot be read (%s)", path, error)
+    if prompts is not None and videos.is_file():
+        yield Table(folder, _paired_lines(videos, prompts))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    """A row, a list of rows, or an object of lists of them, or of fields or captions by path; else JSON lines."""
+    text = text_of(path.read_bytes())
+    try:
+        content = json.loads(text)
+    except ValueError:
+        yield from _json_lines(path, text)
+        return
+    rows = list(_row(content))
+    if isinstance(content, dict) and not rows:
+        rows = [*_annotated(content), *((str(name), fields_in(value)) for name, value in content.items())]
+    yield from rows
+    for values in content.values() if isinstance(content, dict) else [content]:
+        for row in values if isinstance(values, list) else []:
+            yield from _row(row)
+
+
+def _annotated(content: Mapping[str, Any]) -> Iterator[tuple[str, Fields]]:
+    """Captions in COCO's way: a list of files with numbers, and one of captions with the files' numbers."""
+    lists = {
+        name: [row for row in rows if isinstance(row, dict)] for name, rows in content.items() if isinstance(rows, list)
+    }
+    for kind in ("image", "video"):
+        listed = [row for row in lists.get(f"{kind}s", []) if "id" in row]
+        files = {
+            str(row["id"]): _path_in(row) or row.get("name") or next((path for path, _ in _row(row)), None)
+            for row in listed
+        }
+        for row in lists.get("annotations", []):
+            path = files.get(str(row.get(f"{kind}_id")))
+            if path and caption_in(row):
+                yield str(path), with_caption({}, caption_in(row))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
+    broken, rows = 0, []
+    for line in text.split("\n"):
+        try:
+            rows.append(json.loads(line) if line.strip() else {})
+        except (ValueError, RecursionError):
+            broken += 1
+    yield from _with_paths(path, rows)
+    if broken:
+        logger.warning("%s: %d lines are not JSON, they give no captions", path, broken)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    rows = list(table_rows(decoded_text(path.read_bytes())))
+    whole = [csv_fields(row) for row in rows if not has_too_many(row)]
+    single = [row for row in whole if not clips_in(row)]
+    yield from _with_paths(path, single)
+    if broken := len(rows) - len(whole):  # a caption with a comma and no quotes
+        logger.warning("%s: %d lines have more values than columns, they give no captions", path, broken)
+    if several := len(whole) - len(single):
+        text = "%s: no captions from %d lines, which list several clips of a video; %s"
+        logger.warning(text, path, several, ROW_PER_CLIP)
+
+
+def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]:
+    """The rows of a table that name a video; a warning where all lack that."""
+    named = [pair for row in rows for pair in _row(row)]
+    unnamed = next((row for row in rows if isinstance(row, dict) and (caption_in(row) or _is_headless(row))), None)
+    if unnamed and not named:
+        columns = ", ".join(map(str, unnamed))
+        logger.warning(
+            "%s: no captions from it, none of its columns is `path` or `video_id`: %s", path, columns[:_SHOWN]
+        )
+    yield from named
+
+
+def _is_headless(row: Mapping[Any, Any]) -> bool:
+    """Whether a CSV file has no line of names, but one of a file where that should be."""
+    return any(re.fullmatch(r"\S*\.(?=\w*[A-Za-z])\w{2,4}", str(key)) for key in row)
+
+
+def _paired_lines(videos: Path, prompts: Path) -> Iterator[tuple[str, Fields]]:
+    names, captions = (_lines(path) for path in (videos, prompts))
+    while names and not names[-1] and len(names) > len(captions):
+        names.pop()
+    while captions and not captions[-1] and len(captions) > len(names):
+        captions.pop()
+    if len(names) != len(captions):
+        raise UserError(
+            f"{videos} has {len(names)} lines and {prompts.name} {len(captions)}: line N of one belongs to line N of "
+            "the other; repair or move them"
+        )
+    yield from ((name, with_caption({}, caption)) for name, caption in zip(names, captions, strict=True) if name)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; the last one may end in a line break."""
+    return [line.strip() for line in decoded_text(path.read_bytes()).removesuffix("\n").split("\n")]
+
+
+def _row(row: object) -> Iterator[tuple[str, Fields]]:
+    if isinstance(row, dict):
+        known = {known_key(str(key)).lower(): value for key, value in row.items()}
+        path = next((found for key in (*PATH_KEYS, "videos") if (found := _path_in(known.get(key)))), "")
+        if not path and caption_in(row):
+            path = str(known.get("name") or "")
+        # `id` may number the captions where another column names the videos.
+        keys = (*ID_KEYS, "id") if sum(key.endswith("id") for key in known) == 1 else ID_KEYS
+        name = next((str(known[key]) for key in keys if known.get(key) not in (None, "")), "")
+        address = next((str(known[key]) for key in URL_KEYS if known.get(key)), "")
+        if path:
+            yield _without_query(path) if "://" in path else path, fields_in(row)
+        elif name:
+            yield (
+                name,
+                fields_in(row if caption_in(row) else {("caption" if key == "name" else key): row[key] for key in row}),
+            )
+        elif address:
+            yield _without_query(address), fields_in(row)
+
+
+def _path_in(value: object) -> str:
+    """A path, the path of an object, or the only one in a list."""
+    if isinstance(value, dict):
+        return next((str(value[key]) for key in PATH_KEYS if value.get(key)), "")
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 and isinstance(value[0], str) else ""
+    return str(value or "")
+
+
+def _without_query(address: str) -> str:
+    """An address up to the end of the file's name; the folders before tell files of the same name apart."""
+    return unquote(address.partition("?")[0].partition("#")[0])
