@@ -83,8 +83,6 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     if kind not in KINDS or not place:
         known = ", ".join(KINDS)
         raise UserError(f"{specification}: expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of {known}")
-    import diffusers
-
     folder = _folder(place)
     subfolder, config = _find_config(folder, place)
     name, residual = str(config["_class_name"]), bool(config.get("is_residual"))
@@ -96,6 +94,13 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
 
         own: SSVAE = _load(AutoencoderSSVAE, folder, subfolder, place).ssvae
         return own.for_inference()
+    return _open_foreign(name, folder, subfolder, place)
+
+
+def _open_foreign(name: str, folder: Path, subfolder: str | None, place: str) -> VideoAutoencoder:
+    """The autoencoder of a class of diffusers."""
+    import diffusers
+
     cls = getattr(diffusers, name, None)
     if not isinstance(cls, type):
         raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")

@@ -82,14 +82,16 @@ def length_of(
     joined = joined or container.format.name == "mpegts"
     told = Length(frames, fps, duration)
     if not fps or not duration or hides_some or joined or start.shown is not None or _may_vary(told, container, stream):
-        told = _corrected(
-            told,
-            container,
-            stream,
-            shown_times(source, start.shown, header_only=is_matroska(container) or is_mov(container)),
-        )
-    frames, fps, duration = told.frames or max(1, round(told.duration * told.fps)), told.fps, told.duration
-    return Length(frames, fps, frames / fps if abs(frames / fps - duration) < 1 / fps else duration)
+        header_only = is_matroska(container) or is_mov(container)
+        told = _corrected(told, container, stream, shown_times(source, start.shown, header_only=header_only))
+    return _consistent(told)
+
+
+def _consistent(told: Length) -> Length:
+    """With the frames that a duration says where none were counted, and a duration that is theirs where both agree."""
+    frames = told.frames or max(1, round(told.duration * told.fps))
+    rounded = abs(frames / told.fps - told.duration) < 1 / told.fps
+    return Length(frames, told.fps, frames / told.fps if rounded else told.duration)
 
 
 def _may_vary(told: Length, container: InputContainer, stream: VideoStream) -> bool:

@@ -206,10 +206,9 @@ def _read_plan(output: Path) -> _Plan:
 
 
 def _size(path: Path) -> int | None:
-    if is_address(path):  # each would be a request
-        return None
     with contextlib.suppress(OSError):
-        return path.stat().st_size if path.is_file() else None
+        if not is_address(path) and path.is_file():  # at an address each would be a request
+            return path.stat().st_size
     return None
 
 
