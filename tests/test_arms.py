@@ -110,7 +110,7 @@ def test_sizes_of_given_and_of_untrained_arms(folders):
         latent_sizes(trainings, given_arms, ClipsConfig(num_frames=5, resolution=32))
     with pytest.raises(UserError, match=r"arm mine: height 30: SSVAE takes multiples of 4"):
         latent_sizes({"mine": training}, {}, ClipsConfig(num_frames=9, resolution=30))
-    with pytest.raises(UserError, match="arm bad: /nowhere: no autoencoder of diffusers there"):
+    with pytest.raises(UserError, match="arm bad: /nowhere: no such folder"):
         open_given({"bad": ArmConfig(checkpoint="wan2.1:/nowhere")})
 
 

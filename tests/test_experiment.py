@@ -322,7 +322,7 @@ def test_every_preset_and_packaged_arm_is_valid():
         (["compare", "seeds"], "`seeds` is a setting, settings are key=value: seeds=..."),
         (["compare", "--vae", "a=stock", "--vae", "b=stock:gone.pth", "--data", "."], "arm b: gone.pth: no such ch"),
         (["compare", "--vae", "a=stock", "--vae", "b=someone:x"], "`someone` is no file and not packaged, config"),
-        (["compare", "--vae", "a=stock", "--vae", "b=wan2.1:/gone"], "arm b: /gone: no autoencoder of diffusers there"),
+        (["compare", "--vae", "a=stock", "--vae", "b=wan2.1:/gone"], "arm b: /gone: no such folder"),
         (
             ["train", "--config", "ch48_LCR_LMR_256p", "--name", "x"],
             "`data.path` must be given, for example data.path=...",

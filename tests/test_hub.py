@@ -233,7 +233,8 @@ def test_a_hub_out_of_order_is_asked_once_for_a_foreign_autoencoder(tmp_path):
     assert message.startswith(
         "lab/name: no such checkpoint on this machine, and the Hugging Face hub cannot be reached"
     )
-    assert "\n" not in message and len(OutOfOrder.asked) == 1
+    about_it = [path for path in OutOfOrder.asked if "lab/name" in path]  # huggingface_hub has other questions, too
+    assert "\n" not in message and len(about_it) == 1
 
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):

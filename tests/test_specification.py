@@ -119,7 +119,7 @@ def test_weights_saved_in_half_precision_open_in_float32(tmp_path):
         ("cogvideox:nowhere", "nowhere: no such folder"),
         ("cogvideox:no/where at all", "no/where at all: no such folder"),
         ("cogvideox:lab/wan.safetensors", "lab/wan.safetensors: no such folder"),
-        ("cogvideox:{folders}", "models0: no autoencoder of diffusers there"),
+        ("cogvideox:{folders}", r"models\d+: no autoencoder of diffusers there"),
         ("cogvideos:lab/name", "expected the path of an SSVAE, or KIND:PATH_OR_ID with a KIND of cogvideox, wan2.1"),
         ("cogvideox:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not cogvideox"),
         ("wan2.1:{folders}/wan2.2", "holds a residual AutoencoderKLWan, which is not wan2.1"),

@@ -12,12 +12,13 @@ Activations are `B C T H W`, channels-last; weights `C' C 3 kh kw`.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 2**21
+BLOCK = 2**20
 """Elements of its input that are worked on at once, for the transforms to stay in the processor's cache."""
 
 _POSITIONS = 192
@@ -80,7 +81,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Ten
         kernels = _kernels(algorithm, weight)
         for written, seen in _blocks(x, algorithm, tiles):
             inputs = _transform(algorithm.inputs, x[:, :, seen], tiles.step)
-            products = torch.stack([_convolve(*pair, padding) for pair in zip(inputs, kernels, strict=True)])
+            each = (_convolve(*pair, padding) for pair in zip(inputs, kernels, strict=True))
+            products = _together(len(kernels), each)
             for frames, product in _tiles(out[:, :, written], products, tiles.step, tiles.step):
                 torch.mm(algorithm.outputs, product, out=frames)
     return out if bias is None else out.add_(bias.view(-1, 1, 1, 1))
@@ -94,7 +96,8 @@ def input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, padding: int) ->
         for written, seen in _blocks(x, algorithm, tiles):
             inputs = _transform(algorithm.outputs.t(), gradient[:, :, written], tiles.step)
             like = x[:, :, 0]
-            products = torch.stack([_convolve_back(*pair, like, padding) for pair in zip(inputs, kernels, strict=True)])
+            each = (_convolve_back(*pair, like, padding) for pair in zip(inputs, kernels, strict=True))
+            products = _together(len(kernels), each)
             for frames, product in _tiles(result[:, :, seen], products, len(algorithm.inputs), tiles.step):
                 frames.addmm_(algorithm.inputs.t(), product)
     return result
@@ -152,6 +155,15 @@ def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     return torch.ops.aten.mkldnn_convolution(x, weight, None, [padding] * 2, [1] * 2, [1] * 2, 1)
 
 
+def _together(count: int, products: Iterator[Tensor]) -> Tensor:
+    """`torch.stack`, `K (B tiles) C H W`, channels-last; each is freed before the next one is made."""
+    first = next(products)
+    result = first.new_empty(count, *first.permute(0, 2, 3, 1).shape).permute(0, 1, 4, 2, 3)
+    for place, product in zip(result, chain([first], products), strict=True):
+        place.copy_(product)
+    return result
+
+
 def _convolve_back(gradient: Tensor, weight: Tensor, like: Tensor, padding: int) -> Tensor:
     """The gradient at the input of `_convolve`, frames of the size of `like`."""
     if like.numel() <= _LEFT_OUT and len(gradient) == 1:  # this is the same with the weight turned round
@@ -171,15 +183,26 @@ def _add_products(products: Tensor, algorithm: _Algorithm, x: Tensor, gradient: 
     the row before is `W + 1` positions away, in front of the first row, too.
     """
     height, width = (size + 1 for size in x.shape[3:])
-    lead, step = 2 * (width + 1), len(algorithm.outputs)
-    seen = _positions(algorithm.inputs, x, step, height, width, lead)
-    gradients = _positions(algorithm.outputs.t(), gradient, step, height, width)
-    count, channels = gradients.shape[1], x.shape[1]
+    lead, step, channels = 2 * (width + 1), len(algorithm.outputs), x.shape[1]
+    seen = _transform(algorithm.inputs, x, step)
+    gradients = _transform(algorithm.outputs.t(), gradient, step)
+    rows, inside = _bordered(seen[0], height, width, lead)
+    gradient_rows, inside_gradient = _bordered(gradients[0], height, width)
     for product, own, own_gradient in zip(products, seen, gradients, strict=True):
+        inside.copy_(own)
+        inside_gradient.copy_(own_gradient)
         for row, taps in enumerate(product):
             start = lead + (row - padding) * width - padding
-            windows = own[start:].as_strided((len(taps), count, channels), (channels, channels, 1))
-            taps.baddbmm_(own_gradient.t().expand(len(taps), -1, -1), windows)
+            windows = rows[start:].as_strided((len(taps), len(gradient_rows), channels), (channels, channels, 1))
+            taps.baddbmm_(gradient_rows.t().expand(len(taps), -1, -1), windows)
+
+
+def _bordered(like: Tensor, height: int, width: int, lead: int = 0) -> tuple[Tensor, Tensor]:
+    """Zeros, `lead+P+lead C`, whose positions are frames of `height` and `width`; and where frames as `like` belong."""
+    count, channels, *size = like.shape
+    rows = like.new_zeros(count * height * width + 2 * lead, channels)
+    frames = rows[lead : lead + count * height * width].view(count, height, width, channels)
+    return rows, frames[:, : size[0], : size[1]].permute(0, 3, 1, 2)
 
 
 # --- along frames -----------------------------------------------------------------------------------------------------
@@ -191,22 +214,6 @@ def _transform(matrix: Tensor, frames: Tensor, step: int) -> Tensor:
     tiles = (count - matrix.shape[1]) // step + 1
     result = frames.new_empty(len(matrix), batch * tiles, height, width, channels).permute(0, 1, 4, 2, 3)
     for tile, mixed in _tiles(frames, result, matrix.shape[1], step):
-        torch.mm(matrix, tile, out=mixed)
-    return result
-
-
-def _positions(matrix: Tensor, frames: Tensor, step: int, height: int, width: int, lead: int = 0) -> Tensor:
-    """The same with zeros below and to the right of each frame, up to `height` and `width`: `K lead+P+lead C`."""
-    batch, channels, count, *size = frames.shape
-    wide = _channels_last(frames, batch, channels, count, height, width)
-    wide[..., : size[0], : size[1]] = frames
-    wide[..., size[0] :, :], wide[..., size[1] :] = 0, 0
-    tiles = batch * ((count - matrix.shape[1]) // step + 1)
-    positions = tiles * height * width
-    result = frames.new_empty(len(matrix), positions + 2 * lead, channels)
-    result[:, :lead], result[:, lead + positions :] = 0, 0
-    inside = result[:, lead : lead + positions].view(-1, tiles, height, width, channels).permute(0, 1, 4, 2, 3)
-    for tile, mixed in _tiles(wide, inside, matrix.shape[1], step):
         torch.mm(matrix, tile, out=mixed)
     return result
 
