@@ -6,9 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from sat_ssvae.data import convert as convert_module
 from sat_ssvae.data import lengths
 from sat_ssvae.data.check import CheckConfig, check_data
 from sat_ssvae.data.convert import PackConfig
+from sat_ssvae.data.inputs import PackItem
 from sat_ssvae.data.pack import pack
 from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.shards import fixed_clips
@@ -75,6 +77,17 @@ def test_parts_of_a_variable_frame_rate_have_its_pictures_at_their_times(tmp_pat
     starts = [SLOWER[0], SLOWER[len(frames[0])]]
     found = [float(frame.time) + start for part, start in zip(frames, starts, strict=True) for frame in part]
     assert found == pytest.approx(SLOWER, abs=0.002)
+
+
+def test_the_parts_of_a_file_share_what_is_read_of_it(tmp_path, monkeypatch):
+    path, read = uneven(tmp_path, "a.mkv", "libx264", SLOWER), []
+    whole = convert_module.shown_times
+    monkeypatch.setattr(convert_module, "shown_times", lambda path, *rest: read.append(path) or whole(path, *rest))
+    files = convert_module.InputFiles()
+    parts = [PackItem(path, "a", start=start, end=start + 0.5) for start in (0.0, 0.5, 1.0)]
+    made = [convert_module.convert(part, PACK, files) for part in parts]
+    assert [sample.meta["frames"] for sample in made] == [sum(s <= t < s + 0.5 for t in SLOWER) for s in (0, 0.5, 1)]
+    assert read == [path]
 
 
 def test_a_large_file_is_read_whole_only_if_its_steps_are_uneven(tmp_path, monkeypatch):

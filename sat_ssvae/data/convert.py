@@ -26,7 +26,7 @@ from .inputs import PackItem
 from .lengths import check_end
 from .pictures import upright_yuv420p
 from .skips import Skip
-from .timing import shown_times
+from .timing import Times, shown_times
 from .video_io import encode_frames, nearest_frames, probe
 
 _BURST = 24  # frames
@@ -57,10 +57,19 @@ class PackConfig(JobConfig):
 
 
 class InputFiles:
-    """Local files with what is at addresses; the last one stays for the next part of the same video."""
+    """Local files with what is at addresses. What is known of the last one stays for the next part of that video."""
 
     def __init__(self) -> None:
         self._last: tuple[Path, TemporaryDirectory[str]] | None = None
+        self._times: tuple[tuple[Path, int, int], Times] | None = None
+
+    def times(self, path: Path) -> Times:
+        """When a local file's pictures are shown: all of it is read for that, once for all of its parts."""
+        status = path.stat()
+        key = path, status.st_size, status.st_mtime_ns
+        if self._times is None or self._times[0] != key:
+            self._times = key, shown_times(path, start_of(path).shown)
+        return self._times[1]
 
     @contextlib.contextmanager
     def local(self, path: Path) -> Iterator[Path]:
@@ -133,7 +142,7 @@ def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Packed
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 suffix, data, info = _convert_image(path, config)
             else:
-                suffix, (data, info) = "mp4", _convert_video(replace(segment, path=path), config)
+                suffix, (data, info) = "mp4", _convert_video(replace(segment, path=path), config, inputs)
             if path != segment.path and isinstance(data, Path):
                 data = data.read_bytes()
     except VideoError as error:
@@ -156,7 +165,7 @@ def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes | Path, V
     return suffix, data, VideoInfo(0.0, 0.0, 1, picture.height, picture.width)
 
 
-def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path, VideoInfo]:
+def _convert_video(segment: PackItem, config: PackConfig, inputs: InputFiles) -> tuple[bytes | Path, VideoInfo]:
     """The file as it is if it is an mp4 that needs no change, else re-encoded."""
     known = info_by_header(segment.path)
     info = known or probe(segment.path)
@@ -169,7 +178,7 @@ def _convert_video(segment: PackItem, config: PackConfig) -> tuple[bytes | Path,
         return segment.path, info
     fps = info.fps / slower
     end = info.duration if segment.end is None else min(segment.end, info.duration)
-    own = _own_times(segment.path, info.fps) if slower == 1 else None
+    own = _own_times(inputs.times(segment.path), info.fps) if slower == 1 else None
     if own is None:
         times = [segment.start + step / fps for step in range(round((end - segment.start) * fps))]
     else:
@@ -195,9 +204,8 @@ def in_bursts(frames: Iterator[VideoFrame], size: tuple[int, int]) -> Iterator[V
             yield burst.popleft()
 
 
-def _own_times(path: Path, fps: float) -> list[float] | None:
+def _own_times(times: Times, fps: float) -> list[float] | None:
     """Seconds of the pictures of a variable frame rate, of which even steps would lose and repeat some; else None."""
-    times = shown_times(path, start_of(path).shown)
     return None if times.is_even(fps) else (times.seconds - times.seconds[0]).tolist()
 
 
