@@ -21,15 +21,15 @@ from torch.autograd.function import once_differentiable
 from . import minimal_filtering
 from .convolution import Taps, with_taps
 from .layers import CausalConv3d
+from .minimal_filtering import LEFT_OUT
 
 _CHANNELS = 32
 _NUMBERS = 2**18
 """Channels and channels times positions below which minimal filtering costs more than it saves, by its copies and the
 kernels that it makes of the weight."""
-_LEFT_OUT, _FEW_CHANNELS, _POSITIONS = 20480, 128, 400
-"""One clip with at most so many channels times frames times rows torch does not give to oneDNN, but to products of
-matrices, which are two to five times slower where there are fewer channels than this. There minimal filtering pays
-from so many positions on."""
+_FEW_CHANNELS, _POSITIONS = 128, 400
+"""What torch does not give to oneDNN it computes by products of matrices, which are two to five times slower where
+there are fewer channels than this. There minimal filtering pays from so many positions on."""
 
 
 def install(module: nn.Module) -> None:
@@ -67,7 +67,7 @@ def _applies(x: Tensor) -> bool:
 
 def _left_out(x: Tensor) -> bool:
     batch, channels, frames, height, _ = x.shape
-    return batch == 1 and channels < _FEW_CHANNELS and channels * frames * height <= _LEFT_OUT
+    return batch == 1 and channels < _FEW_CHANNELS and channels * frames * height <= LEFT_OUT
 
 
 def _minimal_filtering_pays(x: Tensor, weight: Tensor, taps: Taps, stride: int, starts_still: bool) -> bool:

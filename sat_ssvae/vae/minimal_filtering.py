@@ -23,8 +23,8 @@ BLOCK = 2**20
 
 _POSITIONS = 192
 """Positions in the tiles of F(4, 3) below which its kernels cost more than it saves over F(2, 3)."""
-_LEFT_OUT = 20480
-"""Numbers of a single frame up to which torch does not give it to oneDNN."""
+LEFT_OUT = 20480
+"""Torch does not give a batch of one to oneDNN if the product of its first four sizes is at most this."""
 _POINTS = {2: (0, 1, -1), 4: (0, 0.75, -0.75, 1.5, -1.5)}
 """Where the polynomials of F(m, 3) are read, beside infinity. Of eight sets for 4 that were tried, including the usual
 0, 1, -1, 2, -2, this one rounds least: 1.4 to 2.2 times as much as a plain convolution does."""
@@ -166,7 +166,7 @@ def _together(count: int, products: Iterator[Tensor]) -> Tensor:
 
 def _convolve_back(gradient: Tensor, weight: Tensor, like: Tensor, padding: int) -> Tensor:
     """The gradient at the input of `_convolve`, frames of the size of `like`."""
-    if like.numel() <= _LEFT_OUT and len(gradient) == 1:  # this is the same with the weight turned round
+    if len(gradient) == 1 and like.numel() <= LEFT_OUT:  # the same, as a convolution with the weight turned round
         pad = [size - 1 - padding for size in weight.shape[2:]]
         flipped = weight.flip(2, 3).transpose(0, 1)
         return torch.ops.aten.mkldnn_convolution(gradient, flipped, None, pad, [1] * 2, [1] * 2, 1)
