@@ -22,6 +22,6 @@ cd "$root"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 options=(-n "${TEST_PROCESSES:-2}" --dist worksteal --durations=10)
 [[ $slow == true ]] || options+=(-m "not slow")
-# Coverage only means something for the whole suite.
-((${#arguments[@]})) || options+=(--cov --cov-report=term)
+# Coverage only means something for the whole suite, the long tests included.
+[[ $slow != true ]] || ((${#arguments[@]})) || options+=(--cov --cov-report=term)
 exec "$bin/python" -m pytest "${options[@]}" "${arguments[@]+"${arguments[@]}"}"

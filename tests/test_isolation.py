@@ -53,7 +53,7 @@ PROGRAM = """
 import os, time
 from sat_ssvae.jobs.isolation import IsolatedCalls
 def work(number):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece; print may write the end of the line apart
     time.sleep({seconds})
 calls = IsolatedCalls(work, 2)
 for result in calls.map(range(2), 2):
