@@ -83,8 +83,10 @@ def measured(checkout: Path, cut: Cut, folder: Path, processor: bool) -> dict[st
     words = ["compare", "--config", str(config), *arms, "--output", str(output), *own]
     environment = os.environ | {"PYTHONPATH": str(checkout)} | ({"OMP_NUM_THREADS": "1"} if processor else {})
     command = [sys.executable, "-c", RUN, "processor" if processor else "clock", str(total), *words]
-    with (folder / "log").open("a") as log:
-        subprocess.run(command, env=environment, check=True, stdout=log, stderr=log)
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(command, env=environment, check=False, stdout=log, stderr=log)
+    if done.returncode:
+        sys.exit(f"{checkout}: {(folder / 'log').read_text()[-2000:]}")
     minutes: dict[str, float] = json.loads((output / "minutes.json").read_text())
     (output / "minutes.json").unlink()
     return {"total": float(total.read_text()), **{stage: 60 * value for stage, value in minutes.items()}}
