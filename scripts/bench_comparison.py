@@ -83,8 +83,8 @@ def measured(checkout: Path, cut: Cut, folder: Path, processor: bool) -> dict[st
     words = ["compare", "--config", str(config), *arms, "--output", str(output), *own]
     environment = os.environ | {"PYTHONPATH": str(checkout)} | ({"OMP_NUM_THREADS": "1"} if processor else {})
     command = [sys.executable, "-c", RUN, "processor" if processor else "clock", str(total), *words]
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(command, env=environment, check=False, stdout=log, stderr=log)
+    with (folder / "log").open("w") as log:  # in the checkout: `python -c` looks for packages where it runs first
+        done = subprocess.run(command, env=environment, check=False, stdout=log, stderr=log, cwd=checkout)
     if done.returncode:
         sys.exit(f"{checkout}: {(folder / 'log').read_text()[-2000:]}")
     minutes: dict[str, float] = json.loads((output / "minutes.json").read_text())
