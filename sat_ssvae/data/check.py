@@ -5,13 +5,14 @@ report = check_data(CheckConfig(data=DataConfig(path="shards")), Path("."))
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import fingerprint
-from ..jobs.job import Advance, Item
+from ..jobs.job import Advance, Item, Job
 from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
 from ..jobs.settings import JobConfig
 from .settings import DataConfig
@@ -77,7 +78,7 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
     identity = fingerprint(config.identity(), [len(clips) for clips in sources])
     with claimed(output, "check-data", part) as claim:
         ledger = Ledger(output / ".check-data", identity)
-        job = _CheckJob(tuple(clips.noting(SkipLog(max_share=1)) for clips in sources))
+        job = Job(partial(_reader, [clips.noting(SkipLog(max_share=1)) for clips in sources]))
         progress = Progress("checking", "clip")
         results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress, claim)
         if results is None:
@@ -90,32 +91,19 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
     return DataReport(samples, clips, captions, dict(Counter(skips.counts).most_common()))
 
 
-@dataclass(frozen=True)
-class _CheckJob:
-    """Reads a block of clips."""
+@contextlib.contextmanager
+def _reader(sources: Sequence[FixedClips], cpus: int | None) -> Iterator[Callable[[_Block, Advance], dict[str, Any]]]:
+    """Reads a block of clips, see `Job.open`."""
 
-    sources: tuple[FixedClips, ...]
-    uses_gpu = False
-    overlap = 1
+    def read(block: _Block, advance: Advance) -> dict[str, Any]:
+        clips, failed = sources[block.clips].part(block.start, block.stop, cpus)
+        captioned: dict[str, bool] = {}
+        count = 0
+        for clip in clips:
+            captioned[clip.key] = bool(clip.caption)
+            count += 1
+            advance(1)
+        counts = {"clips": count, "samples": len(captioned), "captions": sum(captioned.values())}
+        return {**counts, "skipped": list(map(astuple, failed))}
 
-    @contextlib.contextmanager
-    def open(self, cpus: int | None) -> Iterator[Callable[[_Block, Advance], dict[str, Any]]]:
-        """See `Job`."""
-
-        def read(block: _Block, advance: Advance) -> dict[str, Any]:
-            clips, failed = self.sources[block.clips].part(block.start, block.stop, cpus)
-            captioned: dict[str, bool] = {}
-            count = 0
-            for clip in clips:
-                captioned[clip.key] = bool(clip.caption)
-                count += 1
-                advance(1)
-            skipped = [[skip.source, skip.cause, skip.detail] for skip in failed]
-            return {
-                "clips": count,
-                "samples": len(captioned),
-                "captions": sum(captioned.values()),
-                "skipped": skipped,
-            }
-
-        yield read
+    yield read

@@ -25,7 +25,7 @@ from ..config import fingerprint
 from ..errors import UserError
 from ..jobs.engines import run_job
 from ..jobs.isolation import Crashed, IsolatedCalls
-from ..jobs.job import Advance, Item
+from ..jobs.job import Advance, Item, Job
 from ..jobs.ledger import Ledger, Progress, claimed, collect, refuse_missing
 from ..jobs.settings import Part
 from ..jobs.store_lock import Claim
@@ -222,34 +222,27 @@ def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str, 
     ledger = Ledger(output / f".probed{part.suffix}", ours)
     # Every part needs the whole plan.
     whole = config.model_copy(update={"part": "1/1"})
-    results = collect(_ProbeJob(config), blocks, whole, ledger, Progress("probing", "file"), claim)
+    job = Job(partial(_prober, config), overlap=2)
+    results = collect(job, blocks, whole, ledger, Progress("probing", "file"), claim)
     ledger.remove()
     return [outcome for block in results or [] for outcome in block]
 
 
-@dataclass(frozen=True)
-class _ProbeJob:
-    """Decides on the samples of a block of files."""
+@contextlib.contextmanager
+def _prober(config: PackConfig, cpus: int | None) -> Iterator[Callable[[list[PackItem], Advance], list[Any]]]:
+    """Decides on the samples of a block of files, see `Job.open`."""
+    workers = cpus or config.workers
+    with IsolatedCalls(partial(cut, config=config, inputs=InputFiles()), workers) as calls:
 
-    config: PackConfig
-    uses_gpu = False
-    overlap = 2
+        def probe_all(items: list[PackItem], advance: Advance) -> list[Any]:
+            outcomes: list[Any] = []
+            for item, outcome in zip(items, calls.map(items, 4 * workers), strict=True):
+                skip = Skip(item.id, "crashed", outcome.reason) if isinstance(outcome, Crashed) else outcome
+                outcomes.append(asdict(skip) if isinstance(skip, Skip) else skip)
+                advance(1)
+            return outcomes
 
-    @contextlib.contextmanager
-    def open(self, cpus: int | None) -> Iterator[Callable[[list[PackItem], Advance], list[Any]]]:
-        """See `Job`."""
-        workers = cpus or self.config.workers
-        with IsolatedCalls(partial(cut, config=self.config, inputs=InputFiles()), workers) as calls:
-
-            def probe_all(items: list[PackItem], advance: Advance) -> list[Any]:
-                outcomes: list[Any] = []
-                for item, outcome in zip(items, calls.map(items, 4 * workers), strict=True):
-                    skip = Skip(item.id, "crashed", outcome.reason) if isinstance(outcome, Crashed) else outcome
-                    outcomes.append(asdict(skip) if isinstance(skip, Skip) else skip)
-                    advance(1)
-                return outcomes
-
-            yield probe_all
+        yield probe_all
 
 
 def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: PackConfig, claim: Claim) -> None:
@@ -266,31 +259,22 @@ def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: Pack
             shard = _Shard(names[number], number, plan.members(number)[0], segments)
             todo.append(Item(shard.name, len(segments), shard))
     done = sum(len(plan.members(number)) for number in ours if number in finished)
-    job = _PackJob(config, output.absolute())
+    job = Job(partial(_packer, config, output.absolute()), overlap=2)
     for _item, _result in run_job(job, todo, config, f"packing {output.name}", "clip", done=done):
         claim.check()
 
 
-@dataclass(frozen=True)
-class _PackJob:
-    """Writes a shard."""
+@contextlib.contextmanager
+def _packer(config: PackConfig, output: Path, cpus: int | None) -> Iterator[Callable[[_Shard, Advance], None]]:
+    """Writes a shard, see `Job.open`."""
+    workers = cpus or config.workers
+    with IsolatedCalls(partial(convert, config=config, inputs=InputFiles()), workers) as calls:
 
-    config: PackConfig
-    output: Path
-    uses_gpu = False
-    overlap = 2
+        def write(shard: _Shard, advance: Advance) -> None:
+            with _one_line(output):
+                _write_shard(shard, calls.map(shard.segments, 2 * workers), output, advance)
 
-    @contextlib.contextmanager
-    def open(self, cpus: int | None) -> Iterator[Callable[[_Shard, Advance], None]]:
-        """See `Job`."""
-        workers = cpus or self.config.workers
-        with IsolatedCalls(partial(convert, config=self.config, inputs=InputFiles()), workers) as calls:
-
-            def write(shard: _Shard, advance: Advance) -> None:
-                with _one_line(self.output):
-                    _write_shard(shard, calls.map(shard.segments, 2 * workers), self.output, advance)
-
-            yield write
+        yield write
 
 
 def _write_shard(

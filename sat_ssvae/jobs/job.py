@@ -7,11 +7,10 @@ change it.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-T_contra = TypeVar("T_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
 
 Advance = Callable[[int], None]
 """Called by a worker with the number of units (clips, files) that it has done."""
@@ -29,20 +28,14 @@ class Item(Generic[T]):
     """The worker's input."""
 
 
-class Job(Protocol[T_contra, R_co]):
+@dataclass(frozen=True)
+class Job(Generic[T, R]):
     """The work on an item; pickled to the workers of a cluster."""
 
-    @property
-    def uses_gpu(self) -> bool:
-        """Whether each worker needs a GPU, if the cluster has any; otherwise it gets some of a machine's cores."""
-
-    @property
-    def overlap(self) -> int:
-        """Items that a worker does at once, so that its processes do not wait for the last clip of a shard."""
-
-    def open(self, cpus: int | None) -> AbstractContextManager[Callable[[T_contra, Advance], R_co]]:
-        """Prepare a worker, once, for this many cores; None for the number in the job's own settings.
-
-        The function works on an item. UserError from it ends the whole job.
-        """
-        ...
+    open: Callable[[int | None], AbstractContextManager[Callable[[T, Advance], R]]]
+    """Prepares a worker, once, for this many cores; None for the number in the job's own settings. The function that it
+    yields works on an item; UserError from it ends the whole job."""
+    uses_gpu: bool = False
+    """Whether each worker needs a GPU, if the cluster has any; otherwise it gets some of a machine's cores."""
+    overlap: int = 1
+    """Items that a worker does at once, so that its processes do not wait for the last clip of a shard."""

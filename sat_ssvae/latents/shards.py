@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,7 +34,7 @@ from ..data.tars import plain_tar
 from ..distributed import default_device
 from ..errors import UserError
 from ..jobs.engines import run_job
-from ..jobs.job import Advance, Item
+from ..jobs.job import Advance, Item, Job
 from ..jobs.ledger import claimed, parts_of, refuse_missing
 from ..jobs.settings import JobConfig
 from ..jobs.store_lock import Claim
@@ -111,8 +111,15 @@ def encode_shards(
         if merged:
             refuse_missing([shard.name for shard in missing], parts_of(output, "encode"))
         else:
-            job = _EncodeJob(vae, config, tuple(clips.noting(SkipLog()) for clips in by_size), output, device)
-            _encode_missing(job, [shard for shard in missing if part.takes(shard.name)], skips, claim)
+            opened = partial(_encoder, vae, config, [clips.noting(SkipLog()) for clips in by_size], output, device)
+            items = [Item(shard.name, shard.stop - shard.start, shard) for shard in missing if part.takes(shard.name)]
+            ours = items[distributed.rank() :: distributed.world_size()]
+            for item, failures in run_job(Job(opened, uses_gpu=True), ours, config, f"encoding {output.name}", "clip"):
+                claim.check()
+                for skip in failures:
+                    skips.failed(skip)
+                skips.succeeded(item.units - len(failures))
+                skips.check()
         distributed.barrier()
         if distributed.rank() == 0 and part.count == 1:
             _list_skips(shards, output, skips)
@@ -128,18 +135,6 @@ def _checked_stats(vae: VideoAutoencoder, config: EncodeConfig) -> LatentStats:
     if config.data.sources:
         raise UserError("data.sources: latents are encoded from one source; give `path` alone")
     return vae.latent_stats
-
-
-def _encode_missing(job: "_EncodeJob", shards: Sequence[Shard], skips: SkipLog, claim: Claim) -> None:
-    """Write this rank's share of some shards."""
-    ours = shards[distributed.rank() :: distributed.world_size()]
-    items = [Item(shard.name, shard.stop - shard.start, shard) for shard in ours]
-    for item, failures in run_job(job, items, job.config, f"encoding {job.output.name}", "clip"):
-        claim.check()
-        for skip in failures:
-            skips.failed(skip)
-        skips.succeeded(item.units - len(failures))
-        skips.check()
 
 
 def _list_skips(shards: Sequence[Shard], output: Path, skips: SkipLog) -> None:
@@ -172,31 +167,26 @@ def _skips_of(output: Path, name: str) -> Path:
     return output / f"{name}.{SKIPPED_FILE}"
 
 
-@dataclass(frozen=True)
-class _EncodeJob:
-    """Writes a shard."""
+@contextlib.contextmanager
+def _encoder(
+    vae: VideoAutoencoder,
+    config: EncodeConfig,
+    by_size: Sequence[FixedClips],
+    output: Path,
+    device: torch.device,
+    cpus: int | None,
+) -> Iterator[Callable[[Shard, Advance], list[Skip]]]:
+    """Writes a shard, see `Job.open`."""
+    device = device if cpus is None else default_device()
 
-    vae: VideoAutoencoder
-    config: EncodeConfig
-    clips: tuple[FixedClips, ...]
-    output: Path
-    device: torch.device
-    uses_gpu = True
-    overlap = 1
+    def write(shard: Shard, advance: Advance) -> list[Skip]:
+        clips, failed = by_size[shard.size].part(shard.start, shard.stop, cpus)
+        assert vae.latent_stats is not None
+        samples = _normalized(vae.latent_stats, encode_clips(vae, clips, config, device))
+        _write_shard(output, shard, samples, failed, advance, captions=config.captions == "find")
+        return failed
 
-    @contextlib.contextmanager
-    def open(self, cpus: int | None) -> Iterator[Callable[[Shard, Advance], list[Skip]]]:
-        """See `Job`."""
-        device = self.device if cpus is None else default_device()
-
-        def write(shard: Shard, advance: Advance) -> list[Skip]:
-            clips, failed = self.clips[shard.size].part(shard.start, shard.stop, cpus)
-            assert self.vae.latent_stats is not None
-            samples = _normalized(self.vae.latent_stats, encode_clips(self.vae, clips, self.config, device))
-            _write_shard(self.output, shard, samples, failed, advance, captions=self.config.captions == "find")
-            return failed
-
-        yield write
+    yield write
 
 
 def _check_captions(by_size: Sequence[FixedClips], config: EncodeConfig) -> None:

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..config import fingerprint
 from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import Skip, SkipLog
 from ..distributed import default_device
-from ..jobs.job import Advance, Item
+from ..jobs.job import Advance, Item, Job
 from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
 from ..jobs.settings import JobConfig
 from ..vae.checkpoint import weights_digest
@@ -58,7 +59,7 @@ def measure_stats(
     ledger = Ledger(folder / ".stats", identity)
     meter = StatsMeter(vae.latent_channels)
     with claimed(folder, "stats", config.chosen_part) as claim:
-        job = _StatsJob(vae, config, device, clips.noting(SkipLog()))
+        job = Job(partial(_meter, vae, config, device, clips.noting(SkipLog())), uses_gpu=True)
         progress = Progress("measuring latents", "clip")
         results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress, claim)
         if results is None:
@@ -74,28 +75,19 @@ def measure_stats(
     return stats
 
 
-@dataclass(frozen=True)
-class _StatsJob:
-    """Sums up the latents of a block of clips."""
+@contextlib.contextmanager
+def _meter(
+    vae: VideoAutoencoder, config: StatsConfig, device: torch.device, clips: FixedClips, cpus: int | None
+) -> Iterator[Callable[[int, Advance], Any]]:
+    """Sums up the latents of a block of clips, see `Job.open`."""
+    device = device if cpus is None else default_device()
 
-    vae: VideoAutoencoder
-    config: StatsConfig
-    device: torch.device
-    clips: FixedClips
-    uses_gpu = True
-    overlap = 1
+    def measure(start: int, advance: Advance) -> Any:
+        block, failed = clips.part(start, start + CLIPS_IN_PIECE, cpus)
+        meter = StatsMeter(vae.latent_channels)
+        for batch, latents in encode_clips(vae, block, config, device):
+            meter.add(latents)
+            advance(len(batch))
+        return meter.sums(), list(map(astuple, failed))
 
-    @contextlib.contextmanager
-    def open(self, cpus: int | None) -> Iterator[Callable[[int, Advance], Any]]:
-        """See `Job`."""
-        device = self.device if cpus is None else default_device()
-
-        def measure(start: int, advance: Advance) -> Any:
-            clips, failed = self.clips.part(start, start + CLIPS_IN_PIECE, cpus)
-            meter = StatsMeter(self.vae.latent_channels)
-            for batch, latents in encode_clips(self.vae, clips, self.config, device):
-                meter.add(latents)
-                advance(len(batch))
-            return meter.sums(), [[skip.source, skip.cause, skip.detail] for skip in failed]
-
-        yield measure
+    yield measure
