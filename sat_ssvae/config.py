@@ -36,19 +36,11 @@ _VERY_ALIKE = 0.8
 class Config(BaseModel):
     """Base of all configuration objects: immutable, typed, and closed to unknown keys."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
 
 def load_config(
-    cls: type[C],
-    path: str | Path | None,
-    overrides: Sequence[str] = (),
-    replace: Mapping[str, Any] | None = None,
+    cls: type[C], path: str | Path | None, overrides: Sequence[str] = (), replace: Mapping[str, Any] | None = None
 ) -> C:
     """Read a YAML file, apply dotted `key=value` overrides, and validate the result as `cls`.
 

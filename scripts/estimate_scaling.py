@@ -25,16 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from sat_ssvae.config import find_config, load_config, packaged
 from sat_ssvae.distributed import default_device
-from sat_ssvae.training.memory import (
-    GIB,
-    PLANS,
-    RESERVE,
-    StepPlan,
-    build_step,
-    choose_plan,
-    largest_batch,
-    take_step,
-)
+from sat_ssvae.training.memory import GIB, PLANS, RESERVE, StepPlan, build_step, choose_plan, largest_batch, take_step
 from sat_ssvae.training.settings import TrainConfig
 
 CONFIGS = ("article_256p", "article_512p", "article_1080p", "published_256p")

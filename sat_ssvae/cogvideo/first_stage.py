@@ -35,14 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STOCK_PARAMETERS = (
-    "cp_size",
-    "ignore_keys",
-    "loss_config",
-    "regularizer_config",
-    "encoder_config",
-    "decoder_config",
-)
+_STOCK_PARAMETERS = ("cp_size", "ignore_keys", "loss_config", "regularizer_config", "encoder_config", "decoder_config")
 """Parameters of CogVideoX's own first stage that remain when an overlay is merged over it; they are ignored.
 
 SSVAE is not split over ranks: each rank decodes the whole video, whatever `cp_size` is.

@@ -22,11 +22,7 @@ def add(commands: Any) -> None:
         settings="data.convert:PackConfig",
     )
     command.add_argument(
-        "inputs",
-        type=path,
-        nargs="*",
-        metavar="VIDEOS",
-        help="videos, folders of them, CSV files (path,caption,...)",
+        "inputs", type=path, nargs="*", metavar="VIDEOS", help="videos, folders of them, CSV files (path,caption,...)"
     )
     add_merge(command)
     command.add_argument("--output", type=path, required=True, metavar="DIR", help="for the shards")

@@ -37,10 +37,7 @@ def add(commands: Any) -> None:
     command.add_argument("--input", type=Path, required=True, help="a video, a folder of videos, or shards")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="for reconstructions and scores")
     command.add_argument(
-        "--config",
-        type=Path,
-        metavar="YAML",
-        help="training configuration whose network the checkpoint must have",
+        "--config", type=Path, metavar="YAML", help="training configuration whose network the checkpoint must have"
     )
 
 

@@ -44,11 +44,7 @@ from .verdict import Verdict, judge
 
 
 def compare(
-    config: CompareConfig,
-    output: Path,
-    device: torch.device,
-    command: str,
-    clips: ClipSource | None = None,
+    config: CompareConfig, output: Path, device: torch.device, command: str, clips: ClipSource | None = None
 ) -> tuple[ComparisonResults, list[Verdict]]:
     """Run or continue the comparison in `output` and write its report to `output/report`.
 
@@ -70,12 +66,7 @@ def compare(
 
 class _Comparison:
     def __init__(
-        self,
-        config: CompareConfig,
-        output: Path,
-        device: torch.device,
-        command: str,
-        clips: ClipSource | None,
+        self, config: CompareConfig, output: Path, device: torch.device, command: str, clips: ClipSource | None
     ) -> None:
         self.config, self.output, self.device, self.command = config, output, device, command
         self.minutes = Stopwatch(output / "minutes.json")

@@ -37,14 +37,7 @@ from .clips import SplitClips
 from .layout import Layout, Member
 from .matched_noise import kept_levels, linear_errors
 from .plan import transformer_name
-from .reference import (
-    ArmReference,
-    Features,
-    arm_result,
-    gaussian_loss_floor,
-    measure_arm,
-    reconstruction_quality,
-)
+from .reference import ArmReference, Features, arm_result, gaussian_loss_floor, measure_arm, reconstruction_quality
 from .report.pictures import spread
 from .results import ArmResult, CurvePoint
 from .run_index import TrainedTransformer

@@ -43,12 +43,7 @@ class DemoData:
     attribution: Path
 
 
-def prepare_demo(
-    output: Path,
-    *,
-    resolution: int,
-    film_seconds: float = FILM_END - FILM_START,
-) -> DemoData:
+def prepare_demo(output: Path, *, resolution: int, film_seconds: float = FILM_END - FILM_START) -> DemoData:
     """Fetch the clips and pack them, short side `resolution` pixels; finished work is not repeated.
 
     `output` receives the folders train and heldout, and ATTRIBUTION.txt. Clips that have fewer pixels are left out;

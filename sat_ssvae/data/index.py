@@ -273,24 +273,14 @@ def complete(store: Store, records: Iterable[Fields], on_skip: OnSkip) -> Iterat
                 found = {"duration": 0.0, "fps": 0.0, "width": image.width, "height": image.height}
             else:
                 info = probe(source)
-                found = {
-                    "duration": info.duration,
-                    "fps": info.fps,
-                    "width": info.width,
-                    "height": info.height,
-                }
+                found = {"duration": info.duration, "fps": info.fps, "width": info.width, "height": info.height}
         except VideoError as error:
             on_skip(Skip(printable(f"{store.name}/{record['key']}"), error.cause, str(error)))
             continue
         yield {**record, **found}
 
 
-def passing(
-    records: Iterable[Fields],
-    filters: Filters,
-    store: str,
-    on_skip: OnSkip,
-) -> Iterator[Fields]:
+def passing(records: Iterable[Fields], filters: Filters, store: str, on_skip: OnSkip) -> Iterator[Fields]:
     """Stage: records whose fields lie in the (lowest, highest) ranges, ends included, or are one of the values."""
     for record in records:
         for name, wanted in filters.items():

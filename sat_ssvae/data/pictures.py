@@ -39,10 +39,7 @@ def cover(picture: Picture, size: tuple[int, int], scaler: VideoReformatter) -> 
     """Scale a frame so that it covers `size`, crop at the centre: uint8 RGB, shape `H W C`."""
     height, width = size
     scale = max(height / picture.shape.height, width / picture.shape.width)
-    covering = (
-        max(height, round(picture.shape.height * scale)),
-        max(width, round(picture.shape.width * scale)),
-    )
+    covering = (max(height, round(picture.shape.height * scale)), max(width, round(picture.shape.width * scale)))
     if covering[0] * covering[1] > MAX_PIXELS:
         detail = f"{picture.shape.height}x{picture.shape.width} pixels to cover {height}x{width}"
         raise VideoError("impossible header", detail)

@@ -43,11 +43,7 @@ class SkipLog:
     """
 
     def __init__(
-        self,
-        path: Path | None = None,
-        *,
-        max_share: float = 0.1,
-        note: Callable[[Skip], object] | None = None,
+        self, path: Path | None = None, *, max_share: float = 0.1, note: Callable[[Skip], object] | None = None
     ) -> None:
         self.path, self._note = path, note
         self.max_share = max_share

@@ -214,14 +214,7 @@ class DiT(nn.Module):
             shift, scale = self.out_modulation(condition)[:, None].chunk(2, dim=-1)
             out = self.video_out(modulate(streams[-1], shift, scale))
         return rearrange(
-            out.to(x.dtype),
-            "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)",
-            t=t,
-            h=h,
-            w=w,
-            pt=pt,
-            ph=ph,
-            pw=pw,
+            out.to(x.dtype), "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
         )
 
     def _text_stream(self, text: Tensor | None, batch: int) -> list[Tensor]:

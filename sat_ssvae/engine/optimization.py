@@ -63,12 +63,7 @@ class AdamW(torch.optim.AdamW):
 
 
 def build_engine(
-    module: nn.Module,
-    config: OptimizerConfig,
-    *,
-    max_steps: int,
-    micro_batch_size: int,
-    device: torch.device,
+    module: nn.Module, config: OptimizerConfig, *, max_steps: int, micro_batch_size: int, device: torch.device
 ) -> Any:
     """Wrap `module` in a DeepSpeed engine that optimises its trainable parameters in float32.
 

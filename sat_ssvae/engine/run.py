@@ -28,15 +28,7 @@ from torch import Tensor
 from ..progress import progress_bar
 from .average import Average
 from .checkpoints import load_checkpoint, load_other, save_checkpoint
-from .stability import (
-    LossScale,
-    StepOutcome,
-    StopRequest,
-    Vote,
-    discard_gradients,
-    scale_gradients,
-    squared_norm_share,
-)
+from .stability import LossScale, StepOutcome, StopRequest, Vote, discard_gradients, scale_gradients, squared_norm_share
 
 logger = logging.getLogger(__name__)
 

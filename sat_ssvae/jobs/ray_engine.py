@@ -139,11 +139,7 @@ def versions() -> dict[str, str]:
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     packages = {name: metadata.version(name) for name in ("av", "numpy", "torch")}
-    return {
-        "Python": platform.python_version(),
-        "sat-ssvae": f"code {digest.hexdigest()[:8]}",
-        **packages,
-    }
+    return {"Python": platform.python_version(), "sat-ssvae": f"code {digest.hexdigest()[:8]}", **packages}
 
 
 class _Worker:

@@ -121,12 +121,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             index = self._of_this_batch(index)
         number, store, key = self._places[index]
         info = self.infos[number]
-        return {
-            "mp4": _read(store, key),
-            "txt": store.caption(key),
-            "num_frames": info.num_frames,
-            "fps": info.fps,
-        }
+        return {"mp4": _read(store, key), "txt": store.caption(key), "num_frames": info.num_frames, "fps": info.fps}
 
     def count_captions(self) -> int:
         """Clips that have a caption."""

@@ -72,10 +72,7 @@ class TrainConfig(ObjectiveConfig):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        places = {
-            "channels": ("model", "latent_channels"),
-            "resolution": ("data", "resolution"),
-        }
+        places = {"channels": ("model", "latent_channels"), "resolution": ("data", "resolution")}
         for short, (section, name) in places.items():
             if short in values:
                 value, inner = values.pop(short), dict(values.get(section) or {})

@@ -7,14 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import SSVAEConfig
-from .layers import (
-    CausalConv3d,
-    ResidualBlock,
-    Stream,
-    Upsample,
-    middle_blocks,
-    output_layers,
-)
+from .layers import CausalConv3d, ResidualBlock, Stream, Upsample, middle_blocks, output_layers
 from .norm import RMSNorm
 
 

@@ -15,19 +15,7 @@ from pydantic import TypeAdapter
 
 from ...errors import UserError
 from ...metrics.intervals import in_brackets
-from ...pages.blocks import (
-    Legend,
-    badge,
-    box,
-    bullets,
-    code,
-    command,
-    details,
-    facts,
-    paragraph,
-    section,
-    table,
-)
+from ...pages.blocks import Legend, badge, box, bullets, code, command, details, facts, paragraph, section, table
 from ...pages.document import document, joined
 from ...storage import write_text
 from ..analysis import EQUAL_WITHIN, FLOOR_DOMINATES, SpeedUp
@@ -293,10 +281,7 @@ def _provenance(results: ComparisonResults) -> list[Markup]:
     blocks = []
     # Shards of both splits may number their samples alike.
     alike = not provenance.train.keys().isdisjoint(provenance.heldout)
-    for title, split, videos in (
-        ("Training", "train", provenance.train),
-        ("Held out", "heldout", provenance.heldout),
-    ):
+    for title, split, videos in (("Training", "train", provenance.train), ("Held out", "heldout", provenance.heldout)):
         if videos:
             summary = f"{title}: {sum(videos.values()):,} clips of {len(videos):,} video{'s' * (len(videos) != 1)}"
             rows = [[f"{split}/{name}" if alike else name, f"{clips:,}"] for name, clips in videos.items()]
