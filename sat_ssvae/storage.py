@@ -9,11 +9,13 @@ import errno
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
 import secrets
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -156,21 +158,28 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 class GrowingText:
-    """Lines that are appended to a file, and are kept if the process is killed.
+    """Lines that are appended to a file, and are kept if the process is killed; several processes may share the file.
 
     Files at an address cannot grow: the whole file is written again, once a minute and by `flush`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._remote = path, is_address(path)
+        self._file: io.FileIO | None = None
         self._lines: list[str] | None = None
         self._written = time.monotonic()
 
     def add(self, line: str) -> None:
-        """Append a line, given with its line break."""
+        """Append a line, given with its line break.
+
+        Raises:
+            OSError: it cannot be written, or fits in part only.
+        """
         if not self._remote:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            self._file = self._file or self._opened()
+            data = line.encode("utf-8")
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return
         if self._lines is None:
             self._lines = [self._path.read_text(encoding="utf-8")] if self._path.is_file() else []
@@ -183,6 +192,16 @@ class GrowingText:
         if self._lines is not None:
             write_text(self._path, "".join(self._lines))
             self._written = time.monotonic()
+
+    def _opened(self) -> io.FileIO:
+        """Unbuffered, so that a line is written in one piece; a half line of a killed process is ended."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        half = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
+        file = self._path.open("ab", buffering=0)
+        weakref.finalize(self, file.close)
+        if half:
+            file.write(b"\n")
+        return file
 
 
 def sync(*paths: Path) -> None:

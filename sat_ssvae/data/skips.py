@@ -1,18 +1,13 @@
 """What could not be used, counted by cause and listed in a file, so that nothing is lost silently."""
 
-import errno
-import io
 import json
 import logging
-import os
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..addresses import is_address
 from ..errors import UserError
 from ..storage import GrowingText, read_json_lines
 
@@ -50,9 +45,8 @@ class SkipLog:
         self.counts: Counter[str] = Counter()
         self.reads = 0
         self.failures: Counter[str] = Counter()
-        self._known = _known_skips(path)
-        self._file: io.FileIO | None = None
-        self._remote: GrowingText | None = None
+        self._known = {(skip["source"], skip["cause"]) for skip in (read_skips(path) if path else ())}
+        self._lines = None if path is None else GrowingText(path)
 
     def filtered(self, skip: Skip, *, listed: bool = True) -> None:
         """Note a sample that is left out unread (too short, out of a filter's range, broken meta line).
@@ -92,8 +86,8 @@ class SkipLog:
             UserError: they cannot be written.
         """
         try:
-            if self._remote is not None:
-                self._remote.flush()
+            if self._lines is not None:
+                self._lines.flush()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -102,26 +96,11 @@ class SkipLog:
             return
         self._known.add((skip.source, skip.cause))
         logger.debug("skipped %s: %s (%s)", skip.source, skip.cause, skip.detail)
-        if self.path is None:
-            return
-        if is_address(self.path):
-            self._remote = self._remote or GrowingText(self.path)
-            self._remote.add(skip.to_json())
-            return
-        line = skip.to_json().encode()
         try:
-            # Unbuffered, in one piece: a killed process loses nothing, and ranks do not mix their lines.
-            if self._opened(self.path).write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._lines is not None:
+                self._lines.add(skip.to_json())
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
-
-    def _opened(self, path: Path) -> io.FileIO:
-        if self._file is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-            weakref.finalize(self, self._file.close)
-        return self._file
 
 
 def causes_in_words(causes: Counter[str]) -> str:
@@ -137,12 +116,3 @@ def printable(name: str) -> str:
 def read_skips(path: Path) -> list[dict[str, Any]]:
     """The lines of a skipped.jsonl, see `storage.read_json_lines`."""
     return read_json_lines(path)
-
-
-def _known_skips(path: Path | None) -> set[tuple[str, str]]:
-    if path is None:
-        return set()
-    if not is_address(path) and path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")  # ends the line that a killed process left half-written
-    return {(skip["source"], skip["cause"]) for skip in read_skips(path)}
