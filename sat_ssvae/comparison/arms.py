@@ -90,7 +90,10 @@ def common_patches(sizes: Mapping[str, Grid], patch: Grid) -> dict[str, Grid]:
         return dict.fromkeys(sizes, patch)
     axes = list(zip(*sizes.values(), strict=True))
     limits = [max(1, max(axis) // step) for axis, step in zip(axes, patch, strict=True)]
-    t, h, w = (_largest_divisor(math.gcd(*axis), limit) for axis, limit in zip(axes, limits, strict=True))
+    t, h, w = (
+        max(divisor for divisor in range(1, limit + 1) if math.gcd(*axis) % divisor == 0)
+        for axis, limit in zip(axes, limits, strict=True)
+    )
     fewest = min(math.prod(-(-n // step) for n, step in zip(size, patch, strict=True)) for size in sizes.values())
     if 2 * t * h * w < fewest:
         shapes = ", ".join(f"{name} {_times(size)}" for name, size in sizes.items())
@@ -110,10 +113,6 @@ def shape_warning(sizes: Mapping[str, Grid], patches: Mapping[str, Grid]) -> tup
         f"The arms' latents differ in size (frames × height × width: {shapes}). The transformer sees the same "
         "number of tokens in all arms, but its first and last layers, and its input noise, differ with the latents.",
     )
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
 
 
 def _times(size: Grid) -> str:

@@ -78,7 +78,7 @@ def to_rgb(frame: VideoFrame, width: int, height: int, scaler: VideoReformatter)
         interpolation=flags,
         threads=1,
     )
-    planes = [_plane(plane) / np.float32(2**bits - 1) for plane in scaled.planes]
+    planes = [_plane(plane, np.uint16) / np.float32(2**bits - 1) for plane in scaled.planes]
     if family == "gray":
         rgb = np.stack(planes * 3, axis=-1)
     elif family == "gbrp":
@@ -100,10 +100,7 @@ def to_yuv420p(frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
     whole = scaler.reformat(
         frame, format="yuv444p", dst_colorspace=matrix, dst_color_range=1, interpolation=flags, threads=1
     )
-    luma, *colours = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-        for plane in whole.planes
-    )
+    luma, *colours = (_plane(plane, np.uint8) for plane in whole.planes)
     planes = np.concatenate([luma.ravel(), *(_halved(plane).ravel() for plane in colours)])
     halved = VideoFrame.from_ndarray(planes.reshape(-1, frame.width), "yuv420p")
     halved.colorspace, halved.color_range = whole.colorspace, whole.color_range
@@ -155,6 +152,5 @@ def _from_yuv(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, of_red: float, of_b
     return np.stack([red, green, blue], axis=-1)
 
 
-def _plane(plane: VideoPlane) -> np.ndarray:
-    rows = np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, plane.line_size // 2)
-    return rows[:, : plane.width]
+def _plane(plane: VideoPlane, kind: type[np.unsignedinteger]) -> np.ndarray:
+    return np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width]

@@ -178,7 +178,9 @@ def _convert_video(segment: PackItem, config: PackConfig, inputs: InputFiles) ->
         return segment.path, info
     fps = info.fps / slower
     end = info.duration if segment.end is None else min(segment.end, info.duration)
-    own = _own_times(inputs.times(segment.path), info.fps) if slower == 1 else None
+    # Of a variable frame rate, even steps would lose some pictures and repeat others.
+    shown = inputs.times(segment.path) if slower == 1 else None
+    own = None if shown is None or shown.is_even(info.fps) else (shown.seconds - shown.seconds[0]).tolist()
     if own is None:
         times = [segment.start + step / fps for step in range(round((end - segment.start) * fps))]
     else:
@@ -202,11 +204,6 @@ def in_bursts(frames: Iterator[VideoFrame], size: tuple[int, int]) -> Iterator[V
     while burst := deque(itertools.islice(frames, count)):
         while burst:  # each is freed when it has been used
             yield burst.popleft()
-
-
-def _own_times(times: Times, fps: float) -> list[float] | None:
-    """Seconds of the pictures of a variable frame rate, of which even steps would lose and repeat some; else None."""
-    return None if times.is_even(fps) else (times.seconds - times.seconds[0]).tolist()
 
 
 def _scaled_frames(

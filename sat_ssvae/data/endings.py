@@ -21,11 +21,15 @@ _UNKNOWN = (0, 0xFFFFFFFF)  # the length of a chunk of AVI that was written to a
 
 def is_cut_off(container: str, source: Path | bytes) -> bool:
     """Whether a file (AVI, GIF, Ogg, ASF) lacks its end, as a half-downloaded one does."""
-    checks = {"avi": _is_avi_cut_off, "gif": _is_gif_cut_off, "ogg": _is_ogg_cut_off, "asf": _is_asf_cut_off}
-    if container not in checks:
+    if container not in ("avi", "gif", "ogg", "asf"):
         return False
     with _opened(source) as file:
-        return checks[container](file, _size(file))
+        size = _size(file)
+        if container == "avi":  # the pictures take more bytes than there are; an index behind them may be missing
+            return any(kind == b"LISTmovi" and end > size + 1 for kind, end in _avi_chunks(file, size))
+        if container == "gif":
+            return _end_of_gif(file, size) is None
+        return _is_ogg_cut_off(file, size) if container == "ogg" else _is_asf_cut_off(file, size)
 
 
 def is_joined(container: str, source: Path | bytes) -> bool:
@@ -88,15 +92,6 @@ def _ebml_number(file: IO[bytes]) -> tuple[bytes, int]:
         return b"", 0
     number = first + file.read(count - 1)
     return number, int.from_bytes(number, "big") & ((1 << 7 * count) - 1)
-
-
-def _is_avi_cut_off(file: IO[bytes], size: int) -> bool:
-    """Whether the pictures take more bytes than there are; an index behind them may be missing."""
-    return any(kind == b"LISTmovi" and end > size + 1 for kind, end in _avi_chunks(file, size))
-
-
-def _is_gif_cut_off(file: IO[bytes], size: int) -> bool:
-    return _end_of_gif(file, size) is None
 
 
 def _end_of_gif(file: IO[bytes], size: int) -> int | None:

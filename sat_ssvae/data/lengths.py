@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import av
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
 
 from .containers import (
@@ -30,7 +29,7 @@ from .containers import (
 )
 from .endings import is_cut_off, is_joined
 from .files import VideoError, name_of
-from .timing import MISSING, Times, looks_even, shown_times
+from .timing import MISSING, Times, is_before, looks_even, shown_times
 
 _ASF = "asf"  # WMV: every stream says when the whole file ends
 _ASF_FILE_PROPERTIES = uuid.UUID("8CABDCA1-A947-11CF-8EE4-00C00C205365").bytes_le
@@ -231,9 +230,5 @@ def _ends(container: InputContainer) -> dict[int, float]:
 def _count_all(source: Path | bytes, shown: int | None) -> Length:
     """The length of a file with frames without times, at its average rate."""
     with open_video(source) as (container, stream):
-        frames = sum(1 for packet in container.demux(stream) if packet.size and not _is_before(packet, shown))
+        frames = sum(1 for packet in container.demux(stream) if packet.size and not is_before(packet, shown))
         return Length(frames, float(rate_of(stream)), float(frames / rate_of(stream)))
-
-
-def _is_before(packet: Packet, shown: int | None) -> bool:
-    return shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from .containers import is_in_coding_order, is_matroska, is_mov, open_video, read_packets, repeats
@@ -71,7 +72,7 @@ def shown_times(source: Path | bytes, shown: int | None = None, *, header_only: 
         for packet in read_packets(container, stream, source):
             if packet.is_discard or not (packet.size or repeats(packet)):  # outside of an edit list; the end
                 continue
-            before = shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
+            before = is_before(packet, shown)
             frames += not before
             ticks = packet.dts if by_decoding else packet.pts
             # Pictures get the times of decoding one after the other, also those of pictures that cannot be decoded.
@@ -81,6 +82,11 @@ def shown_times(source: Path | bytes, shown: int | None = None, *, header_only: 
                     last, lasts = time, float((packet.duration or 0) * stream.time_base)
                 times.append(time)
     return Times(frames, np.sort(np.array(times))[:frames], lasts)
+
+
+def is_before(packet: Packet, shown: int | None) -> bool:
+    """Whether a packet's picture lies before the first one that is shown, see `Start`, and cannot be decoded."""
+    return shown is not None and packet.pts is not None and packet.pts < shown and not packet.is_keyframe
 
 
 def looks_even(container: InputContainer, stream: VideoStream, fps: float, duration: float) -> bool:

@@ -7,6 +7,7 @@ Videos are `B C T H W` in [-1, 1]; values outside are clipped, as in a written v
 """
 
 import torch
+from einops import rearrange
 from pytorch_msssim import ssim as msssim_ssim
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ..errors import UserError
 from .perceptual import Perceptual
 
 SSIM_WINDOW = 11  # pixels, Wang et al. (2004)
+_FRAMES = "b c t h w -> (b t) c h w"
 _FRAMES_AT_ONCE = 32
 _ROUNDING_ERROR = (2 / 255) ** 2 / 12
 """Mean square of the error of rounding to 8 bits."""
@@ -41,7 +43,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     a, b = _checked(x, y)
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise UserError(f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape[-2:])}")
-    values = msssim_ssim(_frames(a), _frames(b), data_range=2, size_average=False, win_size=SSIM_WINDOW)
+    frames = (rearrange(video, _FRAMES) for video in (a, b))
+    values = msssim_ssim(*frames, data_range=2, size_average=False, win_size=SSIM_WINDOW)
     return values.unflatten(0, (len(a), -1)).mean(1)
 
 
@@ -53,7 +56,7 @@ def perceptual_distance(x: Tensor, y: Tensor, network: Perceptual) -> Tensor:
     """
     a, b = _checked(x, y)
     device = next((parameter.device for parameter in network.parameters()), a.device)
-    pairs = zip(_frames(a).split(_FRAMES_AT_ONCE), _frames(b).split(_FRAMES_AT_ONCE), strict=True)
+    pairs = zip(*(rearrange(video, _FRAMES).split(_FRAMES_AT_ONCE) for video in (a, b)), strict=True)
     values = torch.cat([network(one.to(device), other.to(device)).to(a.device) for one, other in pairs])
     return values.unflatten(0, (len(a), -1)).mean(1)
 
@@ -74,8 +77,3 @@ def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape or x.ndim != 5:
         raise ValueError(f"expected two equal B C T H W shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
     return x.float().clamp(-1, 1), y.float().clamp(-1, 1)
-
-
-def _frames(video: Tensor) -> Tensor:
-    """B C T H W -> (B*T) C H W."""
-    return video.movedim(2, 1).flatten(0, 1)

@@ -168,7 +168,8 @@ class TensorBoard(Logger):
         from tensorboardX.proto.summary_pb2 import Summary
 
         height, width, channels = pictures.frames.shape[1:]
-        gif = _gif(pictures.frames, pictures.fps)
+        duration = round(1000 / pictures.fps)
+        gif = bytes(imageio.imwrite("<bytes>", pictures.frames, extension=".gif", duration=duration, loop=0))
         moving = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
         video = Summary(value=[Summary.Value(tag="heldout/video", image=moving)])
         grid = pictures.grid
@@ -270,7 +271,3 @@ def _kept_id(path: Path) -> str:
         kept = secrets.token_hex(4)
         write_text(path, kept)
     return kept
-
-
-def _gif(frames: np.ndarray, fps: float) -> bytes:
-    return bytes(imageio.imwrite("<bytes>", frames, extension=".gif", duration=round(1000 / fps), loop=0))

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..engine.precision import autocast
@@ -336,7 +337,7 @@ class Objective(nn.Module):
         gradient, perceptual = seen.grad, video.new_zeros(())
         assert gradient is not None
         if self.perceptual is not None:
-            frames, originals = _frames(seen.detach()), _frames(video)
+            frames, originals = (rearrange(x, "b c t h w -> (b t) c h w") for x in (seen.detach(), video))
             weight = factor * config.perceptual_weight / len(frames)
             distances, at_frames = distances_and_gradient(self.perceptual, frames, originals, weight)
             perceptual = distances.mean()
@@ -350,8 +351,3 @@ class Objective(nn.Module):
         adversarial = generator_loss(critic(seen))
         (gradient,) = torch.autograd.grad(adversarial * scale, seen)
         return gradient, adversarial.detach()
-
-
-def _frames(video: Tensor) -> Tensor:
-    """`B C T H W` to `(B T) C H W`."""
-    return video.transpose(1, 2).flatten(0, 1)

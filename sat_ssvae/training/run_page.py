@@ -106,12 +106,13 @@ class RunPage:
         legend = Legend([TRAINING, HELDOUT] if evaluated else [TRAINING])
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         share = f"step {step:,} of {max_steps:,} ({100 * step / max_steps:.0f} %)"
+        thinned = f"Means of {len(logged):,} logged steps at {POINTS} points each." if len(logged) > POINTS else ""
         blocks = [
             legend.toggles(f"{state} at {now}, {share}"),
             _summary(state, self.folder, logged, evaluated),
             section("Quality", charts(_quality(legend, logged, evaluated))),
             self._clips(evaluated),
-            section("Losses", charts(_curves(legend, logged, _LOSSES)), note=_thinned(logged)),
+            section("Losses", charts(_curves(legend, logged, _LOSSES)), note=thinned),
             section("Health of the training", charts(_curves(legend, logged, _HEALTH))),
             section("Configuration", details("config.json", code(yaml.safe_dump(settings, sort_keys=False)))),
         ]
@@ -246,7 +247,3 @@ def _points(values: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float]
         steps.append(float(group[:, 0].mean()) if len(group) > 1 else int(group[0, 0]))
         points.append(float(finite[:, 1].mean()) if len(finite) else None)
     return steps, points
-
-
-def _thinned(logged: Sequence[Mapping[str, Any]]) -> str:
-    return f"Means of {len(logged):,} logged steps at {POINTS} points each." if len(logged) > POINTS else ""
