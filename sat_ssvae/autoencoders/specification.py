@@ -98,7 +98,6 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
 
 
 def _open_foreign(name: str, folder: Path, subfolder: str | None, place: str) -> VideoAutoencoder:
-    """The autoencoder of a class of diffusers."""
     import diffusers
 
     cls = getattr(diffusers, name, None)

@@ -190,7 +190,6 @@ def _interpreter(command: str) -> tuple[str, ...]:
 
 
 def _count(text: str) -> int:
-    """A number of processes."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a number from 1")
     return int(text)

@@ -73,7 +73,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _gallery(report: "ReconstructionReport", rows: list[list[str]], options: argparse.Namespace, measured: str) -> Path:
-    """Write the page of the worst videos."""
     from ..evaluation.gallery import TITLES, Gallery, clips_shown, errors, scores_in_words, where, wipe, write_gallery
     from ..evaluation.moments import ORIGINAL
     from ..evaluation.reconstruct import OWN

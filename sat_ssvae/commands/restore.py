@@ -84,7 +84,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _gallery(report: "RestorationReport", config: "RestoreConfig", options: argparse.Namespace, measured: str) -> Path:
-    """Write the page of the worst videos."""
     from ..evaluation.gallery import TITLES, Gallery, clips_shown, write_gallery
     from ..evaluation.restore import quality
 

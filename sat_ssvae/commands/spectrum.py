@@ -63,7 +63,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _places(specifications: list[str]) -> dict[str, str]:
-    """Autoencoders by name."""
     from ..evaluation.spectra_page import PIXELS
 
     places: dict[str, str] = {}

@@ -202,7 +202,6 @@ class _Records:
         self._finished: list[TrainedTransformer] = []
 
     def spent(self, what: str, seconds: float) -> None:
-        """See `Records`."""
         self._minutes.add(what, seconds / 60)
 
     def finished(self, transformer: TrainedTransformer) -> None:

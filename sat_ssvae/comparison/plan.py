@@ -101,7 +101,6 @@ class Plan:
         return " (done)" if stage.done else "" if seconds is None else f" (about {in_minutes(seconds)})"
 
     def _time_left(self) -> str:
-        """How long the remaining stages take."""
         waiting = [stage for stage in self._stages.values() if not stage.done]
         known = self._span([(stage, seconds) for stage in waiting if (seconds := self._seconds(stage)) is not None])
         unknown = [stage.kind for stage in waiting if self._seconds(stage) is None]

@@ -177,7 +177,6 @@ class _RemoteRecords:
 
 
 def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads: int, verbose: bool) -> None:
-    """The process of a member."""
     # Data workers start as they do in the parent, not as this process did; and a lock that is made now has no name, of
     # which Python would complain after a SIGKILL.
     multiprocessing.set_start_method(None, force=True)

@@ -257,7 +257,6 @@ class TransformerTrainer:
         self.run.save(identity=self.identity)
 
     def _resume(self) -> None:
-        """Restore the newest checkpoint, if there is one."""
         state = self.run.resume()
         if state is not None and state["identity"] != self.identity:
             raise UserError(

@@ -23,7 +23,6 @@ class _StepLog:
         self._file: TextIO | None = None
 
     def close(self) -> None:
-        """Close the file."""
         # Every row was flushed. A failed write was reported then, and would fail again here.
         if self._file is not None:
             with contextlib.suppress(OSError):

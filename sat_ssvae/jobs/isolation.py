@@ -132,7 +132,6 @@ class _Process:
         self._connection.close()
 
     def kill(self) -> None:
-        """Kill the process."""
         self._process.kill()
 
 

@@ -172,7 +172,6 @@ class _Worker:
         return dict(self._done)
 
     def close(self) -> None:
-        """Close the job."""
         self._open.close()
 
 
@@ -209,7 +208,6 @@ class _Driver:
         self._said = False
 
     def results(self) -> Iterator[tuple[Item[Any], Any]]:
-        """Items with their results, as they are finished."""
         try:
             while self._todo or any(worker.items for worker in self._workers):
                 self._grow()

@@ -94,7 +94,6 @@ class _EventFile:
             raise self._error
 
     def directory_check(self, _path: str) -> None:
-        """Make the folder."""
         with self._keeping_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -105,11 +104,9 @@ class _EventFile:
         return self
 
     def write(self, data: bytes) -> None:
-        """Append."""
         self._on_file(lambda file: file.write(data))
 
     def flush(self) -> None:
-        """Flush the file."""
         self._on_file(lambda file: file.flush())
 
     def close(self) -> None:

@@ -319,7 +319,6 @@ class AutoencoderTrainer:
             self.page.write("running", step, self.run.max_steps)
 
     def _resume(self) -> None:
-        """Restore the newest checkpoint, if there is one."""
         state = self.run.resume()
         if state is None:
             return

@@ -150,7 +150,6 @@ def _forward_by_rows(x: Tensor, gamma: Tensor, frames: int) -> Tensor:
 
 
 def _backward_by_rows(x: Tensor, gamma: Tensor, gradient: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """See `_backward`."""
     rows, gains, own = _rows(x), gamma.flatten().float(), gradient[:, :, frames:]
     if frames:
         own = own.clone()

@@ -187,7 +187,6 @@ def _differences(results: ComparisonResults, legend: Legend) -> list[Markup]:
 
 
 def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list[Markup | str]:
-    """An arm's row under the answer."""
     words, tone = BADGES[one.verdict.conclusion] if one.verdict else ("baseline", "neutral")
     speed = speed_up_words(one.verdict) if one.verdict else "1×"
     psnr = results.arm(one.arm).reconstruction.get("psnr")
