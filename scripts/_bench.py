@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sat_ssvae import SSVAE, SSVAEConfig
 from sat_ssvae.comparison import bookkeeping
+from sat_ssvae.config import packaged, read_yaml
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.vae.layers import CausalConv3d, FrameAttention, Upsample
@@ -117,6 +118,12 @@ def make_shards(folder: Path, frames: int, size: tuple[int, int], fps: float) ->
         write_video(folder / "videos" / f"{number}.mp4", waves(frames, *size, slant=number + 1), fps=fps)
     pack(folder / "videos", folder / "shards", PackConfig(workers=1, captions="none"))
     return folder / "shards"
+
+
+def small_config() -> SSVAEConfig:
+    """The sizes of the default comparison's autoencoders."""
+    shared = read_yaml(packaged("compare_default.yaml"))["vae"]
+    return SSVAEConfig(**shared["model"], latent_channels=shared["channels"])
 
 
 def machine(device: torch.device) -> str:

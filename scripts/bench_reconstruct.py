@@ -13,20 +13,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _bench import machine, waves
+from _bench import machine, small_config, waves
 
-from sat_ssvae import SSVAE, SSVAEConfig
+from sat_ssvae import SSVAE
 from sat_ssvae.data.video_io import write_video
-
-SMALL = SSVAEConfig(
-    latent_channels=16,
-    base_channels=8,
-    channel_multipliers=(1, 4, 8),
-    temporal_downsample=(True, True),
-    num_res_blocks=1,
-    num_mid_blocks=1,
-)
-"""The autoencoder of the default comparison."""
 
 
 def peak_memory(vae: str, video: Path, output: Path, settings: list[str]) -> float:
@@ -50,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.vae is None:
-            SSVAE(SMALL).save_pretrained(folder / "vae")
+            SSVAE(small_config()).save_pretrained(folder / "vae")
         for frames in (options.frames, 10 * options.frames):
             video = folder / f"{frames}.mp4"
             write_video(video, waves(frames, options.size, options.size), fps=24)

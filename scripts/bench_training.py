@@ -30,6 +30,7 @@ from _bench import (
     in_own_process,
     machine,
     memory_peak,
+    small_config,
     time_in_turn,
     typical,
 )
@@ -136,8 +137,7 @@ def main() -> None:
     options = parse_options()
     sizes, shape = PRESETS[options.preset]
     if sizes is None:
-        shared = read_yaml(packaged("compare_default.yaml"))["vae"]
-        sizes = SSVAEConfig(**shared["model"], latent_channels=shared["channels"])
+        sizes = small_config()
     device = default_device()
     torch.manual_seed(0)
     vae = SSVAE(sizes).to(device)

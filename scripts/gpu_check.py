@@ -260,10 +260,10 @@ def _autoencoders(options: argparse.Namespace) -> dict[str, Callable[[], Callabl
     built: dict[str, Callable[[], Callable[[torch.Tensor], object]]] = {"this project": ours}
     if options.published:
         built["published code"] = published
-    wan22, cogvideox = WAN22, COGVIDEOX
+    wan22, cogvideox = WAN22, dict[str, Any]()  # diffusers' defaults are CogVideoX's sizes
     if options.tiny:
         wan22 = wan22 | {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
-        cogvideox = cogvideox | {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 2}
+        cogvideox = {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 2}
     built["Wan 2.2 (diffusers)"] = lambda: foreign("AutoencoderKLWan", wan22)
     built["CogVideoX (diffusers)"] = lambda: foreign("AutoencoderKLCogVideoX", cogvideox)
     return built
@@ -283,14 +283,6 @@ WAN22 = {
     "scale_factor_spatial": 16,
     "latents_mean": [0.0] * 48,
     "latents_std": [1.0] * 48,
-}
-COGVIDEOX = {
-    "down_block_types": ("CogVideoXDownBlock3D",) * 4,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 4,
-    "block_out_channels": (128, 256, 256, 512),
-    "latent_channels": 16,
-    "layers_per_block": 3,
-    "norm_num_groups": 32,
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sat_ssvae.config import parse_config
 from sat_ssvae.errors import UserError
 from sat_ssvae.jobs.job import Item
-from sat_ssvae.jobs.ledger import Ledger, Progress, claimed, collect, merge
+from sat_ssvae.jobs.ledger import Ledger, claimed, collect, merge
 from sat_ssvae.jobs.settings import JobConfig, Part
 from sat_ssvae.jobs.store_lock import Claim
 
@@ -43,7 +43,7 @@ class Halves:
 
 def run(job, tmp_path, identity="a", **settings):
     ledger = Ledger(tmp_path / "halves", identity)
-    return collect(job, ITEMS, JobConfig(**settings), ledger, Progress("halving", "number"), Claim())
+    return collect(job, ITEMS, JobConfig(**settings), ledger, Claim(), "halving", "number")
 
 
 @given(st.text(), st.integers(1, 100))

@@ -65,7 +65,7 @@ def run(parsers: dict[str, Parser], options: argparse.Namespace) -> None:
         (
             setting.key,
             *(("", "") if setting.is_section else (type_of(setting), default_of(setting))),
-            first_sentence(setting),
+            setting.description.partition(". ")[0].removesuffix("."),  # the first sentence
         )
         for setting in settings_of(classes[name]())
     ]
@@ -113,11 +113,6 @@ def default_of(setting: Setting) -> str:
 def in_yaml(value: Any) -> str:
     """A plain value as YAML in one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).strip().removesuffix("\n...").strip()
-
-
-def first_sentence(setting: Setting) -> str:
-    """The first sentence of the documentation."""
-    return setting.description.partition(". ")[0].removesuffix(".")
 
 
 def _in_words(annotation: Any) -> str:

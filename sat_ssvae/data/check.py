@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..config import fingerprint
 from ..jobs.job import Advance, Item, Job
-from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
+from ..jobs.ledger import Ledger, claimed, collect, merge
 from ..jobs.settings import JobConfig
 from .settings import DataConfig
 from .shards import FixedClips, clips_by_size
@@ -79,8 +79,7 @@ def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> Da
     with claimed(output, "check-data", part) as claim:
         ledger = Ledger(output / ".check-data", identity)
         job = Job(partial(_reader, [clips.noting(SkipLog(max_share=1)) for clips in sources]))
-        progress = Progress("checking", "clip")
-        results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress, claim)
+        results = merge(items, ledger) if merged else collect(job, items, config, ledger, claim, "checking", "clip")
         if results is None:
             return None
         for skip in (skip for result in results for skip in result["skipped"]):

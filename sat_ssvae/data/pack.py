@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..jobs.engines import run_job
 from ..jobs.isolation import Crashed, IsolatedCalls
 from ..jobs.job import Advance, Item, Job
-from ..jobs.ledger import Ledger, Progress, claimed, collect, refuse_missing
+from ..jobs.ledger import Ledger, claimed, collect, refuse_missing
 from ..jobs.settings import Part
 from ..jobs.store_lock import Claim
 from ..storage import atomic, write_text
@@ -223,7 +223,7 @@ def _probed(items: list[PackItem], output: Path, config: PackConfig, ours: str, 
     # Every part needs the whole plan.
     whole = config.model_copy(update={"part": "1/1"})
     job = Job(partial(_prober, config), overlap=2)
-    results = collect(job, blocks, whole, ledger, Progress("probing", "file"), claim)
+    results = collect(job, blocks, whole, ledger, claim, "probing", "file")
     ledger.remove()
     return [outcome for block in results or [] for outcome in block]
 

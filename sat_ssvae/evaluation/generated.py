@@ -97,11 +97,8 @@ def _read_prompts(path: Path) -> dict[str, str] | list[str]:
             return [line.strip() for line in text.splitlines()]
         prompts = json.loads(text)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable {_kind(path)} ({error})") from None
+        kind = "JSON" if path.suffix.lower() == ".json" else "text"
+        raise UserError(f"{path}: not a readable {kind} file ({error})") from None
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise UserError(f'{path}: expected one JSON object {{"video name": "prompt", ...}}')
     return prompts
-
-
-def _kind(path: Path) -> str:
-    return "JSON file" if path.suffix.lower() == ".json" else "text file"

@@ -2,7 +2,7 @@
 
 with claimed(folder, "check-data", config.chosen_part) as claim:
     ledger = Ledger(folder / "check-data", identity)
-    results = collect(job, items, config, ledger, Progress("checking", "clip"), claim)
+    results = collect(job, items, config, ledger, claim, "checking", "clip")
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ..addresses import is_address
 from ..errors import UserError
@@ -73,20 +73,19 @@ class Ledger:
             self.path(part).unlink(missing_ok=True)
 
 
-class Progress(NamedTuple):
-    """Texts of a progress bar."""
-
-    title: str
-    unit: str
-    """Singular name of what is counted."""
-
-
 def collect(
-    job: Job[T, Any], items: Sequence[Item[T]], config: JobConfig, ledger: Ledger, progress: Progress, claim: Claim
+    job: Job[T, Any],
+    items: Sequence[Item[T]],
+    config: JobConfig,
+    ledger: Ledger,
+    claim: Claim,
+    title: str,
+    unit: str,
 ) -> list[Any] | None:
     """The results (plain values, as in JSON) of all items, in their order.
 
     Results of an earlier, killed run are taken from the ledger. Those of a part stay there, and None is returned.
+    `title` and `unit` are the progress bar's, see `run_job`.
 
     Raises:
         UserError: a worker's; the claim was lost.
@@ -96,7 +95,7 @@ def collect(
     todo = [item for item in items if item.name not in known and part.takes(item.name)]
     done = sum(item.units for item in items if item.name in known)
     try:
-        for item, result in run_job(job, todo, config, *progress, done=done):
+        for item, result in run_job(job, todo, config, title, unit, done=done):
             claim.check()
             known[item.name] = result
             ledger.add(part, item.name, result)

@@ -16,7 +16,7 @@ from ..data.shards import DataConfig, FixedClips, fixed_clips
 from ..data.skips import Skip, SkipLog
 from ..distributed import default_device
 from ..jobs.job import Advance, Item, Job
-from ..jobs.ledger import Ledger, Progress, claimed, collect, merge
+from ..jobs.ledger import Ledger, claimed, collect, merge
 from ..jobs.settings import JobConfig
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats, StatsMeter
@@ -60,8 +60,8 @@ def measure_stats(
     meter = StatsMeter(vae.latent_channels)
     with claimed(folder, "stats", config.chosen_part) as claim:
         job = Job(partial(_meter, vae, config, device, clips.noting(SkipLog())), uses_gpu=True)
-        progress = Progress("measuring latents", "clip")
-        results = merge(items, ledger) if merged else collect(job, items, config, ledger, progress, claim)
+        title = "measuring latents"
+        results = merge(items, ledger) if merged else collect(job, items, config, ledger, claim, title, "clip")
         if results is None:
             return None
         for sums, skipped in results:
