@@ -290,7 +290,7 @@ def test_saving_does_not_leave_half_a_file(tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sat_ssvae.vae.checkpoint.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(UserError, match="make room"):
         small.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -91,7 +91,9 @@ def _gallery(report: "RestorationReport", config: "RestoreConfig", options: argp
     videos = {video.name: video for video in ordered}
     rows = _rows(report)
     by_video: dict[str, list[list[str]]] = {name: [row for row in rows[1:] if row[0] == name] for name in videos}
-    numbers = [row for name in videos for row in by_video[name] or [_unscored(videos[name], len(rows[0]))]]
+    for name, video in videos.items():
+        by_video[name] = by_video[name] or [[name, str(video.frames), "not scored", *[""] * (len(rows[0]) - 3)]]
+    numbers = [row for name in videos for row in by_video[name]]
     shown = [_clips(exhibit, videos[exhibit.name], config) for exhibit in report.exhibits]
     order = clips_shown(report.exhibits, len(videos), scored=bool(rows[1:]))
     return write_gallery(
@@ -109,10 +111,6 @@ def _gallery(report: "RestorationReport", config: "RestoreConfig", options: argp
             report.skipped,
         ),
     )
-
-
-def _unscored(video: "RestoredVideo", columns: int) -> list[str]:
-    return [video.name, str(video.frames), "not scored", *[""] * (columns - 3)]
 
 
 def _clips(exhibit: "Exhibit", video: "RestoredVideo", config: "RestoreConfig") -> "ClipRow":

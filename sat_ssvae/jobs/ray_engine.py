@@ -286,7 +286,7 @@ class _Driver:
         try:
             answer = self._ray.get(reference)
         except exceptions.RayTaskError as error:
-            raise _cause(error) from None
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError) as error:
             self._requeue(worker, error)
             return
@@ -372,9 +372,3 @@ def _shares(cpus: int, size: int) -> list[dict[str, Any]]:
     """`cpus` in the smallest number of equal shares of at most `size`."""
     count = -(-cpus // size)
     return [{"num_cpus": cpus // count + (number < cpus % count), "num_gpus": 0} for number in range(count)]
-
-
-def _cause(error: Any) -> BaseException:
-    """A worker's own exception."""
-    cause = error.cause
-    return cause if isinstance(cause, UserError) else error

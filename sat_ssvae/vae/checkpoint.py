@@ -15,17 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..addresses import TRIES, copy_files, download, files_at, is_address
 from ..config import parse_config
 from ..errors import UserError
-from ..storage import atomic, write_text
+from ..storage import atomic, save_tensors, write_json
 from .config import SSVAEConfig
 from .hub import PUBLISHED_NAME, download_files, is_hub_name
 from .statistics import LatentStats
@@ -106,7 +106,7 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     """
     folder = Path(folder)
     write_weights(checkpoint.weights, folder / WEIGHTS_NAME, "safetensors")
-    _write_json(folder / CONFIG_NAME, checkpoint.config.model_dump(mode="json"))
+    write_json(folder / CONFIG_NAME, checkpoint.config.model_dump(mode="json"))
     if checkpoint.statistics is None:
         (folder / STATISTICS_NAME).unlink(missing_ok=True)  # those of weights that were here before
     else:
@@ -119,21 +119,19 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, form: Literal["safe
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "safetensors":
+            save_tensors(path, weights, {"format": "pt"})
+            return
         with atomic(path) as partial:
-            if form == "torch":
-                torch.save({"state_dict": plain}, partial)
-            else:
-                save_file(plain, partial, metadata={"format": "pt"})
+            torch.save({"state_dict": {name: t.detach().cpu().contiguous() for name, t in weights.items()}}, partial)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None
 
 
 def write_stats(stats: LatentStats, path: Path) -> None:
     """Write the JSON file that `read_stats` reads."""
-    _write_json(path, {"mean": stats.mean.tolist(), "std": stats.std.tolist()})
+    write_json(path, {"mean": stats.mean.tolist(), "std": stats.std.tolist()})
 
 
 def read_stats(path: Path, latent_channels: int) -> LatentStats:
@@ -284,7 +282,3 @@ def _read_config(path: Path) -> SSVAEConfig:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error})") from None
     return parse_config(SSVAEConfig, values, source=str(path))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")

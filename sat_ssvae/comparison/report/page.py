@@ -81,7 +81,7 @@ def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pi
             *_top(results, verdicts, standings, legend),
             legend.toggles("show or hide an arm everywhere"),
             section("Clips", clip_player(pictures, legend) if pictures else "", note=_CLIPS_NOTE),
-            section("Arms and measures", speed_up_matrix(results, standings, legend), note=_matrix_note()),
+            section("Arms and measures", speed_up_matrix(results, standings, legend), note=_MATRIX_NOTE),
             section("Curves", *curve_blocks(results, verdicts, legend), note=_CURVES_NOTE),
             section("Spectra of the latents", spectrum_charts(results, legend), _spectrum_table(results, legend)),
             section("Reconstruction", _quality_table(results, legend), *_floors(results, legend), note=_QUALITY_NOTE),
@@ -102,6 +102,14 @@ _TERMS = (
 _CLIPS_NOTE = (
     "Under each arm: its reconstruction of the held-out clip with the PSNR, and a sample that its transformer made from"
     " noise. The noise is the same in every arm and at every step, so the slider shows one sample as training goes on."
+)
+_MATRIX_NOTE = (
+    "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster,"
+    f" orange: slower, framed: not counted. About equal: the whole interval is within {ratio(EQUAL_WITHIN)} of 1."
+    f" A measure is blur where more than {percent(FLOOR_DOMINATES)} of it, in any"
+    " arm, is there already when the VAE only reconstructs real clips. “Not reached”: the arm never got to the"
+    " baseline's final score; its interval is that at the best score both have. “At once”: it had that score at its"
+    " first evaluation."
 )
 _CURVES_NOTE = (
     "Lower is better. Markers: the evaluations, shaded: their 95 % interval. Lines: the curve as it is read, without"
@@ -196,17 +204,6 @@ def _arm_line(results: ComparisonResults, one: Standing, legend: Legend) -> list
     time, given = time_words(results, one.arm)[0], "checkpoint" in results.arm(one.arm).training
     spent = Markup("{}<small>without its autoencoder</small>").format(time) if given and time != "–" else time
     return [legend.label(one.arm), badge(words, tone), speed, cost or "–", spent]
-
-
-def _matrix_note() -> str:
-    return (
-        "2× means half the steps; bars are 95 % intervals on a logarithmic line whose middle is 1×. Green: faster,"
-        f" orange: slower, framed: not counted. About equal: the whole interval is within {ratio(EQUAL_WITHIN)} of 1."
-        f" A measure is blur where more than {percent(FLOOR_DOMINATES)} of it, in any"
-        " arm, is there already when the VAE only reconstructs real clips. “Not reached”: the arm never got to the"
-        " baseline's final score; its interval is that at the best score both have. “At once”: it had that score at its"
-        " first evaluation."
-    )
 
 
 def _spectrum_table(results: ComparisonResults, legend: Legend) -> Markup:
