@@ -13,6 +13,7 @@ from .test_project import ROOT
 OVERLAYS = ROOT / "cogvideo_configs"
 NETWORK = "model.network_config.params"
 POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
+EMBEDDER = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": {}}
 SFT = {"args": {"mode": "finetune"}, "data": {"target": "data_video.SFTDataset"}}
 
 
@@ -22,21 +23,34 @@ def check(files, era=None):
     return find_mismatches(config, build_first_stage(config).latent_format, era)
 
 
-def network(**params):
-    return {"params": {"hidden_size": 64, "time_compressed_rate": 4, "num_frames": 49, **params}}
+def network(positions, **params):
+    """The transformer's section, with a class of positions and its parameters."""
+    targets = {
+        "pos_embed": positions["target"],
+        "patch_embed": "dit_video_concat.ImagePatchEmbeddingMixin",
+        "adaln_layer": "dit_video_concat.AdaLNMixin",
+        "final_layer": "dit_video_concat.FinalLayerMixin",
+    }
+    modules = {f"{name}_config": {"target": target} for name, target in targets.items()}
+    modules["pos_embed_config"]["params"] = positions["params"]
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_layers": 2, "time_compressed_rate": 4, "num_frames": 49}
+    return {"target": "dit_video_concat.DiffusionTransformer", "params": {**sizes, "modules": modules, **params}}
 
 
 def stock_v1(**model):
     """The numbers of cogvideox_2b.yaml and sft.yaml that have to do with latents."""
-    positions = {"text_length": 226, "height_interpolation": 1.875, "width_interpolation": 1.875}
-    modules = {"pos_embed_config": {"target": "dit_video_concat.Basic3DPositionEmbeddingMixin", "params": positions}}
+    table = {"text_length": 226, "height_interpolation": 1.875, "width_interpolation": 1.875}
+    positions = {"target": "dit_video_concat.Basic3DPositionEmbeddingMixin", "params": table}
     sizes = {"latent_width": 90, "latent_height": 60, "patch_size": 2, "in_channels": 16, "out_channels": 16}
     stage = {"target": "vae_modules.autoencoder.VideoAutoencoderInferenceWrapper", "params": {"cp_size": 1}}
     values = {
         "model": {
             "scale_factor": 1.15258426,
-            "network_config": network(modules=modules, **sizes),
+            "network_config": network(positions, **sizes),
             "first_stage_config": stage,
+            "denoiser_config": {"target": "sgm.modules.diffusionmodules.denoiser.DiscreteDenoiser"},
+            "sampler_config": {"target": "sgm.modules.diffusionmodules.sampling.VPSDEDPMPP2MSampler"},
+            "conditioner_config": {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [EMBEDDER]}},
             **model,
         }
     }
@@ -53,7 +67,8 @@ def stock_main(**model):
     params = values["model"]["network_config"]["params"]
     params |= {"num_frames": 81, "latent_width": 300, "latent_height": 300, "patch_size": [2, 2, 2]}
     target = "dit_video_concat.Rotary3DPositionEmbeddingMixin"
-    params["modules"] = {"pos_embed_config": {"target": target, "params": {"text_length": 224}}}
+    positions = {"text_length": 224, "hidden_size_head": 32}
+    params["modules"]["pos_embed_config"] = {"target": target, "params": positions}
     return values
 
 

@@ -344,7 +344,7 @@ def test_the_comparison_on_its_own_training(world, tmp_path, era, stock, overlay
     assert results["measurement"]["held-out clips"] == CLIPS
     assert videos(report / "samples")
     page = (report / "report.html").read_text()
-    assert all(title in page for title in ("Loss that train_video.py logged", "Channel spectrum", "Held out: "))
+    assert all(title in page for title in ("Loss that train_video.py logged", "Channel modes", "Held out: "))
 
     (start,) = (out / "initial").glob("*/transformer")
     names = set(read_transformer(start))  # both arms', less what has another shape

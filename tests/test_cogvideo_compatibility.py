@@ -9,7 +9,8 @@ import pytest
 
 from sat_ssvae import UserError
 from sat_ssvae.cli import main
-from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
+from sat_ssvae.cogvideo.sat_config import EMBEDDERS, SATConfig, merge_configs
+from sat_ssvae.cogvideo.sections import find_broken_sections
 from sat_ssvae.latents.dataset import LatentInfo
 
 from .stock_configurations import NETWORK, OVERLAYS, POSITIONS, STOCKS, check, write_files
@@ -131,6 +132,125 @@ def test_a_wrong_number_is_named_with_the_right_one(configuration, name, key, wr
     assert "\n" not in str(mismatchs[0])
 
 
+def test_the_file_of_a_wrong_value_is_named(configuration, capsys):
+    for key, value, message in (
+        ("model.scale_factor", 0.7, "model.scale_factor is 0.7, must be 1.0"),
+        (f"{NETWORK}.num_layers", 0, f"{NETWORK}.num_layers is 0: input should be greater"),
+    ):
+        files = configuration("cogvideox_2b_5b", {key: value})
+        with pytest.raises(SystemExit):
+            main(["cogvideo", "check", "--base", *map(str, files)])
+        printed = capsys.readouterr()
+        (line,) = [line for line in (printed.out + printed.err).splitlines() if message in line]
+        assert line.endswith(f"(in {files[-1]})")
+
+
+MODULES = f"{NETWORK}.modules"
+TEXT_STATES = f"{MODULES}.patch_embed_config.params.text_hidden_size"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "wrong", "right", "sampling"),
+    [
+        ("cogvideox_2b_5b", f"{NETWORK}.num_attention_heads", 3, "a divisor of 64", False),
+        ("cogvideox_2b_5b", f"{NETWORK}.num_attention_heads", 128, "a divisor of 64", True),
+        ("cogvideox_2b_5b", f"{NETWORK}.hidden_size", 72, "a multiple of 16", False),
+        ("cogvideox1.5_5b", f"{POSITIONS}.hidden_size_head", 64, "32", False),
+        ("cogvideox1.5_5b", f"{POSITIONS}.hidden_size_head", None, "32", False),
+        ("cogvideox1.5_5b", f"{NETWORK}.hidden_size", 96, "48", False),
+        ("cogvideox1.5_5b_i2v", f"{NETWORK}.ofs_embed_dim", 32, "64", True),
+        ("cogvideox_2b_5b", MODULES, None, "a mapping", False),
+        ("cogvideox_2b_5b", f"{MODULES}.adaln_layer_config", None, "a mapping of target and params", False),
+        ("cogvideox_2b_5b", f"{MODULES}.lora_config", {"params": {"r": 4}}, "module.Class", False),
+        ("cogvideox_2b_5b", f"{MODULES}.pos_embed_config.target", "nope", "module.Class", False),
+        ("cogvideox_2b_5b", f"{MODULES}.final_layer_config.params", None, "a mapping, or left out", False),
+        ("cogvideox_2b_5b", "model.denoiser_config", None, "a mapping of target and params", False),
+        ("cogvideox_2b_5b", "model.sampler_config.target", 3, "module.Class", False),
+        ("cogvideox_2b_5b", "model.scale_factor", None, "a value, or no such line", False),
+        ("cogvideox_2b_5b", "data.params.fps", None, "a value, or no such line", False),
+        ("cogvideox_2b_5b", "args", "x", "a mapping", False),
+        ("cogvideox_2b_5b", "deepspeed", None, "a mapping", False),
+        ("cogvideox_2b_5b", "args.train_data", [], "[DATA]", False),
+    ],
+)
+def test_what_crashes_whatever_the_latents_is_named(configuration, name, key, wrong, right, sampling):
+    found = check(configuration(name, {key: wrong}, sampling))
+    assert found and found[0].expected == right and "\n" not in str(found[0])
+    assert key == found[0].key or found[0].key.startswith((f"{key}.", POSITIONS))
+
+
+def test_sections_of_the_text_encoder_are_whole(configuration, tmp_path):
+    (tmp_path / "config.json").write_text('{"d_model": 48}')
+    embedder = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": {"model_dir": str(tmp_path)}}
+    conditioner = {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [embedder]}}
+    changes = {"model.conditioner_config": conditioner, TEXT_STATES: 32}
+    (mismatch,) = check(configuration("cogvideox_2b_5b", changes))
+    assert (mismatch.key, mismatch.found, mismatch.expected) == (TEXT_STATES, 32, "48")
+    assert check(configuration("cogvideox_2b_5b", changes | {TEXT_STATES: 48})) == []
+    embedder["params"]["max_length"] = "226"
+    with pytest.raises(UserError, match=r"emb_models\[0\].params.max_length is '226': input should be a valid integer"):
+        check(configuration("cogvideox_2b_5b", changes | {TEXT_STATES: 48}))
+    for broken in (None, [], [{}], [None], "x"):
+        conditioner["params"]["emb_models"] = broken
+        (mismatch,) = check(configuration("cogvideox_2b_5b", changes))
+        assert "emb_models" in mismatch.key and "\n" not in str(mismatch)
+
+
+def test_learned_positions_on_main_count_the_text_too(configuration):
+    embedder = {"target": "a.B", "params": {"max_length": 300}}
+    changes = {"model.conditioner_config": {"target": "a.B", "params": {"emb_models": [embedder]}}}
+    assert check(configuration("cogvideox1.5_5b", changes)) == []
+    (mismatch,) = check(configuration("cogvideox1.5_5b", changes | {f"{POSITIONS}.learnable_pos_embed": True}))
+    assert (mismatch.key, mismatch.expected) == (f"{POSITIONS}.text_length", "300")
+
+
+def test_classes_and_their_parameters_are_looked_for_in_the_checkout(configuration, tmp_path):
+    sat = tmp_path / "sat"
+    (sat / "sgm").mkdir(parents=True)
+    classes = [
+        f"class {name}:\n    def __init__(self, hidden_size, text_length=0{more}):\n        pass\n"
+        for name, more in (
+            ("DiffusionTransformer", ", **others"),
+            ("Basic3DPositionEmbeddingMixin", ", height_interpolation=1.0, width_interpolation=1.0"),
+            ("ImagePatchEmbeddingMixin", ""),
+            ("AdaLNMixin", ""),
+            ("FinalLayerMixin", ""),
+        )
+    ]
+    (sat / "dit_video_concat.py").write_text("\n".join(classes))
+    (sat / "sgm" / "__init__.py").write_text("from .denoiser import Denoiser as Known\nOTHER = 1\n")
+    (sat / "data_video.py").write_text("class SFTDataset:\n    pass\n")
+
+    elsewhere = {f"model.{name}_config.target": "torch.nn.Identity" for name in ("denoiser", "sampler", "conditioner")}
+    elsewhere[EMBEDDERS] = [{"target": "torch.nn.Identity"}]
+
+    def keys(changes):
+        config = SATConfig(merge_configs(configuration("cogvideox_2b_5b", elsewhere | changes)))
+        return [(found.key, str(found)) for found in find_broken_sections(config, sat)]
+
+    assert keys({}) == []  # classes of other packages are not looked for
+    assert keys({"model.denoiser_config.target": "sgm.Known"}) == []
+    for target in ("sgm.Nope", "sgm.nope.X", "dit_video_concat.FinalMixin"):
+        ((key, text),) = keys({"model.denoiser_config.target": target})
+        assert key == "model.denoiser_config.target" and "\n" not in text
+    assert "did you mean `FinalLayerMixin`?" in text
+    ((key, text),) = keys({f"{POSITIONS}.hight_interpolation": 1.0})
+    assert key == f"{POSITIONS}.hight_interpolation" and "did you mean `height_interpolation`?" in text
+
+
+@pytest.mark.parametrize("target", ["x.SSVAEFirstStage", "sat_ssvae.SSVAEFirstStage", "sat_ssvae.cogvideo.Other"])
+def test_a_first_stage_from_elsewhere_is_refused(configuration, target):
+    with pytest.raises(UserError, match=r"first_stage_config.target is .* give an overlay"):
+        check(configuration("cogvideox_2b_5b", {"model.first_stage_config.target": target}))
+
+
+def test_parameters_of_the_first_stage_are_a_mapping(configuration, tmp_path):
+    files = configuration("cogvideox_2b_5b")
+    files[-1].write_text("model: {first_stage_config: {params: text}}")
+    with pytest.raises(UserError, match=r"first_stage_config.params is 'text', must be a mapping"):
+        check(files)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "wrong", "message"),
     [
@@ -213,7 +333,7 @@ def test_image_to_video_of_1_5_is_known_by_its_input(configuration):
 
 
 def test_the_text_is_as_long_as_the_encoder_makes_it(configuration):
-    encoder = {"model.conditioner_config.params.emb_models": [{"params": {"max_length": 300}}]}
+    encoder = {"model.conditioner_config.params.emb_models": [{"target": "a.B", "params": {"max_length": 300}}]}
     (mismatch,) = check(configuration("cogvideox_2b_5b", encoder))
     assert (mismatch.key, mismatch.found, mismatch.expected) == (f"{POSITIONS}.text_length", 226, "300")
     assert check(configuration("cogvideox_2b_5b", encoder | {f"{POSITIONS}.text_length": 300})) == []

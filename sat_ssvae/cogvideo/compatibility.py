@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
 from ..latents.dataset import LatentInfo, latent_folders
 from ..vae.statistics import LatentStats
-from .sat_config import NETWORK, POSITIONS, Era, SATConfig, era_of, imported_checkout, merge_configs
+from .sat_config import NETWORK, POSITIONS, VALUE_FORMS, Era, SATConfig, era_of, imported_checkout, merge_configs
 from .sat_transformer import read_transformer
+from .sections import Mismatch, find_broken_sections
 
 V1_SAMPLING_SIZE = (480, 720)
 """(height, width) that v1.0's sample_video.py always samples, whatever the configuration says."""
@@ -32,6 +33,8 @@ OWN_OVERLAYS: Mapping[Era, tuple[str, str]] = MappingProxyType(
     }
 )
 """The models of each version of CogVideoX, and the overlays for them."""
+POSITION_CHANNELS = 16
+"""What a head's channels with rotary positions, and all channels with added ones, must be a multiple of."""
 INTERPOLATED_TOKENS = 16
 """Tokens to which 2B's position embedding scales the short side of any grid; both interpolations are tokens / 16."""
 
@@ -49,27 +52,24 @@ class LatentFormat:
     """By which the latents were standardised."""
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """A setting that does not fit the others."""
-
-    key: str
-    found: Any
-    expected: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.key} is {self.found}, must be {self.expected}: {self.reason}"
-
-
-def find_mismatches(config: SATConfig, latents: LatentFormat, era: Era | None = None) -> list[Mismatch]:
+def find_mismatches(
+    config: SATConfig, latents: LatentFormat, era: Era | None = None, checkout: Path | None = None
+) -> list[Mismatch]:
     """Everything that does not fit, in the order in which one reads a configuration.
 
-    `era`: CogVideoX's version; None tells it by the form of patch_size, a number in v1.0 and a list on main.
+    Args:
+        config: the merged configuration.
+        latents: what it must fit.
+        era: CogVideoX's version; None tells it by the form of patch_size, a number in v1.0 and a list on main.
+        checkout: CogVideoX's sat folder, in which classes are looked for; None to trust that they are there.
 
     Raises:
-        UserError: a number of the transformer is missing.
+        UserError: a number of the transformer is missing, or a value has a wrong form.
     """
+    if broken := find_broken_sections(config, checkout):  # where there may be no numbers
+        return broken
+    for key in VALUE_FORMS:
+        config.get(key)
     return list(_Checks(config, latents, era or config.era).mismatches())
 
 
@@ -87,7 +87,7 @@ def check_running_script(latents: LatentFormat) -> None:
     values = merge_configs(files)
     if "--image2video" in sys.argv:  # an option of the scripts, too
         values.setdefault("args", {}).setdefault("image2video", True)
-    mismatches = find_mismatches(SATConfig(values), latents, era_of(sat))
+    mismatches = find_mismatches(SATConfig(values), latents, era_of(sat), sat)
     if mismatches:
         others = len(mismatches) - 1
         more = f" (and {others} more: sat-ssvae cogvideo check --base FILES)" if others else ""
@@ -108,6 +108,7 @@ class _Checks:
             yield from forms
             return
         yield from self._channels()
+        yield from self._heads()
         yield from self._text()
         yield from self._latents()
         for key, size in self._sizes():
@@ -151,9 +152,34 @@ class _Checks:
         if self.config.samples:
             yield from self._is("args.latent_channels", c, "the latents' channels")
 
+    def _heads(self) -> Iterator[Mismatch]:
+        """Of the transformer alone, whatever its latents."""
+        hidden, heads = (self.config.required_network(name) for name in ("hidden_size", "num_attention_heads"))
+        self.config.required_network("num_layers")
+        if hidden % heads:
+            why = f"each head has as many of hidden_size's {hidden} channels"
+            yield Mismatch(f"{NETWORK}.num_attention_heads", heads, f"a divisor of {hidden}", why)
+        elif self.config.rotary:
+            size = hidden // heads
+            yield from self._is(f"{POSITIONS}.hidden_size_head", size, f"hidden_size {hidden} over {heads} heads")
+            if size % POSITION_CHANNELS:
+                why = f"{size} a head; positions in time, height and width share them as pairs"
+                yield Mismatch(f"{NETWORK}.hidden_size", hidden, f"a multiple of {POSITION_CHANNELS * heads}", why)
+        elif hidden % POSITION_CHANNELS:
+            why = "sines and cosines of time, height and width share them"
+            yield Mismatch(f"{NETWORK}.hidden_size", hidden, f"a multiple of {POSITION_CHANNELS}", why)
+        offset, embedding = self.config.network("ofs_embed_dim"), self.config.network("time_embed_dim") or hidden
+        if offset is not None and offset != embedding and self.config.samples:
+            yield from self._is(f"{NETWORK}.ofs_embed_dim", embedding, "it is added to that of time_embed_dim")
+
     def _text(self) -> Iterator[Mismatch]:
+        states = self.config.text_states
+        if states is not None:
+            key = f"{NETWORK}.modules.patch_embed_config.params.text_hidden_size"
+            yield from self._is(key, states, f"the channels of the text encoder in {self.config.text_encoder}")
         tokens = self.config.encoded_tokens
-        if tokens is not None and not (self.era == "main" and self.config.rotary):  # which counts the tokens itself
+        counted = self.era == "main" and self.config.rotary and not self.config.get(f"{POSITIONS}.learnable_pos_embed")
+        if tokens is not None and not counted:  # which takes the number of tokens from the text
             why = "the text encoder's max_length; another number shifts all positions"
             yield from self._is(f"{POSITIONS}.text_length", tokens, why)
 
@@ -266,9 +292,14 @@ class _Checks:
         if self.config.get("data.target") is None:
             why = "give configs/sft.yaml to train, or configs/inference.yaml to sample"
             yield Mismatch("data.target", None, "data_video.SFTDataset", why)
-        for key in ("args.train_data", "args.valid_data"):
-            if isinstance(found := self.config.get(key), str):
+        places: tuple[Literal["train_data", "valid_data"], ...] = ("train_data", "valid_data")
+        for place in places:
+            key = f"args.{place}"
+            found = self.config.get(key)
+            if isinstance(found, str):
                 yield Mismatch(key, found, f"[{found}]", "CogVideoX takes each letter of a word for a folder")
+            elif self.config.has(key) and not self.config.folders(place):
+                yield Mismatch(key, found, "[DATA]", "a list of folders")
         if self.gives_latents and self.config.has_images:
             why = "image to video needs the image in front of the encoder"
             yield Mismatch("data.target", self.config.get("data.target"), "data_video.SFTDataset", why)

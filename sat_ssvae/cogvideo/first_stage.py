@@ -13,6 +13,7 @@ and `clear_fake_cp_cache=True`, the default, ends the video. The chunks are exac
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,8 @@ _STOCK_PARAMETERS = ("cp_size", "ignore_keys", "loss_config", "regularizer_confi
 
 SSVAE is not split over ranks: each rank decodes the whole video, whatever `cp_size` is.
 """
+
+_TARGET = re.compile(r"(sgm\.)?sat_ssvae\.cogvideo(\.first_stage)?\.SSVAEFirstStage")
 
 PATCH_MARKERS = {"sample_video.py": "spatial_factor", "diffusion_video.py": "first_latent"}
 """Words that are in the files of a CogVideoX checkout once `patches/` are applied (see `check_patched`)."""
@@ -249,11 +252,14 @@ def build_first_stage(config: SATConfig) -> SSVAEFirstStage:
         UserError: the configuration names another class, or the first stage cannot be built.
     """
     target = config.get("model.first_stage_config.target")
-    if not str(target).endswith(".SSVAEFirstStage"):
+    if not _TARGET.fullmatch(str(target)):
         raise UserError(
             f"model.first_stage_config.target is {target}; give an overlay of cogvideo_configs/ after the stock files"
         )
-    return SSVAEFirstStage(**(config.get("model.first_stage_config.params") or {}))
+    params = config.get("model.first_stage_config.params") or {}
+    if not isinstance(params, dict):
+        raise UserError(f"model.first_stage_config.params is {params!r}, must be a mapping: ckpt_path and others")
+    return SSVAEFirstStage(**params)
 
 
 def check_patched(folder: Path | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import UserError, and_more
 from .compatibility import find_mismatches
 from .first_stage import build_first_stage
-from .sat_config import NETWORK, SATConfig, checkout_era, merge_configs
+from .sat_config import NETWORK, SATConfig, checkout_era, find_checkout, merge_configs
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ def read_arms(stock: Sequence[Path], overlay: Sequence[Path], heldout: Sequence[
         _refuse_unusable(arm, heldout)
     afresh = {**candidate.values, "args": {**candidate.values.get("args", {}), "load": None}}
     config = SATConfig(afresh)  # `load` is that of the stock transformer; the comparison adapts it
-    if found := find_mismatches(config, build_first_stage(config).latent_format, checkout_era(stock)):
+    latents = build_first_stage(config).latent_format
+    if found := find_mismatches(config, latents, checkout_era(stock), find_checkout(stock)):
         raise UserError(f"{candidate.name}: {found[0]}{and_more(found)}; correct it in a file given last to --ssvae")
     for note in baseline.settings.notes():
         logger.warning("%s", note)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import and_more
-from .compatibility import Mismatch
 from .sat_config import SATConfig
+from .sections import Mismatch
 
 KEY = "args.input_file"
 SEPARATOR = "@@"

@@ -27,6 +27,7 @@ Era = Literal["v1.0", "main"]
 NETWORK = "model.network_config.params"
 DISCRETIZATION = "model.denoiser_config.params.discretization_config.params"
 POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
+EMBEDDERS = "model.conditioner_config.params.emb_models"
 DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.scale_factor": 1.0}
 """CogVideoX's values where a configuration has none."""
 Count = Annotated[int, Field(ge=1)]
@@ -43,6 +44,7 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
         f"{NETWORK}.patch_size": Count | tuple[Count, Count, Count],
         f"{NETWORK}.modules.patch_embed_config.params.text_hidden_size": Count,
         f"{NETWORK}.modules.lora_config.params.lora_alpha": Number,
+        f"{NETWORK}.modules.lora_config.params.r": Count,
         POSITIONS: dict[str, Any],
         f"{POSITIONS}.text_length": Annotated[int, Field(ge=0)],
         f"{POSITIONS}.hidden_size_head": Count,
@@ -53,7 +55,9 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
         },
         DISCRETIZATION: dict[str, Number],
         "model.not_trainable_prefixes": list[str],
-        "model.conditioner_config.params.emb_models": list[dict[str, Any]],
+        EMBEDDERS: list[dict[str, Any]],
+        "model.scale_factor": float,
+        **{f"deepspeed.optimizer.params.{name}": float for name in ("lr", "eps", "weight_decay")},
         "args.load": str,
         **dict.fromkeys(("args.image2video", "model.latent_input", "model.noised_image_input"), bool),
         "args.sampling_image_size": Size,
@@ -92,12 +96,16 @@ def imported_checkout() -> Path | None:
     return None if module is None or module.__file__ is None else Path(module.__file__).resolve().parent
 
 
+def find_checkout(files: Sequence[Path]) -> Path | None:
+    """CogVideoX's sat folder: the working directory, or else where `files` come from; None if there is none."""
+    folders = (Path.cwd(), *(file.resolve().parent.parent for file in files))
+    return next((folder for folder in folders if (folder / "diffusion_video.py").is_file()), None)
+
+
 def checkout_era(files: Sequence[Path]) -> Era | None:
-    """The version of CogVideoX in the working directory, or else where `files` come from; None if there is none."""
-    for folder in (Path.cwd(), *(file.resolve().parent.parent for file in files)):
-        if (folder / "diffusion_video.py").is_file():
-            return era_of(folder)
-    return None
+    """The version of CogVideoX in the checkout that `find_checkout` finds."""
+    folder = find_checkout(files)
+    return None if folder is None else era_of(folder)
 
 
 def merge_configs(files: Sequence[str | Path]) -> dict[str, Any]:
@@ -118,8 +126,10 @@ def merge_configs(files: Sequence[str | Path]) -> dict[str, Any]:
 class SATConfig:
     """A merged configuration, read by dotted keys; what is missing has CogVideoX's default, or is None."""
 
-    def __init__(self, configuration: dict[str, Any]) -> None:
+    def __init__(self, configuration: dict[str, Any], files: Sequence[Path] = ()) -> None:
+        """`files`: what it was merged from, to be named in messages."""
         self._values = configuration
+        self._files = files
 
     def get(self, key: str) -> Any:
         """The value at `model.network_config.params.in_channels`, say.
@@ -127,14 +137,30 @@ class SATConfig:
         Raises:
             UserError: it is not of the key's form, such as a text instead of a number.
         """
-        value: Any = self._values
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+        value = self.section(key)
         if value is None:
             return DEFAULTS.get(key)
         if key in VALUE_FORMS:
-            _check_form(key, value)
+            _check_form(key, value, self.origin(key))
         return value
+
+    def section(self, key: str) -> Any:
+        """What is written at a key, of whatever form; None if there is nothing."""
+        value: Any = self._values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def origin(self, key: str) -> str:
+        """` (in FILE)`, the last file that a key is written in; empty if none is known."""
+        written = [file for file in self._files if SATConfig(merge_configs([file])).has(key)]
+        return f" (in {written[-1]})" if written else ""
+
+    def has(self, key: str) -> bool:
+        """Whether a key is written, be it as null."""
+        section, _, name = key.rpartition(".")
+        inside = self.section(section) if section else self._values
+        return isinstance(inside, dict) and name in inside
 
     def required(self, key: str) -> Any:
         """The value of a key that CogVideoX's own files have.
@@ -204,14 +230,30 @@ class SATConfig:
         return None if folder is None else str(folder)
 
     @property
+    def text_states(self) -> int | None:
+        """Channels of the text encoder's states, if its folder is there and says how many."""
+        try:
+            described = json.loads((Path(self.text_encoder or "") / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        states = described.get("d_model") if isinstance(described, dict) else None
+        return states if type(states) is int else None
+
+    @property
     def encoded_tokens(self) -> int | None:
-        """Tokens that the text encoder gives for each prompt, if the configuration says how many."""
+        """Tokens that the text encoder gives for each prompt, if the configuration says how many.
+
+        Raises:
+            UserError: `max_length` is no number of tokens.
+        """
         tokens = self._text_embedder.get("max_length")
-        return tokens if type(tokens) is int else None
+        if tokens is not None and (type(tokens) is not int or tokens < 1):
+            raise UserError(f"{EMBEDDERS}[0].params.max_length is {tokens!r}: input should be a valid integer from 1")
+        return tokens
 
     @property
     def _text_embedder(self) -> dict[str, Any]:
-        embedders = self.get("model.conditioner_config.params.emb_models") or [{}]
+        embedders = self.get(EMBEDDERS) or [{}]
         params = embedders[0].get("params")
         return params if isinstance(params, dict) else {}
 
@@ -258,14 +300,15 @@ class SATConfig:
         return int(((frames - 1) // rate + 1) * (height // rows) * (width // columns))
 
 
-def _check_form(key: str, value: Any) -> None:
+def _check_form(key: str, value: Any, origin: str) -> None:
     try:
         _form(key).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         found = error.errors()[0]
         inside = [part for part in found["loc"] if isinstance(part, int) or (isinstance(value, dict) and part in value)]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inside)
-        raise UserError(f"{key}{place} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}") from None
+        problem = f"{found['msg'][0].lower()}{found['msg'][1:]}"
+        raise UserError(f"{key}{place} is {found['input']!r}: {problem}{origin}") from None
 
 
 @cache

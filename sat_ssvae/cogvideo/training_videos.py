@@ -12,8 +12,8 @@ from pathlib import Path
 from ..data.files import VideoError
 from ..data.video_io import VideoInfo, probe
 from ..errors import and_more
-from .compatibility import Mismatch
 from .sat_config import SATConfig
+from .sections import Mismatch
 
 MAX_PROBED = 500
 """Videos of a folder, evenly spread, of which the headers are read."""

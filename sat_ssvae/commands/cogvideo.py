@@ -100,15 +100,17 @@ def run_check(options: argparse.Namespace) -> None:
     from ..cogvideo.compatibility import find_mismatches
     from ..cogvideo.first_stage import build_first_stage
     from ..cogvideo.prompts import inspect_prompts
-    from ..cogvideo.sat_config import SATConfig, checkout_era, merge_configs
+    from ..cogvideo.sat_config import SATConfig, checkout_era, find_checkout, merge_configs
     from ..cogvideo.training_videos import inspect_videos
 
-    config = SATConfig(merge_configs(options.base))
+    config = SATConfig(merge_configs(options.base), options.base)
     era = options.era or checkout_era(options.base)
-    mismatches = find_mismatches(config, build_first_stage(config).latent_format, era)
+    stage = build_first_stage(config)
+    mismatches = find_mismatches(config, stage.latent_format, era, find_checkout(options.base))
     problems, notes = inspect_videos(config)
     problems += inspect_prompts(config)
-    for line in (*mismatches, *problems, *(f"note: {note}" for note in (*notes, *config.notes()))):
+    wrong = [f"{mismatch}{config.origin(mismatch.key)}" for mismatch in (*mismatches, *problems)]
+    for line in (*wrong, *(f"note: {note}" for note in (*notes, *config.notes()))):
         sys.stdout.write(f"{line}\n")
     if found := len(mismatches) + len(problems):
         raise UserError(f"{found} of the settings do not fit; correct the settings above in an overlay")
