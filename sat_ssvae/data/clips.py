@@ -15,7 +15,7 @@ from torch import Tensor
 from ..assets import cache_dir
 from ..errors import UserError
 from .files import VideoError
-from .images import IMAGE_SUFFIXES, read_image
+from .images import is_image, read_image
 from .index import OnSkip, RecentStores, Sample, find_stores
 from .remote import ShardCache
 from .samples import Samples, cached_samples
@@ -71,7 +71,7 @@ class ClipReader:
         store = self.stores[sample.store]
         try:
             suffix, source = store.media(sample.key)
-            if f".{suffix}" in IMAGE_SUFFIXES:
+            if is_image(suffix, source):
                 video = read_image(source, size=config.size)
             else:
                 video = read_clip(source, start=start, num_frames=config.num_frames, fps=config.fps, size=config.size)

@@ -21,6 +21,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from .animations import readable_webp
 from .files import VideoError, check_file, name_of, reason_of
 
 MAX_PIXELS = 1 << 26
@@ -30,7 +31,7 @@ MAX_FPS = 1000.0
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob"}
-    | {".ts", ".mts", ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".gif", ".apng", ".mxf", ".ivf"}
+    | {".ts", ".mts", ".m2ts", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".gif", ".apng", ".mxf", ".ivf", ".avifs"}
     | {".h264", ".264", ".hevc", ".265"}
 )
 
@@ -56,18 +57,20 @@ _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.s
 def open_video(source: Path | bytes, *, header_only: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its video stream; FFmpeg's errors in the block become `VideoError`s.
 
-    Of several video streams it is the largest, of equal ones the default one; covers and thumbnails do not count. A
-    stream of JPEG or other pictures comes last. With `header_only`, FFmpeg does not look into the streams: what only
+    Of several video streams it is the largest, of equal ones one with more than a picture (AVIF has its first one also
+    as a still image), then the default one; covers and thumbnails do not count. A stream of JPEG or other pictures
+    comes last. With `header_only`, FFmpeg does not look into the streams: what only
     they tell (the pixel format, the order of decoding) is not known before a picture is decoded.
     """
     check_file(source)
+    readable: Path | bytes = readable_webp(source, MAX_PIXELS) or source
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     if header_only:
         options["codec_whitelist"] = "none"
     try:
         with av.open(
             # With the protocol in front, a name may contain colons.
-            io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}",
+            io.BytesIO(readable) if isinstance(readable, bytes) else f"file:{readable}",
             options=options,
             metadata_errors="replace",
         ) as container:
@@ -88,10 +91,15 @@ def open_video(source: Path | bytes, *, header_only: bool = False) -> Iterator[t
         raise VideoError(cause, f"{name_of(source)} ({reason_of(error)})") from None
 
 
-def _worth(stream: VideoStream) -> tuple[bool, int, bool]:
+def _worth(stream: VideoStream) -> tuple[bool, int, bool, bool]:
     known = stream.codec_context is not None  # else a codec that this FFmpeg does not have
     moving = known and stream.codec_context.name not in _PICTURE_CODECS
-    return moving, stream.width * stream.height if known else -1, bool(stream.disposition & Disposition.default)
+    return (
+        moving,
+        stream.width * stream.height if known else -1,
+        stream.frames != 1,
+        bool(stream.disposition & Disposition.default),
+    )
 
 
 def decoded(container: InputContainer, stream: VideoStream, source: Path | bytes) -> Iterator[VideoFrame]:

@@ -21,7 +21,7 @@ from ..jobs.settings import JobConfig
 from .containers import SLACK, open_video, start_of
 from .files import VideoError
 from .headers import VideoInfo, info_by_header
-from .images import IMAGE_SUFFIXES, encode_jpeg, open_image
+from .images import encode_jpeg, is_image, open_image
 from .inputs import PackItem
 from .lengths import check_end
 from .pictures import upright_yuv420p
@@ -117,10 +117,10 @@ class PackedSample:
 
 def cut(item: PackItem, config: PackConfig, inputs: InputFiles) -> list[tuple[float, float | None]] | Skip:
     """(start, end) of equal parts of about `segment_seconds`, so that no short remainder is lost."""
-    if item.path.suffix.lower() in IMAGE_SUFFIXES:
-        return [(0.0, None)]
     try:
         with inputs.local(item.path) as path:
+            if is_image(path.suffix, path):
+                return [(0.0, None)]
             info = probe(path)
     except VideoError as error:
         return Skip(item.id, error.cause, str(error))
@@ -139,7 +139,7 @@ def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Packed
     source = segment.source
     try:
         with inputs.local(segment.path) as path:
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if is_image(path.suffix, path):
                 suffix, data, info = _convert_image(path, config)
             else:
                 suffix, (data, info) = "mp4", _convert_video(replace(segment, path=path), config, inputs)

@@ -40,7 +40,7 @@ def info_by_header(source: Path | bytes) -> VideoInfo | None:
     """
     try:
         with open_video(source, header_only=True) as (container, stream):
-            if not _is_plain(container, stream) or not _is_complete(stream, source):
+            if not _is_plain(container, stream) or not _is_complete(container, stream):
                 return None
             frame = _first_picture(container, stream)
             if frame is None:
@@ -105,11 +105,10 @@ def _is_plain(container: InputContainer, stream: VideoStream) -> bool:
     return is_mov(container) and len(container.streams.video) == 1 and told
 
 
-def _is_complete(stream: VideoStream, source: Path | bytes) -> bool:
+def _is_complete(container: InputContainer, stream: VideoStream) -> bool:
     """Whether the file has every picture that its header names, up to the end that it states."""
     entries = list(stream.index_entries)
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if len(entries) != stream.frames or max(entry.pos + entry.size for entry in entries) > size:
+    if len(entries) != stream.frames or max(entry.pos + entry.size for entry in entries) > container.size:
         return False
     span = float((entries[-1].timestamp - entries[0].timestamp) * (stream.time_base or 0))
     return span + 1 / float(stream.average_rate or 1) + SLACK >= float((stream.duration or 0) * (stream.time_base or 0))

@@ -7,7 +7,6 @@ A source is a path or the file's bytes; what is wrong with a file is a `VideoErr
 
 import contextlib
 import io
-import struct
 from pathlib import Path
 from typing import cast
 
@@ -16,28 +15,20 @@ import numpy as np
 import torch
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from .animations import PILLOW_ERRORS, is_animated
 from .containers import MAX_PIXELS
 from .files import VideoError, check_file, name_of, reason_of
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+"""Of still images; PNG, WebP and AVIF files may also be videos, which `is_image` tells."""
 
-# What Pillow's parsers raise for damaged files (damaged EXIF data, for example).
-_PILLOW_ERRORS = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    SyntaxError,
-    EOFError,
-    NotImplementedError,
-    struct.error,
-)
+
+def is_image(suffix: str, source: Path | bytes) -> bool:
+    """Whether a file of this suffix (with or without the dot) is a still image rather than a video."""
+    return f".{suffix.removeprefix('.').lower()}" in IMAGE_SUFFIXES and not is_animated(source)
 
 
 def read_image(source: Path | bytes, *, size: tuple[int, int]) -> Tensor:
@@ -67,7 +58,7 @@ def open_image(source: Path | bytes) -> Image.Image:
             return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     except VideoError:
         raise
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
 
 

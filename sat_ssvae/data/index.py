@@ -20,7 +20,7 @@ from .caption_fields import Fields, caption_in
 from .containers import MAX_FPS, MAX_SECONDS
 from .files import VideoError
 from .folders import FolderStore, files_below, media_files
-from .images import IMAGE_SUFFIXES, open_image
+from .images import is_image, open_image
 from .remote import Remote, ShardCache, fetch_listings, is_remote
 from .settings import AnyOf, Filters
 from .skips import Skip, printable
@@ -268,7 +268,7 @@ def complete(store: Store, records: Iterable[Fields], on_skip: OnSkip) -> Iterat
             continue
         try:
             suffix, source = store.media(record["key"])
-            if f".{suffix}" in IMAGE_SUFFIXES:
+            if is_image(suffix, source):
                 image = open_image(source)
                 found = {"duration": 0.0, "fps": 0.0, "width": image.width, "height": image.height}
             else:

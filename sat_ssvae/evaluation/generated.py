@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ..data.captions import CaptionFinder
 from ..data.containers import VIDEO_SUFFIXES
+from ..data.folders import media_files
+from ..data.images import is_image
 from ..data.skips import printable
 from ..errors import UserError
 from .items import is_view
@@ -46,7 +48,7 @@ def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of videos")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    found = (path for path in media_files(folder) if path.is_file() and not is_image(path.suffix, path))
     paths = sorted(path for path in found if not is_view(path))
     if not paths:
         raise UserError(f"{folder}: no video in it (known: {', '.join(sorted(VIDEO_SUFFIXES))})")

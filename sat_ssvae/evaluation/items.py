@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..data.containers import VIDEO_SUFFIXES
 from ..data.files import VideoError
 from ..data.folders import FolderStore
+from ..data.images import is_image
 from ..data.index import Store, caption_of, find_stores, read_records
 from ..data.skips import Skip, printable
 from ..data.video_io import VideoInfo, probe
@@ -87,7 +87,7 @@ def list_items(source: Path, skipped: list[Skip]) -> Iterator[VideoItem]:
                 continue
             if isinstance(media, Path) and is_view(media):
                 skipped.append(Skip(name, "a view of another video", f"a view of another video: {media}"))
-            elif f".{suffix}" in VIDEO_SUFFIXES:
+            elif not is_image(suffix, media):
                 yield VideoItem(name.removesuffix(".mp4"), media, _caption(store, record))
             else:
                 skipped.append(Skip(name, "an image", "an image, not a video"))
