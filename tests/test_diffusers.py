@@ -1,5 +1,6 @@
 """SSVAE behind the autoencoder interface of diffusers; its pipelines have tests of their own."""
 
+import diffusers
 import pytest
 import torch
 
@@ -137,7 +138,7 @@ def test_tiles_are_those_of_ssvae():
     torch.testing.assert_close(model.decode(tiled).sample, expected)
     model.disable_tiling()
     assert torch.equal(model.encode(video).latent_dist.mean, whole)
-    model.enable_tiling()  # the default is larger than the video: the same as the whole
+    model.enable_tiling(512)  # larger than the video: the same as the whole
     torch.testing.assert_close(model.encode(video).latent_dist.mean, whole)
     with pytest.raises(UserError, match="tile_size 18: must be a multiple of 4"):
         model.enable_tiling(18)
@@ -184,3 +185,73 @@ def test_weights_that_are_stored_in_a_smaller_type():
     expected = model(video).sample
     model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     torch.testing.assert_close(model(video).sample, expected, atol=0.1, rtol=0)
+
+
+def test_tiles_are_given_as_to_other_classes():
+    model = AutoencoderSSVAE.from_ssvae(with_stats())
+    model.enable_tiling(tile_sample_min_width=32, tile_sample_min_height=16, tile_sample_stride_height=12)
+    assert (model.tile_sample_min_height, model.tile_sample_min_width) == (16, 32)
+    model.enable_tiling(tile_overlap_factor_height=0.2)  # which has no effect
+    assert (model.tile_sample_min_height, model.tile_sample_min_width) == (16, 32)
+    video = random_video(5, 24, 32)
+    with torch.no_grad():
+        z, low = model.encode(video).latent_dist.mode(), model.encode(video[:, :, :, :16]).latent_dist.mode()
+        torch.testing.assert_close(z[..., :2, :], low[..., :2, :])  # the first tile has the whole width
+        decoded = model.decode(z).sample
+        torch.testing.assert_close(decoded[..., :8, :], model.decode(z[..., :4, :]).sample[..., :8, :])
+    with pytest.raises(TypeError, match="tile_sise"):
+        model.enable_tiling(tile_sise=16)
+    with pytest.raises(UserError, match="height 26"):
+        model.encode(random_video(5, 26, 32))
+    model.tile_sample_min_width = 18
+    with pytest.raises(UserError, match="tile_size 18: must be a multiple of 4"):
+        model.decode(z)
+
+
+@pytest.mark.parametrize("save", [{}, {"variant": "fp16"}, {"max_shard_size": "50KB"}, {"safe_serialization": False}])
+def test_auto_model_finds_the_class(tmp_path, save):
+    model = AutoencoderSSVAE.from_ssvae(with_stats())
+    model.save_pretrained(tmp_path / "vae", **save)
+    load = {"variant": save.get("variant"), "use_safetensors": save.get("safe_serialization")}
+    for folder, subfolder in ((tmp_path / "vae", None), (tmp_path, "vae")):
+        again = diffusers.AutoModel.from_pretrained(str(folder), subfolder=subfolder, low_cpu_mem_usage=False, **load)
+        assert type(again) is AutoencoderSSVAE and not again.training
+        weights = again.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    half = diffusers.AutoModel.from_pretrained(str(folder), subfolder="vae", dtype=torch.bfloat16, **load)
+    assert half.dtype == torch.bfloat16
+
+
+def test_a_configuration_of_ours_gives_no_warning(caplog):
+    model = AutoencoderSSVAE.from_ssvae(with_stats())
+    model.register_to_config(force_upcast=True)
+    diffusers.utils.logging.enable_propagation()
+    try:
+        again = AutoencoderSSVAE.from_config(model.config)
+        assert not caplog.messages
+        AutoencoderSSVAE.from_config({**model.config, "latent_chanels": 4})
+        assert "{'latent_chanels': 4} were passed" in caplog.text
+    finally:
+        diffusers.utils.logging.disable_propagation()
+    assert again.config == model.config
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
+    model, video = AutoencoderSSVAE.from_ssvae(with_stats()), random_video(5)
+
+    def gradients():
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            loss = model(video).sample.square().mean()
+        model.zero_grad()
+        loss.backward()
+        return sum(kept), [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    most, expected = gradients()
+    model.enable_gradient_checkpointing()
+    assert model.is_gradient_checkpointing
+    kept, found = gradients()
+    assert kept < most / 2
+    torch.testing.assert_close(found, expected)
+    model.disable_gradient_checkpointing()
+    assert not model.is_gradient_checkpointing and gradients()[0] == most

@@ -10,7 +10,7 @@ channel (over the training videos). So the scale and the statistics that pipelin
 are all neutral, and a transformer trained behind one pipeline sees the same latents behind another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,14 @@ from ..config import parse_config
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
 from ..vae.config import SSVAEConfig
+from ..vae.posterior import Posterior
 from ..vae.statistics import LatentStats
+from ..vae.tiling import blend_tiles
 
 DEFAULT_TILE_SIZE = 512
 """Pixels a side of a tile."""
+_OVERLAPS = ("tile_sample_stride_", "tile_overlap_factor", "tile_latent_min_", "tile_sample_min_num_frames")
+"""How arguments of `enable_tiling` begin that other classes of diffusers have and that make no difference here."""
 
 
 class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -40,6 +44,9 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     Raises:
         UserError: sizes or statistics that do not fit each other.
     """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("Encoder", "Decoder")
 
     @register_to_config  # which takes the configuration's keys from this signature, so that it lists every size
     def __init__(
@@ -74,8 +81,10 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Encode and decode the videos of a batch one by one (`enable_slicing`)."""
         self.use_tiling = False
         """Encode and decode tiles, for memory that does not grow with H and W; approximate (`enable_tiling`)."""
-        self.tile_size = DEFAULT_TILE_SIZE
+        self.tile_sample_min_height = self.tile_sample_min_width = DEFAULT_TILE_SIZE
         """Pixels a side of a tile."""
+        self.gradient_checkpointing = False
+        """Compute activations again in the backward pass (`enable_gradient_checkpointing`)."""
         self.chunk_frames: int | None = None
         """Encode and decode this many frames at a time, for constant memory; the result is the same."""
 
@@ -96,30 +105,22 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         model.ssvae.encoder, model.ssvae.decoder, model.ssvae.mask_token = vae.encoder, vae.decoder, vae.mask_token
         return model.eval()
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """As of diffusers, but without its warning of entries that `config` adds."""
+        added = {"force_upcast", *_derived(SSVAEConfig())}
+        own = {name: value for name, value in config_dict.items() if name not in added}
+        arguments, unused, hidden = super().extract_init_dict(own, **kwargs)
+        kept = {name: config_dict[name] for name in ("force_upcast",) if name in config_dict}
+        return arguments, unused, {**hidden, **kept}
+
     @property
     def config(self) -> FrozenDict:
         """The arguments, whatever else was registered, and what pipelines look up: sizes and a neutral normalisation.
 
         What follows from the network cannot be registered with another value.
         """
-        channels = self.ssvae.latent_channels
-        sizes = self.ssvae.config
-        derived = {
-            "block_out_channels": [sizes.base_channels * multiplier for multiplier in sizes.channel_multipliers],
-            "z_dim": channels,
-            "scale_factor_spatial": self.spatial_compression_ratio,
-            "scale_factor_temporal": self.temporal_compression_ratio,
-            "spatial_compression_ratio": self.spatial_compression_ratio,
-            "temporal_compression_ratio": self.temporal_compression_ratio,
-            "temperal_downsample": self.temperal_downsample,
-            "scaling_factor": 1.0,
-            "shift_factor": 0.0,
-            "invert_scale_latents": False,
-            "timestep_conditioning": False,
-            "latents_mean": [0.0] * channels,
-            "latents_std": [1.0] * channels,
-        }
-        return FrozenDict({"force_upcast": False, **self._internal_dict, **derived})
+        return FrozenDict({"force_upcast": False, **self._internal_dict, **_derived(self.ssvae.config)})
 
     @property
     def spatial_compression_ratio(self) -> int:
@@ -146,16 +147,28 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Ones, shape (c,), as `latents_mean`."""
         return torch.ones(self.ssvae.latent_channels, device=self._stats_device, dtype=self.dtype)
 
-    def enable_tiling(self, tile_size: int = DEFAULT_TILE_SIZE) -> None:
+    def enable_tiling(
+        self, tile_sample_min_height: int | None = None, tile_sample_min_width: int | None = None, **overlaps: Any
+    ) -> None:
         """Encode and decode overlapping tiles, for memory that does not grow with H and W; approximate.
 
-        `tile_size`: pixels a side, a multiple of the spatial compression.
+        Args:
+            tile_sample_min_height: pixels, a multiple of the spatial compression; None leaves it as it is.
+            tile_sample_min_width: the same; None for square tiles if the height is given.
+            overlaps: what Wan's, CogVideoX's and other classes take as well (`tile_sample_stride_height`, ...) has no
+                effect: tiles overlap by a quarter, and `chunk_frames` divides time.
 
         Raises:
             UserError: another size.
+            TypeError: an argument that no class has.
         """
-        self.ssvae.check_tile_size(tile_size)
-        self.use_tiling, self.tile_size = True, tile_size
+        if unknown := [name for name in overlaps if not name.startswith(_OVERLAPS)]:
+            raise TypeError(f"enable_tiling() got an unexpected keyword argument '{unknown[0]}'")
+        height = tile_sample_min_height or self.tile_sample_min_height
+        width = tile_sample_min_width or tile_sample_min_height or self.tile_sample_min_width
+        for side in (height, width):
+            self.ssvae.check_tile_size(side)
+        self.use_tiling, self.tile_sample_min_height, self.tile_sample_min_width = True, height, width
 
     @apply_forward_hook  # by which enable_model_cpu_offload brings the weights to the GPU
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
@@ -207,18 +220,53 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """The weights', but the CPU while these are offloaded (enable_sequential_cpu_offload)."""
         return torch.device("cpu") if self.device.type == "meta" else self.device
 
-    @property
-    def _tile(self) -> int | None:
-        return self.tile_size if self.use_tiling else None
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
+        """By torch's own checkpoint, whatever function is given."""
+        self.gradient_checkpointing = enable
+        self.ssvae.checkpoint_activations(enable)
+
+    def _in_tiles(self, run: Callable[[Tensor], Tensor], x: Tensor, scale_in: int, scale_out: int) -> Tensor:
+        if not self.use_tiling:
+            return run(x)
+        sides = (self.tile_sample_min_height, self.tile_sample_min_width)
+        for side in sides:
+            self.ssvae.check_tile_size(side)
+        height, width = (side // self.spatial_compression_ratio for side in sides)
+        return blend_tiles(run, x, (height, width), scale_in, scale_out)
 
     def _encode(self, x: Tensor) -> Tensor:
         """Mean and log-variance of standardised latents, stacked on channels; AnyFlow's pipelines call it, too."""
-        posterior, stats = self.ssvae.encode(x, self.chunk_frames, self._tile), self._stats
+        self.ssvae.config.check_video(x)
+        self.ssvae.latent_size(*x.shape[2:])  # before it is cut into tiles
+        factor, stats = self.spatial_compression_ratio, self._stats
+        moments = self._in_tiles(lambda part: self.ssvae.encode(part, self.chunk_frames).moments(), x, factor, 1)
+        posterior = Posterior.from_moments(moments)
         log_std = stats.std.to(posterior.logvar).clamp_min(torch.finfo(torch.float32).tiny).log()
         return torch.cat([stats.standardize(posterior.mean), posterior.logvar - 2 * log_std.view(-1, 1, 1, 1)], 1)
 
     def _video(self, z: Tensor) -> Tensor:
-        return self.ssvae.decode(self._stats.unstandardize(z), self.chunk_frames, self._tile)
+        self.ssvae.config.check_latents(z)
+        factor, latents = self.spatial_compression_ratio, self._stats.unstandardize(z)
+        return self._in_tiles(lambda part: self.ssvae.decode(part, self.chunk_frames), latents, 1, factor)
+
+
+def _derived(sizes: SSVAEConfig) -> dict[str, Any]:
+    """What pipelines look up that follows from the network."""
+    return {
+        "block_out_channels": [sizes.base_channels * multiplier for multiplier in sizes.channel_multipliers],
+        "z_dim": sizes.latent_channels,
+        "scale_factor_spatial": sizes.spatial_factor,
+        "scale_factor_temporal": sizes.temporal_factor,
+        "spatial_compression_ratio": sizes.spatial_factor,
+        "temporal_compression_ratio": sizes.temporal_factor,
+        "temperal_downsample": list(sizes.temporal_downsample),
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+        "invert_scale_latents": False,
+        "timestep_conditioning": False,
+        "latents_mean": [0.0] * sizes.latent_channels,
+        "latents_std": [1.0] * sizes.latent_channels,
+    }
 
 
 def _numbers(values: Sequence[float], channels: int) -> Tensor:

@@ -48,19 +48,23 @@ def spans(size: int, tile: int, scale: int = 1) -> list[Span]:
     ]
 
 
-def blend_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int) -> Tensor:
+def blend_tiles(
+    run: Callable[[Tensor], Tensor], x: Tensor, tile: int | tuple[int, int], scale_in: int, scale_out: int
+) -> Tensor:
     """Apply `run` to tiles of `x` and blend the results.
 
     Args:
         run: maps `B C T H W` to `B C' T' H' W'`; `H' / H = scale_out / scale_in`.
         x: the whole, its height and width multiples of `scale_in`.
-        tile: side of a tile in latent positions, of which `scale_in` and `scale_out` are the subdivisions.
+        tile: side of a tile, or height and width, in latent positions, of which `scale_in` and `scale_out` are the
+            subdivisions.
         scale_in: input positions per latent position.
         scale_out: output positions per latent position.
     """
     height, width = (side // scale_in for side in x.shape[3:])
+    rows, columns = tile if isinstance(tile, tuple) else (tile, tile)
     out: Tensor | None = None
-    for row, column in product(spans(height, tile, scale_out), spans(width, tile, scale_out)):
+    for row, column in product(spans(height, rows, scale_out), spans(width, columns, scale_out)):
         y = run(x[:, :, :, row.of_scale(scale_in), column.of_scale(scale_in)])
         if out is None:
             out = y.new_zeros(*y.shape[:3], height * scale_out, width * scale_out)
