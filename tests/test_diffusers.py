@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from sat_ssvae import UserError
+from sat_ssvae import SSVAE, UserError
 from sat_ssvae.diffusers import AutoencoderSSVAE
 from sat_ssvae.vae.statistics import LatentStats
 
@@ -255,3 +255,35 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
     torch.testing.assert_close(found, expected)
     model.disable_gradient_checkpointing()
     assert not model.is_gradient_checkpointing and gradients()[0] == most
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # the mask token is no module
+@torch.no_grad()
+def test_accelerate_places_encoder_and_decoder(tmp_path):
+    pytest.importorskip("accelerate")
+    model, video = AutoencoderSSVAE.from_ssvae(with_stats()), random_video(5)
+    model.save_pretrained(tmp_path)
+    places = {"ssvae.encoder": "cpu", "ssvae.decoder": "disk", "ssvae.mask_token": "cpu"}
+    for device_map in ("auto", places):
+        options = {"device_map": device_map, "offload_folder": str(tmp_path / "offloaded")}
+        again = AutoencoderSSVAE.from_pretrained(tmp_path, **options)
+        torch.testing.assert_close(again(video).sample, model(video).sample)
+    assert next(again.ssvae.decoder.parameters()).device.type == "meta"
+
+
+PREPARED = [lambda vae: vae, SSVAE.for_inference, SSVAE.for_training]
+
+
+@pytest.mark.parametrize("prepare", PREPARED, ids=["plain", "inference", "training"])
+def test_weights_that_are_elsewhere_or_in_another_type(prepare):
+    video = random_video(5)
+    expected = AutoencoderSSVAE.from_ssvae(with_stats())(video).sample
+    stored = AutoencoderSSVAE.from_ssvae(prepare(with_stats()))
+    stored.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    hooks = pytest.importorskip("accelerate.hooks")
+    offloaded = AutoencoderSSVAE.from_ssvae(prepare(with_stats()))
+    hooks.attach_align_device_hook(offloaded, execution_device=torch.device("cpu"), offload=True)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(stored(video).sample, expected, atol=0.1, rtol=0)
+            torch.testing.assert_close(offloaded(video).sample, expected, atol=1e-4, rtol=0)

@@ -43,7 +43,7 @@ class CPUCausalConv3d(CausalConv3d):
     _kernel: "Kernel | None" = None
 
     def convolve(self, x: Tensor, taps: Taps = "all", padding: int = 1, starts_still: bool = False) -> Tensor:
-        if not _applies(x):
+        if not _applies(x, self.conv.weight):
             return super().convolve(x, taps, padding, starts_still)
         kernel = self.kernel().with_taps(taps)
         bias = self.conv.bias
@@ -56,7 +56,7 @@ class CPUCausalConv3d(CausalConv3d):
 
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
         stream = stream or Stream(whole=True)
-        if not _applies(x) or (stream.first and x.shape[2] == 1):
+        if not _applies(x, norm.gamma) or (stream.first and x.shape[2] == 1):
             return super().after_norm(norm, x, stream)
         # What these operations cost is memory traffic, so they work in the convolution's input, padding included.
         b, c, t, h, w = x.shape
@@ -131,9 +131,14 @@ def _state(weight: Tensor) -> tuple[object, ...]:
     return weight.data_ptr(), version, weight.dtype, weight.device
 
 
-def _applies(x: Tensor) -> bool:
-    """Whether this is inference on a CPU, in a type that oneDNN computes in."""
+def _applies(x: Tensor, parameter: Tensor) -> bool:
+    """Whether this is inference on a CPU, in a type that oneDNN computes in, with a parameter that is there.
+
+    Offloading and casting by diffusers and accelerate bring it in the `forward` of the module that owns it alone.
+    """
     if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if parameter.device != x.device or parameter.dtype != x.dtype:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
         return False

@@ -43,7 +43,7 @@ class TrainingCausalConv3d(CausalConv3d):
     """A causal convolution with the paths of this file where they apply, else with those of its base."""
 
     def convolve(self, x: Tensor, taps: Taps = "all", padding: int = 1, starts_still: bool = False) -> Tensor:
-        applies = _applies(x)
+        applies = _applies(x, self.conv.weight)
         minimal = applies and _minimal_filtering_pays(x, self.conv.weight, taps, self.stride, starts_still)
         if not minimal and not (applies and _left_out(x)):
             return super().convolve(x, taps, padding, starts_still)
@@ -58,8 +58,13 @@ class TrainingCausalConv3d(CausalConv3d):
         return result
 
 
-def _applies(x: Tensor) -> bool:
-    """Whether this is float32 on a CPU that has oneDNN; fake tensors are of another class."""
+def _applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is float32 on a CPU that has oneDNN; fake tensors are of another class.
+
+    A weight that is elsewhere, or in another type, comes in the `forward` of the module that owns it.
+    """
+    if weight.device != x.device or weight.dtype != x.dtype:
+        return False
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     return not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()

@@ -129,7 +129,8 @@ class CausalConv3d(nn.Module):
 
     def after_norm(self, norm: RMSNorm, x: Tensor, stream: Stream | None) -> Tensor:
         """norm, SiLU, convolution."""
-        if torch.is_grad_enabled() and stream is None and x.shape[2] > 1 and not torch.compiler.is_compiling():
+        here = norm.gamma.device == x.device  # offloading brings it in the norm's `forward` alone
+        if torch.is_grad_enabled() and stream is None and x.shape[2] > 1 and here and not torch.compiler.is_compiling():
             return self.convolve(norm_silu(x, norm.gamma, 2), starts_still=True)
         return self(F.silu(norm(x)), stream)
 
