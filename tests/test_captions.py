@@ -1,10 +1,14 @@
 """Captions wherever people keep them: packed, trained on, and given to the reward's client alike."""
 
+import datetime
+import io
 import json
 import os
 import unicodedata
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from sat_ssvae.data.caption_fields import caption_in, csv_value, text_of
 from sat_ssvae.data.captions import CaptionFinder
@@ -20,6 +24,14 @@ from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.items import list_items
 
 from .shard_files import meta, small, write_tar
+
+
+def parquet_file(**columns):
+    """The bytes of a Parquet file."""
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
 
 LAYOUTS = {
     "beside": {"a.txt": "a cat\n"},
@@ -45,6 +57,16 @@ LAYOUTS = {
     "metadata.json": {"metadata.json": '[{"path": "a.mp4", "cap": ["a cat"]}]'},
     "metadata.json by path": {"metadata.json": '{"a.mp4": "a cat"}'},
     "metadata.csv": {"metadata.csv": "file_name,text\na.mp4,a cat\n"},
+    "metadata.parquet": {"metadata.parquet": parquet_file(file_name=["b.mp4", "a.mp4"], text=["a dog", "a cat"])},
+    "a Parquet file of more than text": {
+        "train-00000.parquet": parquet_file(
+            video=[{"bytes": b"x", "path": "a.mp4"}],
+            caption=[["a cat", "one more"]],
+            made=[datetime.datetime(2026, 1, 2)],
+            score=[float("nan")],
+            content=[b"x"],
+        )
+    },
     "a CSV file with semicolons": {"list.csv": "path;caption;score\na.mp4;a cat;3,5\n"},
     "a CSV file with tabs": {"list.csv": "path\tcaption\na.mp4\ta cat\n"},
     "keys in capitals": {"a.json": '{"Caption": "a cat", "URL": "x"}'},
@@ -208,6 +230,14 @@ def test_lists_of_different_lengths_are_refused(tmp_path, tiny_video):
 def test_a_table_that_cannot_be_read_gives_nothing(tmp_path, content):
     write(tmp_path, {"a.mp4": b"", "metadata.json": content, "b.csv": f"path,caption\na.mp4,{'x' * 200_000}\n"})
     assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+
+
+def test_a_damaged_parquet_file_gives_nothing(tmp_path, caplog):
+    write(tmp_path, {"a.mp4": b"", "metadata.parquet": parquet_file(file_name=["a.mp4"], text=["a cat"])[:-9]})
+    assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+    assert "metadata.parquet: no captions from it" in caplog.text
+    with pytest.raises(UserError, match=r"metadata\.parquet: give the folder"):
+        pack_items([tmp_path / "metadata.parquet"], tmp_path / "out")
 
 
 QUOTES = {

@@ -10,7 +10,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, cast
 
@@ -89,7 +88,7 @@ def _is_animated_png(file: IO[bytes]) -> bool:
 def readable_webp(source: Path | bytes, max_pixels: int) -> bytes | None:
     """An animated WebP, which FFmpeg cannot read, as a QuickTime file of the same pictures and times; None for others.
 
-    Pictures are decoded by Pillow, transparency over white. The last file is kept, because readers open files often.
+    Pictures are decoded by Pillow, transparency over white.
 
     Raises:
         VideoError: "too large", "truncated", "decoding error".
@@ -104,11 +103,10 @@ def readable_webp(source: Path | bytes, max_pixels: int) -> bytes | None:
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if 8 + int.from_bytes(head[4:8], "little") > size + 1:
         raise VideoError("truncated", f"{name_of(source)}: its end is missing")
-    return _converted(source, 0 if isinstance(source, bytes) else source.stat().st_mtime_ns, size)
+    return _converted(source)
 
 
-@lru_cache(maxsize=1)
-def _converted(source: Path | bytes, _changed: int, _size: int) -> bytes:
+def _converted(source: Path | bytes) -> bytes:
     file = io.BytesIO()
     try:
         with (

@@ -1,4 +1,4 @@
-"""Tables of captions: rows of JSON, JSON lines, CSV and TSV files, COCO's two lists, or videos.txt with prompts.txt."""
+"""Tables of captions: rows of JSON, JSON lines, CSV, TSV and Parquet, COCO's two lists, videos.txt with prompts.txt."""
 
 import csv
 import json
@@ -32,6 +32,8 @@ from .csv_lines import mended_lines
 logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+PARQUET = ".parquet"
+_BYTES = ("BYTE_ARRAY", "NONE")  # Parquet's types of a column of bytes that are no text
 ROW_PER_CLIP = "give a CSV file of a line per clip (path, caption, start, end in seconds) to `sat-ssvae pack`"
 _SHOWN = 200  # characters of the columns' names in a message
 
@@ -93,14 +95,14 @@ def read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
     alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
     suffixes = (".jsonl", ".ndjson", ".json")
     kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = dict.fromkeys(suffixes, _json_rows)
-    kinds |= dict.fromkeys(TABLE_SUFFIXES, _csv_rows)
+    kinds |= {**dict.fromkeys(TABLE_SUFFIXES, _csv_rows), PARQUET: _parquet_rows}
     tables = [path for path in files if path.suffix.lower() in kinds and not _OF_OURS.match(path.name)]
     for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
         sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
         if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
             try:
                 yield Table(folder, kinds[path.suffix.lower()](path))
-            except (OSError, ValueError, RecursionError, csv.Error) as error:
+            except (OSError, ValueError, RecursionError, NotImplementedError, csv.Error) as error:
                 logger.warning("%s: no captions from it, it cannot be read (%s)", path, error)
     if prompts is not None and videos.is_file():
         yield Table(folder, _paired_lines(videos, prompts))
@@ -162,6 +164,16 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     if several := len(whole) - len(single):
         text = "%s: no captions from %d lines, which list several clips of a video; %s"
         logger.warning(text, path, several, ROW_PER_CLIP)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+    """The rows of a Parquet file, without columns of bytes: some have the videos themselves there."""
+    from pyarrow import parquet  # slow to import
+
+    file = parquet.ParquetFile(path)
+    columns = [column.path for column in file.schema if (column.physical_type, column.logical_type.type) != _BYTES]
+    rows = file.read(columns=columns).to_pylist()
+    yield from _with_paths(path, json.loads(json.dumps(rows, default=str)))  # dates and the like as text
 
 
 def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]:

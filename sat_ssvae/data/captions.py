@@ -5,8 +5,8 @@
 
 In this order: NAME.txt (or .caption, .text, .prompt) and NAME.json beside NAME.mp4; the same in labels/, captions/ or
 the like beside the video or its folder videos/, as CogVideoX has it; a table in the video's folder or one above it: a
-JSON, JSON lines, CSV or TSV file with paths or names (such as WebVid's videoid) or COCO's two lists, or videos.txt with
-prompts.txt line by line. Whatever else a table or JSON file says becomes fields for `data.filters`.
+JSON, JSON lines, CSV, TSV or Parquet file with paths or names (such as WebVid's videoid) or COCO's two lists, or
+videos.txt with prompts.txt line by line. Whatever else a table or JSON file says becomes fields for `data.filters`.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ VIDEO_FOLDERS = ("videos", "video")
 _SIDECARS = frozenset({"json", *TEXT_SUFFIXES})
 WHERE = (
     "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, videos.txt with prompts.txt, a "
-    "JSON, JSON lines, CSV or TSV file of paths and captions)"
+    "JSON, JSON lines, CSV, TSV or Parquet file of paths and captions)"
 )
 """For messages."""
 

@@ -11,13 +11,13 @@ from typing import cast
 from ..addresses import copy_files, files_at, is_address, path_of
 from ..errors import UserError
 from .caption_fields import PATH_KEYS, TEXT_SUFFIXES, Fields, clips_in, csv_fields, decoded_text, fields_in
-from .caption_tables import ROW_PER_CLIP, TABLE_SUFFIXES, has_too_many, table_rows
+from .caption_tables import PARQUET, ROW_PER_CLIP, TABLE_SUFFIXES, has_too_many, table_rows
 from .captions import CaptionFinder
 from .folders import files_below
 from .skips import printable
 
 SIDECAR_SUFFIXES = frozenset(
-    {".json", ".jsonl", ".ndjson", ".md", *TABLE_SUFFIXES, *(f".{name}" for name in TEXT_SUFFIXES)}
+    {".json", ".jsonl", ".ndjson", ".md", PARQUET, *TABLE_SUFFIXES, *(f".{name}" for name in TEXT_SUFFIXES)}
 )
 
 
@@ -69,6 +69,8 @@ def _items_of(given: Path, output: Path, finders: dict[Path, CaptionFinder]) -> 
         raise UserError(f"{given}: no such file or folder")
     elif given.suffix.lower() in TABLE_SUFFIXES:
         yield from _csv_items(given, given.parent)
+    elif given.suffix.lower() == PARQUET:
+        raise UserError(f"{given}: give the folder that it lies in, or a CSV file (path, caption, start, end)")
     else:
         finder = finders.setdefault(given.parent, CaptionFinder(given.parent))
         yield _item(given, given.name, finder.fields(given))
