@@ -218,7 +218,11 @@ def test_classes_and_their_parameters_are_looked_for_in_the_checkout(configurati
         )
     ]
     (sat / "dit_video_concat.py").write_text("\n".join(classes))
-    (sat / "sgm" / "__init__.py").write_text("from .denoiser import Denoiser as Known\nOTHER = 1\n")
+    (sat / "sgm" / "__init__.py").write_text(
+        "from .denoiser import Denoiser as Known\ntry:\n    class Tried: pass\nexcept ImportError:\n    Other: type = object\n"
+    )
+    (sat / "open.py").write_text("from sgm import *\n")
+    (sat / "broken.py").write_text("class X(:\n")
     (sat / "data_video.py").write_text("class SFTDataset:\n    pass\n")
 
     elsewhere = {f"model.{name}_config.target": "torch.nn.Identity" for name in ("denoiser", "sampler", "conditioner")}
@@ -229,7 +233,8 @@ def test_classes_and_their_parameters_are_looked_for_in_the_checkout(configurati
         return [(found.key, str(found)) for found in find_broken_sections(config, sat)]
 
     assert keys({}) == []  # classes of other packages are not looked for
-    assert keys({"model.denoiser_config.target": "sgm.Known"}) == []
+    for target in ("sgm.Known", "sgm.Tried", "sgm.Other", "open.Any", "broken.X"):
+        assert keys({"model.denoiser_config.target": target}) == []
     for target in ("sgm.Nope", "sgm.nope.X", "dit_video_concat.FinalMixin"):
         ((key, text),) = keys({"model.denoiser_config.target": target})
         assert key == "model.denoiser_config.target" and "\n" not in text

@@ -9,7 +9,6 @@ CogVideoX builds its parts from them one after the other, and ends in a tracebac
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,10 @@ def _class(key: str, target: str, params: Mapping[str, Any], checkout: Path) -> 
         return
     if module.startswith(_OWN_PACKAGES):
         return
-    names, signatures = _definitions(file)
+    found = _definitions(file)
+    if found is None:
+        return
+    names, signatures = found
     if name not in names:
         guess = did_you_mean(name, signatures)
         why = " ".join(filter(None, [f"{file} has no {name}", guess]))
@@ -128,22 +130,25 @@ def _class(key: str, target: str, params: Mapping[str, Any], checkout: Path) -> 
         yield Mismatch(f"{key}.params.{unknown}", params[unknown], "left out", why)
 
 
-@cache
-def _definitions(file: Path) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
-    """Names that a module defines or imports, and the parameters of its classes that take no others."""
+def _definitions(file: Path) -> tuple[set[str], Mapping[str, frozenset[str]]] | None:
+    """Names that a module may define, and the parameters of classes that take no others; None if nobody can tell."""
+    try:
+        module = ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError:
+        return None
     names: set[str] = set()
-    signatures: dict[str, frozenset[str]] = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef):
+    for node in ast.walk(module):  # also inside of `if` and `try`
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.add(node.name)
-            start = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
-            if start is not None and start.args.kwarg is None:
-                given = {argument.arg for argument in (*start.args.args, *start.args.kwonlyargs)}
-                signatures[node.name] = frozenset(given - _GIVEN_BY_CODE)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.FunctionDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return frozenset(names), signatures
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    signatures: dict[str, frozenset[str]] = {}
+    for node in module.body:
+        body = node.body if isinstance(node, ast.ClassDef) else []
+        start = next((part for part in body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+        if isinstance(node, ast.ClassDef) and start is not None and start.args.kwarg is None:
+            given = {argument.arg for argument in (*start.args.args, *start.args.kwonlyargs)}
+            signatures[node.name] = frozenset(given - _GIVEN_BY_CODE)
+    return None if "*" in names else (names, signatures)
