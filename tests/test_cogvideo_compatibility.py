@@ -219,7 +219,8 @@ def test_classes_and_their_parameters_are_looked_for_in_the_checkout(configurati
     ]
     (sat / "dit_video_concat.py").write_text("\n".join(classes))
     (sat / "sgm" / "__init__.py").write_text(
-        "from .denoiser import Denoiser as Known\ntry:\n    class Tried: pass\nexcept ImportError:\n    Other: type = object\n"
+        "from .denoiser import Denoiser as Known\n"
+        "try:\n    class Tried: pass\nexcept ImportError:\n    Other: type = object\n"
     )
     (sat / "open.py").write_text("from sgm import *\n")
     (sat / "broken.py").write_text("class X(:\n")
