@@ -101,9 +101,10 @@ def other_weights():
         lambda vae: vae.load_state_dict(other_weights()),
         lambda vae: vae.load_state_dict(other_weights(), assign=True),
         lambda vae: [parameter.mul_(1.5) for parameter in vae.parameters()],
+        lambda vae: [parameter.data.copy_(1.5 * parameter) for parameter in vae.parameters()],  # EMAModel of diffusers
         lambda vae: vae.double().float().bfloat16(),
     ],
-    ids=["loaded", "assigned", "in place", "another type"],
+    ids=["loaded", "assigned", "in place", "through data", "another type"],
 )
 def test_changed_weights_are_noticed(change):
     plain, prepared = twins()
