@@ -244,6 +244,15 @@ def test_classes_and_their_parameters_are_looked_for_in_the_checkout(configurati
     assert key == f"{POSITIONS}.hight_interpolation" and "did you mean `height_interpolation`?" in text
 
 
+def test_another_transformer_has_parts_of_its_own(configuration):
+    changes = {
+        "model.network_config.target": "mine.Transformer",
+        f"{NETWORK}.num_attention_heads": 7,
+        f"{NETWORK}.modules.final_layer_config": None,
+    }
+    assert check(configuration("cogvideox_2b_5b", changes)) == []
+
+
 @pytest.mark.parametrize("target", ["x.SSVAEFirstStage", "sat_ssvae.SSVAEFirstStage", "sat_ssvae.cogvideo.Other"])
 def test_a_first_stage_from_elsewhere_is_refused(configuration, target):
     with pytest.raises(UserError, match=r"first_stage_config.target is .* give an overlay"):

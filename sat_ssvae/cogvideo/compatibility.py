@@ -108,7 +108,8 @@ class _Checks:
             yield from forms
             return
         yield from self._channels()
-        yield from self._heads()
+        if not self.config.has_own_transformer:
+            yield from self._heads()
         yield from self._text()
         yield from self._latents()
         for key, size in self._sizes():

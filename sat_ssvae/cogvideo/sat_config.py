@@ -230,6 +230,12 @@ class SATConfig:
         return None if folder is None else str(folder)
 
     @property
+    def has_own_transformer(self) -> bool:
+        """Whether the transformer is a class that is not CogVideoX's, whose sizes and parts may be others."""
+        target = self.section("model.network_config.target")
+        return isinstance(target, str) and target.rpartition(".")[2] != "DiffusionTransformer"
+
+    @property
     def text_states(self) -> int | None:
         """Channels of the text encoder's states, if its folder is there and says how many."""
         try:

@@ -19,7 +19,7 @@ _PARTS = (
     "model.network_config",
     *(f"{NETWORK}.modules.{name}_config" for name in ("pos_embed", "patch_embed", "adaln_layer", "final_layer")),
 )
-"""Sections without which there is no transformer."""
+"""Sections without which there is no transformer of CogVideoX's own class."""
 _OTHERS = (
     f"{NETWORK}.modules.lora_config",
     *(f"model.{name}_config" for name in ("denoiser", "conditioner", "first_stage", "loss_fn")),
@@ -68,7 +68,7 @@ def _broken(config: SATConfig, checkout: Path | None) -> Iterator[Mismatch]:
         present += ["model.sampler_config"] if config.has("model.sampler_config") else []
     if config.section("data.target") is not None and not config.samples:
         present.append("data")
-    for key in (*_PARTS, *present):
+    for key in (*(_PARTS[:1] if config.has_own_transformer else _PARTS), *present):
         yield from _section(key, config.section(key), checkout)
     if config.has("model.conditioner_config"):
         yield from _embedders(config, checkout)
