@@ -91,8 +91,15 @@ def test_pictures_without_a_duration_last_as_in_browsers(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["a.webp", pytest.param("a.avif", marks=needs_avif)])
 def test_half_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
     data = animation(tmp_path / name, pictures(), 80).read_bytes()
-    with pytest.raises(VideoError):
+    with pytest.raises(VideoError) as caught:
         read_clip(data[: len(data) * 2 // 3], start=0.0, num_frames=9, fps=12.5, size=(48, 64))
+    assert name == "a.avif" or caught.value.cause == "truncated"
+
+
+def test_a_large_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sat_ssvae.data.containers.MAX_PIXELS", 1000)
+    with pytest.raises(VideoError, match="too large"):
+        probe(animation(tmp_path / "a.webp", pictures(), 80))
 
 
 def test_a_damaged_picture_is_one_line(tmp_path: Path) -> None:

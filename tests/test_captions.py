@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from sat_ssvae.addresses import path_of
 from sat_ssvae.data.caption_fields import caption_in, csv_value, text_of
 from sat_ssvae.data.captions import CaptionFinder
 from sat_ssvae.data.folders import files_below
@@ -238,6 +239,8 @@ def test_a_damaged_parquet_file_gives_nothing(tmp_path, caplog):
     assert "metadata.parquet: no captions from it" in caplog.text
     with pytest.raises(UserError, match=r"metadata\.parquet: give the folder"):
         pack_items([tmp_path / "metadata.parquet"], tmp_path / "out")
+    with pytest.raises(UserError, match=r"s3://bucket/metadata\.parquet: give the folder"):
+        pack_items([path_of("s3://bucket/metadata.parquet")], tmp_path / "out")
 
 
 QUOTES = {

@@ -54,6 +54,16 @@ def test_what_cogvideox_sampled(gray, tmp_path):
         list_videos(outputs, table)
 
 
+def test_links_are_followed_and_hidden_files_left_out(gray, tmp_path):
+    outputs, prompts = tmp_path / "outputs", tmp_path / "prompts.json"
+    outputs.mkdir()
+    (outputs / "linked").symlink_to(gray)
+    shutil.copy(gray / "clip0.mp4", outputs / "._clip0.mp4")
+    names = [f"linked/clip{number}" for number in range(5)]
+    prompts.write_text(json.dumps(dict.fromkeys(names, "a prompt")))
+    assert [video.name for video in list_videos(outputs, prompts)] == names
+
+
 def test_folders_that_hold_nothing_to_score(gray, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         list_videos(tmp_path / "nowhere", None)

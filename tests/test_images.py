@@ -97,3 +97,12 @@ def test_a_huge_image_is_too_large(monkeypatch):
     with pytest.raises(VideoError) as caught:
         read_image(saved(Image.new("RGB", (40, 40)), "PNG"), size=(8, 8))
     assert caught.value.cause == "too large"
+
+
+def test_several_pages_of_a_tiff_are_not_one_picture():
+    page = Image.new("RGB", (32, 32))
+    with pytest.raises(VideoError, match="3 pictures") as caught:
+        read_image(saved(page, "TIFF", save_all=True, append_images=[page, page]), size=(8, 8))
+    assert caught.value.cause == "several pages"
+    preview = page.resize((16, 16))
+    assert read_image(saved(page, "TIFF", save_all=True, append_images=[preview]), size=(8, 8)).shape == (3, 1, 8, 8)

@@ -59,8 +59,8 @@ def open_video(source: Path | bytes, *, header_only: bool = False) -> Iterator[t
 
     Of several video streams it is the largest, of equal ones one with more than a picture (AVIF has its first one also
     as a still image), then the default one; covers and thumbnails do not count. A stream of JPEG or other pictures
-    comes last. With `header_only`, FFmpeg does not look into the streams: what only
-    they tell (the pixel format, the order of decoding) is not known before a picture is decoded.
+    comes last. With `header_only`, FFmpeg does not look into the streams: what only they tell (the pixel format, the
+    order of decoding) is not known before a picture is decoded.
     """
     check_file(source)
     readable: Path | bytes = readable_webp(source, MAX_PIXELS) or source

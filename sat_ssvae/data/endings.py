@@ -5,12 +5,12 @@
 FFmpeg's names of formats; a file is a path or its bytes. Of other formats than those here, the answer is no.
 """
 
-import io
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
+
+from .files import opened
 
 _GIF_HEAD = 13
 _OGG_PAGE = 27 + 255 + 255 * 255  # the most bytes of one
@@ -23,7 +23,7 @@ def is_cut_off(container: str, source: Path | bytes) -> bool:
     """Whether a file (AVI, GIF, Ogg, ASF) lacks its end, as a half-downloaded one does."""
     if container not in ("avi", "gif", "ogg", "asf"):
         return False
-    with _opened(source) as file:
+    with opened(source) as file:
         size = _size(file)
         if container == "avi":  # the pictures take more bytes than there are; an index behind them may be missing
             return any(kind == b"LISTmovi" and end > size + 1 for kind, end in _avi_chunks(file, size))
@@ -36,7 +36,7 @@ def is_joined(container: str, source: Path | bytes) -> bool:
     """Whether another file (AVI, GIF, Matroska) was put behind the first, whose header does not know of it."""
     if container not in ("avi", "gif", _MATROSKA):
         return False
-    with _opened(source) as file:
+    with opened(source) as file:
         if container == _MATROSKA:
             return list(_ebml_elements(file, _size(file))).count(_EBML_HEAD) > 1
         if container == "avi":
@@ -44,10 +44,6 @@ def is_joined(container: str, source: Path | bytes) -> bool:
         end = _end_of_gif(file, _size(file))
         file.seek(end or 0)
         return end is not None and file.read(4) == b"GIF8"
-
-
-def _opened(source: Path | bytes) -> AbstractContextManager[IO[bytes]]:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def _size(file: IO[bytes]) -> int:

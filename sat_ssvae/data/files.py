@@ -1,6 +1,9 @@
 """What is read is a path or a file's bytes; what is wrong with it is a `VideoError`, with a category to count by."""
 
+import io
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 from ..errors import UserError, one_line
 
@@ -11,7 +14,7 @@ class VideoError(UserError):
     Attributes:
         cause: short category: "missing file", "empty file", "not a video", "no video stream", "decoding error",
             "truncated", "too short", "too large", "impossible header", "no timestamps", "not an image",
-            "unreadable file".
+            "several pages", "unreadable file".
     """
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -38,6 +41,11 @@ def _problem(source: Path | bytes) -> str:
     if not source.is_file():
         return "missing file"
     return "" if source.stat().st_size else "empty file"
+
+
+def opened(source: Path | bytes) -> AbstractContextManager[IO[bytes]]:
+    """A path or a file's bytes as a file."""
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def name_of(source: Path | bytes) -> str:

@@ -49,6 +49,8 @@ def open_image(source: Path | bytes) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError("too large", f"{name_of(source)}: {image.height}x{image.width} pixels")
+            if pages := _further_pages(image):
+                raise VideoError("several pages", f"{name_of(source)}: {pages + 1} pictures; make a video of them")
             upright = ImageOps.exif_transpose(_with_rounded_levels(image, source))
             if upright.mode[0] in "IF":  # gray of more bits, which Pillow's own conversion would make white or black
                 upright = Image.fromarray(_gray_of_8_bits(np.asarray(upright)))
@@ -60,6 +62,18 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise
     except PILLOW_ERRORS as error:
         raise VideoError("not an image", f"{name_of(source)} ({reason_of(error)})") from None
+
+
+def _further_pages(image: ImageFile.ImageFile) -> int:
+    """TIFF's pages of the size of the first one; smaller ones are previews of it."""
+    if image.format != "TIFF":
+        return 0
+    sizes = []
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        sizes.append(image.size)
+    image.seek(0)
+    return sizes.count(sizes[0]) - 1
 
 
 def _with_rounded_levels(image: ImageFile.ImageFile, source: Path | bytes) -> Image.Image:

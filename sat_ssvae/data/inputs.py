@@ -61,6 +61,8 @@ def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
 
 def _items_of(given: Path, output: Path, finders: dict[Path, CaptionFinder]) -> Iterator[PackItem]:
     """The files of one input; `finders` are those of folders of which files were given by name."""
+    if given.suffix.lower() == PARQUET:
+        raise UserError(f"{given}: give the folder that it lies in, or a CSV file (path, caption, start, end)")
     if is_address(given):
         yield from _items_at(given, output)
     elif given.is_dir():
@@ -69,8 +71,6 @@ def _items_of(given: Path, output: Path, finders: dict[Path, CaptionFinder]) -> 
         raise UserError(f"{given}: no such file or folder")
     elif given.suffix.lower() in TABLE_SUFFIXES:
         yield from _csv_items(given, given.parent)
-    elif given.suffix.lower() == PARQUET:
-        raise UserError(f"{given}: give the folder that it lies in, or a CSV file (path, caption, start, end)")
     else:
         finder = finders.setdefault(given.parent, CaptionFinder(given.parent))
         yield _item(given, given.name, finder.fields(given))
