@@ -6,12 +6,12 @@
     step = operations / rate + bytes / bandwidth        (--overlapped: the larger of the two)
 
 Operations: of the step of a packaged configuration as it is taken on a GPU of --card GiB (`memory: auto`), perceptual
-network, discriminators and what is computed twice to save memory included, counted by torch.utils.flop_counter on fake
-tensors, which compute shapes and nothing else. Only matrix products and convolutions count; a measured rate pays for
-the rest. Bytes: what a rank sends in a ring, as DeepSpeed distributes: gradients are summed (2 (N - 1) / N of their
-size), and ZeRO 1 and 2 gather the weights that each rank stepped ((N - 1) / N of theirs). Nothing overlaps in
-DeepSpeed's ZeRO 0 to 2 unless it is told to. Not in it: Adam itself, and waiting for data. `scripts/check_scaling.py`
-holds it against the trainer.
+network, discriminators and what is computed twice to save memory included, counted by the rules of
+torch.utils.flop_counter on fake tensors, which compute shapes and nothing else. Only matrix products and convolutions
+count; a measured rate pays for the rest. Bytes: what a rank sends in a ring, as DeepSpeed distributes: gradients are
+summed (2 (N - 1) / N of their size), and ZeRO 1 and 2 gather the weights that each rank stepped ((N - 1) / N of
+theirs). Nothing overlaps in DeepSpeed's ZeRO 0 to 2 unless it is told to. Not in it: Adam itself, and waiting for data.
+`scripts/check_scaling.py` holds it against the trainer.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from _bench import machine
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from sat_ssvae.config import find_config, load_config, packaged
 from sat_ssvae.distributed import default_device
@@ -40,23 +41,38 @@ def training(name: str, *overrides: str) -> TrainConfig:
     return load_config(TrainConfig, path, [*places, *overrides])
 
 
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _attention(query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up operations.
+
+    Torch's FlopCounterMode also follows modules, by hooks that end in an error inside this step, which takes gradients
+    while it runs.
+    """
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        rule = flop_registry.get(func.overloadpacket)
+        if rule is not None:
+            self.operations += rule(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def operations(config: TrainConfig, plan: StepPlan) -> float:
     """Operations (two a multiply-add) of one step of one rank, all its micro-batches."""
-
-    def attention(query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_args: Any, **_options: Any) -> int:
-        return sdpa_backward_flop_count(gradient, query, key, value)
-
-    aten = torch.ops.aten
-    known = {
-        aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-    }
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False, custom_mapping=known) as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         take_step(config, *build_step(config, plan), torch.empty(largest_batch(config)))
-    return float(counter.get_total_flops() * config.optimizer.accumulation_steps)
+    return float(counter.operations * config.optimizer.accumulation_steps)
 
 
 def measured_rate(config: TrainConfig, plan: StepPlan, device: torch.device, rounds: int = 10) -> float:

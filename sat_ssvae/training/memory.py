@@ -96,7 +96,7 @@ def step_memory(config: TrainConfig, plan: StepPlan, batch_size: int | None = No
 
 def build_step(config: TrainConfig, plan: StepPlan) -> tuple[Objective, Discriminator | None]:
     """New networks of a run, including the discriminators, that take their steps by a plan."""
-    vae = SSVAE(config.model)
+    vae = SSVAE(config.model).for_training()
     vae.encoder.requires_grad_(not config.freeze_encoder)
     objective = Objective(vae, without_encoder_terms(config) if config.freeze_encoder else config)
     plan.apply(objective)
