@@ -10,16 +10,14 @@ A moment is the run of consecutive frames that a page shows, before any compress
 kept.
 """
 
-import base64
 import bisect
 import itertools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from ..pages.clips import Film, film
 from ..storage import write_text
@@ -44,7 +42,7 @@ _EVERY = 4
 """Stride, in height and width, of the pixels that are compared to find the worst moment."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
 class Exhibit:
     """A video's moment: number of its first frame, and films by view; errors: error maps of the judged views."""
 
@@ -52,6 +50,9 @@ class Exhibit:
     frame: int
     films: dict[str, Film]
     errors: dict[str, Film]
+
+
+_EXHIBIT = TypeAdapter(Exhibit)
 
 
 class WorstMoment:
@@ -124,7 +125,7 @@ class Moments:
         if dropped is not None:
             self._path(dropped).unlink(missing_ok=True)
         if moment is not None and dropped != name:
-            write_text(self._path(name), json.dumps(_plain(moment.exhibit(name))))
+            write_text(self._path(name), _EXHIBIT.dump_json(moment.exhibit(name)).decode())
 
     def exhibits(self) -> list[Exhibit]:
         """The kept moments, the lowest score first."""
@@ -133,25 +134,7 @@ class Moments:
         shown = [
             path for number, (path, end) in enumerate(zip(paths, ends, strict=True)) if not number or end < PAGE_BYTES
         ]
-        return [_exhibit(json.loads(path.read_text(encoding="utf-8"))) for path in shown]
+        return [_EXHIBIT.validate_json(path.read_bytes()) for path in shown]
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
-
-
-def _plain(exhibit: Exhibit) -> dict[str, Any]:
-    groups = {"films": exhibit.films, "errors": exhibit.errors}
-    kept = {
-        group: {
-            view: {**one._asdict(), "webp": base64.b64encode(one.webp).decode("ascii")} for view, one in films.items()
-        }
-        for group, films in groups.items()
-    }
-    return {"name": exhibit.name, "frame": exhibit.frame, **kept}
-
-
-def _exhibit(values: dict[str, Any]) -> Exhibit:
-    def films(group: str) -> dict[str, Film]:
-        return {view: Film(**{**one, "webp": base64.b64decode(one["webp"])}) for view, one in values[group].items()}
-
-    return Exhibit(values["name"], values["frame"], films("films"), films("errors"))
