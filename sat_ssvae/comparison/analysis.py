@@ -41,7 +41,8 @@ _Z975 = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _REDRAWS = 500
 _MIN_RESAMPLES = 100
 _Pair = tuple[list[CurvePoint], list[CurvePoint]]
-_Scores = tuple[list[float], list[float]]
+_Curve = tuple[list[int], list[float]]  # steps and scores
+_Curves = list[tuple[_Curve, _Curve]]  # the baseline's and the candidate's, by run
 
 IntervalSource = Literal["seeds and evaluation", "seeds", "evaluation", "none"]
 Source = Literal["seeds", "evaluation"]
@@ -107,12 +108,13 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp
     pairs, vae_seeds = list(both.values()), [vae_seed for vae_seed, _ in both]
     share = _floor_share(results, metric)
     draws = _draws(pairs) if pairs else []
-    readings = _read(pairs, draws) if pairs else "no seed was measured in both arms"
+    curves = [(_measured(base), _measured(cand)) for base, cand in pairs]
+    readings = _read(curves, draws) if pairs else "no seed was measured in both arms"
     if isinstance(readings, str):
         nothing = (None,) * 6
         return SpeedUp(metric, baseline, candidate, "undefined", *nothing, len(pairs), 0, "none", share, readings)
     reached = sum(reading.status != "not reached" for reading in readings)
-    ends = _intervals(readings, vae_seeds, [_read_again(pairs, draw) for draw in draws])
+    ends = _intervals(readings, vae_seeds, [[read_pair(*pair) for pair in draw] for draw in draws])
     value = candidate_steps = None
     if reached == len(readings):
         value = _geometric_mean([reading.ratio for reading in readings])
@@ -136,30 +138,30 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp
     )
 
 
-def _read(pairs: Sequence[_Pair], draws: Sequence[Sequence[_Scores]]) -> list[PairReading] | str:
+def _read(curves: _Curves, draws: Sequence[_Curves]) -> list[PairReading] | str:
     """Each seed's two curves, read; or why there is no speed-up."""
-    readings = [read_pair((_steps(base), _values(base)), (_steps(cand), _values(cand))) for base, cand in pairs]
+    readings = [read_pair(*pair) for pair in curves]
     reasons = [reading for reading in readings if isinstance(reading, str)]
     if reasons:
         return reasons[0]
     for side, name in enumerate(("the baseline", "the candidate")):
-        if not _improves([pair[side] for pair in pairs], [[scores[side] for scores in draw] for draw in draws]):
+        if not _improves([pair[side] for pair in curves], [[pair[side] for pair in draw] for draw in draws]):
             return f"{name} {NO_PROGRESS}"
     return [reading for reading in readings if not isinstance(reading, str)]
 
 
-def _improves(curves: Sequence[list[CurvePoint]], draws: Sequence[Sequence[list[float]]]) -> bool:
+def _improves(curves: Sequence[_Curve], draws: Sequence[Sequence[_Curve]]) -> bool:
     """Whether the last evaluation is better than the first, in the mean over seeds and beyond the evaluation's noise.
 
     Divergence is another failure, which `read_pair` reports.
     """
 
-    def progress(scores: Sequence[Sequence[float]]) -> float:
-        read = [without_outliers(_steps(curve), values) for curve, values in zip(curves, scores, strict=True)]
+    def progress(some: Sequence[_Curve]) -> float:
+        read = [without_outliers(*curve) for curve in some]
         return float(np.mean([values[0] - values[-1] for values in read]))
 
-    measured = progress([_values(curve) for curve in curves])
-    again = sorted(progress(scores) for scores in draws)
+    measured = progress(curves)
+    again = sorted(map(progress, draws))
     lowest = again[math.floor((1 - CONFIDENCE) / 2 * (len(again) - 1))] if again else measured
     return not math.isfinite(measured) or (measured > 0 and not lowest <= 0)
 
@@ -222,14 +224,17 @@ def _by_autoencoder(
     return list(values) if len(groups) == 1 else [mean(group) for group in groups.values()]
 
 
-def _draws(pairs: Sequence[_Pair]) -> list[list[_Scores]]:
-    """The scores of all seeds under each redraw of the evaluations; empty when a score has no interval."""
+def _draws(pairs: Sequence[_Pair]) -> list[_Curves]:
+    """The curves of all seeds under each redraw of the evaluations; empty when a score has no interval."""
     points = [point for pair in pairs for curve in pair for point in curve]
     counts = {len(point.resamples) for point in points}
     if len(counts) == 1 and min(counts) >= _MIN_RESAMPLES:
         # Resample by resample, the same clips in every evaluation.
         return [
-            [([p.resamples[r] for p in base], [p.resamples[r] for p in cand]) for base, cand in pairs]
+            [
+                (_curve(base, [p.resamples[r] for p in base]), _curve(cand, [p.resamples[r] for p in cand]))
+                for base, cand in pairs
+            ]
             for r in range(min(counts))
         ]
     if any(point.low is None or point.high is None for point in points):
@@ -237,22 +242,15 @@ def _draws(pairs: Sequence[_Pair]) -> list[list[_Scores]]:
     return list(_independent_draws(pairs))
 
 
-def _read_again(pairs: Sequence[_Pair], draw: Sequence[_Scores]) -> list[PairReading | str]:
-    return [
-        read_pair((_steps(base), base_scores), (_steps(cand), cand_scores))
-        for (base, cand), (base_scores, cand_scores) in zip(pairs, draw, strict=True)
-    ]
-
-
-def _independent_draws(pairs: Sequence[_Pair]) -> Iterator[list[_Scores]]:
+def _independent_draws(pairs: Sequence[_Pair]) -> Iterator[_Curves]:
     """Each score within its own interval, with one draw for all seeds, which share the held-out clips."""
     steps = sorted({point.step for pair in pairs for curve in pair for point in curve})
     index = {step: i for i, step in enumerate(steps)}
     for noise in np.random.default_rng(0).standard_normal((_REDRAWS, 2, len(steps))):
         yield [
             (
-                [_redrawn_value(p, noise[0, index[p.step]]) for p in base],
-                [_redrawn_value(p, noise[1, index[p.step]]) for p in cand],
+                _curve(base, [_redrawn_value(p, noise[0, index[p.step]]) for p in base]),
+                _curve(cand, [_redrawn_value(p, noise[1, index[p.step]]) for p in cand]),
             )
             for base, cand in pairs
         ]
@@ -274,7 +272,7 @@ def _floor_share(results: ComparisonResults, metric: str) -> float | None:
         floor = arm.floors.get(metric)
         curves = [results.curve(arm.name, seed, metric, vae_seed) for vae_seed, seed in results.runs] if floor else []
         for curve in filter(None, curves):
-            steps, fit = smooth_curve(_steps(curve), _values(curve))
+            steps, fit = smooth_curve(*_measured(curve))
             half = float(np.interp(steps[-1] / 2, steps, fit))
             if floor is not None and math.isfinite(half) and half > 0:
                 shares.append(max(0.0, floor.value / half))
@@ -303,9 +301,9 @@ def _geometric_mean(values: list[float]) -> float:
     return math.exp(sum(math.log(value) for value in values) / len(values))
 
 
-def _steps(curve: list[CurvePoint]) -> list[int]:
-    return [point.step for point in curve]
+def _measured(points: list[CurvePoint]) -> _Curve:
+    return _curve(points, [point.value for point in points])
 
 
-def _values(curve: list[CurvePoint]) -> list[float]:
-    return [point.value for point in curve]
+def _curve(points: list[CurvePoint], scores: list[float]) -> _Curve:
+    return [point.step for point in points], scores
