@@ -25,7 +25,7 @@ from ..training.run_folder import alone
 from .answer import answer, commit
 from .arms import common_patches, given_identity, latent_sizes, open_given, shape_warning
 from .bookkeeping import Stopwatch, machine
-from .clips import demo_source, split_data
+from .clips import demo_source, heldout_clips
 from .layout import Layout, Member, refuse_wrong_arms, stages_of
 from .members import MemberResult, Work
 from .plan import Plan, planned
@@ -78,7 +78,7 @@ class _Comparison:
                 clips = demo_source(config, output)
         self.source = clips
         self.members = [Member(name, seed) for seed in config.vae_seeds for name in config.arms]
-        data = split_data(config.data, self.source, "train")
+        data = self.source.data(config.data, "train")
         self.trainings = {member: stages_of(config, member, data) for member in self.members}
         identities = {name: given_identity(vae) for name, vae in given.items()}
         self.layout = Layout(config, output, self.source, self.trainings, identities)
@@ -89,11 +89,12 @@ class _Comparison:
         self.share = shared_out(config.jobs, len(self.members), device)
         stages = planned(self.layout, lambda arm: self.work.training(arm, None))
         self.plan = Plan(output / "stages.json", stages, self.share.jobs)
+        self.begin, self.end = self.plan.begin, self.plan.end
+        self.trained: list[TrainedTransformer] = []
 
     def run(self) -> tuple[ComparisonResults, list[Verdict]]:
-        heldout = self.work.clips.heldout()  # first: too few are noticed before anything is trained
-        records = _Records(self.config, self.output, self.members, self.plan, self.minutes)
-        results = run_members(self.work, self.members, heldout, records, self.share)
+        heldout = heldout_clips(self.layout)  # first: too few are noticed before anything is trained
+        results = run_members(self.work, self.members, heldout, self, self.share)
         steps, shown = self.config.transformer.evaluation_steps, self.config.scoring.shown_clips
         curves = [point for result in results.values() for point in result.curves]
         firsts = {member.arm: own for member, own in results.items() if member.vae_seed == self.config.vae_seeds[0]}
@@ -110,6 +111,23 @@ class _Comparison:
         skipped: dict[str, Path] = {split: self.layout.skipped(split) for split in SPLITS}
         provenance = Provenance.of_clips(keys["train"], keys["heldout"], skipped)
         return self._report(results, curves, pictures, provenance)
+
+    # --- records of the members' progress -----------------------------------------------------------------------------
+
+    def spent(self, what: str, seconds: float) -> None:
+        self.minutes.add(what, seconds / 60)
+
+    def finished(self, transformer: TrainedTransformer) -> None:
+        """Record it for later commands, such as `sat-ssvae restore`, in the order of the members and seeds."""
+        config = self.config
+        self.trained.append(transformer)
+        self.trained.sort(
+            key=lambda one: (self.members.index(Member(one.arm, one.vae_seed)), config.seeds.index(one.seed))
+        )
+        index = RunIndex(clips=config.data, text_length=config.text_length, transformers=tuple(self.trained))
+        index.write(self.output)
+
+    # --- results ------------------------------------------------------------------------------------------------------
 
     def _report(
         self,
@@ -189,27 +207,3 @@ class _Comparison:
             *([f"The arms' autoencoders are trained for unequal numbers of steps: {unequal}."] if unequal else []),
             *shape_warning(self.latent_sizes, self.patches),
         )
-
-
-class _Records:
-    """Records the members' progress: the plan's state, minutes, and the list of finished transformers."""
-
-    def __init__(
-        self, config: CompareConfig, output: Path, members: Sequence[Member], plan: Plan, minutes: Stopwatch
-    ) -> None:
-        self._config, self._output, self._members = config, output, members
-        self.begin, self.end, self._minutes = plan.begin, plan.end, minutes
-        self._finished: list[TrainedTransformer] = []
-
-    def spent(self, what: str, seconds: float) -> None:
-        self._minutes.add(what, seconds / 60)
-
-    def finished(self, transformer: TrainedTransformer) -> None:
-        """Record it for later commands, such as `sat-ssvae restore`, in the order of the members and seeds."""
-        self._finished.append(transformer)
-        config = self._config
-        self._finished.sort(
-            key=lambda one: (self._members.index(Member(one.arm, one.vae_seed)), config.seeds.index(one.seed))
-        )
-        index = RunIndex(clips=config.data, text_length=config.text_length, transformers=tuple(self._finished))
-        index.write(self._output)

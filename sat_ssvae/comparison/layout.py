@@ -42,7 +42,7 @@ def refuse_wrong_arms(config: CompareConfig) -> None:
     Raises:
         UserError: as `stages_of`; a key in `vae` is named in full.
     """
-    data = config.data.data(Path("videos"), "train")
+    data = ClipSource.separate(Path("videos"), Path("videos")).data(config.data, "train")
     refuse_unknown_keys(TrainConfig, {**config.vae, "data": data}, "vae.")
     for arm in config.arms:
         stages_of(config, Member(arm, config.vae_seeds[0]), data)

@@ -1,6 +1,6 @@
 """What a comparison does with one autoencoder: train it, encode the clips, train transformers and score them.
 
-    result = MemberRunner(work, work.clips.heldout(), records).run(Member("ssvae", 0))
+    result = MemberRunner(work, heldout_clips(layout), records).run(Member("ssvae", 0))
 
 Each stage works in a folder whose name has a fingerprint of everything that it depends on (`layout.py`), so a finished
 one is found again. Members pass results to each other as files in such folders too: they may run in sequence in one
@@ -33,7 +33,7 @@ from ..training.trainer import train
 from ..vae.autoencoder import SSVAE
 from ..vae.checkpoint import weights_digest
 from .arms import Grid, absolute, open_given
-from .clips import SplitClips
+from .clips import split_clips
 from .layout import Layout, Member
 from .matched_noise import kept_levels, linear_errors
 from .plan import transformer_name
@@ -76,11 +76,6 @@ class Work:
     patches: Mapping[str, Grid]
     """Of each arm's transformers."""
     device: torch.device
-
-    @property
-    def clips(self) -> SplitClips:
-        """The clips to encode, and the held-out ones."""
-        return SplitClips(self.layout.config.data, self.layout.source, self.layout.skipped)
 
     def training(self, arm: str, shift: float | None) -> DiTTrainConfig:
         """The transformer's training in an arm; `shift` where that is not the configured one."""
@@ -203,7 +198,7 @@ class MemberRunner:
                 file = folder / f"{split}.safetensors"
                 if not file.exists():
                     settings = EncoderSettings(batch_size=self.config.encode_batch_size)
-                    encode_latents(vae, self.work.clips(split), file, settings, self.device)
+                    encode_latents(vae, split_clips(self.layout, split), file, settings, self.device)
         train_set = LatentSet.load(folder / "train.safetensors")
         heldout = LatentSet.load(folder / "heldout.safetensors", statistics=train_set.statistics)
         scoring = self.config.scoring

@@ -28,6 +28,7 @@ from ..engine.run import TERMINATED, exit_on_sigterm
 from ..errors import UserError
 from ..jobs.isolation import cause_of_death
 from ..progress import setup_logging
+from .clips import heldout_clips
 from .layout import Member
 from .members import MemberResult, MemberRunner, Records, Work
 
@@ -188,7 +189,7 @@ def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads
         keep_freed_memory()
     try:
         with exit_on_sigterm():
-            runner = MemberRunner(work, work.clips.heldout(), _RemoteRecords(connection))
+            runner = MemberRunner(work, heldout_clips(work.layout), _RemoteRecords(connection))
             connection.send(("result", runner.run(member)))
     except Exception as error:
         connection.send(("error", error, traceback.format_exc()))

@@ -38,14 +38,6 @@ class ClipsConfig(Config):
         """(height, width)."""
         return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
 
-    def data(self, path: Path, part: str) -> dict[str, Any]:
-        """The data section of an autoencoder's training configuration."""
-        return {
-            "path": str(path),
-            "part": part,
-            **self.model_dump(include={"num_frames", "fps", "resolution", "num_workers"}),
-        }
-
 
 class ArmConfig(Config):
     """One autoencoder: settings over those that all arms share, and weights if it is trained already."""
@@ -165,3 +157,8 @@ class ClipSource:
         if train.is_dir() and heldout.is_dir():
             return cls.separate(train, heldout)
         return cls({"train": folder, "heldout": folder}, {"train": "train", "heldout": "heldout"})
+
+    def data(self, clips: ClipsConfig, split: Split) -> dict[str, Any]:
+        """The data section of an autoencoder's training configuration."""
+        own = clips.model_dump(include={"num_frames", "fps", "resolution", "num_workers"})
+        return {"path": str(self.path[split]), "part": self.part[split], **own}
