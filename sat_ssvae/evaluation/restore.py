@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -198,10 +199,10 @@ def restore(
     job = VideoJob(
         "restoring",
         RestoredVideo,
-        key=run.key(),
+        key=run.key,
         paths=lambda item: _paths(item.name, output, config).values(),
         frames=lambda info: round(info.duration * restorer.clips.fps),
-        work=lambda item, key, advance: _Video(run, item).restore(key, advance),
+        work=run.video,
         known=lambda video: run.moments.add(video.name, quality(video, config)),
     )
     videos = work_through(source, output / RESTORATION_JOURNAL, job, skipped)
@@ -221,61 +222,34 @@ class _Run:
     perceptual: Perceptual | None
     moments: Moments
 
-    def key(self) -> Callable[[VideoItem], str]:
-        """A function that gives the fingerprint of everything that a restored video depends on."""
-        weights = weights_digest(self.restorer.model.state_dict())
-        identity = [weights, self.restorer.trained, str(self.degradation), self.config]
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(self.restorer.model.state_dict())
 
-        def key(item: VideoItem) -> str:
-            original = self.clean.get(item.name)
-            return fingerprint(item.name, digest_of(item.source), original and digest_of(original), *identity)
+    def key(self, item: VideoItem) -> str:
+        """Fingerprint of everything that a restored video depends on."""
+        original = self.clean.get(item.name)
+        inputs = [item.name, digest_of(item.source), original and digest_of(original)]
+        return fingerprint(*inputs, self._weights, self.restorer.trained, str(self.degradation), self.config)
 
-        return key
-
-
-def _originals(folder: Path, source: Path, output: Path, skipped: list[Skip]) -> dict[str, Path]:
-    """The clean videos by the names of the degraded ones."""
-    check_output(output, folder)
-    clean: dict[str, Path] = {}
-    for item in list_items(folder, skipped):
-        if isinstance(item.source, bytes):
-            raise UserError(f"{folder}: originals cannot be shards; give a video or a folder of videos")
-        clean[item.name] = item.source
-    if not any(item.name in clean for item in list_items(source, [])):
-        raise UserError(f"{folder}: holds no video of the name of one in {source}")
-    return clean
-
-
-@dataclass(frozen=True)
-class _Video:
-    """One video."""
-
-    shared: _Run
-    item: VideoItem
-
-    @property
-    def original(self) -> Path | None:
-        """The clean video, if the input is already degraded."""
-        return self.shared.clean.get(self.item.name)
-
-    def restore(self, key: str, advance: Callable[[int], object]) -> RestoredVideo:
-        """Restore, write and score it, a few windows in memory at a time."""
-        config, restorer = self.shared.config, self.shared.restorer
-        names = view_names(config, self.shared.degradation is not None or self.original is not None)
+    def video(self, item: VideoItem, key: str, advance: Callable[[int], object]) -> RestoredVideo:
+        """Restore, write and score a video, a few windows in memory at a time."""
+        config = self.config
+        names = view_names(config, self.degradation is not None or item.name in self.clean)
         sums: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in names if name != ORIGINAL}
-        count, fps = 0, restorer.clips.fps
-        paths = _paths(self.item.name, self.shared.output, config)
+        count, fps = 0, self.restorer.clips.fps
+        paths = _paths(item.name, self.output, config)
         restored = [strength_name(strength) for strength in config.strengths]
         moment = WorstMoment(names[0], restored, scored=names[0] == ORIGINAL)
         with ExitStack() as files:
             for path in paths.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
             writers = {view: files.enter_context(VideoWriter(path, fps)) for view, path in paths.items()}
-            for videos in join(self._windows(), config.overlap):  # views x C T H W
+            for videos in join(self._windows(item), config.overlap):  # views x C T H W
                 views = dict(zip(names, videos, strict=True))
                 if ORIGINAL in views:
                     for name, total in sums.items():
-                        scores = reconstruction_scores(views[name][None], views[ORIGINAL][None], self.shared.perceptual)
+                        scores = reconstruction_scores(views[name][None], views[ORIGINAL][None], self.perceptual)
                         for metric, value in scores.items():
                             total[metric] += float(value) * videos.shape[2]
                 pictures = to_uint8(videos).permute(0, 2, 3, 4, 1)
@@ -291,46 +265,59 @@ class _Video:
                 count += videos.shape[2]
                 advance(videos.shape[2])
         means = {name: {metric: value / count for metric, value in total.items()} for name, total in sums.items()}
-        video = RestoredVideo(self.item.name, count, key, {name: scores for name, scores in means.items() if scores})
-        self.shared.moments.add(video.name, quality(video, config), moment)
+        video = RestoredVideo(item.name, count, key, {name: scores for name, scores in means.items() if scores})
+        self.moments.add(video.name, quality(video, config), moment)
         return video
 
-    def _windows(self) -> Iterator[Window]:
+    def _windows(self, item: VideoItem) -> Iterator[Window]:
         """All views of each window, n C T H W, in the order of `view_names`."""
-        text = self.shared.restorer.caption_states(self.item.caption)
-        generator = self._generator(0)
-        for window, real in windows(self._frames(), self.shared.restorer.clips.num_frames, self.shared.config.overlap):
-            restored = self.shared.restorer.views(window[-1], self.shared.config, text, generator)
+        text = self.restorer.caption_states(item.caption)
+        generator = self._generator(item, 0)
+        for window, real in windows(self._frames(item), self.restorer.clips.num_frames, self.config.overlap):
+            restored = self.restorer.views(window[-1], self.config, text, generator)
             yield Window(torch.cat([window, restored]), real)
 
-    def _frames(self) -> Iterator[Tensor]:
+    def _frames(self, item: VideoItem) -> Iterator[Tensor]:
         """Frames `s C H W` in [-1, 1]: the original, if it is known, and the input."""
-        given = self._read(self.item.source)
-        if self.original is not None:
-            pairs = zip_longest(self._read(self.original), given)
+        given = self._read(item.source)
+        if item.name in self.clean:
+            pairs = zip_longest(self._read(self.clean[item.name]), given)
             for original, frame in pairs:
                 if original is None or frame is None:
                     break
                 yield torch.stack([original, frame])
             if next(pairs, None) is not None:  # a codec may lose one frame; more means another video
-                raise UserError(f"{self.original}: shorter or longer than what is to be restored")
+                raise UserError(f"{self.clean[item.name]}: shorter or longer than what is to be restored")
             return
-        if self.shared.degradation is None:
+        if self.degradation is None:
             yield from (frame[None] for frame in given)
             return
-        generator = self._generator(1)  # separate, so that the degraded video is the same for every arm
+        generator = self._generator(item, 1)  # separate, so that the degraded video is the same for every arm
         while block := list(islice(given, _DEGRADED_AT_ONCE)):
             clean = torch.stack(block, 1)
-            degraded = self.shared.degradation(clean, self.shared.restorer.clips.fps, generator)
+            degraded = self.degradation(clean, self.restorer.clips.fps, generator)
             yield from torch.stack([clean, degraded]).unbind(2)
 
     def _read(self, source: Path | bytes) -> Iterator[Tensor]:
-        for picture in read_resampled(source, self.shared.restorer.clips.fps, self.shared.restorer.clips.size):
+        for picture in read_resampled(source, self.restorer.clips.fps, self.restorer.clips.size):
             yield to_unit_range(torch.from_numpy(picture.copy())).permute(2, 0, 1)
 
-    def _generator(self, stream: int) -> torch.Generator:
-        entropy = f"{self.shared.config.seed} {stream} {self.item.name}"
+    def _generator(self, item: VideoItem, stream: int) -> torch.Generator:
+        entropy = f"{self.config.seed} {stream} {item.name}"
         return torch.Generator().manual_seed(crc32(entropy.encode()))
+
+
+def _originals(folder: Path, source: Path, output: Path, skipped: list[Skip]) -> dict[str, Path]:
+    """The clean videos by the names of the degraded ones."""
+    check_output(output, folder)
+    clean: dict[str, Path] = {}
+    for item in list_items(folder, skipped):
+        if isinstance(item.source, bytes):
+            raise UserError(f"{folder}: originals cannot be shards; give a video or a folder of videos")
+        clean[item.name] = item.source
+    if not any(item.name in clean for item in list_items(source, [])):
+        raise UserError(f"{folder}: holds no video of the name of one in {source}")
+    return clean
 
 
 def view_names(config: RestoreConfig, scored: bool) -> list[str]:
