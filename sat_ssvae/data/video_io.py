@@ -156,23 +156,17 @@ def encode_frames(
                     container, rate, frame.height, frame.width, crf=crf, keyframe_interval=keyframe_interval
                 )
                 stream.codec_context.time_base = 1 / ticks
-            own = _Timing(frame.pts, frame.time_base, frame.pict_type)  # whoever decoded it still needs that
+            pts, time_base, kind = frame.pts, frame.time_base, frame.pict_type  # whoever decoded it still needs these
             frame.pts = index if times is None else round((times[index] - times[0]) * ticks)
             frame.time_base, frame.pict_type = 1 / ticks, PictureType.NONE
             container.mux(stream.encode(frame))
-            frame.pts, frame.pict_type = own.pts, own.pict_type
-            if own.time_base is not None:
-                frame.time_base = own.time_base
+            frame.pts, frame.pict_type = pts, kind
+            if time_base is not None:
+                frame.time_base = time_base
         if stream is None:
             raise VideoError("too short", "no frame to write")
         container.mux(stream.encode(None))
     return file.getvalue()
-
-
-class _Timing(NamedTuple):
-    pts: int | None
-    time_base: Fraction | None
-    pict_type: int
 
 
 def nearest_frames(
