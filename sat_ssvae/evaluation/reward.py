@@ -136,7 +136,7 @@ class _Scoring:
     async def _results(self, videos: Sequence[GeneratedVideo]) -> AsyncGenerator[_Result, None]:
         """Each video with what became of it, as they finish; never more than `batch_size` are under way."""
         free = asyncio.Semaphore(self.config.batch_size)
-        async with ChatClient(self.config) as client:
+        async with aclosing(ChatClient(self.config)) as client:
 
             async def rate(video: GeneratedVideo) -> _Result:
                 async with free:

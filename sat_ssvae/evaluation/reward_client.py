@@ -1,6 +1,6 @@
 """Questions to a model server over the OpenAI chat API, through the `openai` package.
 
-    async with ChatClient(ServerConfig(url="http://localhost:8080")) as client:
+    async with aclosing(ChatClient(ServerConfig(url="http://localhost:8080"))) as client:
         answer = await client.ask(messages)
 
 `openai` repeats refused connections, time-outs, "too many requests" and server errors with growing pauses. What remains
@@ -14,7 +14,6 @@ import re
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -112,12 +111,8 @@ class ChatClient:
             http_client=http,
         )
 
-    async def __aenter__(self) -> "ChatClient":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def aclose(self) -> None:
+        """Close the connections."""
         await self._api.close()
 
     async def ask(self, messages: Sequence[Any]) -> Answer:
