@@ -72,7 +72,7 @@ def test_training_packing_and_evaluation_take_them_for_videos(name: str, tmp_pat
     skipped: list = []
     assert [Path(str(item.source)).name for item in list_items(folder, skipped)] == [name]
     assert len(skipped) == 1
-    assert [video.path.name for video in list_videos(folder, None)] == [name]
+    assert [video.source.name for video in list_videos(folder, None)] == [name]
 
 
 def test_transparent_parts_of_a_webp_are_white(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_prompts_from_json(gray, tmp_path):
     table = tmp_path / "prompts.json"
     prompts = {f"clip{number}": f"prompt {number}" for number in range(4)} | {"clip4.mp4": "prompt 4"}
     table.write_text(json.dumps(prompts))
-    assert [video.prompt for video in list_videos(gray, table)] == [f"prompt {number}" for number in range(5)]
+    assert [video.caption for video in list_videos(gray, table)] == [f"prompt {number}" for number in range(5)]
     table.write_text("{}")
     with pytest.raises(UserError, match=r"clip0.mp4: no prompt for this video; add it to .*prompts.json"):
         list_videos(gray, table)
@@ -42,13 +42,13 @@ def test_what_cogvideox_sampled(gray, tmp_path):
             place.mkdir(parents=True)
             shutil.copy(gray / "clip0.mp4", place / "000000.mp4")
     found = list_videos(outputs, table)
-    assert [video.prompt for video in found] == [p.partition("@@")[0] for p in prompts for _ in range(2)]
+    assert [video.caption for video in found] == [p.partition("@@")[0] for p in prompts for _ in range(2)]
     assert found[1].name == "0_a_red_car/1/000000"
     with pytest.raises(UserError, match=r"no prompt for this video; .*--prompts"):  # the name holds part of it
         list_videos(outputs, None)
     for path in outputs.glob("2_*/*/000000.mp4"):
         path.unlink()
-    assert [video.prompt for video in list_videos(outputs, None)][::2] == ["a red car", "daynight, a street", "a cat"]
+    assert [video.caption for video in list_videos(outputs, None)][::2] == ["a red car", "daynight, a street", "a cat"]
     table.write_text("another prompt\n")
     with pytest.raises(UserError, match=r"prompts.txt has no line for it"):
         list_videos(outputs, table)

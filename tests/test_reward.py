@@ -1,6 +1,7 @@
 """The reward client against a real server process over HTTP."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from sat_ssvae.config import load_config
 from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.generated import list_videos
-from sat_ssvae.evaluation.reward import RewardConfig, Scored, compare_pairs, pair_up, summarize
+from sat_ssvae.evaluation.reward import RewardConfig, compare_pairs, pair_up, summarize
 from sat_ssvae.evaluation.unified_reward import VERSIONS
 
 from .judged import DOWN, config, expected, gray_videos, ratings, score
@@ -123,7 +124,7 @@ def test_two_folders_are_compared_pair_by_pair(judge, gray, tmp_path):
     with pytest.raises(UserError, match="clip0: its prompt differs"):
         pair_up(first, score(brighter, settings))
     with pytest.raises(UserError, match="share no rated video"):
-        pair_up(first, Scored())
+        pair_up(first, dataclasses.replace(first, rated=[]))
 
 
 def test_prompts_are_found_where_captions_are(gray, judge):
@@ -131,7 +132,7 @@ def test_prompts_are_found_where_captions_are(gray, judge):
         path.unlink()
     lines = [json.dumps({"file_name": f"clip{number}.mp4", "text": f"gray number {number}"}) for number in range(5)]
     (gray / "metadata.jsonl").write_text("\n".join(lines))
-    assert [video.prompt for video in list_videos(gray, None)] == [f"gray number {n}" for n in range(5)]
+    assert [video.caption for video in list_videos(gray, None)] == [f"gray number {n}" for n in range(5)]
     assert main(["reward", "--video_dir", str(gray), f"url={judge.url}"]) == 0
     (gray / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match="no prompt for this video"):  # not from the tables of the command itself

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     """Score one folder or two, write ratings, tables, summary and page into them, print the summary."""
     from ..evaluation.generated import list_videos
     from ..evaluation.reward import RewardConfig, compare_pairs, pair_table, pair_up, score_videos
-    from ..evaluation.reward_page import Rated, write_pairs_page, write_reward_page
+    from ..evaluation.reward_page import write_pairs_page, write_reward_page
 
     flags = [f"batch_size={options.batch_size}"] if options.batch_size else []
     config = load_config(RewardConfig, None, [*flags, *options.overrides])
@@ -60,9 +60,8 @@ def run(options: argparse.Namespace) -> None:
     for folder in folders:
         scored[folder] = score_videos(videos[folder], folder / f"{name}.jsonl", config)
         _report(scored[folder], folder / f"{name}.json", config)
-    rated = {folder: Rated(folder, videos[folder], scored[folder]) for folder in folders}
     pages = [
-        write_reward_page(folder / f"{name}.html", rated[folder], config, options.command_line) for folder in folders
+        write_reward_page(folder / f"{name}.html", scored[folder], config, options.command_line) for folder in folders
     ]
     if options.against:
         pairs = pair_up(scored[options.against], scored[options.video_dir])
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         write_csv(options.video_dir / f"{name}_pairs.csv", pair_table(pairs, config))
         document = {"baseline": str(options.against), "pairs": len(pairs), **asdict(comparison)}
         write_json(options.video_dir / f"{name}_pairs.json", document)
-        page, both = options.video_dir / f"{name}_pairs.html", (rated[options.against], rated[options.video_dir])
+        page, both = options.video_dir / f"{name}_pairs.html", (scored[options.against], scored[options.video_dir])
         pages.append(write_pairs_page(page, *both, pairs, config, options.command_line))
         sys.stdout.write(
             f"\n{options.video_dir} minus {options.against}, {len(pairs)} pairs{_NOTE}\n"

@@ -9,7 +9,6 @@ sample) it comes from the file of prompts that was sampled from, or from the fol
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.captions import CaptionFinder
@@ -18,7 +17,7 @@ from ..data.folders import media_files
 from ..data.images import is_image
 from ..data.skips import printable
 from ..errors import UserError
-from .items import is_view
+from .items import VideoItem, is_view
 
 _SAMPLE = re.compile(r"(\d+)_(.*)/\d+/\d{6}")
 """Path of a sample of CogVideoX, without the suffix."""
@@ -26,17 +25,8 @@ _SAMPLE_LENGTH = 120
 """Characters of the prompt that CogVideoX keeps in the folder's name."""
 
 
-@dataclass(frozen=True)
-class GeneratedVideo:
-    """A generated video; `name` is its path in its folder without the suffix."""
-
-    name: str
-    path: Path
-    prompt: str
-
-
-def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
-    """The folder's videos with their prompts.
+def list_videos(folder: Path, prompts: Path | None) -> list[VideoItem]:
+    """The folder's videos with their prompts as captions; names are paths in the folder without the suffix.
 
     Args:
         folder: is searched at any depth.
@@ -58,7 +48,7 @@ def list_videos(folder: Path, prompts: Path | None) -> list[GeneratedVideo]:
 
 def _video(
     path: Path, folder: Path, known: dict[str, str] | list[str] | CaptionFinder, prompts: Path | None
-) -> GeneratedVideo:
+) -> VideoItem:
     inside = path.relative_to(folder)
     name = inside.with_suffix("").as_posix()
     sample = _SAMPLE.fullmatch(name)
@@ -73,7 +63,7 @@ def _video(
         missing = f"write it to {path.with_suffix('.txt')} or give --prompts"
     if not prompt:
         raise UserError(f"{path}: no prompt for this video; {missing}")
-    return GeneratedVideo(printable(name), path, prompt)
+    return VideoItem(printable(name), path, prompt)
 
 
 def _numbered_prompt(lines: list[str], sample: re.Match[str] | None) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..metrics.intervals import MeanInterval, mean_interval
 from ..progress import progress_bar
 from ..storage import digest_of
-from .generated import GeneratedVideo
+from .items import VideoItem
 from .journal import append, read_journal
 from .reward_client import Answer, ChatClient, RequestFailed, ServerConfig
 from .unified_reward import (
@@ -69,10 +69,12 @@ class RatedVideo:
 
 @dataclass(frozen=True)
 class Scored:
-    """A folder's rated videos in their order, and what got no rating: video -> reason."""
+    """A folder's videos, those that are rated in their order, and what got no rating: video -> reason."""
 
-    rated: list[RatedVideo] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
+    folder: Path
+    videos: Sequence[VideoItem]
+    rated: list[RatedVideo]
+    failures: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Comparison:
     win_rate: MeanInterval
 
 
-def score_videos(videos: Sequence[GeneratedVideo], output: Path, config: RewardConfig) -> Scored:
+def score_videos(videos: Sequence[VideoItem], output: Path, config: RewardConfig) -> Scored:
     """Ask for every video that `output` has no ratings of, and return all of them.
 
     A video that cannot be read, a request that fails and an answer without ratings are listed in `failures`; the next
@@ -98,13 +100,13 @@ def score_videos(videos: Sequence[GeneratedVideo], output: Path, config: RewardC
     return asyncio.run(_Scoring(videos, output, config).run())
 
 
-_Result = tuple[GeneratedVideo, RatedVideo | RequestFailed | VideoError]
+_Result = tuple[VideoItem, RatedVideo | RequestFailed | VideoError]
 
 
 class _Scoring:
     """One run over a folder."""
 
-    def __init__(self, videos: Sequence[GeneratedVideo], output: Path, config: RewardConfig) -> None:
+    def __init__(self, videos: Sequence[VideoItem], output: Path, config: RewardConfig) -> None:
         self.videos, self.output, self.config = videos, output, config
         self.version = VERSIONS[config.version]
         self.instruction = read_instruction(config.instruction) if config.instruction else self.version.instruction
@@ -131,14 +133,15 @@ class _Scoring:
                             f"finished scores are in {self.output}; the same command continues"
                         )
                     bar.update()
-        return Scored([self.known[key] for key in self.keys.values() if key in self.known], failures)
+        rated = [self.known[key] for key in self.keys.values() if key in self.known]
+        return Scored(self.output.parent, self.videos, rated, failures)
 
-    async def _results(self, videos: Sequence[GeneratedVideo]) -> AsyncGenerator[_Result, None]:
+    async def _results(self, videos: Sequence[VideoItem]) -> AsyncGenerator[_Result, None]:
         """Each video with what became of it, as they finish; never more than `batch_size` are under way."""
         free = asyncio.Semaphore(self.config.batch_size)
         async with aclosing(ChatClient(self.config)) as client:
 
-            async def rate(video: GeneratedVideo) -> _Result:
+            async def rate(video: VideoItem) -> _Result:
                 async with free:
                     try:
                         return video, await self._rate(client, video)
@@ -154,15 +157,15 @@ class _Scoring:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _rate(self, client: ChatClient, video: GeneratedVideo) -> RatedVideo:
-        frames = await asyncio.to_thread(video_frames, video.path, self.version)
-        answer = await client.ask(chat_messages(frames, video.prompt, self.instruction))
+    async def _rate(self, client: ChatClient, video: VideoItem) -> RatedVideo:
+        frames = await asyncio.to_thread(video_frames, video.source, self.version)
+        answer = await client.ask(chat_messages(frames, video.caption, self.instruction))
         text, scores = _read(answer, self.version, self.config.max_tokens, client.without_key)
-        return RatedVideo(self.keys[video], video.name, video.prompt, text, scores)
+        return RatedVideo(self.keys[video], video.name, video.caption, text, scores)
 
-    def _key(self, video: GeneratedVideo) -> str:
-        content = digest_of(video.path)
-        return fingerprint(video.name, content, video.prompt, self.instruction, self.version.number, self.config.model)
+    def _key(self, video: VideoItem) -> str:
+        content = digest_of(video.source)
+        return fingerprint(video.name, content, video.caption, self.instruction, self.version.number, self.config.model)
 
 
 def _read(

@@ -1,10 +1,9 @@
 """The page of rated videos: clips with their ratings, the worst first, beside a baseline's where there is one.
 
-write_reward_page(page, Rated(folder, videos, scored), config, command_line, csv)
+write_reward_page(page, scored, config, command_line)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.skips import Skip
@@ -12,7 +11,6 @@ from ..data.video_io import probe, read_clip
 from ..metrics.intervals import MeanInterval, written
 from ..pages.clips import ClipCell, ClipRow, Film, film
 from .gallery import Gallery, how_many, write_gallery
-from .generated import GeneratedVideo
 from .moments import SHOWN
 from .reward import RatedVideo, RewardConfig, Scored, compare_pairs, pair_table, rating_table, summarize
 
@@ -21,36 +19,21 @@ _WIDTH = 320
 _RATE = 4.0
 
 
-@dataclass(frozen=True)
-class Rated:
-    """A folder, its videos, and their ratings."""
-
-    folder: Path
-    videos: Sequence[GeneratedVideo]
-    scored: Scored
-
-    def cell(self, record: RatedVideo, title: str = "") -> ClipCell:
-        """A video with its ratings."""
-        path = next(video.path for video in self.videos if video.name == record.video)
-        ratings = ", ".join(f"{axis.replace('_', ' ')} {value:.2f}" for axis, value in record.scores.items())
-        return ClipCell(title, _overview(path), ratings)
-
-
-def write_reward_page(page: Path, rated: Rated, config: RewardConfig, command_line: str) -> Path:
+def write_reward_page(page: Path, scored: Scored, config: RewardConfig, command_line: str) -> Path:
     """The page of one folder, the lowest overall rating first; returns its path."""
-    rows = rating_table(rated.scored.rated, config)
+    rows = rating_table(scored.rated, config)
     ordered = sorted(range(1, len(rows)), key=lambda number: float(rows[number][2]))
-    records = [rated.scored.rated[number - 1] for number in ordered]
-    means = summarize(rated.scored, config)
-    meaning = f"{rated.folder}: mean overall rating {means['overall']} over {len(records):,} videos."
-    shown = [ClipRow(one.video, [rated.cell(one)], one.prompt) for one in records[:SHOWN]]
-    return _write(page, meaning, shown, rows, ordered, (rated, means, config, command_line))
+    records = [scored.rated[number - 1] for number in ordered]
+    means = summarize(scored, config)
+    meaning = f"{scored.folder}: mean overall rating {means['overall']} over {len(records):,} videos."
+    shown = [ClipRow(one.video, [_cell(scored, one)], one.prompt) for one in records[:SHOWN]]
+    return _write(page, meaning, shown, rows, ordered, (scored, means, config, command_line))
 
 
 def write_pairs_page(
     page: Path,
-    baseline: Rated,
-    candidate: Rated,
+    baseline: Scored,
+    candidate: Scored,
     pairs: Sequence[tuple[RatedVideo, RatedVideo]],
     config: RewardConfig,
     command_line: str,
@@ -63,8 +46,8 @@ def write_pairs_page(
         ClipRow(
             candidate_one.video,
             [
-                baseline.cell(baseline_one, f"baseline: {baseline.folder.name}"),
-                candidate.cell(candidate_one, f"candidate: {candidate.folder.name}"),
+                _cell(baseline, baseline_one, f"baseline: {baseline.folder.name}"),
+                _cell(candidate, candidate_one, f"candidate: {candidate.folder.name}"),
             ],
             f"{candidate_one.prompt} ({_overall(rows[number])})",
         )
@@ -93,9 +76,9 @@ def _write(
     shown: Sequence[ClipRow],
     rows: Sequence[Sequence[str]],
     ordered: Sequence[int],
-    about: tuple[Rated, Mapping[str, MeanInterval], RewardConfig, str],
+    about: tuple[Scored, Mapping[str, MeanInterval], RewardConfig, str],
 ) -> Path:
-    rated, means, config, command_line = about
+    scored, means, config, command_line = about
     count = how_many(len(shown), len(ordered), "lowest")
     of_pairs = rows[0][-1] == "difference"
     facts = {axis.replace("_", " ") + " difference" * of_pairs: str(mean) for axis, mean in means.items()}
@@ -110,7 +93,7 @@ def _write(
         page.with_suffix(".csv"),
         command_line,
         {"judge": f"{config.model}, UnifiedReward {config.version}", **facts},
-        [Skip(name, "not rated", reason) for name, reason in rated.scored.failures.items()],
+        [Skip(name, "not rated", reason) for name, reason in scored.failures.items()],
         _RATE,
     )
     return write_gallery(page, gallery)
@@ -127,11 +110,18 @@ def _without_prompt(row: Sequence[str]) -> list[str]:
     return [row[0], *row[2:]]
 
 
-def _overview(path: Path) -> Film:
+def _cell(scored: Scored, record: RatedVideo, title: str = "") -> ClipCell:
+    """A video with its ratings."""
+    source = next(video.source for video in scored.videos if video.name == record.video)
+    ratings = ", ".join(f"{axis.replace('_', ' ')} {value:.2f}" for axis, value in record.scores.items())
+    return ClipCell(title, _overview(source), ratings)
+
+
+def _overview(source: Path | bytes) -> Film:
     """Some frames, evenly over a video."""
-    info = probe(path)
+    info = probe(source)
     count = max(1, min(_FRAMES, info.frames))
     scale = min(1.0, _WIDTH / info.width)
     size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
-    clip = read_clip(path, start=0, num_frames=count, fps=count / info.duration, size=size)
+    clip = read_clip(source, start=0, num_frames=count, fps=count / info.duration, size=size)
     return film(clip.permute(1, 2, 3, 0).numpy(), max_width=_WIDTH)

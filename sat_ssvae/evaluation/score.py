@@ -192,10 +192,10 @@ def _similarity(config: ScoreConfig, device: torch.device, notes: list[str]) -> 
         return None
 
 
-def _prompts(folder: Path, prompts: Path | None, notes: list[str]) -> dict[Path, str]:
-    """Prompts by the video's path; shards have only captions."""
+def _prompts(folder: Path, prompts: Path | None, notes: list[str]) -> dict[Path | bytes, str]:
+    """Prompts by the video's source; shards have only captions."""
     try:
-        return {video.path: video.prompt for video in list_videos(folder, prompts)}
+        return {video.source: video.caption for video in list_videos(folder, prompts)}
     except UserError as error:
         if prompts is not None or not folder.is_dir():
             raise

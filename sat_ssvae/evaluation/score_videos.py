@@ -110,7 +110,7 @@ class Measuring:
         records = read_journal(self.journal, MeasuredVideo) if self.journal else []
         return {record.key: record for record in records}
 
-    def folder(self, source: Path, prompts: Mapping[Path, str], bar: Any) -> MeasuredFolder:
+    def folder(self, source: Path, prompts: Mapping[Path | bytes, str], bar: Any) -> MeasuredFolder:
         """All videos of a folder or of shards; `bar` counts them.
 
         Raises:
@@ -119,7 +119,7 @@ class Measuring:
         measured = MeasuredFolder(str(source))
         found: list[MeasuredVideo] = []
         for item in list_items(source, measured.skipped):
-            prompt = prompts.get(item.source, item.caption) if isinstance(item.source, Path) else item.caption
+            prompt = prompts.get(item.source, item.caption)
             key = self._key(item, prompt)
             try:
                 if key in self._known:

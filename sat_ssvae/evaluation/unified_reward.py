@@ -105,7 +105,7 @@ VERSIONS: Mapping[int, RewardVersion] = MappingProxyType(
 )
 
 
-def video_frames(path: Path, version: RewardVersion) -> list[bytes]:
+def video_frames(source: Path | bytes, version: RewardVersion) -> list[bytes]:
     """The frames that this version is shown, first and last of the video included, as JPEG files.
 
     A video with fewer frames shows some of them several times.
@@ -113,12 +113,12 @@ def video_frames(path: Path, version: RewardVersion) -> list[bytes]:
     Raises:
         VideoError: the file cannot be read to its end.
     """
-    info = probe(path)
+    info = probe(source)
     last, parts = (info.frames - 1) / info.fps, max(version.num_frames - 1, 1)
     scaler = VideoReformatter()
-    with open_video(path) as (container, stream):
+    with open_video(source) as (container, stream):
         times = [last * part / parts for part in range(version.num_frames)]
-        pictures = nearest_frames(container, stream, times, path)
+        pictures = nearest_frames(container, stream, times, source)
         size = version.frame_size or (info.height, info.width)
         return [encode_jpeg(Image.fromarray(upright_rgb(picture, size, scaler))) for picture in pictures]
 
