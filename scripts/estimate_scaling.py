@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_
 
 from sat_ssvae.config import find_config, load_config, packaged
 from sat_ssvae.distributed import default_device
+from sat_ssvae.engine.memory_tracker import MemoryTracker
 from sat_ssvae.training.memory import GIB, PLANS, RESERVE, StepPlan, build_step, choose_plan, largest_batch, take_step
 from sat_ssvae.training.settings import TrainConfig
 
@@ -70,7 +71,8 @@ class _Counter(TorchDispatchMode):
 
 def operations(config: TrainConfig, plan: StepPlan) -> float:
     """Operations (two a multiply-add) of one step of one rank, all its micro-batches."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
+    # The tracker gives numbers in place of those that fake tensors do not have: where a block mask begins.
+    with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker(), _Counter() as counter:
         take_step(config, *build_step(config, plan), torch.empty(largest_batch(config)))
     return float(counter.operations * config.optimizer.accumulation_steps)
 

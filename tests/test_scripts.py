@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-SMALL = ["model={base_channels: 8}", "resolution=32", "data.num_frames=5", "batch_size=2"]
+SMALL = ["model={base_channels: 8}", "resolution=32", "data.num_frames=5", "batch_size=2", "lmr.kind=block"]
 
 
 def last_line(name, *arguments):
