@@ -167,8 +167,7 @@ def test_what_the_package_writes_gets_the_users_umask(tmp_path, tiny_videos, uma
     save_weights(vae, tmp_path / "run" / "latest.pth")
     clips = [Clip(random_video(5)[0], "film", "caption", 0.0)]
     encode_latents(vae, clips, tmp_path / "latents.safetensors", EncoderSettings(batch_size=1), torch.device("cpu"))
-    with MetricsLog(tmp_path / "run" / "metrics.csv", ["step", "loss"], 0) as log:
-        log.write(1, {"loss": 0.5})
+    MetricsLog(tmp_path / "run" / "metrics.csv", ["step", "loss"], 0).write(1, {"loss": 0.5})
     assert modes(tmp_path) == {0o666 & ~umask}
 
 

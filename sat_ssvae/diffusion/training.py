@@ -185,9 +185,9 @@ class TransformerTrainer:
     def train(self, on_checkpoint: Callable[[int, DiT], None] | None) -> DiT:
         """Take the remaining steps; returns the averaged weights."""
         self.on_checkpoint = on_checkpoint
-        with MetricsLog(self.out / "loss.csv", LOSS_COLUMNS, self.run.step) as self.log:
-            self.run.loop("training transformer", self._take_step, save=self._save, due=self._checkpoint_due)
-            self._evaluate()
+        self.log = MetricsLog(self.out / "loss.csv", LOSS_COLUMNS, self.run.step)
+        self.run.loop("training transformer", self._take_step, save=self._save, due=self._checkpoint_due)
+        self._evaluate()
         if distributed.rank() == 0:
             save_dit(self.model, self.out)
         distributed.barrier()

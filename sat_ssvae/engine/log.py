@@ -1,53 +1,20 @@
 """Logs that survive interruptions: a CSV with declared columns, and JSON lines."""
 
-import contextlib
 import csv
+import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any
 
 from .. import distributed
 from ..errors import UserError
-from ..storage import atomic, read_json_lines, write_text
-
-L = TypeVar("L", bound="_StepLog")
+from ..storage import GrowingText, read_json_lines, write_text
 
 
-class _StepLog:
-    """A file with one line per step, on rank 0 alone."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: TextIO | None = None
-
-    def close(self) -> None:
-        # Every row was flushed. A failed write was reported then, and would fail again here.
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-
-    def __enter__(self: L) -> L:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _flushed(self, file: TextIO) -> Iterator[None]:
-        try:
-            yield
-            file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); make room and give the same command again, it "
-                "continues from the last checkpoint"
-            ) from None
-
-
-class MetricsLog(_StepLog):
-    """Append rows that begin with a step. Rows of an interrupted run after `start` are dropped first.
+class MetricsLog:
+    """Append rows that begin with a step, on rank 0 alone. Rows of an interrupted run after `start` are dropped first.
 
     `columns` are the file's header, `step` first.
 
@@ -56,23 +23,22 @@ class MetricsLog(_StepLog):
     """
 
     def __init__(self, path: Path, columns: Sequence[str], start: int) -> None:
-        super().__init__(path)
-        self.columns = list(columns)
-        if distributed.rank() != 0:
-            return
-        kept = [row for row in self._read() if int(row["step"]) <= start]
-        with atomic(path, durable=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(kept)
-        self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, self.columns)
+        self.path, self.columns = path, list(columns)
+        if distributed.rank() == 0:
+            header = dict(zip(self.columns, self.columns, strict=True))
+            kept = [row for row in self._read() if int(row["step"]) <= start]
+            write_text(path, self._text([header, *kept]), durable=True)
+            self._file = GrowingText(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one row and flush it."""
-        if self._file is not None:
-            with self._flushed(self._file):
-                self._writer.writerow({"step": step, **values})
+        """Append one row."""
+        if distributed.rank() == 0:
+            _append(self._file, self.path, self._text([{"step": step, **values}]))
+
+    def _text(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerows(rows)
+        return text.getvalue()
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -85,23 +51,31 @@ class MetricsLog(_StepLog):
             return [row for row in reader if None not in row.values() and row["step"].isdigit()]
 
 
-class JsonLog(_StepLog):
+class JsonLog:
     """Append lines of JSON that begin with a step; infinite and NaN become null. Otherwise as `MetricsLog`."""
 
     def __init__(self, path: Path, start: int) -> None:
-        super().__init__(path)
-        if distributed.rank() != 0:
-            return
-        kept = [line for line in read_json_lines(path) if line["step"] <= start]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept), durable=True)
-        self._file = path.open("a", encoding="utf-8")
+        self.path = path
+        if distributed.rank() == 0:
+            kept = [line for line in read_json_lines(path) if line["step"] <= start]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept), durable=True)
+            self._file = GrowingText(path)
 
     def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:
-        """Append one line and flush it."""
-        if self._file is not None:
+        """Append one line."""
+        if distributed.rank() == 0:
             plain = {name: _finite(value) for name, value in values.items()}
-            with self._flushed(self._file):
-                self._file.write(json.dumps({"step": step, **plain}) + "\n")
+            _append(self._file, self.path, json.dumps({"step": step, **plain}) + "\n")
+
+
+def _append(file: GrowingText, path: Path, line: str) -> None:
+    try:
+        file.add(line)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room and give the same command again, it "
+            "continues from the last checkpoint"
+        ) from None
 
 
 def _finite(value: float | list[float]) -> Any:

@@ -139,9 +139,7 @@ class Monitor:
             one.pictures(step, EvaluationPictures(grid, moving, video, self.fps))
 
     def close(self) -> None:
-        """Close the files and the loggers."""
-        if self._log is not None:
-            self._log.close()
+        """Close the loggers."""
         for one in self._loggers:
             one.close()
 

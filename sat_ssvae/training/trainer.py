@@ -140,9 +140,9 @@ class AutoencoderTrainer:
         self.columns = ["lr", *_loss_names(config), "lcr_weight"]
         for engine in self.run.engines.values():
             engine.train()
+        self.log = MetricsLog(self.output / "train.csv", ["step", *self.columns], start)
+        self.details = JsonLog(self.output / "metrics.jsonl", start)
         with contextlib.ExitStack() as opened:
-            self.log = opened.enter_context(MetricsLog(self.output / "train.csv", ["step", *self.columns], start))
-            self.details = opened.enter_context(JsonLog(self.output / "metrics.jsonl", start))
             self.monitor = self._monitor(opened)
             if self.page is not None:
                 opened.enter_context(self.page.following(self.run))
