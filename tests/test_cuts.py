@@ -10,10 +10,11 @@ import pytest
 from sat_ssvae.data.clips import unsuitable
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import Sample
+from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import probe, read_frames
 
-from .numbered_videos import CUT, is_whole, number_of, numbered, record
-from .shard_files import small
+from .numbered_videos import CODECS, CUT, is_whole, number_of, numbered, record
+from .shard_files import samples_in, small
 
 
 @pytest.mark.parametrize("cut", [0.02, 0.1, 1.03, 2.4, 2.51])
@@ -246,3 +247,13 @@ def test_a_single_picture_has_the_rate_of_pictures(tmp_path, suffix, codec):
     """FFmpeg guesses 50 per second, those of fields."""
     info = probe(record(tmp_path / f"one{suffix}", 1, 25, codec))
     assert (info.frames, info.fps, info.duration) == (1, 25, 1 / 25)
+
+
+@pytest.mark.parametrize(("suffix", "fps"), [(".mp4", 30), (".mkv", 24), (".webm", 30)])
+def test_a_cut_between_two_pictures_repeats_and_loses_none(tmp_path, suffix, fps):
+    """Two halves of an odd number of pictures: every one is half a step from its even times."""
+    path = record(tmp_path / f"a{suffix}", 41, fps, CODECS.get(suffix, "libx264"))
+    pack(path, tmp_path / "out", PackConfig(workers=1, captions="none", segment_seconds=0.7))
+    parts = [read_frames(sample["mp4"]) for sample in samples_in(tmp_path / "out")]
+    assert len(parts) == 2
+    assert [number_of(frame.picture) for part in parts for frame in part] == list(range(41))

@@ -181,8 +181,8 @@ def _convert_video(segment: PackItem, config: PackConfig, inputs: InputFiles) ->
     # Of a variable frame rate, even steps would lose some pictures and repeat others.
     shown = inputs.times(segment.path) if slower == 1 else None
     own = None if shown is None or shown.is_even(info.fps) else (shown.seconds - shown.seconds[0]).tolist()
-    if own is None:
-        times = [segment.start + step / fps for step in range(round((end - segment.start) * fps))]
+    if own is None:  # on pictures: half a step beside them, rounding would repeat some and leave out others
+        times = [step / info.fps for step in range(round(segment.start * info.fps), round(end * info.fps), slower)]
     else:
         times = [time for time in own if segment.start <= time < end]
     if not times:
