@@ -20,9 +20,9 @@ FORMATS = [
 ]
 
 
-def encoded(container, codec, pixels, pictures, target=None):
+def encoded(container, codec, pixels, pictures, target=None, options=None):
     file = io.BytesIO() if target is None else target
-    with av.open(file, "w", format=container) as output:
+    with av.open(file, "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=20)
         stream.height, stream.width, stream.pix_fmt = 32, 48, pixels
         stream.codec_context.bit_rate = 1_000_000
@@ -43,6 +43,15 @@ def test_the_last_bytes_of_the_pictures_are_missing(container, codec, pixels):
         with pytest.raises(VideoError) as caught:
             read(cut)
         assert caught.value.cause == "truncated"
+
+
+def test_an_mp4_that_ends_inside_a_fragment():
+    """A download of a stream: its header knows of no pictures."""
+    whole = encoded("mp4", "libx264", "yuv420p", numbered(40), options={"movflags": "frag_every_frame+empty_moov"})
+    assert probe(whole).frames == probe(whole + b"other data").frames == len(list(read_frames(whole))) == 40
+    for read in (probe, lambda source: list(read_frames(source))):
+        with pytest.raises(VideoError, match="truncated"):
+            read(whole[: whole.rindex(b"mdat") + 10])
 
 
 def test_an_avi_without_its_index_has_all_its_pictures():

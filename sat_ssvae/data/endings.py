@@ -15,13 +15,14 @@ from .files import opened
 _GIF_HEAD = 13
 _OGG_PAGE = 27 + 255 + 255 * 255  # the most bytes of one
 _MATROSKA = "matroska,webm"
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _EBML_HEAD = b"\x1aE\xdf\xa3"  # the element that a Matroska file begins with
 _UNKNOWN = (0, 0xFFFFFFFF)  # the length of a chunk of AVI that was written to a pipe
 
 
 def is_cut_off(container: str, source: Path | bytes) -> bool:
-    """Whether a file (AVI, GIF, Ogg, ASF) lacks its end, as a half-downloaded one does."""
-    if container not in ("avi", "gif", "ogg", "asf"):
+    """Whether a file (AVI, GIF, Ogg, ASF, MP4 in fragments) lacks its end, as a half-downloaded one does."""
+    if container not in ("avi", "gif", "ogg", "asf", _MOV):
         return False
     with opened(source) as file:
         size = _size(file)
@@ -29,6 +30,8 @@ def is_cut_off(container: str, source: Path | bytes) -> bool:
             return any(kind == b"LISTmovi" and end > size + 1 for kind, end in _avi_chunks(file, size))
         if container == "gif":
             return _end_of_gif(file, size) is None
+        if container == _MOV:
+            return _is_fragment_cut_off(file, size)
         return _is_ogg_cut_off(file, size) if container == "ogg" else _is_asf_cut_off(file, size)
 
 
@@ -65,6 +68,20 @@ def _avi_chunks(file: IO[bytes], size: int) -> Iterator[tuple[bytes, int]]:
         nested = head[:4] in (b"RIFF", b"LIST")
         yield head[:4] + (head[8:] if nested else b""), end
         position = position + 12 if head[:4] == b"RIFF" else end
+
+
+def _is_fragment_cut_off(file: IO[bytes], size: int) -> bool:
+    """Whether an MP4 file ends inside a fragment; where there are none, the header says what pictures there are."""
+    position, kinds = 0, [b""]
+    while position < size:
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+        if length < 8:  # 0: up to the end
+            return False
+        kinds.append(head[4:8])
+        position += length
+    return position > size and b"moof" in kinds and kinds[-1] in (b"moof", b"mdat")
 
 
 def _ebml_elements(file: IO[bytes], size: int) -> Iterator[bytes]:
