@@ -253,6 +253,15 @@ def test_a_cover_picture_alone_is_no_video(tmp_path):
 FORMATS = {".mts": "mpegts", ".m2ts": "mpegts", ".3gp": "3gp", ".vob": "vob", ".ogv": "ogg"}
 
 
+def test_a_photo_in_heif_is_no_video(tmp_path):
+    """FFmpeg takes each of its tiles for a video."""
+    path = encode(tmp_path / "photo.mp4", corner_pictures(64, 96, 1), 8)
+    path.write_bytes(path.read_bytes().replace(b"ftypisom", b"ftypheic", 1))
+    path = path.rename(tmp_path / "photo.heic")
+    with pytest.raises(VideoError, match=r"photo\.heic: a still picture in HEIF; convert it to JPEG or PNG"):
+        probe(path)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_less_usual_suffixes_are_seen_everywhere(tmp_path, suffix):
     codec = {".ogv": "libvpx", ".vob": "mpeg2video"}.get(suffix, "libx264")

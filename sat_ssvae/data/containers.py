@@ -50,6 +50,8 @@ SLACK = 0.5
 _PICTURE_CODECS = frozenset(
     {"mjpeg", "png", "bmp", "gif", "webp"}
 )  # of covers, where the container has no mark for them
+_STILL_BRANDS = frozenset({"heic", "heix", "mif1", "avif"})
+"""Of still pictures in HEIF, of which FFmpeg takes each tile for a video."""
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -75,6 +77,10 @@ def open_video(source: Path | bytes, *, header_only: bool = False) -> Iterator[t
             metadata_errors="replace",
         ) as container:
             assert isinstance(container, InputContainer)
+            if container.metadata.get("major_brand") in _STILL_BRANDS:
+                raise VideoError(
+                    "not a video", f"{name_of(source)}: a still picture in HEIF; convert it to JPEG or PNG"
+                )
             streams = [stream for stream in container.streams.video if not stream.disposition & _STILL]
             if not streams:
                 raise VideoError("no video stream", name_of(source))
