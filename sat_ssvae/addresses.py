@@ -36,6 +36,7 @@ _AT_ONCE = 16
 PAUSE = 1.0
 """Seconds before the first retry; they double with each further one."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_WEB = ("http", "https")
 _WHOLE_PUTS = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 """Stores besides S3 in which an upload becomes visible at its end; in others a file is uploaded, then renamed."""
 _PART = 16 * 2**20  # bytes; s3fs uploads files of two or more parts part by part, ten at once
@@ -52,7 +53,7 @@ _OPTIONS: dict[str, Any] = {"use_listings_cache": False}  # other machines write
 def is_address(text: object) -> bool:
     """Whether a path is an address that fsspec opens; https:// and file:// are not."""
     match = _ADDRESS.match(str(text))
-    return match is not None and match[1].lower() not in ("file", "local", "http", "https")
+    return match is not None and match[1].lower() not in ("file", "local", *_WEB)
 
 
 def path_of(text: str | Path) -> Path:
@@ -61,10 +62,13 @@ def path_of(text: str | Path) -> Path:
     Folders of a store need not be created. Write whole files with `storage.atomic` or `storage.write_text`.
 
     Raises:
-        UserError: no such kind of address, its package is not installed, it names no bucket or contains a password.
+        UserError: no such kind of address, its package is not installed, it names no bucket or contains a password; the
+            address of a web server.
     """
     if not isinstance(text, str):
         return text
+    if text.partition("://")[0].lower() in _WEB:
+        raise UserError(f"{without_secrets(text)}: web servers are not read here, download it first")
     if not is_address(text):
         return Path(re.sub(r"^(file|local)://", "", text))
     check_address(text)

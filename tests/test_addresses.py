@@ -49,6 +49,7 @@ def test_local_paths_stay_paths(tmp_path):
         ("s3://", "which bucket"),
         ("s3:///a", "which bucket"),
         ("s3://bucket/a::b", "give one address"),
+        ("https://host/a.mp4", "https://host/a.mp4: web servers are not read here, download it first"),
         ("gs://bucket/a", "gs:// needs a package: pip install gcsfs"),
     ],
 )

@@ -107,6 +107,19 @@ def test_csv(tiny_videos, tmp_path):
     assert skips_in(tmp_path / "out")[0]["source"] == "videos/gone.mp4"
 
 
+@pytest.mark.parametrize("written", ["in\\a.mp4", "file://{folder}/in/a.mp4"])
+def test_paths_of_a_table_as_other_programs_write_them(tiny_videos, tmp_path, written):
+    (tmp_path / "in").mkdir()
+    shutil.copy(tiny_videos / "bars0.mp4", tmp_path / "in" / "a.mp4")
+    table = tmp_path / "a.csv"
+    table.write_text(f"path,caption\n{written.format(folder=tmp_path)},a cat\n")
+    (item,) = pack_items(table, tmp_path / "out")
+    assert (item.path, item.caption) == (tmp_path / "in" / "a.mp4", "a cat")
+    table.write_text("path,caption\nhttps://host/a.mp4,a cat\n")
+    with pytest.raises(UserError, match=r"https://host/a\.mp4: web servers are not read here, download it first"):
+        pack_items(table, tmp_path / "out")
+
+
 def test_several_folders_and_files(tiny_videos, tmp_path, capsys):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -19,6 +19,7 @@ from .skips import printable
 SIDECAR_SUFFIXES = frozenset(
     {".json", ".jsonl", ".ndjson", ".md", PARQUET, *TABLE_SUFFIXES, *(f".{name}" for name in TEXT_SUFFIXES)}
 )
+_NO_VIDEOS = SIDECAR_SUFFIXES - TABLE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
     """
     finders: dict[Path, CaptionFinder] = {}
     every = inputs if isinstance(inputs, Sequence) else [inputs]
+    lists = [given for given in every if not isinstance(given, PackItem) and given.suffix.lower() in _NO_VIDEOS]
+    if lists and len(lists) == len(every):
+        raise UserError(f"{lists[0]}: give the folder that it lies in, or a CSV file (path, caption, start, end)")
     return [
         item
         for given in every
@@ -61,8 +65,6 @@ def pack_items(inputs: Path | Sequence[Path | PackItem], output: Path) -> list[P
 
 def _items_of(given: Path, output: Path, finders: dict[Path, CaptionFinder]) -> Iterator[PackItem]:
     """The files of one input; `finders` are those of folders of which files were given by name."""
-    if given.suffix.lower() == PARQUET:
-        raise UserError(f"{given}: give the folder that it lies in, or a CSV file (path, caption, start, end)")
     if is_address(given):
         yield from _items_at(given, output)
     elif given.is_dir():
@@ -153,6 +155,8 @@ def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: C
     start = start or 0.0
     if not 0 <= start < (end if end is not None else float("inf")):
         raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")
-    path = path_of(written) if is_address(written) else folder / written
+    path = path_of(written) if "://" in written else folder / written
+    if "\\" in written and not is_address(path) and not path.exists():  # as Windows writes it
+        path = folder / written.replace("\\", "/")
     beside = {} if is_address(path) else finder.fields(path)
     return _item(path, written, beside | fields_in(cells), start, end)
