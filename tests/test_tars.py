@@ -176,6 +176,18 @@ def test_what_a_tar_holds_twice_is_used_once_and_named(tmp_path, tiny_video, cap
     assert "several videos in 1 samples, such as b; one is used" in caplog.text
 
 
+def test_links_out_of_a_tar_are_named(tmp_path, tiny_video, caplog):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "far.mp4").write_bytes(tiny_video)
+    (folder / "a.mp4").symlink_to(tmp_path / "far.mp4")
+    for option, keys in (("-c", []), ("-ch", ["a"])):
+        subprocess.run(["tar", f"{option}f", tmp_path / "a.tar", "-C", folder, "a.mp4"], check=True)
+        assert TarStore(tmp_path / "a.tar").keys() == keys
+    (warning,) = caplog.messages
+    assert warning.endswith("1 links and sparse files are not read, such as a.mp4; tar -h packs what links lead to")
+
+
 def test_a_tar_behind_another_is_named(tmp_path, caplog):
     first, second = (write_tar(tmp_path / f"{name}.tar", [(f"{name}.mp4", b"video")]) for name in "ab")
     assert TarStore(first).keys() == ["a"] and not caplog.text

@@ -317,7 +317,9 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem, suffix.lower()) if stem and "." in file else ("", "")
 
 
-def _warn_of_unused(index: dict[str, dict[str, tuple[int, int]]], repeated: list[str], path: Path) -> None:
+def _warn_of_unused(
+    index: dict[str, dict[str, tuple[int, int]]], repeated: list[str], linked: list[str], path: Path
+) -> None:
     """Say what of a tar is left out although somebody put it there."""
     names = [f"{key}.{suffix}" for key, members in index.items() if not _media(members) for suffix in members]
     tables = [n for n in names if n.rpartition(".")[2] in _TABLES or n.rpartition("/")[2] in _TABLE_NAMES]
@@ -328,6 +330,9 @@ def _warn_of_unused(index: dict[str, dict[str, tuple[int, int]]], repeated: list
         logger.warning(text, path, tables[0])
     if repeated:
         logger.warning("%s: %d names are there again, such as %s; the first is used", path, len(repeated), repeated[0])
+    if linked:
+        text = "%s: %d links and sparse files are not read, such as %s; tar -h packs what links lead to"
+        logger.warning(text, path, len(linked), printable(linked[0]))
     if several:
         logger.warning("%s: several videos in %d samples, such as %s; one is used", path, len(several), several[0])
 
@@ -340,6 +345,7 @@ def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, in
     index: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     repeated: list[str] = []
+    linked: list[str] = []
     bounded = _Bounded(file)
     with tarfile.open(fileobj=bounded, mode="r:") as tar:  # type: ignore[call-overload]  # it needs no other methods
         for member in _whole_members(tar):
@@ -351,9 +357,11 @@ def _index_tar(file: IO[bytes], path: Path) -> dict[str, dict[str, tuple[int, in
             elif member.islnk():
                 target, kind = split_name(composed(member.linkname))
                 place = index.get(target, {}).get(kind)
+            if place is None and (member.issym() or member.islnk() or member.issparse()):
+                linked.append(member.name)
             if place and key and index.setdefault(key, {}).setdefault(suffix, place) != place:
                 repeated.append(f"{key}.{suffix}")
-    _warn_of_unused(index, repeated, path)
+    _warn_of_unused(index, repeated, linked, path)
     bounded.seek(end)
     if bounded.read(_TAR_BLOCK).strip(b"\0") or bounded.tell() < end + _TAR_BLOCK:
         logger.warning("%s: damaged or cut off after %d samples", path, len(index))
