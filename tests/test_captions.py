@@ -73,6 +73,7 @@ LAYOUTS = {
     "keys in capitals": {"a.json": '{"Caption": "a cat", "URL": "x"}'},
     "a table of OpenVid": {"OpenVid.csv": "\ufeffvideo,caption,motion score\nclips/a.mp4,a cat,3.5\n"},
     "beside, in capitals": {"a.TXT": "a cat"},
+    "labels, in capitals": {"labels/a.TXT": "a cat"},
     "captions.jsonl": {"captions.jsonl": '{"video": "a.mp4", "caption": "a cat"}'},
     "a list of another name": {"video_cap.json": '[{"path": "a.mp4", "cap": ["a cat"], "fps": 24}]'},
     "captions by path": {"all.json": '{"a.mp4": "a cat"}'},
@@ -80,6 +81,7 @@ LAYOUTS = {
     "a folder of prompts": {"prompts/a.txt": "a cat"},
     "a CSV file of UTF-16": {"list.csv": "path,caption\na.mp4,a cat\n".encode("utf-16")},
     "a CSV file of Latin-1": {"list.csv": "path,caption\na.mp4,a cat\nb.mp4,caf\xe9\n".encode("latin-1")},
+    "a CSV file that begins with an empty line": {"list.csv": "\r\npath,caption\r\na.mp4,a cat\r\n"},
     "a CSV file with bars": {"list.csv": "path|caption\na.mp4|a cat\n"},
     "a CSV file in capitals": {"LIST.CSV": "filename,description\na.mp4,a cat\n"},
     "a CSV file with spaces": {"list.csv": 'caption, path\n"a cat", "a.mp4"\n'},
@@ -237,8 +239,9 @@ def test_a_damaged_parquet_file_gives_nothing(tmp_path, caplog):
     write(tmp_path, {"a.mp4": b"", "metadata.parquet": parquet_file(file_name=["a.mp4"], text=["a cat"])[:-9]})
     assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
     assert "metadata.parquet: no captions from it" in caplog.text
-    with pytest.raises(UserError, match=r"metadata\.parquet: give the folder"):
-        pack_items([tmp_path / "metadata.parquet"], tmp_path / "out")
+    for suffix in ("parquet", "jsonl", "json", "txt"):
+        with pytest.raises(UserError, match=rf"metadata\.{suffix}: give the folder"):
+            pack_items([tmp_path / f"metadata.{suffix}"], tmp_path / "out")
     with pytest.raises(UserError, match=r"s3://bucket/metadata\.parquet: give the folder"):
         pack_items([path_of("s3://bucket/metadata.parquet")], tmp_path / "out")
 

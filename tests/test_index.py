@@ -58,6 +58,7 @@ def test_what_does_not_fit_is_counted_and_listed(tmp_path, tiny_video):
         meta("slow", fps=4),
         meta("score", score=0),
         meta("scored", score=7.5),
+        "",
         "{broken",
         '["no", "object"]',
         '{"duration": 3}',

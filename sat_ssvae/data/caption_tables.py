@@ -43,6 +43,7 @@ def table_rows(text: str) -> "csv.DictReader[str]":
 
     A first line `sep=;`, by which Excel is told of the separator, is none of them.
     """
+    text = text.lstrip("\r\n")
     head, _, rest = text.partition("\n")
     told = re.fullmatch(r'"?sep=(.)"?\s*', head)
     delimiter = told[1] if told else max(",;\t|", key=head.count)

@@ -80,8 +80,7 @@ class CaptionFinder:
     def _beside(self, video: Path, suffixes: Iterable[str]) -> Iterator[Path]:
         """Where files of these suffixes may belong to a video, the nearest first."""
         for suffix in suffixes:
-            names = f"{video.stem}.{suffix}", f"{video.stem}.{suffix.upper()}", f"{video.name}.{suffix}"
-            yield from self._there(video.with_name(name) for name in names)
+            yield from self._there(video.with_name(f"{name}.{suffix}") for name in (video.stem, video.name))
         for folder in self._folders(video):
             inside = video.relative_to(folder)
             for labels, suffix in itertools.product(self._labels_in(folder), suffixes):
@@ -100,11 +99,14 @@ class CaptionFinder:
                 yield path.with_name(name)
 
     def _names_in(self, folder: Path) -> dict[str, str] | None:
-        """Names of files that may hold captions, by their composed form; None for a folder that cannot be listed."""
+        """Files that may hold captions, by their name in composed form and with a suffix in small letters.
+
+        None for a folder that cannot be listed.
+        """
         if folder not in self._names:
             try:
-                names = [path.name for path in folder.iterdir() if path.name.rpartition(".")[2].lower() in _SIDECARS]
-                self._names[folder] = {composed(name): name for name in names}
+                paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower()[1:] in _SIDECARS]
+                self._names[folder] = {composed(path.stem) + path.suffix.lower(): path.name for path in paths}
             except OSError:
                 self._names[folder] = None
         return self._names[folder]

@@ -237,6 +237,8 @@ def _raw_records(store: Store, on_skip: OnSkip) -> Iterator[tuple[Fields, str]]:
         return
     with meta.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             place = f"{meta}:{number}"
             try:
                 record = json.loads(line)
