@@ -13,7 +13,7 @@ from .test_project import ROOT
 OVERLAYS = ROOT / "cogvideo_configs"
 NETWORK = "model.network_config.params"
 POSITIONS = f"{NETWORK}.modules.pos_embed_config.params"
-EMBEDDER = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": {}}
+EMBEDDER = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": {"max_length": 226}}
 SFT = {"args": {"mode": "finetune"}, "data": {"target": "data_video.SFTDataset"}}
 
 

@@ -10,7 +10,7 @@ import pytest
 from sat_ssvae import UserError
 from sat_ssvae.cli import main
 from sat_ssvae.cogvideo.sat_config import EMBEDDERS, SATConfig, merge_configs
-from sat_ssvae.cogvideo.sections import find_broken_sections
+from sat_ssvae.cogvideo.sections import find_broken_sections, find_misspelt
 from sat_ssvae.latents.dataset import LatentInfo
 
 from .stock_configurations import NETWORK, OVERLAYS, POSITIONS, STOCKS, check, write_files
@@ -171,6 +171,7 @@ TEXT_STATES = f"{MODULES}.patch_embed_config.params.text_hidden_size"
         ("cogvideox_2b_5b", "args", "x", "a mapping", False),
         ("cogvideox_2b_5b", "deepspeed", None, "a mapping", False),
         ("cogvideox_2b_5b", "args.train_data", [], "[DATA]", False),
+        ("cogvideox_5b_i2v", "model.sampler_config.params", {"guider_config": {}}, "module.Class", True),
     ],
 )
 def test_what_crashes_whatever_the_latents_is_named(configuration, name, key, wrong, right, sampling):
@@ -181,13 +182,17 @@ def test_what_crashes_whatever_the_latents_is_named(configuration, name, key, wr
 
 def test_sections_of_the_text_encoder_are_whole(configuration, tmp_path):
     (tmp_path / "config.json").write_text('{"d_model": 48}')
-    embedder = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": {"model_dir": str(tmp_path)}}
+    params = {"model_dir": str(tmp_path), "max_length": 226}
+    embedder = {"target": "sgm.modules.encoders.modules.FrozenT5Embedder", "params": params}
     conditioner = {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [embedder]}}
     changes = {"model.conditioner_config": conditioner, TEXT_STATES: 32}
     (mismatch,) = check(configuration("cogvideox_2b_5b", changes))
     assert (mismatch.key, mismatch.found, mismatch.expected) == (TEXT_STATES, 32, "48")
     assert check(configuration("cogvideox_2b_5b", changes | {TEXT_STATES: 48})) == []
-    embedder["params"]["max_length"] = "226"
+    del params["max_length"]
+    (mismatch,) = check(configuration("cogvideox_2b_5b", changes | {TEXT_STATES: 48}))
+    assert (mismatch.key, mismatch.expected) == (f"{POSITIONS}.text_length", "77")  # CogVideoX's default
+    params["max_length"] = "226"
     with pytest.raises(UserError, match=r"emb_models\[0\].params.max_length is '226': input should be a valid integer"):
         check(configuration("cogvideox_2b_5b", changes | {TEXT_STATES: 48}))
     for broken in (None, [], [{}], [None], "x"):
@@ -244,6 +249,76 @@ def test_classes_and_their_parameters_are_looked_for_in_the_checkout(configurati
     assert key == f"{POSITIONS}.hight_interpolation" and "did you mean `height_interpolation`?" in text
 
 
+CLASSES = """
+import torch
+from sat.model.base_model import BaseModel
+class DiffusionTransformer(BaseModel):
+    def __init__(self, hidden_size, num_layers, **kwargs):
+        kwargs.pop("dtype", None)
+        super().__init__(args=None, **kwargs)
+class Sampler:
+    def __init__(self, num_steps, guider_config=None):
+        pass
+class Fast(Sampler):
+    def __init__(self, speed=1, **kwargs):
+        super().__init__(**kwargs)
+class Faster(Fast):
+    pass
+class Anything(Sampler):
+    def __init__(self, **others):
+        super().__init__(1)
+class Foreign(torch.nn.Module):
+    def __init__(self, **others):
+        super().__init__(**others)
+class Guider:
+    def __init__(self, scale):
+        pass
+"""
+
+
+def test_parameters_that_a_class_passes_to_its_base_are_looked_for_too(tmp_path):
+    (tmp_path / "mine.py").write_text(CLASSES)
+
+    def keys(section, target, **params):
+        values = {"model": {section: {"target": f"mine.{target}", "params": params}}, "args": {"mode": "inference"}}
+        found = find_broken_sections(SATConfig(values), tmp_path)
+        keys = [mismatch.key for mismatch in found if mismatch.key.startswith(f"model.{section}.params.")]
+        return [key for key in keys if ".modules." not in key]
+
+    transformer = functools.partial(keys, "network_config", "DiffusionTransformer", hidden_size=64)
+    assert transformer(dtype="bf16", init_method_std=0.02) == []
+    assert transformer(num_layer=3) == [f"{NETWORK}.num_layer"]
+    sampler = functools.partial(keys, "sampler_config")
+    assert sampler("Faster", num_steps=3, speed=2) == sampler("Anything", x=1) == sampler("Foreign", x=1) == []
+    assert sampler("Faster", num_step=3) == ["model.sampler_config.params.num_step"]
+    guider = {"target": "mine.Guider", "params": {"scale": 6}}
+    assert sampler("Fast", guider_config=guider) == []
+    for wrong, key in (
+        ({"target": "mine.Guide"}, "target"),
+        ({"params": {"scal": 6}}, "params.scal"),
+        ({"target": 1}, "target"),
+    ):
+        assert sampler("Fast", guider_config=guider | wrong) == [f"model.sampler_config.params.guider_config.{key}"]
+
+
+@pytest.mark.parametrize("target", ["cogvideo.LatentDataset", "latents.dataset.LatentDataset", "x.LatentDataset"])
+def test_classes_of_this_package_are_looked_for(configuration, tmp_path, target):
+    changes = {"data.target": f"sat_ssvae.{target}", "model.latent_input": True}
+    files = configuration("cogvideox_2b_5b", changes | latents(tmp_path / "a", 49, (480, 720)))
+    assert [str(found.reason) for found in check(files)] == (
+        ["sat_ssvae.x has no LatentDataset"] if "x." in target else []
+    )
+
+
+def test_misspelt_keys_that_cogvideox_ignores_are_noted(tmp_path):
+    (tmp_path / "diffusion_video.py").write_text('scale_factor = model_config.get("scale_factor", 1.0)')
+    values = {"modle": {}, "model": {"scale_factr": 0.7, "mine": 1}, "args": None}
+    notes = find_misspelt(SATConfig(values), tmp_path)
+    assert [note.split(" ")[0] for note in notes] == ["modle", "model.scale_factr"]
+    assert "did you mean `scale_factor`?" in notes[1]
+    assert find_misspelt(SATConfig(values), None) == []
+
+
 def test_another_transformer_has_parts_of_its_own(configuration):
     changes = {
         "model.network_config.target": "mine.Transformer",
@@ -284,6 +359,8 @@ def test_parameters_of_the_first_stage_are_a_mapping(configuration, tmp_path):
         ("cogvideox_5b_i2v", "model.noised_image_input", "true", "is 'true': input should be a valid boolean"),
         ("cogvideox_2b_5b", "model.latent_input", 1, "is 1: input should be a valid boolean"),
         ("cogvideox_2b_5b", "args.load", [1], r"is \[1\]: input should be a valid string"),
+        ("cogvideox_2b_5b", "args.train_iters", "100", "is '100': input should be a valid number"),
+        ("cogvideox_2b_5b", "args.mode", "finetne", "is 'finetne': input should be 'pretrain', 'finetune' or"),
     ],
 )
 def test_values_of_a_wrong_form_are_one_line(configuration, name, key, wrong, message):
@@ -296,6 +373,19 @@ def test_a_patch_that_does_not_divide_the_grid_is_named(configuration):
     mismatchs = check(configuration("cogvideox_2b_5b", {f"{NETWORK}.patch_size": 2}))
     assert mismatchs[0].key == "data.params.video_size"
     assert mismatchs[0].expected == "[480, 704]"
+
+
+def test_rotary_positions_of_v1_train_on_normalised_queries_alone(configuration):
+    changes = {
+        f"{POSITIONS.removesuffix('.params')}.target": "dit_video_concat.Rotary3DPositionEmbeddingMixin",
+        f"{POSITIONS}.hidden_size_head": 32,
+        f"{POSITIONS}.height_interpolation": None,
+        f"{POSITIONS}.width_interpolation": None,
+        f"{NETWORK}.modules.adaln_layer_config.params": {"qk_ln": False},
+    }
+    (mismatch,) = check(configuration("cogvideox_2b_5b", changes))
+    assert (mismatch.key.rpartition(".")[2], mismatch.expected) == ("qk_ln", "True")
+    assert check(configuration("cogvideox_2b_5b", changes, sampling=True)) == []
 
 
 def test_a_portrait_grid_keeps_the_interpolation(configuration):
@@ -385,6 +475,9 @@ def test_the_command_prints_what_does_not_fit(configuration, capsys):
         (["[a, b]"], "not readable YAML"),
         (["model: {}", "[a, b]"], "not readable YAML"),
         (["3"], "not readable YAML"),
+        (["model: {}", "model: [a]", "model: {}"], r"1.yaml: not readable YAML .* a list and a mapping do not merge"),
+        (["model: {a: 1, b: '${model.a}'}"], r"model.b: Interpolation key 'model.a' not found; write the value there"),
+        (["model: {b: '${oc.env:NOWHERE_SET}'}"], "Environment variable 'NOWHERE_SET' not found"),
     ],
 )
 def test_unusable_configurations_are_one_line(files, message, tmp_path):
@@ -396,6 +489,18 @@ def test_unusable_configurations_are_one_line(files, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         check(paths)
     assert "\n" not in str(caught.value)
+
+
+def test_references_are_followed_as_cogvideox_does(tmp_path):
+    """It takes `args` out of the merged files, then `model`, and follows the references that are in them later."""
+    files = [tmp_path / f"{number}.yaml" for number in range(2)]
+    files[0].write_text(
+        "args: {load: '${model.folder}', save: '${oc.env:HOME}'}\nmodel: {folder: a, same: '${.folder}'}"
+    )
+    files[1].write_text("model: {folder: b}")
+    assert merge_configs(files)["model"]["same"] == merge_configs(files)["args"]["load"] == "b"
+    config = SATConfig(merge_configs(files), files)
+    assert config.origin("model.folder") == f" (in {files[1]})" and config.origin("model.same") == f" (in {files[0]})"
 
 
 SCRIPT = """

@@ -33,6 +33,7 @@ OWN_OVERLAYS: Mapping[Era, tuple[str, str]] = MappingProxyType(
     }
 )
 """The models of each version of CogVideoX, and the overlays for them."""
+NORMALISED = f"{NETWORK}.modules.adaln_layer_config.params.qk_ln"
 POSITION_CHANNELS = 16
 """What a head's channels with rotary positions, and all channels with added ones, must be a multiple of."""
 INTERPOLATED_TOKENS = 16
@@ -166,6 +167,8 @@ class _Checks:
             if size % POSITION_CHANNELS:
                 why = f"{size} a head; positions in time, height and width share them as pairs"
                 yield Mismatch(f"{NETWORK}.hidden_size", hidden, f"a multiple of {POSITION_CHANNELS * heads}", why)
+            if self.era == "v1.0" and not self.config.samples and self.config.get(NORMALISED) is False:
+                yield Mismatch(NORMALISED, False, "True", "v1.0's rotary positions train only on normalised queries")
         elif hidden % POSITION_CHANNELS:
             why = "sines and cosines of time, height and width share them"
             yield Mismatch(f"{NETWORK}.hidden_size", hidden, f"a multiple of {POSITION_CHANNELS}", why)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..errors import UserError, one_line
+from ..errors import UserError, first_line, one_line
 from .sat_transformer import TransformerSizes
 
 Era = Literal["v1.0", "main"]
@@ -33,6 +33,10 @@ DEFAULTS = {"args.latent_channels": 32, "args.sampling_num_frames": 32, "model.s
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = tuple[Count, Count]
+ARGUMENT_NUMBERS = (
+    *("train_iters", "eval_iters", "eval_interval", "save_interval", "log_interval"),
+    *("batch_size", "eval_batch_size", "num_workers", "sampling_fps"),
+)
 VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
     {
         **{
@@ -59,6 +63,10 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
         "model.scale_factor": float,
         **{f"deepspeed.optimizer.params.{name}": float for name in ("lr", "eps", "weight_decay")},
         "args.load": str,
+        "args.mode": Literal["pretrain", "finetune", "inference"],
+        **dict.fromkeys(
+            (f"args.{name}" for name in ARGUMENT_NUMBERS), Annotated[float, Field(ge=0, allow_inf_nan=False)]
+        ),
         **dict.fromkeys(("args.image2video", "model.latent_input", "model.noised_image_input"), bool),
         "args.sampling_image_size": Size,
         "args.sampling_num_frames": Count,
@@ -71,6 +79,8 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
 """What the values that are computed with must be."""
 TEXT_TOKENS: Mapping[int, Era] = MappingProxyType({226: "v1.0", 224: "main"})
 """Tokens of the text that the stock models know: CogVideoX-2B and 5B of v1.0, CogVideoX1.5 of main."""
+T5_TOKENS = 77
+"""Tokens of CogVideoX's FrozenT5Embedder where its `max_length` is not written."""
 SLOW_START = 100
 """Iterations that SAT runs at 5 % of the learning rate when it finetunes."""
 SLOW_START_NOTE = (
@@ -112,15 +122,44 @@ def merge_configs(files: Sequence[str | Path]) -> dict[str, Any]:
     """Merge `--base` files as CogVideoX does: later files change and add keys.
 
     Raises:
-        UserError: a file is missing or not readable as a YAML mapping.
+        UserError: a file is missing or not readable as a YAML mapping, or a reference `${...}` leads nowhere.
     """
+    layers = [_load(file) for file in files]
     try:
-        merged = OmegaConf.merge({}, *[OmegaConf.load(file) for file in files])  # a list does not merge with a mapping
-        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        return _resolved(_merge(files, layers))
+    except OmegaConfBaseException as error:
+        problem = f"{error.full_key or 'a key'}: {first_line(error)}"
+        raise UserError(
+            f"{problem}; write the value there (CogVideoX takes model out before it follows references)"
+        ) from None
+
+
+def _merge(files: Sequence[str | Path], layers: Sequence[Any]) -> Any:
+    try:
+        return OmegaConf.merge({}, *layers)
+    except TypeError:
+        _merge(files[:-1], layers[:-1])  # raises if an earlier file is at fault
+        raise UserError(
+            f"{files[-1]}: not readable YAML of a configuration: a list and a mapping do not merge"
+        ) from None
+
+
+def _load(file: str | Path) -> Any:
+    try:
+        return OmegaConf.load(file)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such configuration file") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, OSError) as error:
-        raise UserError(f"{' '.join(map(str, files))}: not readable YAML configurations ({one_line(error)})") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: not readable YAML of a configuration ({one_line(error)})") from None
+
+
+def _resolved(merged: Any) -> dict[str, Any]:
+    """With references followed as CogVideoX does: `args` sees all other sections, `model` none but the environment."""
+    values: dict[str, Any] = {}
+    for name in sorted(map(str, merged), key=lambda name: (name == "model") - (name == "args")):
+        section = merged.pop(name)
+        values[name] = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    return values
 
 
 class SATConfig:
@@ -141,7 +180,10 @@ class SATConfig:
         if value is None:
             return DEFAULTS.get(key)
         if key in VALUE_FORMS:
-            _check_form(key, value, self.origin(key))
+            try:
+                _check_form(key, value)
+            except UserError as error:
+                raise UserError(f"{error}{self.origin(key)}") from None
         return value
 
     def section(self, key: str) -> Any:
@@ -151,9 +193,15 @@ class SATConfig:
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
+    @property
+    def sections(self) -> dict[str, Any]:
+        """All that is written."""
+        return self._values
+
     def origin(self, key: str) -> str:
         """` (in FILE)`, the last file that a key is written in; empty if none is known."""
-        written = [file for file in self._files if SATConfig(merge_configs([file])).has(key)]
+        layers = {file: OmegaConf.to_container(_load(file)) for file in self._files}
+        written = [file for file, values in layers.items() if SATConfig(cast(dict[str, Any], values)).has(key)]
         return f" (in {written[-1]})" if written else ""
 
     def has(self, key: str) -> bool:
@@ -247,12 +295,14 @@ class SATConfig:
 
     @property
     def encoded_tokens(self) -> int | None:
-        """Tokens that the text encoder gives for each prompt, if the configuration says how many.
+        """Tokens that the text encoder gives for each prompt, if the configuration or CogVideoX says how many.
 
         Raises:
             UserError: `max_length` is no number of tokens.
         """
-        tokens = self._text_embedder.get("max_length")
+        embedders = self.get(EMBEDDERS) or [{}]
+        stock = str(embedders[0].get("target")).endswith(".FrozenT5Embedder")
+        tokens = self._text_embedder.get("max_length", T5_TOKENS if stock else None)
         if tokens is not None and (type(tokens) is not int or tokens < 1):
             raise UserError(f"{EMBEDDERS}[0].params.max_length is {tokens!r}: input should be a valid integer from 1")
         return tokens
@@ -306,7 +356,7 @@ class SATConfig:
         return int(((frames - 1) // rate + 1) * (height // rows) * (width // columns))
 
 
-def _check_form(key: str, value: Any, origin: str) -> None:
+def _check_form(key: str, value: Any) -> None:
     try:
         _form(key).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
@@ -314,7 +364,7 @@ def _check_form(key: str, value: Any, origin: str) -> None:
         inside = [part for part in found["loc"] if isinstance(part, int) or (isinstance(value, dict) and part in value)]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inside)
         problem = f"{found['msg'][0].lower()}{found['msg'][1:]}"
-        raise UserError(f"{key}{place} is {found['input']!r}: {problem}{origin}") from None
+        raise UserError(f"{key}{place} is {found['input']!r}: {problem}") from None
 
 
 @cache

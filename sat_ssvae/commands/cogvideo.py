@@ -101,16 +101,18 @@ def run_check(options: argparse.Namespace) -> None:
     from ..cogvideo.first_stage import build_first_stage
     from ..cogvideo.prompts import inspect_prompts
     from ..cogvideo.sat_config import SATConfig, checkout_era, find_checkout, merge_configs
+    from ..cogvideo.sections import find_misspelt
     from ..cogvideo.training_videos import inspect_videos
 
     config = SATConfig(merge_configs(options.base), options.base)
-    era = options.era or checkout_era(options.base)
+    era, checkout = options.era or checkout_era(options.base), find_checkout(options.base)
     stage = build_first_stage(config)
-    mismatches = find_mismatches(config, stage.latent_format, era, find_checkout(options.base))
+    mismatches = find_mismatches(config, stage.latent_format, era, checkout)
     problems, notes = inspect_videos(config)
     problems += inspect_prompts(config)
     wrong = [f"{mismatch}{config.origin(mismatch.key)}" for mismatch in (*mismatches, *problems)]
-    for line in (*wrong, *(f"note: {note}" for note in (*notes, *config.notes()))):
+    notes += [*config.notes(), *find_misspelt(config, checkout)]
+    for line in (*wrong, *(f"note: {note}" for note in notes)):
         sys.stdout.write(f"{line}\n")
     if found := len(mismatches) + len(problems):
         raise UserError(f"{found} of the settings do not fit; correct the settings above in an overlay")
