@@ -308,6 +308,11 @@ def test_sizes_that_do_not_fit_name_the_nearest(stage):
         stage.encode(random_video(5, height=18))
 
 
+def test_videos_of_integers_are_refused(stage):
+    with pytest.raises(UserError, match="floating point numbers in"):
+        stage.encode(torch.zeros(1, 3, 5, 32, 32, dtype=torch.uint8))
+
+
 def test_latents_of_another_autoencoder_are_refused_with_the_way_out(stage):
     with pytest.raises(
         UserError, match=r"latents of 16 channels for an autoencoder of \d+; put the overlay .* check"

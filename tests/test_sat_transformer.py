@@ -145,9 +145,12 @@ def test_damaged_transformers_are_one_line(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "latest").write_text("1")
     path = tmp_path / "1" / "mp_rank_00_model_states.pt"
-    path.write_bytes(b"PK damaged")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        read_transformer(tmp_path)
+    torch.save({"module": {"w": torch.zeros(9)}}, path)
+    whole = path.read_bytes()
+    for damaged in (b"PK damaged", whole[: len(whole) // 2], b"", b"abc" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="not a readable checkpoint of SAT, damaged or incomplete"):
+            read_transformer(tmp_path)
     torch.save({"weights": {}}, path)
     with pytest.raises(UserError, match="under `module`"):
         read_transformer(tmp_path)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import UserError, and_more
+from ..errors import UserError, and_more, first_line
 from ..storage import write_text
 from .first_stage import SSVAEFirstStage
 from .sat_config import DISCRETIZATION, POSITIONS, SATConfig
@@ -47,6 +48,7 @@ RENAMED = (
 UNUSED = re.compile(r"transformer\.(word|position)_embeddings\.|mixins\.pos_embed\.freqs_(sin|cos)$")
 """Tensors that the model does not use, or that follow from the configuration."""
 POSITION_TABLE = "mixins.pos_embed.pos_embedding"
+TOKENIZERS = ("spiece.model", "tokenizer.json")
 _LORA = re.compile(r"(.*)\.(?:original\.(weight|bias)|matrix_([AB])\.(\d+))$")
 
 
@@ -72,6 +74,7 @@ def export_pipeline(
     if output.exists():
         raise UserError(f"{output}: exists already; choose another folder, or delete it")
     tokenizer, encoder = (None, None) if text_encoder is None else _read_text_encoder(text_encoder)
+    _check_text(encoder, config)
     stage.vae.latent_stats = stage.stats
     pipeline_class = CogVideoXImageToVideoPipeline if config.has_images else CogVideoXPipeline
     pipeline = pipeline_class(
@@ -122,6 +125,9 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
 
     settings = transformer_settings(config, spatial_factor)
     own = {name.removeprefix(MODEL): value for name, value in weights.items() if name.startswith(MODEL)}
+    if not own:
+        found = next(iter(weights))
+        raise UserError(f"the checkpoint has no transformer: no tensor's name begins with {MODEL} (one is {found})")
     own = _merge_lora(own, float(config.network("modules.lora_config.params.lora_alpha") or 1))
     table = own.pop(POSITION_TABLE, None)
     converted = {name: part for key, value in own.items() for name, part in _converted(key, value)}
@@ -250,6 +256,19 @@ def _positions(settings: Mapping[str, Any], table: Tensor | None) -> Tensor:
 def _read_text_encoder(folder: Path) -> tuple[Any, Any]:
     from transformers import T5EncoderModel, T5Tokenizer
 
+    what = "of T5 and its tokenizer; give --text_encoder FOLDER, or none"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of T5 and its tokenizer; give --text_encoder FOLDER, or none")
-    return T5Tokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder, dtype="auto")
+        raise UserError(f"{folder}: no such folder {what}")
+    if not any((folder / name).is_file() for name in TOKENIZERS):  # without one transformers makes an empty tokenizer
+        raise UserError(f"{folder}: holds no {' or '.join(TOKENIZERS)}, is no folder {what}")
+    try:
+        return T5Tokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not readable as a folder {what} ({first_line(error)})") from None
+
+
+def _check_text(encoder: Any, config: SATConfig) -> None:
+    expected = config.required_network("modules.patch_embed_config.params.text_hidden_size")
+    if encoder is not None and encoder.config.d_model != expected:
+        found = f"the text encoder's states have {encoder.config.d_model} channels, the transformer takes {expected}"
+        raise UserError(f"{found}; give its own --text_encoder FOLDER, or none")

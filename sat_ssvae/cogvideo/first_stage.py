@@ -170,9 +170,11 @@ class SSVAEFirstStage(nn.Module):
             use_cp: ignored, there is nothing to split.
 
         Raises:
-            UserError: the size does not fit the autoencoder; the nearest that do are named.
+            UserError: the video is of integers, or its size does not fit the autoencoder (the message has the nearest).
         """
         _refuse_split(input_cp, output_cp)
+        if not x.is_floating_point():
+            raise UserError(f"video: expected floating point numbers in [-1, 1], found {x.dtype}")
         posterior = self.vae.encode(x.to(self._dtype), self.config.chunk_frames, self.config.tile_size)
         if unregularized:
             return torch.cat([posterior.mean, posterior.logvar], dim=1).to(x.dtype), {}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -153,6 +154,8 @@ def _read(folder: Path) -> dict[str, Any]:
         path = folder / SAT_WEIGHTS_NAME
         if not path.exists():
             path = folder / (folder / "latest").read_text(encoding="utf-8").strip() / SAT_WEIGHTS_NAME
+        if path.is_file() and not is_zipfile(path):  # torch's own messages are about its options
+            raise UserError(f"{path}: not a readable checkpoint of SAT, damaged or incomplete; copy it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{error.filename}: no such file; {_wanted(folder)}") from None
