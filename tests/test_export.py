@@ -188,6 +188,12 @@ def test_names_of_another_form_are_told_apart_from_another_configuration(trainin
         build_transformer(config, {f"module.{name}": value for name, value in weights.items()}, SPACE)
 
 
+VOCABULARY = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581", -1.0]]
+TOKENIZER = json.dumps(
+    {"version": "1.0", "added_tokens": [], "model": {"type": "Unigram", "vocab": VOCABULARY, "unk_id": 2}}
+)
+
+
 def test_wrong_folders_are_one_line(training, tmp_path, capsys):
     folder, _, _ = training("cogvideox_2b")
 
@@ -201,11 +207,11 @@ def test_wrong_folders_are_one_line(training, tmp_path, capsys):
     t5 = tmp_path / "t5"
     T5EncoderModel(T5Config(vocab_size=128, d_model=16, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(t5)
     assert "holds no spiece.model or tokenizer.json" in refused(folder, tmp_path / "out", "--text_encoder", str(t5))
-    (t5 / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]], "unk_id": 0}}')
+    (t5 / "tokenizer.json").write_text("{}")
+    assert "t5: not readable as a folder of T5" in refused(folder, tmp_path / "out", "--text_encoder", str(t5))
+    (t5 / "tokenizer.json").write_text(TOKENIZER)
     message = "the text encoder's states have 16 channels, the transformer takes 8; give"
     assert message in refused(folder, tmp_path / "out", "--text_encoder", str(t5))
-    (t5 / "model.safetensors").write_bytes(b"damaged")
-    assert "t5: not readable as a folder of T5" in refused(folder, tmp_path / "out", "--text_encoder", str(t5))
     assert f"{tmp_path}: exists already" in refused(folder, tmp_path, "--text_encoder", "none")
     (folder / "training_config.yaml").unlink()
     assert "training_config.yaml: no such configuration file" in refused(folder, tmp_path / "out")

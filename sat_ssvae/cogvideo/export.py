@@ -126,8 +126,8 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     settings = transformer_settings(config, spatial_factor)
     own = {name.removeprefix(MODEL): value for name, value in weights.items() if name.startswith(MODEL)}
     if not own:
-        found = next(iter(weights))
-        raise UserError(f"the checkpoint has no transformer: no tensor's name begins with {MODEL} (one is {found})")
+        example = next(iter(weights))
+        raise UserError(f"the checkpoint has no transformer: no tensor's name begins with {MODEL} (one is {example})")
     own = _merge_lora(own, float(config.network("modules.lora_config.params.lora_alpha") or 1))
     table = own.pop(POSITION_TABLE, None)
     converted = {name: part for key, value in own.items() for name, part in _converted(key, value)}
@@ -263,7 +263,7 @@ def _read_text_encoder(folder: Path) -> tuple[Any, Any]:
         raise UserError(f"{folder}: holds no {' or '.join(TOKENIZERS)}, is no folder {what}")
     try:
         return T5Tokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not readable as a folder {what} ({first_line(error)})") from None
 
 
