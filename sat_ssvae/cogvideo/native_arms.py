@@ -101,7 +101,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[
 
 def _refuse_unusable(arm: NativeArm, heldout: Sequence[Path]) -> None:
     """Refuse settings with which nothing can be compared."""
-    get = arm.settings.get
+    get = arm.settings.section  # of whatever form
     iterations = get("args.train_iters")
     wrong = {
         "args.train_iters": "must say how long to train, a whole number of steps"
