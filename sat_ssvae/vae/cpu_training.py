@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from . import minimal_filtering
 from .convolution import Taps, with_taps
+from .kernel import Kernel
 from .layers import CausalConv3d
 from .minimal_filtering import LEFT_OUT
 
@@ -96,8 +97,7 @@ class _OneClip(torch.autograd.Function):
         x = _channels_last(x)
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.stride = padding, stride
-        sizes = ([0, padding, padding], [stride] * 3, [1] * 3)
-        return torch.ops.aten.mkldnn_convolution(x, weight, bias, *sizes, 1)
+        return Kernel(weight).convolve(x, bias, (0, padding, padding), stride)
 
     @staticmethod
     @once_differentiable
@@ -128,7 +128,7 @@ class _MinimalFiltering(torch.autograd.Function):
         x = _channels_last(x)
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
-        return minimal_filtering.forward(x, _channels_last(weight), bias, padding)
+        return minimal_filtering.forward(x, Kernel(_channels_last(weight)), bias, padding, starts_still=True)
 
     @staticmethod
     @once_differentiable
