@@ -131,6 +131,14 @@ def test_answers_of_version_1():
         "Alignment Score: 3.5 or 4\nPhysics Score: 2.5\nStyle Score: 4",
         "Alignment Score: 3 → 3.5\nPhysics Score: 2.5\nStyle Score: 4",
         "Misalignment: 1\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score (1-5): 3 1/2\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 4 stars out of 10\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 4 (on a 1-10 scale)\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 4 on a 10-point scale\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score: 4 (out of 10 possible)\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment (1-10) Score: 4\nPhysics Score: 2.5\nStyle Score: 4",
+        "Alignment Score (adherence) (1-10): 4\nPhysics Score: 2.5\nStyle Score: 4",
+        "| Axis | Weight | Result |\n|---|---|---|\n| Alignment | 2 | 4 |\n| Physics | 1 | 2.5 |\n| Style | 1 | 4 |",
     ],
 )
 def test_incomplete_answers_and_ratings_off_the_scale_are_refused(answer):
@@ -209,6 +217,16 @@ DRESSES = (
     "{} Score (1‑5): {}",
     "{} Score: {} (3 of 4 dogs)",
     "{}: \u200b{}",
+    "{}: \ufeff{}",
+    "{} Score (1-5): ~~1~~ {}",
+    "{} Score (1-5): <|begin_of_box|>{}<|end_of_box|>",
+    "{}Score: {}",
+    "{} (as the caption says) Score: {}",
+    "{} Score (as the caption says) (1-5): {}",
+    "[{} Score (1-5)]: {}",
+    "{} Score: {} stars out of 5",
+    "{} Score: {} on a 5-point scale",
+    "| {} | {} | 2 dogs |",
 )
 
 

@@ -180,20 +180,26 @@ def read_instruction(path: Path) -> str:
 _NUMBER = r"([-+]?\d+(?:[.,]\d+)?)"
 _UNITS = r"(?:points?|pts?|stars?|out|of)\b"
 _RANGE = rf"(?:[-–→]|to\b|or\b)[^\S\n]*\d[\d.,]*(?![\d.,]|[^\S\n]+(?!{_UNITS})[A-Za-z])"  # but not "3 - 4 balls fall"
-_WHOLE = rf"(?!\d|[.,]\d|(?!{_UNITS})[A-Za-z]|[^\S\n]*(?:%|{_RANGE}))"  # not the 3 of 3D, 3 % or 3-4
+_WHOLE = (  # not the 3 of 3D, 3 %, 3 1/2 or 3-4
+    rf"(?!\d|[.,]\d|(?!{_UNITS})[A-Za-z]|[^\S\n]*(?:%|{_RANGE})|[^\S\n]+\d+[/⁄]\d)"
+)
 _SCALE = r"(?:[(\[][^()\[\]\n]{0,80}[)\]]|\d+[ -]\d+)"  # (1-5), [1-5] or what is left of alignment_score_1_5
 _TO = r"(?:[- ‐–—−~]|to|through|\.\.)"
 _OUT_OF = r"(?:(?<!\d)/|(?:\bout )?\bof(?: a possible)?|max(?:imum|\.)?)\s?"
 _ENDS = re.compile(  # of a scale
-    rf"(\d+)(?:\.0+)?\s*{_TO}\s*(\d+)|{_OUT_OF}(\d+)(?!\d|\s?{_TO}\s?\d)", re.IGNORECASE
+    rf"(\d+)(?:\.0+)?\s*{_TO}\s*(\d+)|{_OUT_OF}(\d+)(?!\d|\s?{_TO}\s?\d)|(\d+)[ -]point", re.IGNORECASE
 )
 _SPAN = rf"\d+\s?{_TO}\s?\d+"
+_ON = rf"on an? (?:scale (?:of|from) (?:{_SPAN}|\d+)|(?:{_SPAN}|\d+)[ -](?:point )?scale)"
 _NOTE = (  # of a scale, after a number
-    rf"(?:/\s?\d+|{_OUT_OF}\d+|on a scale (?:of|from) (?:{_SPAN}|\d+)|[(\[](?:scale:? )?(?:{_OUT_OF}\d+|{_SPAN})[)\]])"
+    rf"(?:(?:points?|pts?|stars?)\s)?(?:/\s?\d+|{_OUT_OF}\d+|[(\[]?{_ON}|"
+    rf"[(\[](?:scale:? )?(?:{_OUT_OF}\d+|{_SPAN})(?: possible| points| scale)?[)\]])"
 )
 _OPENED = r"[\s(\[{<]{0,4}"  # brackets around a number
-_DECORATION = re.compile(r"\\[A-Za-z]*|[*_`\"'~≈★☆⭐$\u200b]")  # Markdown, LaTeX and the like
-_RATINGS = ("score", "rating", "value", "average")
+_DECORATION = re.compile(  # Markdown with what it strikes out, LaTeX, tokens of models and the like
+    r"\\[A-Za-z]*|~~[^~\n]*~~|<\|\w+\|>|[*_`\"'~≈★☆⭐$\u200b-\u200f\u2060\ufeff]"
+)
+_RATINGS = ("score", "rating", "value", "average", "mark", "grade")
 _FORMATTING = re.compile(r"</?(?:b|strong|i|em|u|br|p|li|span|code|h\d|td|th|tr|div)\b[^>]*>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z]\w*)[^<>]*>")
 _LIST_ITEM = re.compile(r"[.)][^\S\n]+\S")  # what follows the number of one
@@ -204,8 +210,9 @@ def _last_rating(words: str, scale: tuple[int, int], text: str) -> float | None:
 
     Numbers after `words Score` or `words (1-5)` go before those after the mere words (`Physics: 2 balls collide`).
     """
-    name = re.sub(r"[ -]", r"[\\s-]", words)
-    label = rf"(?<![A-Za-z]){name}(?P<score>[\s:-]{{1,5}}(?:Score|Rating))?\s?(?P<scale>{_SCALE})?\s?"
+    name = re.sub(r"[ -]", r"[\\s-]?", words)
+    score = rf"(?P<remark>\s?{_SCALE})?[\s:-]{{0,5}}(?P<score>Score|Rating)"
+    label = rf"(?<![A-Za-z]){name}(?:{score})?(?P<scale>(?:\s?{_SCALE}){{0,2}})\s?[)\]}}]?\s?"
     stop = r"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?(score)[\n ]|(?!)))"
     pattern = rf"{label}{stop}(?P<opened>{_OPENED}){_NUMBER}{_WHOLE}\s?(?P<note>{_NOTE})?"
     found = [
@@ -217,14 +224,14 @@ def _last_rating(words: str, scale: tuple[int, int], text: str) -> float | None:
     if not found:
         return None
     number, note = found[-1].groups()[-2:]
-    scales = found[-1]["scale"] or "", note or ""
+    scales = found[-1]["remark"] or "", found[-1]["scale"], note or ""
     return float(number.replace(",", ".")) if all(_is_scale(written, scale) for written in scales) else None
 
 
 def _is_scale(written: str, scale: tuple[int, int]) -> bool:
     """Whether a note such as `(1-5)`, `[out of 5]` or `/5` names this scale, or none."""
     ends = _ENDS.search(written)
-    return ends is None or (ends[1] in (None, str(scale[0])) and (ends[2] or ends[3]) == str(scale[1]))
+    return ends is None or (ends[1] in (None, str(scale[0])) and (ends[2] or ends[3] or ends[4]) == str(scale[1]))
 
 
 def _as_lines(answer: str) -> str:
@@ -257,7 +264,8 @@ def _table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     for row in rows:
         name = next((cell for cell in row if not re.match(_NUMBER, cell)), "")
         numbers = [cell for cell in row if re.match(_NUMBER, cell) and name in row[: row.index(cell)]]
-        chosen = row[rated : rated + 1] if rated else numbers[:1]
+        bare = [cell for cell in numbers if re.fullmatch(rf"{_NUMBER}\s?(?:{_NOTE})?", cell)] or numbers
+        chosen = row[rated : rated + 1] if rated else bare if len(bare) == 1 else []  # of several, any may be a weight
         lines += [f"{name}: {cell}{note}" for cell in chosen if cell in numbers]
     with_numbers = [row for row in rows[1:] if any(re.match(_NUMBER, cell) for cell in row)]
     if len(with_numbers) == 1 and len(head) == len(with_numbers[0]):
