@@ -26,12 +26,50 @@ def test_prompts_from_json(gray, tmp_path):
             list_videos(gray, table)
 
 
+def test_prompts_from_tables(gray, tmp_path):
+    prompts = [f"prompt {number}" for number in range(5)]
+    rows = [{"path": f"clip{number}.mp4", "caption": text} for number, text in enumerate(prompts)]
+    for name, text in (
+        ("p.csv", "".join(["name,prompt\n", *(f"clip{number},{text}\n" for number, text in enumerate(prompts))])),
+        ("p.jsonl", "\n".join(map(json.dumps, rows))),
+        ("rows.json", json.dumps(rows)),
+    ):
+        (tmp_path / name).write_text(text)
+        assert [video.caption for video in list_videos(gray, tmp_path / name)] == prompts
+    (tmp_path / "p.csv").write_text("clip0.mp4,a prompt\n")
+    with pytest.raises(UserError, match=r"p.csv: expected .* a table of paths and captions"):
+        list_videos(gray, tmp_path / "p.csv")
+    (tmp_path / "p.json").write_text(
+        json.dumps(dict.fromkeys(["clip0", "clip1", "clip2", "clip3"], "a") | {"clip4": " "})
+    )
+    with pytest.raises(UserError, match=r"clip4.mp4: no prompt for this video; add it"):
+        list_videos(gray, tmp_path / "p.json")
+
+
+def test_names_with_accents_are_found_however_they_are_written(gray, tmp_path):
+    for path in [*gray.glob("*.txt"), *gray.glob("clip[1-4].mp4")]:
+        path.unlink()
+    (gray / "clip0.mp4").rename(gray / "cafe\u0301.mp4")  # as macOS writes it
+    (tmp_path / "p.json").write_text('{"caf\u00e9": "a cup"}')
+    assert [video.caption for video in list_videos(gray, tmp_path / "p.json")] == ["a cup"]
+
+
+def test_names_that_differ_in_the_suffix_alone_keep_it(gray):
+    shutil.copy(gray / "clip0.mp4", gray / "clip1.mov")
+    assert [video.name for video in list_videos(gray, None)][:3] == ["clip0", "clip1.mov", "clip1.mp4"]
+
+
 LONG = "a long prompt " * 12
 
 
 def test_what_cogvideox_sampled(gray, tmp_path):
     """Its folders are named by the prompt's number and up to 120 characters of it, spaces and slashes replaced."""
-    prompts = ["a red car", "day/night, a street", LONG.strip(), "a cat@@cat.png"]
+    prompts = [
+        "a red car",
+        "day/night, a\u2028street",
+        LONG.strip(),
+        "a cat@@cat.png",
+    ]  # \u2028: not to CogVideoX's reader
     table = tmp_path / "prompts.txt"
     table.write_text("\n".join(prompts) + "\n")
     outputs = tmp_path / "outputs"
@@ -48,7 +86,15 @@ def test_what_cogvideox_sampled(gray, tmp_path):
         list_videos(outputs, None)
     for path in outputs.glob("2_*/*/000000.mp4"):
         path.unlink()
-    assert [video.caption for video in list_videos(outputs, None)][::2] == ["a red car", "daynight, a street", "a cat"]
+    assert [video.caption for video in list_videos(outputs, None)][::2] == [
+        "a red car",
+        "daynight, a\u2028street",
+        "a cat",
+    ]
+    (outputs / "0_a_red_car").rename(outputs / "0_\ufeffa_red_car")  # of a file with a byte order mark
+    table.write_text("\ufeff" + table.read_text())
+    for known in (table, None):
+        assert list_videos(outputs, known)[0].caption == "a red car"
     table.write_text("another prompt\n")
     with pytest.raises(UserError, match=r"prompts.txt has no line for it"):
         list_videos(outputs, table)

@@ -38,8 +38,8 @@ def add(commands: Any) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='{"video name": "prompt"} in NAME.json, or the text file that CogVideoX sampled from, one prompt per line '
-        "(default: NAME.txt beside each video, or the names of CogVideoX's folders)",
+        help='{"video name": "prompt"} in NAME.json, a table (CSV, JSON lines, ...), or the text file that CogVideoX '
+        "sampled from, one prompt per line (default: NAME.txt beside each video, or the names of CogVideoX's folders)",
     )
     # The article writes this one as a flag; like all settings it is key=value as well.
     command.add_argument("--batch_size", metavar="N", help="requests in flight")

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='for CLIP similarity: {"video name": "prompt"} in NAME.json, or the text file that CogVideoX sampled '
-        "from (default: NAME.txt beside each video, or the names of CogVideoX's folders)",
+        help='for CLIP similarity: {"video name": "prompt"} in NAME.json, a table, or the text file that CogVideoX '
+        "sampled from (default: NAME.txt beside each video, or the names of CogVideoX's folders)",
     )
     command.add_argument(
         "--output",

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -35,6 +36,8 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 PARQUET = ".parquet"
 _BYTES = ("BYTE_ARRAY", "NONE")  # Parquet's types of a column of bytes that are no text
 ROW_PER_CLIP = "give a CSV file of a line per clip (path, caption, start, end in seconds) to `sat-ssvae pack`"
+UNREADABLE = (OSError, ValueError, RecursionError, NotImplementedError, csv.Error)
+"""What reading a table may raise."""
 _SHOWN = 200  # characters of the columns' names in a message
 
 
@@ -94,19 +97,26 @@ def read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
     prompts = next((path for name in names if (path := folder / name).is_file()), None)
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
     alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
-    suffixes = (".jsonl", ".ndjson", ".json")
-    kinds: dict[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = dict.fromkeys(suffixes, _json_rows)
-    kinds |= {**dict.fromkeys(TABLE_SUFFIXES, _csv_rows), PARQUET: _parquet_rows}
-    tables = [path for path in files if path.suffix.lower() in kinds and not _OF_OURS.match(path.name)]
-    for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(kinds).index(path.suffix.lower()))):
+    tables = [path for path in files if is_table(path) and not _OF_OURS.match(path.name)]
+    for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(_KINDS).index(path.suffix.lower()))):
         sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
         if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
             try:
-                yield Table(folder, kinds[path.suffix.lower()](path))
-            except (OSError, ValueError, RecursionError, NotImplementedError, csv.Error) as error:
+                yield Table(folder, table_captions(path))
+            except UNREADABLE as error:
                 logger.warning("%s: no captions from it, it cannot be read (%s)", path, error)
     if prompts is not None and videos.is_file():
         yield Table(folder, _paired_lines(videos, prompts))
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name is that of a table."""
+    return path.suffix.lower() in _KINDS
+
+
+def table_captions(path: Path) -> Iterable[tuple[str, Fields]]:
+    """What a table says of each path in it; raises one of `UNREADABLE`."""
+    return _KINDS[path.suffix.lower()](path)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
@@ -175,6 +185,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     columns = [column.path for column in file.schema if (column.physical_type, column.logical_type.type) != _BYTES]
     rows = file.read(columns=columns).to_pylist()
     yield from _with_paths(path, json.loads(json.dumps(rows, default=str)))  # dates and the like as text
+
+
+_KINDS: Mapping[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = MappingProxyType(
+    {
+        **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json_rows),
+        **dict.fromkeys(sorted(TABLE_SUFFIXES), _csv_rows),
+        PARQUET: _parquet_rows,
+    }
+)
 
 
 def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]:
