@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,25 @@ def test_two_folders_are_compared_pair_by_pair(judge, gray, tmp_path):
         pair_up(first, dataclasses.replace(first, rated=[]))
 
 
+def test_names_that_differ_in_the_suffix_alone_are_two_pairs(judge, gray, tmp_path):
+    folders = [gray_videos(tmp_path / name, levels) for name, levels in (("a", [-0.6, 0.6]), ("b", [-0.5, 0.7]))]
+    for folder in folders:
+        (folder / "clip1.mp4").rename(folder / "clip0.mov")
+        assert main(["reward", "--video_dir", str(folder), f"url={judge.url}"]) == 0
+        shown = re.findall(r"clip0\.m\w\w", Parsed((folder / "unified_reward_v2.html").read_text()).text)
+        assert {"clip0.mov", "clip0.mp4"} <= set(shown)
+    pairs = pair_up(*(score(folder, config(judge)) for folder in folders))
+    assert compare_pairs(pairs, config(judge)).differences["overall"].mean == pytest.approx(0.2, abs=0.03)
+
+
+def test_results_without_an_axis_are_asked_again(judge, gray):
+    score(gray, config(judge))
+    results = gray / "out.jsonl"
+    results.write_text(re.sub(r', "style": [\d.]+', "", results.read_text(), count=2))
+    judge.plan([])
+    assert len(score(gray, config(judge)).rated) == 5 and len(judge.requests) == 2
+
+
 def test_prompts_are_found_where_captions_are(gray, judge):
     for path in gray.glob("*.txt"):
         path.unlink()
@@ -146,6 +166,7 @@ def test_prompts_are_found_where_captions_are(gray, judge):
         "url=http://",
         "url=http://a:b",
         "url=http://user:word@host",
+        "url=http://host/v1?key=word",
         "version=3",
         "batch_size=0",
         "timeout=0",

@@ -1,5 +1,6 @@
 """What a judge's server may answer, or not: trouble that passes, trouble that lasts, and ratings in any wording."""
 
+import gc
 import gzip
 import json
 import time
@@ -175,8 +176,37 @@ def test_a_run_of_failures_ends_the_run_and_keeps_what_there_is(judge, gray):
 
 
 def test_a_server_that_is_down(gray):
-    with pytest.raises(UserError, match=f"{DOWN}: no server there; start it, or give its address with url="):
+    with pytest.raises(UserError, match=rf"{DOWN}: no server there \(.*\); start it, or give its address with url="):
         score(gray, parse_config(RewardConfig, {"url": DOWN, "retries": 1}))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's, of the failed handshake
+def test_a_server_without_a_name_or_without_encryption_is_told_apart(judge, gray):
+    elsewhere = parse_config(RewardConfig, {"url": "http://no-such-host.invalid", "retries": 0})
+    with pytest.raises(UserError, match=r"no server there \(\[Errno .*\); start it"):
+        score(gray, elsewhere)
+    settings = config(judge, url=judge.url.replace("http", "https"), retries=0)
+    with pytest.raises(UserError, match=r"no secure connection \(\[SSL.*\); give its http:// address, or"):
+        score(gray, settings)
+    gc.collect()
+
+
+def test_certificates_that_cannot_be_read_are_named(gray, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(UserError, match="no certificates can be read from SSL_CERT_FILE"):
+        score(gray, parse_config(RewardConfig, {"url": "http://reward.example", "retries": 0}))
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/api/paas/v4/chat/completions/"])
+def test_addresses_as_servers_print_them(judge, gray, path):
+    whole = path.strip("/") if "v4" in path else "v1/chat/completions"
+    settings = config(judge, url=f" {judge.url}{path} ", batch_size=1, retries=0)
+    if "v4" in path:  # which this server does not have
+        with pytest.raises(UserError, match="HTTP 404"):
+            score(gray, settings)
+    else:
+        score(gray, settings)
+    assert judge.requests[0]["path"] == f"/{whole}"
 
 
 def test_an_unknown_model_name_ends_the_run_at_once(judge, gray):
@@ -232,6 +262,7 @@ NO_ANSWERS = [
     (http(completion(), "200 OK", "Content-Encoding: gzip"), "connection lost"),
     (http("null", "400 Bad Request"), "HTTP 400 Bad Request"),
     (http('{"error": null, "message": "no vision"}', "400 Bad Request"), "HTTP 400 Bad Request: no vision"),
+    (http('{"code": 1301, "msg": "no balance"}', "400 Bad Request"), 'Request: {"code": 1301, "msg": "no balance"}'),
     (http("{}", "429 Too Many Requests", "Retry-After: 3600"), "it asks for a pause of 3600 s"),
 ]
 
@@ -242,10 +273,10 @@ def test_what_is_no_answer_is_one_line_and_is_asked_again(judge, gray, first):
     responses, reasons = zip(*NO_ANSWERS[first : first + 5], strict=True)
     judge.plan(responses)
     failures = score(gray, settings).failures
-    assert list(failures) == [f"clip{number}" for number in range(5)]
+    assert list(failures) == [f"clip{number}" for number in range(len(responses))]
     assert all(reason in failure for reason, failure in zip(reasons, failures.values(), strict=True))
     judge.plan([])
-    assert len(score(gray, settings).rated) == 5 and len(judge.requests) == 5
+    assert len(score(gray, settings).rated) == 5 and len(judge.requests) == len(responses)
 
 
 def test_a_message_that_is_cut_short_shows_no_part_of_the_key(judge, gray):

@@ -110,7 +110,10 @@ class _Scoring:
         self.videos, self.output, self.config = videos, output, config
         self.version = VERSIONS[config.version]
         self.instruction = read_instruction(config.instruction) if config.instruction else self.version.instruction
-        self.known = {record.key: record for record in read_journal(output, RatedVideo) if record.scores}
+        records = read_journal(output, RatedVideo)
+        self.known = {
+            record.key: record for record in records if self.version.axes.keys() <= (record.scores or {}).keys()
+        }
         self.keys = {video: self._key(video) for video in videos}
 
     async def run(self) -> Scored:

@@ -21,7 +21,7 @@ import openai
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
 from ..config import Config
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _SHORT = 200  # characters of what a server said
@@ -41,14 +41,14 @@ class ServerConfig(Config):
     """Where the model is served, and how patient the client is."""
 
     url: str = "http://localhost:8080"
-    """The server; `/v1/chat/completions` is added to it."""
+    """The server, to which `/v1/chat/completions` is added, or a whole address that ends in `/chat/completions`."""
     model: str = "UnifiedReward"
     """The name that the model is served under."""
     api_key: SecretStr = SecretStr("")
     """The server's key; empty takes the environment variable OPENAI_API_KEY. It is sent to the server and written
     nowhere."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds that an answer may take."""
+    """Seconds that the server may be silent before an answer, or in it."""
     retries: int = Field(default=5, ge=0)
     """How often a failed request is sent again, after pauses that double from half a second to eight."""
     max_tokens: int = Field(default=1024, gt=0)
@@ -63,12 +63,20 @@ class ServerConfig(Config):
             raise ValueError("expected the address of a server, for example http://localhost:8080") from None
         if url.username or url.password:
             raise ValueError("expected an address without user and password; a key goes into api_key=...")
-        return value.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+        if url.query or url.fragment:
+            raise ValueError("expected an address without ? and #; a key goes into api_key=...")
+        return value.strip().rstrip("/").removesuffix("/v1/chat/completions").removesuffix("/v1")
 
     @field_validator("api_key", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return value if isinstance(value, SecretStr) else str(value).strip()  # digits come as a number
+
+    @property
+    def base_url(self) -> str:
+        """What `/chat/completions` is added to."""
+        whole = self.url.removesuffix("/chat/completions")
+        return whole if whole != self.url else f"{self.url}/v1"
 
     @property
     def key(self) -> str:
@@ -103,9 +111,12 @@ class ChatClient:
             http = openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not _is_loopback(config.url))
         except (ImportError, ValueError) as error:  # a SOCKS proxy without its package, or no address at all
             raise UserError(f"the proxy {self._proxy} cannot be used ({error}); {self._bypass}") from None
+        except OSError as error:
+            places = " or ".join(name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ)
+            raise UserError(f"no certificates can be read from {places or 'the system'} ({one_line(error)})") from None
         self._api = openai.AsyncOpenAI(
             api_key=key,
-            base_url=f"{config.url}/v1",
+            base_url=config.base_url,
             timeout=timeout,
             max_retries=config.retries,
             http_client=http,
@@ -157,8 +168,8 @@ class ChatClient:
         cause = error.__cause__ or error
         # By name: some versions of openai speak through httpx, others through httpx2.
         never_sent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError")
+        reason = self._in_short(str(cause)) or type(cause).__name__
         if never_sent and self._proxy:
-            reason = self._in_short(str(cause)) or type(cause).__name__
             return UserError(
                 f"{self.config.url}: not reached through the proxy {self._proxy} ({reason}); {self._bypass}"
             )
@@ -166,12 +177,18 @@ class ChatClient:
         if never_sent and _place(asked) != _place(self.config.url):
             shown = self.without_key(_shown(asked))
             return UserError(f"{self.config.url}: redirects to {shown}, where no server is")
+        if never_sent and "SSL" in reason:
+            return UserError(
+                f"{self.config.url}: no secure connection ({reason}); give its http:// address, or the server a "
+                "certificate that this machine trusts"
+            )
         if never_sent:
-            return UserError(f"{self.config.url}: no server there; start it, or give its address with url=...")
+            return UserError(
+                f"{self.config.url}: no server there ({reason}); start it, or give its address with url=..."
+            )
         through = f", through the proxy {self._proxy}" if self._proxy else ""
         if isinstance(error, openai.APITimeoutError):
             return RequestFailed(f"no answer within {self.config.timeout:g} s{through}")
-        reason = self._in_short(str(cause)) or type(cause).__name__
         return RequestFailed(f"connection lost ({reason}){through}")
 
     @property
@@ -259,7 +276,7 @@ def _status(error: openai.APIStatusError) -> str:
     """`HTTP 429 Too Many Requests: what the server said`."""
     response = error.response
     try:
-        detail = _said(response.json())
+        detail = _said(response.json()) or response.text
     except (ValueError, RecursionError):
         detail = response.text
     return f"HTTP {response.status_code} {response.reason_phrase}".rstrip() + (f": {detail}" if detail else "")
