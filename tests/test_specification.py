@@ -63,7 +63,10 @@ def test_weights_of_a_variant_alone(tmp_path):
     assert open_autoencoder(f"diffusers:{tmp_path / 'sharded'}").latent_channels == 4
 
 
-@pytest.mark.parametrize("save", [{"safe_serialization": False}, {}, {"max_shard_size": "20KB"}])
+SHARDS = {"max_shard_size": "20KB"}
+
+
+@pytest.mark.parametrize("save", [{"safe_serialization": False}, {}, SHARDS, {"safe_serialization": False, **SHARDS}])
 def test_the_finest_weights_of_a_folder_are_read(tmp_path, save):
     def first(model):
         return next(model.parameters()).flatten()[0].item()
@@ -75,6 +78,17 @@ def test_the_finest_weights_of_a_folder_are_read(tmp_path, save):
         found = first(open_autoencoder(f"diffusers:{tmp_path}"))
         assert found == torch.tensor(first(model)).to(dtype).item(), variant
     assert len({torch.tensor(first(model)).to(dtype).item() for dtype in kept.values()}) == 3
+
+
+def test_a_folder_without_weights_and_one_of_the_home(tmp_path, monkeypatch):
+    foreign_models.dc().save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_autoencoder("diffusers:~/model").latent_channels == 4
+    weights = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "gone")  # as in a cache that was cleaned
+    with pytest.raises(UserError, match=r"model: no weights of its AutoencoderDC \(diffusion_pytorch_model\*\.safe"):
+        open_autoencoder(f"diffusers:{tmp_path / 'model'}")
 
 
 def test_statistics_are_measured_of_an_ssvae_only(folders, capsys):

@@ -4,8 +4,9 @@ vae = open_autoencoder("runs/my_vae/vae")                 # an SSVAE: folder, .s
 vae = open_autoencoder("wan2.2:Wan-AI/Wan2.2-TI2V-5B-Diffusers")      # KIND:PATH_OR_ID, through diffusers
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -75,6 +76,8 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     if is_address(specification):
         return SSVAE.from_pretrained(specification).for_inference()
     kind, colon, place = specification.partition(":")
+    if kind in KINDS:
+        place = os.path.expanduser(place)  # noqa: PTH111 - shells expand ~ only where a word begins; `./` has to stay
     if Path(specification).exists() or (not colon and kind not in KINDS):
         weights = f"{_WEIGHTS}*"
         if any([*Path(specification).glob(weights), *Path(specification).glob(f"vae/{weights}")]):
@@ -141,10 +144,14 @@ def _load(cls: Any, folder: Path, subfolder: str | None, place: str) -> "ModelMi
     """The model of a folder; its weights are fetched first if `place` is the name of a repository on the hub."""
     if not Path(place).is_dir():
         folder = _fetch_weights(place, subfolder)
+    files = _weights(folder / (subfolder or ""))
+    if not files:
+        raise UserError(f"{place}: no weights of its {cls.__name__} ({_WEIGHTS}*.safetensors or .bin)")
     options: dict[str, Any] = {
+        "use_safetensors": any(path.suffix == ".safetensors" for path in files),
         "torch_dtype": torch.float32,
         "low_cpu_mem_usage": find_spec("accelerate") is not None,
-        "variant": _variant(folder / (subfolder or "")),
+        "variant": _variant(files),
     }
     try:
         vae, report = cls.from_pretrained(str(folder), subfolder=subfolder, output_loading_info=True, **options)
@@ -164,8 +171,12 @@ def _fetch_weights(name: str, subfolder: str | None) -> Path:
     return folder
 
 
-def _variant(folder: Path) -> str | None:
-    """The variant, such as fp16, of a local folder that has weights of variants alone; of several, the finest."""
-    files = [path for path in folder.glob("diffusion_pytorch_model*") if path.suffix in (".safetensors", ".bin")]
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights in a folder; a link into a cache may lead nowhere."""
+    return [path for path in folder.glob(f"{_WEIGHTS}*") if path.suffix in (".safetensors", ".bin") and path.exists()]
+
+
+def _variant(files: Sequence[Path]) -> str | None:
+    """The variant, such as fp16, of weights that are of variants alone; of several, the finest."""
     variants = {re.sub(r"-\d+-of-\d+", "", path.name).split(".")[1] for path in files}
     return None if variants & {"safetensors", "bin"} else max(variants, default=None)  # fp32, fp16, bf16
