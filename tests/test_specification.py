@@ -92,9 +92,10 @@ def test_a_folder_without_weights_and_one_of_the_home(tmp_path, monkeypatch):
 
 
 def test_statistics_are_measured_of_an_ssvae_only(folders, capsys):
-    with pytest.raises(SystemExit):
-        main(["stats", f"wan2.1:{folders / 'wan2.1'}", "--data", "videos"])
-    assert "wan2.1: statistics are measured of an SSVAE only" in capsys.readouterr().err
+    for place in (f"wan2.1:{folders / 'wan2.1'}", str(folders / "wan2.1")):
+        with pytest.raises(SystemExit):
+            main(["stats", place, "--data", "videos"])
+        assert "wan2.1: statistics are measured of an SSVAE only" in capsys.readouterr().err
 
 
 def test_an_ssvae_or_a_file_that_is_given_with_a_kind(tmp_path):

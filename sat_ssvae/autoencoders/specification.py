@@ -79,8 +79,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     if kind in KINDS:
         place = os.path.expanduser(place)  # noqa: PTH111 - shells expand ~ only where a word begins; `./` has to stay
     if Path(specification).exists() or (not colon and kind not in KINDS):
-        weights = f"{_WEIGHTS}*"
-        if any([*Path(specification).glob(weights), *Path(specification).glob(f"vae/{weights}")]):
+        if is_diffusers_folder(Path(specification)):
             raise UserError(f"{specification}: a folder of diffusers; write diffusers:{specification}")
         return SSVAE.from_pretrained(specification).for_inference()
     if kind not in KINDS or not place:
@@ -98,6 +97,11 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
         own: SSVAE = _load(AutoencoderSSVAE, folder, subfolder, place).ssvae
         return own.for_inference()
     return _open_foreign(name, folder, subfolder, place)
+
+
+def is_diffusers_folder(folder: Path) -> bool:
+    """Whether diffusers wrote the weights in a folder, or in its vae/."""
+    return any([*folder.glob(f"{_WEIGHTS}*"), *folder.glob(f"vae/{_WEIGHTS}*")])
 
 
 def _open_foreign(name: str, folder: Path, subfolder: str | None, place: str) -> VideoAutoencoder:

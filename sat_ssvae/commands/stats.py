@@ -27,13 +27,13 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, write latent_stats.json, print the range."""
-    from ..autoencoders.specification import KINDS
+    from ..autoencoders.specification import KINDS, is_diffusers_folder
     from ..errors import UserError
     from ..latents.statistics import StatsConfig, measure_stats
     from ..vae.autoencoder import SSVAE
     from ..vae.checkpoint import STATISTICS_NAME, write_stats
 
-    if str(options.checkpoint).partition(":")[0] in KINDS:
+    if str(options.checkpoint).partition(":")[0] in KINDS or is_diffusers_folder(options.checkpoint):
         raise UserError(
             f"{options.checkpoint}: statistics are measured of an SSVAE only; diffusers' classes have theirs"
         )
