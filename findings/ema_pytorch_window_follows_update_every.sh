@@ -34,7 +34,7 @@ def averages(update_every):
     """The average for each width, and one of width .1 synthesised from the first and the last of them."""
     model = torch.nn.ParameterDict({"done": torch.zeros(1, dtype=torch.float64)})
     emas = [KarrasEMA(model, sigma_rel=width, update_every=update_every) for width in WIDTHS]
-    settings = {"checkpoint_every_num_steps": 1000, "checkpoint_dtype": torch.float64, "checkpoint_folder": f"every{update_every}"}
+    settings = {"checkpoint_dtype": torch.float64, "checkpoint_folder": f"every{update_every}"}
     post_hoc = PostHocEMA(model, sigma_rels=(WIDTHS[0], WIDTHS[-1]), update_every=update_every, **settings)
     for step in range(1, STEPS + 1):
         model["done"].data.fill_(step / STEPS)

@@ -67,7 +67,8 @@ shares = [None, None]
 distributed.all_gather_object(shares, mine)
 if distributed.get_rank() == 0:
     for rank, share in enumerate(shares):
-        print(f"process {rank}: samples", *(f"{loss:.0f}" for loss in share), f"mean {sum(share) / len(share)}", flush=True)
+        mean = sum(share) / len(share)
+        print(f"process {rank}: samples", *(f"{loss:.0f}" for loss in share), f"mean {mean}", flush=True)
     losses = [value for name, step, value in writer if (name, step) == ("Train/valid_loss", 1)]
     print("Train/valid_loss at step 1:", ", then ".join(map(str, losses)), flush=True)
     sys.exit(int(losses != [3.5, 4.5]))
