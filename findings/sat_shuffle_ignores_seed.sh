@@ -38,15 +38,14 @@ SAMPLES = 1000
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 mpu.initialize_model_parallel(1)
 data = {"train_data": ["samples"], "valid_data": None, "test_data": None, "train_data_weights": None, "split": "1"}
-batches = {"batch_size": 10, "eval_batch_size": None, "batch_from_same_dataset": False}
-loading = {"iterable_dataset": False, "num_workers": 0, "prefetch_factor": None}
-length = {"train_iters": 300, "gradient_accumulation_steps": 1}
+batches = {"batch_size": 10, "eval_batch_size": None, "batch_from_same_dataset": False, "gradient_accumulation_steps": 1}
+other = {"iterable_dataset": False, "train_iters": 300, "num_workers": 0, "prefetch_factor": None}
 
 
 def order(seed, epochs):
     """The samples of the first 300 iterations."""
     torch.manual_seed(seed)
-    arguments = argparse.Namespace(**data, **batches, **loading, **length, seed=seed, epochs=epochs)
+    arguments = argparse.Namespace(**data, **batches, **other, seed=seed, epochs=epochs)
     loader, _, _ = make_loaders(arguments, lambda path, args: range(SAMPLES))
     return [sample for batch in islice(loader, 300) for sample in batch.tolist()]
 
