@@ -76,11 +76,11 @@ VALUE_FORMS: Mapping[str, Any] = MappingProxyType(
         "data.params.fps": Number,
     }
 )
-"""What the values that are computed with must be."""
+"""The form that a value must have where something is computed from it."""
 TEXT_TOKENS: Mapping[int, Era] = MappingProxyType({226: "v1.0", 224: "main"})
 """Tokens of the text that the stock models know: CogVideoX-2B and 5B of v1.0, CogVideoX1.5 of main."""
 T5_TOKENS = 77
-"""Tokens of CogVideoX's FrozenT5Embedder where its `max_length` is not written."""
+"""Tokens of CogVideoX's FrozenT5Embedder where its `max_length` is not given."""
 SLOW_START = 100
 """Iterations that SAT runs at 5 % of the learning rate when it finetunes."""
 SLOW_START_NOTE = (
@@ -205,7 +205,7 @@ class SATConfig:
         return f" (in {written[-1]})" if written else ""
 
     def has(self, key: str) -> bool:
-        """Whether a key is written, be it as null."""
+        """Whether a key is written, even as null."""
         section, _, name = key.rpartition(".")
         inside = self.section(section) if section else self._values
         return isinstance(inside, dict) and name in inside
@@ -236,7 +236,7 @@ class SATConfig:
 
     @property
     def stock_era(self) -> Era | None:
-        """The version that the stock files are of, whatever the overlay says; None where nothing tells it."""
+        """The version that the stock files belong to, whatever the overlay says; None if they do not show it."""
         if self.network("ofs_embed_dim") is not None:  # CogVideoX1.5's image to video
             return "main"
         return TEXT_TOKENS.get(self.get(f"{POSITIONS}.text_length"))
@@ -262,7 +262,7 @@ class SATConfig:
         return str(self.get("data.target")).endswith(".LatentDataset")
 
     def interpolation(self, axis: Literal["height", "width", "time"]) -> float:
-        """By what positions are divided; v1.0 and main have it in different places."""
+        """The number that positions are divided by; v1.0 and main have it in different places."""
         name = f"{axis}_interpolation"
         return float(self.get(f"{POSITIONS}.{name}") or self.network(name) or 1.0)
 
@@ -279,7 +279,7 @@ class SATConfig:
 
     @property
     def has_own_transformer(self) -> bool:
-        """Whether the transformer is a class that is not CogVideoX's, whose sizes and parts may be others."""
+        """Whether the transformer is a class that is not CogVideoX's, whose sizes and parts may differ."""
         target = self.section("model.network_config.target")
         return isinstance(target, str) and target.rpartition(".")[2] != "DiffusionTransformer"
 
@@ -342,7 +342,7 @@ class SATConfig:
         )
 
     def notes(self) -> list[str]:
-        """What a training run would do otherwise than one expects, if anything."""
+        """Where a training run would not do what one expects, if anywhere."""
         iterations = self.get("args.train_iters")
         slow = self.get("args.mode") == "finetune" and type(iterations) is int and iterations <= 2 * SLOW_START
         frozen = TRANSFORMER_LAYERS in (self.get("model.not_trainable_prefixes") or []) and not self.samples

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--latent_stats",
         metavar="JSON",
-        help='{"mean": [...], "std": [...]} to store in the output folder, or `published`',
+        help='{"mean": [...], "std": [...]} to store with the weights, or `published`',
     )
     command.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 

@@ -48,7 +48,7 @@ class Share(NamedTuple):
 def shared_out(jobs: int | None, members: int, device: torch.device) -> Share:
     """How the machine is divided among the members.
 
-    `jobs`: members at a time; None for as many as there are cores, or GPUs if `device` is one.
+    `jobs`: members at a time; None for one per core, or per GPU if `device` is one.
 
     Raises:
         UserError: more members at a time than GPUs.
@@ -178,8 +178,8 @@ class _RemoteRecords:
 
 
 def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads: int, verbose: bool) -> None:
-    # Data workers start as they do in the parent, not as this process did; and a lock that is made now has no name, of
-    # which Python would complain after a SIGKILL.
+    # Data workers must start as they do in the parent, not as this process did. Locks made from here on are unnamed, too:
+    # Python would report named ones as leaked after a SIGKILL.
     multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides what ends
     threading.Thread(target=_end_with_parent, daemon=True).start()

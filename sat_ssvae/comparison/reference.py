@@ -63,7 +63,7 @@ class EvaluationConfig(Config):
     loss_levels: int = Field(default=16, gt=0)
     """Evenly spaced noise levels over which the held-out loss is averaged."""
     batch_size: int = Field(default=32, gt=0)
-    """Clips that are sampled, decoded and looked at together; it affects memory, not results."""
+    """Clips that are sampled, decoded and measured together; it affects memory, not results."""
     shown_clips: int = Field(default=4, gt=0)
     """Clips that the report shows: originals, reconstructions, and samples of each step."""
     seed: int = Field(default=1234, ge=0)

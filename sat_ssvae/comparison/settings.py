@@ -56,10 +56,10 @@ class CompareConfig(Config):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the transformer: its initial weights, order of the clips and noise."""
     vae_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of the autoencoders' training; every arm is trained once with each, and transformers for each of these.
+    """Seeds of the autoencoders' training; every arm is trained once with each, and each result gets its transformers.
     With several, the intervals include what retraining the autoencoders would change."""
     caveat: str = ""
-    """A warning at the top of report and summary."""
+    """A warning at the top of the report and the summary."""
     data: ClipsConfig = ClipsConfig()
     """The clips that are cut out of the videos."""
     vae: dict[str, Any]

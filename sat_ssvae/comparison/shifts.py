@@ -2,12 +2,12 @@
 
     shift = best_shift({1.0: scores, 2.0: others})       # scores: final sample distances by metric
 
-Standardised latents with a steep spectrum are at another noise level for the same t than those with a flat one, so a
+At the same t, noise hides less of standardised latents with a steep spectrum than of those with a flat one, so a
 schedule that suits one arm may not suit another. Each arm tries `CompareConfig.shifts` with transformers of a seed that
-serves nothing else.
+is used for nothing else.
 
 The rule: rank the shifts by each distance of the samples decoded at the last evaluation; the smallest sum of ranks
-wins, and of equal ones the shift that changes least.
+wins, and among equals the shift that changes least.
 
     against = shift_comparison(results, "stock", {1.0: curves, 3.0: others}, seed)
 
@@ -23,7 +23,7 @@ from .wording import describe
 
 
 def best_shift(scores: Mapping[float, Mapping[str, float]]) -> float:
-    """The winner by shift -> metric -> final score; other metrics than sample distances do not count.
+    """The winner among final scores by shift and metric; only sample distances count.
 
     Raises:
         ValueError: there is nothing to choose from.

@@ -1,4 +1,4 @@
-"""Reading everything once: what of a data set training would use, and what not and why.
+"""Read a whole data set once: what training would use, what it would leave out, and why.
 
 report = check_data(CheckConfig(data=DataConfig(path="shards")), Path("."))
 """
@@ -20,7 +20,7 @@ from .shards import FixedClips, clips_by_size
 from .skips import SKIPPED_FILE, Skip, SkipLog
 
 CLIPS_IN_PIECE = 256
-"""Clips in a piece of the work, at least."""
+"""Fewest clips in a piece of work."""
 
 
 class CheckConfig(JobConfig):
@@ -37,7 +37,7 @@ class DataReport:
     samples: int
     """Samples that gave at least one clip."""
     clips: int
-    """Clips side by side that could be read."""
+    """Clips that could be read; those of one sample do not overlap."""
     captions: int
     """Samples among them that have a caption."""
     skipped: dict[str, int]
@@ -45,7 +45,7 @@ class DataReport:
 
 
 class _Block(NamedTuple):
-    """Some of the clips: of which source and size, from which to which."""
+    """A range of the clips of one source and size; `clips` is the number of these."""
 
     clips: int
     start: int
@@ -53,15 +53,15 @@ class _Block(NamedTuple):
 
 
 def check_data(config: CheckConfig, output: Path, *, merged: bool = False) -> DataReport | None:
-    """Decode all of every sample of every source, clip after clip, as training would.
+    """Decode every sample of every source from beginning to end, clip after clip, as training would.
 
     What cannot be used is listed in skipped.jsonl. A run that was killed continues.
 
-    Of a `part`, the results are kept in the folder `output`, and None is returned; `merged` puts those of all parts
-    together instead of reading.
+    For a `part`, the results are kept in the folder `output` and None is returned; `merged` combines those of all
+    parts instead of reading.
 
     Raises:
-        UserError: nothing usable in one of the sources; another one works in the folder; parts that are missing.
+        UserError: a source holds nothing usable, another job works in the folder, or parts are missing.
     """
     part = config.chosen_part
     skips = SkipLog(output / SKIPPED_FILE if part.count == 1 else None, max_share=1)

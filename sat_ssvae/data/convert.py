@@ -53,7 +53,7 @@ class PackConfig(JobConfig):
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
     """Processes of this machine that convert; on a cluster, one per core. Does not change the result."""
     captions: Literal["find", "none"] = "find"
-    """`find` looks where captions usually lie and refuses inputs without any; `none` packs without captions."""
+    """`find` looks where captions are usually kept and refuses inputs without any; `none` packs without captions."""
 
 
 class InputFiles:

@@ -63,9 +63,9 @@ class DataConfig(Config):
     part: Literal["all", "train", "heldout"] = "all"
     """all samples; or, by a hash of their names, train: nine tenths of them, or heldout: the other tenth."""
     shuffle_shards: int = Field(default=64, gt=0)
-    """Number of shards whose samples are shuffled together; with fewer, the disk is read more in order."""
+    """Number of shards whose samples are shuffled together; with fewer, reads are more sequential."""
     num_workers: int = Field(default=1, ge=0)
-    """Processes that decode; 0 decodes in the calling one."""
+    """Processes that decode; 0 decodes in the calling process."""
 
     sources: tuple[SourceConfig, ...] = ()
     """Several sources instead of `path`, such as videos with weight 7 and images with weight 1."""

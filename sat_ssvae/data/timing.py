@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from .containers import is_in_coding_order, is_matroska, is_mov, open_video, read_packets, repeats
 
 MISSING = 0.01
-"""Share of the pictures that may be missing of an even rate."""
+"""Share of the pictures that may be missing from an even rate."""
 _LOST, _LOST_IN = 8, 2  # pictures that a cut may lose, and in how many places
 _WINDOW = 17  # pictures that are looked at in each of these places
 _PLACES = 5
@@ -40,7 +40,7 @@ class Times(NamedTuple):
         return float(self.seconds[-1] - self.seconds[0]) if len(self.seconds) else 0.0
 
     def keeps(self, fps: float, slack: float = MISSING) -> bool:
-        """Whether this rate is that of the pictures: a share of `slack` may be missing, and some before the last."""
+        """Whether the pictures come at this rate; a share of `slack` may be missing, or a few in one or two cuts."""
         steps = np.diff(self.seconds) * fps
         missing, rounding = float(steps.sum()) - len(steps), 0.4 + 0.001 * fps  # containers round to milliseconds
         if abs(missing) <= max(rounding, slack * len(steps)):
@@ -49,7 +49,7 @@ class Times(NamedTuple):
         return bool(len(lost) <= _LOST_IN and lost.sum() <= _LOST and abs(missing - lost.sum()) <= rounding)
 
     def mean_rate(self, last: float) -> float:
-        """Pictures per second of several with times, if the last one is shown for `last` seconds."""
+        """Pictures per second if the last one is shown for `last` seconds; at least two must have times."""
         count = len(self.seconds)
         rate = (count - 1) / self.span
         return rate if self.is_even(rate) else count / (self.span + last)
@@ -75,7 +75,7 @@ def shown_times(source: Path | bytes, shown: int | None = None, *, header_only: 
             before = is_before(packet, shown)
             frames += not before
             ticks = packet.dts if by_decoding else packet.pts
-            # Pictures get the times of decoding one after the other, also those of pictures that cannot be decoded.
+            # Pictures are given the decoding times in order, including the times of pictures that cannot be decoded.
             if ticks is not None and stream.time_base and (by_decoding or not before):
                 time = float(ticks * stream.time_base)
                 if time > last:

@@ -29,10 +29,11 @@ ORIGINAL = "original"
 SHOWN = 24
 """Videos whose moments are kept, at most."""
 PAGE_BYTES = 24 << 20
-"""A page that would become larger shows fewer of them; noise compresses badly."""
+"""Bytes of moments on a page, which shows fewer if they need more; noise compresses badly."""
 FRAMES = 8
+"""Frames in a moment."""
 WIDTH = 480
-"""Wider frames are made smaller, in pixels."""
+"""Pixels that wider frames are scaled down to."""
 ERROR_RANGE = 32
 """Grey levels at the bright end of an error map."""
 RAMP = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))

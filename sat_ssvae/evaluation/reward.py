@@ -51,7 +51,7 @@ class RewardConfig(ServerConfig):
     instruction: Path | None = None
     """A text file to ask with instead of the package's wording; `{caption}` stands for the prompt."""
     max_failures: int = Field(default=8, gt=0)
-    """Requests that may fail one after the other before the run ends."""
+    """Requests that may fail in a row before the run ends."""
     seed: int = Field(default=0, ge=0)
     """Seed of the bootstrap intervals."""
 

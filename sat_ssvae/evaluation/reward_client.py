@@ -48,7 +48,7 @@ class ServerConfig(Config):
     """The server's key; empty takes the environment variable OPENAI_API_KEY. It is sent to the server and written
     nowhere."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds that the server may be silent before an answer, or in it."""
+    """Seconds that the server may be silent before or during an answer."""
     retries: int = Field(default=5, ge=0)
     """How often a failed request is sent again, after pauses that double from half a second to eight."""
     max_tokens: int = Field(default=1024, gt=0)

@@ -39,7 +39,7 @@ class ScoreConfig(Config):
     data: ClipSettings = ClipSettings()
     """The clips that are compared."""
     clips_per_video: int = Field(default=1, gt=0)
-    """Clips out of each video, evenly spread over it. Intervals of the distances take all clips for independent: with
+    """Clips out of each video, evenly spread over it. Intervals of the distances treat all clips as independent: with
     more than one they are too narrow."""
     i3d: Path | None = None
     """TorchScript file of FVD's I3D (`i3d_torchscript.pt`); None leaves FVD out."""

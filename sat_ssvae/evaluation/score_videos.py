@@ -43,7 +43,7 @@ class ClipSettings(Config):
     """The clips that are compared."""
 
     num_frames: int = Field(default=17, ge=3)
-    """Frames in a clip; FVD needs 10 at least."""
+    """Frames in a clip; FVD needs at least 10."""
     fps: float = Field(default=8.0, gt=0)
     """Frames per second of a clip; videos slower than this are left out."""
     resolution: int = Field(default=256, ge=32)

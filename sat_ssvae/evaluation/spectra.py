@@ -2,7 +2,7 @@
 
     clips = load_clips(config)
     measured = [measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items()]
-    spatial, temporal = measure_pixels(clips, config)       # the same of the videos, for comparison
+    spatial, temporal = measure_pixels(clips, config)       # the same for the videos, to compare
 
 Latents are the encoder's posterior means; the Gaussian floor is that of latents standardised per channel.
 Everything is measured on the same clips, so that autoencoders differ in their latents and in nothing else.
@@ -46,7 +46,7 @@ class SpectraConfig(Config):
     stride: float = Field(default=1.0, gt=0)
     """Seconds between the starts of two clips of a video."""
     max_clips: int = Field(default=64, ge=2)
-    """Most clips that are used, spread over all videos."""
+    """At most this many clips, spread over all videos."""
     disturbed_clips: int = Field(default=16, gt=0)
     """Clips that are decoded from disturbed latents."""
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
@@ -88,7 +88,7 @@ class AmplitudeCurve:
 
 @dataclass(frozen=True)
 class LatentSpectra:
-    """One autoencoder. `explained_variance` by number of channel modes; PSNR in dB by strength of the disturbance."""
+    """Measurements of one autoencoder. `explained_variance` by number of channel modes; PSNR in dB by strength of the disturbance."""
 
     name: str
     latent_shape: tuple[int, int, int, int]
@@ -156,7 +156,7 @@ def measure_latents(
 
 
 def measure_pixels(clips: Tensor, config: SpectraConfig) -> tuple[AmplitudeCurve, AmplitudeCurve]:
-    """Spatial and temporal amplitude of the clips themselves, `N C T H W`, for the number that is disturbed."""
+    """Spatial and temporal amplitude of the clips `N C T H W` themselves: of those that are decoded disturbed."""
     some = clips[evenly_spaced(len(clips), config.disturbed_clips)]
     size = clips.shape[-2], clips.shape[-1]
     spectra = spatial_spectrum(some, size), temporal_spectrum(some, clips.shape[2])
@@ -185,7 +185,7 @@ def _disturbed_psnr(
     config: SpectraConfig,
     device: torch.device,
 ) -> tuple[dict[float, float], dict[float, float]]:
-    """PSNR to the clips by noise level and by share of dropped channels; every strength draws the same numbers."""
+    """PSNR to the clips by noise level and by share of dropped channels; every strength uses the same random numbers."""
     chosen = evenly_spaced(len(clips), config.disturbed_clips)
     clips, latents = clips[chosen], latents[chosen]
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TRIES = 2
-"""Processes that an item may crash before it is given up."""
+"""How many processes an item may crash before it is given up."""
 _WATCH = 1.0  # seconds between checks that the process at the other end is alive
 
 
@@ -38,8 +38,8 @@ class Crashed:
 class IsolatedCalls(Generic[T, R]):
     """A function called in `workers` processes, one item at a time in each.
 
-    `ProcessPoolExecutor` loses all pending calls when one process dies. Here the item that a process died of is known:
-    it is tried again in a new process, and after a second crash the result is `Crashed`.
+    `ProcessPoolExecutor` loses all pending calls when one process dies. Here it is known which item killed a process:
+    that item is tried again in a new process, and after a second crash its result is `Crashed`.
 
     The function's exceptions reach the caller. Items and results are pickled, the function only if processes cannot
     be forked.

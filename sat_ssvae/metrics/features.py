@@ -191,7 +191,7 @@ class _Features(nn.Module, abc.ABC):
 
     DIMENSION: int
     AT_ONCE = 4
-    """Clips at a time, without influence on the features; 4 suits a CPU's cache."""
+    """Clips at a time, which does not affect the features; 4 suits a CPU's cache."""
 
     def train(self, mode: bool = True) -> "_Features":
         """Stay in evaluation mode, even when a parent module is set to training."""
@@ -203,7 +203,7 @@ class _Features(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
-        """Features (B, DIMENSION), float32, of clips B 3 T H W in [-1, 1]; values outside are cut.
+        """Features (B, DIMENSION), float32, of clips B 3 T H W in [-1, 1]; values outside are clipped.
 
         The clips need not be on the network's device, nor fit there; the features are on the clips' device.
 

@@ -32,7 +32,7 @@ class I3D:
     `path` is a TorchScript file.
 
     Raises:
-        UserError: no such file, or it is no TorchScript.
+        UserError: no such file, or not TorchScript.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class I3D:
         """Features (B, D), float32 on the CPU, of clips `B 3 T 224 224` in [-1, 1], T at least 10.
 
         Raises:
-            UserError: the network cannot be called so, or gives something else.
+            UserError: the network cannot be called in this way, or returns something else.
         """
         try:
             features = self._network(clips.to(self.device), rescale=False, resize=False, return_features=True)
@@ -108,8 +108,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def frechet_interval(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 100) -> tuple[float, float]:
     """95 % interval (low, high) of `frechet_distance`: the estimate plus and minus 1.96 standard deviations.
 
-    The deviation is that over bootstrap resamples of both sets. The upward bias of few clips is
-    not in the interval. Clips must be independent. Equal seeds give equal intervals.
+    `x` (n, D) and `y` (m, D) are features. The deviation is taken over bootstrap resamples of both sets; the interval
+    does not include the upward bias of few clips. Clips must be independent. Equal seeds give equal intervals.
 
     Raises:
         UserError: as `frechet_distance`.

@@ -108,7 +108,7 @@ def details(summary: Text, *blocks: Text, opened: bool = False) -> Markup:
 
 
 def facts(values: Mapping[str, Text]) -> Markup:
-    """Names and values, one pair a row."""
+    """Names and values, one pair per row."""
     rows = [Markup("<tr><th>{}</th><td>{}</td></tr>").format(name, value) for name, value in values.items()]
     return Markup('<div class="scroll"><table class="facts"><tbody>{}</tbody></table></div>').format(joined(rows))
 

@@ -12,9 +12,9 @@ from ...spacing import evenly_spaced
 from .pictures import Pictures
 
 _STEPS = 6
-"""Evaluations that the slider has at most."""
+"""Most evaluations that the slider can show."""
 _PIXELS = 40e6
-"""Of all films together, so that the page stays at some MB: about 0.1 byte each."""
+"""Of all films together, which keeps the page at a few MB: a pixel takes about 0.1 byte."""
 _WIDTHS = (160, 320)
 _FEW_ARMS = 4
 
