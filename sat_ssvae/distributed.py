@@ -64,7 +64,7 @@ def initialize(device: "torch.device") -> None:
 
     if dist.is_initialized():
         return
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")  # otherwise it warns about its guess
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")  # else it warns about its guess
     with _silenced_stderr():  # at import it looks for optional libraries, and the linker complains if they are missing
         import deepspeed
         from deepspeed.ops import __compatible_ops__ as compatible_ops
@@ -93,7 +93,10 @@ def initialize(device: "torch.device") -> None:
 
 
 def _launched() -> bool:
-    """Whether this is one of several processes of a launcher. CogVideoX's recipes export half of that for a single process."""
+    """Whether a launcher started this process as one of several.
+
+    For a single process CogVideoX's recipes export some of a launcher's variables, too.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     place = {name: os.environ.get(name, "").strip() for name in names}
     if place["RANK"] in ("", "0") and place["WORLD_SIZE"] in ("", "1"):

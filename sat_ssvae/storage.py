@@ -120,6 +120,15 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
                         leftover.unlink()
 
 
+def remove_partials(folder: Path, prefix: str) -> None:
+    """Delete the partial files of killed writers in a folder, local or not, whose names begin with `prefix`.
+
+    Unlike `atomic`, which spares recent ones: nobody else may be writing files of these names.
+    """
+    for leftover in folder.glob(f"{glob.escape(prefix)}*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a text file, UTF-8, completely or not at all."""
     with atomic(path, durable=durable) as partial:

@@ -20,7 +20,7 @@ from sat_ssvae.engine.checkpoints import save_weights
 from sat_ssvae.engine.log import MetricsLog
 from sat_ssvae.latents.encoding import EncoderSettings
 from sat_ssvae.latents.latent_set import encode_latents
-from sat_ssvae.storage import atomic, digest_of, save_tensors, write_text
+from sat_ssvae.storage import atomic, digest_of, remove_partials, save_tensors, write_text
 from sat_ssvae.vae import checkpoint
 
 from .small_models import random_video, tiny_vae
@@ -169,6 +169,13 @@ def test_what_the_package_writes_gets_the_users_umask(tmp_path, tiny_videos, uma
     encode_latents(vae, clips, tmp_path / "latents.safetensors", EncoderSettings(batch_size=1), torch.device("cpu"))
     MetricsLog(tmp_path / "run" / "metrics.csv", ["step", "loss"], 0).write(1, {"loss": 0.5})
     assert modes(tmp_path) == {0o666 & ~umask}
+
+
+def test_partials_of_a_prefix_are_removed_and_nothing_else(tmp_path):
+    for name in ("[a]-0.tar.1.partial", "a-0.tar.1.partial", "[a]-0.tar", "b.partial"):
+        (tmp_path / name).touch()
+    remove_partials(tmp_path, "[a]-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[a]-0.tar", "a-0.tar.1.partial", "b.partial"]
 
 
 def test_digest(tmp_path):

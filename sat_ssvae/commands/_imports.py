@@ -14,7 +14,8 @@ from collections.abc import Iterator
 def uncollected() -> Iterator[None]:
     """Import torch and what needs it without the garbage collector, which would find nothing to collect in modules.
 
-    The collector ignores what they created from then on. A process that already had torch is the caller's, and stays as it is.
+    The collector ignores what they created from then on. A process that already had torch is the caller's, and stays as
+    it is.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..config import find_config, load_config, packaged, read_yaml
 from ..errors import UserError, did_you_mean
+from ..vae.hub import WEIGHT_SUFFIXES
 from .grammar import add_command, working_device
 
-WEIGHT_SUFFIXES = frozenset({".ckpt", ".pth", ".pt", ".safetensors"})
 DEFAULT_ARMS = ("stock=stock", "ssvae=ssvae")
 
 

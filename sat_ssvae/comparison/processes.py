@@ -178,8 +178,8 @@ class _RemoteRecords:
 
 
 def _run(connection: "Connection[Any, Any]", work: Work, member: Member, threads: int, verbose: bool) -> None:
-    # Data workers must start as they do in the parent, not as this process did. Locks made from here on are unnamed, too:
-    # Python would report named ones as leaked after a SIGKILL.
+    # Data workers must start as they do in the parent, not as this process did. Locks made from here on are unnamed,
+    # too: Python would report named ones as leaked after a SIGKILL.
     multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides what ends
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -29,7 +29,7 @@ from ..jobs.job import Advance, Item, Job
 from ..jobs.ledger import Ledger, claimed, collect, refuse_missing
 from ..jobs.settings import Part
 from ..jobs.store_lock import Claim
-from ..storage import atomic, write_text
+from ..storage import atomic, remove_partials, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
 from .convert import InputFiles, PackConfig, PackedSample, convert, cut
@@ -253,7 +253,7 @@ def _write_shards(items: list[PackItem], plan: _Plan, output: Path, config: Pack
     todo = []
     for number in ours:
         if number not in finished:
-            _remove_partials(output, names[number])
+            remove_partials(output, names[number])
             rows = [plan.segments[index] for index in plan.members(number)]
             segments = [replace(items[index], start=start, end=end) for index, start, end in rows]
             shard = _Shard(names[number], number, plan.members(number)[0], segments)
@@ -332,12 +332,6 @@ def _skips(plan: _Plan, output: Path) -> list[dict[str, Any]]:
     return [{**line, "shard": None} for line in plan.unusable] + of_shards
 
 
-def _remove_partials(output: Path, prefix: str) -> None:
-    """Delete what workers that were killed left of shards."""
-    for leftover in output.glob(f"{prefix}*.partial"):
-        leftover.unlink(missing_ok=True)
-
-
 def _finished(plan: _Plan, output: Path) -> set[int]:
     """Shards whose tar and meta file exist, or all of whose samples are listed as skipped."""
     skipped = Counter(line["shard"] for line in _skips(plan, output))
@@ -361,7 +355,7 @@ def _finish(plan: _Plan, output: Path, inputs: str) -> PackReport:
     write_text(listing, "".join(json.dumps(line) + "\n" for line in _skips(plan, output)))
     for name in names:
         _skips_of(output, name).unlink(missing_ok=True)
-    _remove_partials(output, f"{plan.name}-")
+    remove_partials(output, f"{plan.name}-")
     report = _report(output, names)
     skips = Counter(line["cause"] for line in read_skips(listing))
     causes = ", ".join(f"{count} {cause}" for cause, count in skips.most_common())

@@ -21,6 +21,8 @@ from ..storage import atomic, sync
 
 logger = logging.getLogger(__name__)
 
+LATEST = "latest.pth"
+"""The weights alone, beside the checkpoints' folder, for runs that write them with `save_weights`."""
 NEWS = 70.0
 """Seconds after which every host sees a new path: NFS may cache its absence for up to a minute."""
 
@@ -189,8 +191,10 @@ def _load(engine: Any, path: Path, checkpoint: Path) -> dict[str, Any]:
             raise
         earlier = [step for step in complete_steps(checkpoint.parent) if f"step_{step}" != checkpoint.name]
         then = f"continues from step {max(earlier)}" if earlier else "starts over"
+        latest = checkpoint.parent.with_name(LATEST)
+        kept = f"; {latest} still has the weights, for resume_from under another name" if latest.exists() else ""
         raise UserError(
             f"{path}: cannot be read ({(str(error) or 'files are missing').splitlines()[0]}); if it is damaged, delete "
-            f"{checkpoint}, and the run {then}; latest.pth still has the weights, for resume_from under another name"
+            f"{checkpoint}, and the run {then}{kept}"
         ) from error
     return dict(state)

@@ -88,7 +88,10 @@ class AmplitudeCurve:
 
 @dataclass(frozen=True)
 class LatentSpectra:
-    """Measurements of one autoencoder. `explained_variance` by number of channel modes; PSNR in dB by strength of the disturbance."""
+    """Measurements of one autoencoder.
+
+    `explained_variance` by number of channel modes; PSNR in dB by strength of the disturbance.
+    """
 
     name: str
     latent_shape: tuple[int, int, int, int]
@@ -185,7 +188,7 @@ def _disturbed_psnr(
     config: SpectraConfig,
     device: torch.device,
 ) -> tuple[dict[float, float], dict[float, float]]:
-    """PSNR to the clips by noise level and by share of dropped channels; every strength uses the same random numbers."""
+    """PSNR to the clips by noise level and by share of dropped channels; each strength uses the same random numbers."""
     chosen = evenly_spaced(len(clips), config.disturbed_clips)
     clips, latents = clips[chosen], latents[chosen]
 

@@ -38,7 +38,7 @@ from ..jobs.job import Advance, Item, Job
 from ..jobs.ledger import claimed, parts_of, refuse_missing
 from ..jobs.settings import JobConfig
 from ..jobs.store_lock import Claim
-from ..storage import atomic, write_text
+from ..storage import atomic, remove_partials, write_text
 from ..vae.checkpoint import weights_digest
 from ..vae.statistics import LatentStats
 from .dataset import INFO_NAME, LatentDataset, LatentInfo
@@ -144,8 +144,7 @@ def _list_skips(shards: Sequence[Shard], output: Path, skips: SkipLog) -> None:
         for line in read_skips(own):
             skips.filtered(Skip(**line))  # lines that are already listed are not repeated
         own.unlink(missing_ok=True)
-    for leftover in output.glob("latents-*.partial"):  # of workers that were killed
-        leftover.unlink(missing_ok=True)
+    remove_partials(output, "latents-")
     skips.flush()
 
 

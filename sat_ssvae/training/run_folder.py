@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import distributed
+from ..engine.checkpoints import LATEST
 from ..errors import UserError
 from ..storage import try_lock, write_text
 from .settings import TrainConfig
@@ -107,7 +108,7 @@ def _keep_config(config: TrainConfig, output: Path) -> None:
         if differing := _differing(there, _steps(json.loads(wanted))):
             raise UserError(
                 f"{output} holds a run with another configuration ({differing}); choose another name, to start from "
-                f"its weights with resume_from={output / 'latest.pth'}, or delete it"
+                f"its weights with resume_from={output / LATEST}, or delete it"
             )
     write_text(path, wanted, durable=True)
 

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from .. import distributed
 from ..data.shards import Batch, training_batches
-from ..data.skips import Skip, SkipLog
+from ..data.skips import SKIPPED_FILE, Skip, SkipLog
 from ..data.video_io import to_unit_range
 from ..engine.average import Average
-from ..engine.checkpoints import complete_steps, save_weights
+from ..engine.checkpoints import LATEST, complete_steps, save_weights
 from ..engine.log import JsonLog, MetricsLog
 from ..engine.optimization import build_engine
 from ..engine.precision import tell_precision
@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 INITIAL_WEIGHTS, CRITIC_WEIGHTS, STEP = range(3)
 """What random numbers are for; see `engine/seeds.py`."""
-LATEST = "latest.pth"
 
 
 def train(config: TrainConfig, output: Path, device: torch.device) -> Path:
@@ -135,7 +134,7 @@ class AutoencoderTrainer:
     def train(self) -> None:
         """Take the remaining steps, and save the autoencoder."""
         config, start = self.config, self.run.step
-        self.skips = SkipLog(self.output / "skipped.jsonl", max_share=config.data.max_skip_share)
+        self.skips = SkipLog(self.output / SKIPPED_FILE, max_share=config.data.max_skip_share)
         self.batches = Timer(self._batches())
         self.columns = ["lr", *_loss_names(config), "lcr_weight"]
         for engine in self.run.engines.values():

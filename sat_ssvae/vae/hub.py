@@ -12,12 +12,13 @@ PUBLISHED_NAME = "ch48_256p_15w_512p_5w.ckpt"
 """The published weights: 150 000 steps at 256 px, 50 000 at 512 px."""
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt")
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt")
+"""Of files of weights; a name on the hub has none of them."""
 
 
 def is_hub_name(path: str) -> bool:
     """Whether a path that does not exist has the form `organisation/name`."""
-    return _NAME.fullmatch(path) is not None and not path.endswith(_SUFFIXES)
+    return _NAME.fullmatch(path) is not None and not path.endswith(WEIGHT_SUFFIXES)
 
 
 def download_files(name: str, revision: str | None, files: tuple[str, ...]) -> Path:

@@ -87,14 +87,14 @@ def _qualities(results: ComparisonResults, standings: Sequence[Standing], metric
             continue
         plain = quality_text(metric, Estimate(value.value))
         difference = arm.reconstruction_difference.get(metric)
-        note = span(metric, value) if difference is None else quality_text(metric, difference, signed=True)
+        note = _interval_alone(metric, value) if difference is None else quality_text(metric, difference, signed=True)
         sign = reconstruction_verdict(results, one.arm, metric) if one.verdict else None
         tone: Tone | None = {1: "good", -1: "bad"}.get(sign or 0)  # type: ignore[assignment]
         cells.append(Cell(plain, note, tone))
     return cells
 
 
-def span(metric: str, estimate: Estimate) -> str:
+def _interval_alone(metric: str, estimate: Estimate) -> str:
     """The interval alone, `21.86 to 23.04`."""
     return quality_text(metric, estimate).partition(" (")[2].removesuffix(")")
 
