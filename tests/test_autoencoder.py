@@ -138,6 +138,7 @@ def test_convolutions_run_in_bfloat16_under_autocast():
         ((1, 3, 4, 16, 16), "4 frames: SSVAE takes 2k + 1; the nearest are 3 and 5"),
         ((1, 3, 5, 18, 16), "height 18: SSVAE takes multiples of 4; the nearest: 16 and 20"),
         ((1, 3, 5, 16, 2), "width 2: SSVAE takes multiples of 4; the nearest: 4"),
+        ((1, 3, 5, 0, 16), "height 0: SSVAE takes multiples of 4; the nearest: 4"),
         ((1, 1, 5, 16, 16), "expected B C T H W with 3 channels"),
         ((3, 5, 16, 16), "expected B C T H W with 3 channels"),
     ],

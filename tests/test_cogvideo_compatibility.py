@@ -55,6 +55,13 @@ def test_encoded_latents_fit_or_are_named(configuration, tmp_path):
     assert keys("cogvideox_2b_5b", {}) == ["args.train_data"]  # the overlay's folder is not there
 
 
+def test_latents_before_an_overlay_that_switches_to_videos(configuration, tmp_path):
+    *others, own = configuration("cogvideox1.5_5b", latents(tmp_path / "a", 85, (768, 1360)))
+    (mismatch,) = check([others[0], OVERLAYS / "latents.yaml", *others[1:], own])
+    assert (mismatch.key, mismatch.expected) == ("model.latent_input", "True")
+    assert mismatch.reason.endswith("LatentDataset; to train on latents give latents.yaml last")
+
+
 def test_the_lora_overlay_fits(configuration):
     frozen = {"model.not_trainable_prefixes": ["all"]}
     (mismatch,) = check(configuration("cogvideox_2b_5b", frozen))

@@ -188,6 +188,15 @@ def test_names_of_another_form_are_told_apart_from_another_configuration(trainin
         build_transformer(config, {f"module.{name}": value for name, value in weights.items()}, SPACE)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_training_that_diverged_is_not_exported(training, value):
+    _, config, weights = training("cogvideox_2b")
+    name = "model.diffusion_model.transformer.layers.1.attention.dense.bias"
+    weights[name] = weights[name].index_fill(0, torch.tensor(3), value)
+    with pytest.raises(UserError, match=r"attn1\.to_out\.0\.bias holds NaN or infinity, so the training diverged"):
+        build_transformer(config, weights, SPACE)
+
+
 VOCABULARY = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581", -1.0]]
 TOKENIZER = json.dumps(
     {"version": "1.0", "added_tokens": [], "model": {"type": "Unigram", "vocab": VOCABULARY, "unk_id": 2}}

@@ -216,6 +216,15 @@ def test_an_image_is_one_latent_frame(stage):
     assert stage.encode(random_video(1)).shape == (1, 4, 1, 4, 4)
 
 
+@pytest.mark.parametrize("parameters", [{}, {"chunk_frames": 4}, {"tile_size": 32}])
+@torch.no_grad()
+def test_a_batch_may_be_empty(folder, parameters):
+    """As with CogVideoX's own autoencoder: a rank may get no video."""
+    stage = SSVAEFirstStage(ckpt_path=folder, **parameters)
+    z = stage.encode(torch.zeros(0, 3, 9, 64, 64))
+    assert len(z) == 0 and stage.decode(z).shape == (0, 3, 9, 64, 64)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("chunk_frames", [1, 4, 100])
 def test_chunk_frames_changes_nothing(folder, stage, chunk_frames):

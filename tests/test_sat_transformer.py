@@ -181,6 +181,12 @@ def test_what_is_no_transformer_of_sat_says_what_to_give(tmp_path):
     assert "these are diffusers' files" in refused("pipeline", "transformer/model.safetensors")
     assert "give the folder that holds `latest`" in refused("file", "1/mp_rank_00_model_states.pt", "latest")
     assert "LoRA matrices without the layers" in refused("lora", "1/mp_rank_00_model_states.pt", tensors=lora)
+    dense = "model.diffusion_model.transformer.layers.0.attention.dense"
+    half = {f"{dense}.original.weight": torch.zeros(2, 2), f"{dense}.matrix_B.0": torch.zeros(2, 2)}
+    message = f"holds {dense}.matrix_B.0 without {dense}.matrix_A.0; give the whole model's"
+    assert message in refused("half", "1/mp_rank_00_model_states.pt", tensors=half)
+    number = refused("number", "1/mp_rank_00_model_states.pt", tensors=weights | {"step": 5})
+    assert number.endswith("step is of type int, must be a tensor, as SAT writes it")
     assert "holds no tensors" in refused("empty", "1/mp_rank_00_model_states.pt", tensors={})
 
 

@@ -100,3 +100,11 @@ def test_a_finetuning_as_long_as_its_slow_start_is_noted():
     )
     assert SATConfig({"args": {"mode": "finetune", "train_iters": 1000}}).notes() == []
     assert SATConfig({"args": {"mode": "pretrain", "train_iters": 100}}).notes() == []
+
+
+def test_encoded_latents_are_told_from_an_empty_folder(tmp_path):
+    ((problem, *_), _) = look(tmp_path)
+    assert problem.reason == "it holds none"
+    (tmp_path / "latents.json").write_text("{}")
+    ((problem, *_), _) = look(tmp_path)
+    assert problem.reason == "it holds encoded latents; give latents.yaml last"

@@ -308,7 +308,7 @@ class _Checks:
             why = "image to video needs the image in front of the encoder"
             yield Mismatch("data.target", self.config.get("data.target"), "data_video.SFTDataset", why)
         elif bool(self.config.get("model.latent_input")) != self.gives_latents:
-            why = f"data.target is {self.config.get('data.target')}"
+            why = f"data.target is {self.config.get('data.target')}; to train on latents give latents.yaml last"
             yield from self._is("model.latent_input", self.gives_latents, why)
 
     def _lora(self) -> Iterator[Mismatch]:

@@ -119,7 +119,7 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     `weights` may hold others as well; `spatial_factor`: pixels per latent position.
 
     Raises:
-        UserError: the transformer has parts that diffusers' model lacks, or is not the configuration's.
+        UserError: the transformer has parts that diffusers' model lacks, is not the configuration's, or diverged.
     """
     from diffusers import CogVideoXTransformer3DModel
 
@@ -140,6 +140,7 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     if differing := sorted(dict(expected.items() ^ found.items())):
         which = f"{differing[0]}{and_more(differing)}"
         raise UserError(f"{which} does not fit the configuration; give the --base files used for training")
+    _check_finite(converted)
     transformer.load_state_dict(converted, assign=True)
     if not settings["use_rotary_positional_embeddings"]:
         transformer.patch_embed.register_buffer("pos_embedding", _positions(settings, table), persistent=False)
@@ -210,6 +211,13 @@ def _converted(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield renamed, value.clone()
         return
     raise UserError(f"{name}: diffusers' CogVideoXTransformer3DModel has no such part; it cannot be exported")
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        found = f"{broken[0]}{and_more(broken)} holds NaN or infinity"
+        raise UserError(f"{found}, so the training diverged; export the folder of an earlier iteration")
 
 
 def _merge_lora(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ Misfit = tuple[str, tuple[int, ...], tuple[int | None, ...]]
 """(tensor's name, shape found, shape needed)."""
 
 
+_LORA_MATRIX = re.compile(r"(.*)\.matrix_([AB])\.(\d+)$")
 _LAYER = re.compile(r"\.transformer\.layers\.(\d+)\.")
 
 
@@ -186,7 +187,14 @@ def _wanted(folder: Path) -> str:
 def _check_complete(weights: Mapping[str, Tensor], path: Path) -> None:
     if not weights:
         raise UserError(f"{path}: holds no tensors")
-    for name in weights:
-        layer, matrix, _ = name.partition(".matrix_A.")
-        if matrix and not {f"{layer}.original.weight", f"{layer}.weight"} & weights.keys():
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name} is of type {type(value).__name__}, must be a tensor, as SAT writes it")
+        if not (matrix := _LORA_MATRIX.match(name)):
+            continue
+        layer, letter, number = matrix.groups()
+        if not {f"{layer}.original.weight", f"{layer}.weight"} & weights.keys():
             raise UserError(f"{path}: holds LoRA matrices without the layers that they change; give the whole model's")
+        other = f"{layer}.matrix_{'B' if letter == 'A' else 'A'}.{number}"
+        if other not in weights:
+            raise UserError(f"{path}: holds {name} without {other}; give the whole model's")

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.files import VideoError
 from ..data.video_io import VideoInfo, probe
 from ..errors import and_more
+from ..latents.dataset import INFO_NAME, latent_folders
 from .sat_config import SATConfig
 from .sections import Mismatch
 
@@ -52,8 +53,7 @@ class _Folder:
 
     def problems(self) -> Iterator[Mismatch]:
         if not self.paths:
-            there = "it holds none" if self.folder.is_dir() else f"there is no such folder in {Path.cwd()}"
-            yield Mismatch(self.key, self.folder, "a folder of .mp4 videos", there)
+            yield Mismatch(self.key, self.folder, "a folder of .mp4 videos", self._what_is_there())
         for path, reason in islice(self.unreadable.items(), 1):
             yield Mismatch(self.key, path, "a readable video", f"{reason}{and_more(self.unreadable)}")
         yield from self._too_slow()
@@ -77,6 +77,11 @@ class _Folder:
                 f"{self.folder}: {len(small)} of {len(self.infos)} videos are smaller than data.params.video_size "
                 f"[{height}, {width}] and will be enlarged; {small[0]} has [{info.height}, {info.width}]"
             )
+
+    def _what_is_there(self) -> str:
+        if any((folder / INFO_NAME).is_file() for folder in latent_folders(self.folder)):
+            return "it holds encoded latents; give latents.yaml last"
+        return "it holds none" if self.folder.is_dir() else f"there is no such folder in {Path.cwd()}"
 
     def _too_slow(self) -> Iterator[Mismatch]:
         fps, longest = self.config.get("data.params.fps"), self.config.get("data.params.max_num_frames")

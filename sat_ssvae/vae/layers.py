@@ -178,7 +178,7 @@ class FrameAttention(nn.Module):
         q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3).unbind()
         attended = F.scaled_dot_product_attention(q, k, v)
         out = self.proj(rearrange(attended, "n 1 (h w) c -> n c h w", h=height, w=width))
-        return x + rearrange(out, "(b t) c h w -> b c t h w", b=x.shape[0])
+        return x + _as_videos(out, x)
 
 
 class Downsample(nn.Module):
@@ -202,7 +202,7 @@ class Downsample(nn.Module):
             h = self.conv(x, stream)
         else:
             frames = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
-            h = rearrange(self.conv(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
+            h = _as_videos(self.conv(frames), x)
         return _add(h, self._shortcut(x, first=stream is None or stream.first))
 
     def _shortcut(self, x: Tensor, first: bool) -> Tensor:
@@ -239,6 +239,11 @@ class Upsample(nn.Module):
         phases = self.conv.convolve(extended, taps, starts_still=stream.first)
         out = _add(interleave_phases(phases, time=2 if self.temporal else 1), shortcut)
         return out[:, :, 1:] if self.temporal and stream.first else out
+
+
+def _as_videos(frames: Tensor, videos: Tensor) -> Tensor:
+    """Frames `(b t) c h w` as `b c t h w`, b and t those of `videos`; there may be none."""
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=videos.shape[0], t=videos.shape[2])
 
 
 def _duplicate(x: Tensor, out_channels: int, temporal: bool) -> Tensor:

@@ -15,7 +15,7 @@ def latent_size(size: tuple[int, int, int], time: int, space: int, name: str) ->
         raise UserError(f"{num_frames} frames: {name} takes {time}k + 1; the nearest are {below} and {below + time}")
     for side, pixels in (("height", height), ("width", width)):
         if pixels < space or pixels % space:
-            options = sorted({max(pixels // space, 1) * space, -(-pixels // space) * space})
+            options = sorted({max(steps, 1) * space for steps in (pixels // space, -(-pixels // space))})
             nearest = " and ".join(map(str, options))
             raise UserError(f"{side} {pixels}: {name} takes multiples of {space}; the nearest: {nearest}")
     return (num_frames - 1) // time + 1, height // space, width // space
