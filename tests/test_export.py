@@ -188,6 +188,28 @@ def test_names_of_another_form_are_told_apart_from_another_configuration(trainin
         build_transformer(config, {f"module.{name}": value for name, value in weights.items()}, SPACE)
 
 
+@pytest.mark.parametrize(
+    ("stock", "name", "change", "message"),
+    [
+        ("cogvideox_2b", "attention.dense.weight", torch.Tensor.char, r"weight holds torch\.int8; give weights in"),
+        ("cogvideox_2b", "adaLN_modulations.0.1.bias", lambda value: value[1:], "bias has 383 rows, must have those"),
+        ("cogvideox_2b_lora", "dense.matrix_A.0", lambda value: value[1:], "dense: its LoRA matrices do not fit its"),
+        ("cogvideox_2b_lora", "dense.matrix_B.0", lambda value: value[1:], "dense: its LoRA matrices do not fit its"),
+    ],
+)
+def test_tensors_of_another_form_are_one_line(training, stock, name, change, message):
+    _, config, weights = training(stock)
+    found = next(key for key in weights if key.endswith(name))
+    with pytest.raises(UserError, match=message):
+        build_transformer(config, weights | {found: change(weights[found])}, SPACE)
+
+
+def test_weights_in_float8_are_taken(training):
+    _, config, weights = training("cogvideox_2b")
+    small = {name: value.to(torch.float8_e4m3fn) for name, value in weights.items()}
+    assert build_transformer(config, small, SPACE).proj_out.weight.dtype == torch.float8_e4m3fn
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_training_that_diverged_is_not_exported(training, value):
     _, config, weights = training("cogvideox_2b")

@@ -140,7 +140,7 @@ def build_transformer(config: SATConfig, weights: Mapping[str, Tensor], spatial_
     if differing := sorted(dict(expected.items() ^ found.items())):
         which = f"{differing[0]}{and_more(differing)}"
         raise UserError(f"{which} does not fit the configuration; give the --base files used for training")
-    _check_finite(converted)
+    _check_values(converted)
     transformer.load_state_dict(converted, assign=True)
     if not settings["use_rotary_positional_embeddings"]:
         transformer.patch_embed.register_buffer("pos_embedding", _positions(settings, table), persistent=False)
@@ -204,6 +204,8 @@ def _converted(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
             for letter, part in zip("qkv", value.chunk(3), strict=True):
                 yield renamed.format(letter), part.clone()
         elif "norm{}" in renamed:  # of video: shift, scale, gate for attention, then for the MLP; then those of text
+            if len(value) % 4:
+                raise UserError(f"{name} has {len(value)} rows, must have those of two norms for video and for text")
             video, text = value.unflatten(0, (2, 2, -1)).unbind()
             for number in (0, 1):
                 yield renamed.format(number + 1), torch.cat([video[number], text[number]])
@@ -213,8 +215,11 @@ def _converted(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
     raise UserError(f"{name}: diffusers' CogVideoXTransformer3DModel has no such part; it cannot be exported")
 
 
-def _check_finite(weights: Mapping[str, Tensor]) -> None:
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+def _check_values(weights: Mapping[str, Tensor]) -> None:
+    if quantised := [name for name, value in weights.items() if not value.is_floating_point()]:
+        found = f"{quantised[0]}{and_more(quantised)} holds {weights[quantised[0]].dtype}"
+        raise UserError(f"{found}; give weights in floating point")
+    broken = [name for name, value in weights.items() if not value.float().isfinite().all()]  # float8 cannot tell
     if broken:
         found = f"{broken[0]}{and_more(broken)} holds NaN or infinity"
         raise UserError(f"{found}, so the training diverged; export the folder of an earlier iteration")
@@ -234,12 +239,18 @@ def _merge_lora(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         else:
             merged[name] = value
     for layer, matrices in additions.items():
-        parts = [
-            matrices["B", i] @ matrices["A", i] * (alpha / len(matrices["A", i])) for i in range(len(matrices) // 2)
-        ]
         base = merged[f"{layer}.weight"]
-        merged[f"{layer}.weight"] = (base.float() + torch.cat(parts)).to(base.dtype)
+        merged[f"{layer}.weight"] = (base.float() + _addition(layer, matrices, base, alpha)).to(base.dtype)
     return merged
+
+
+def _addition(layer: str, matrices: Mapping[tuple[str, int], Tensor], base: Tensor, alpha: float) -> Tensor:
+    """What the matrices of a layer, A_i `(rank, in)` and B_i `(rows, rank)`, add to its weight `base`."""
+    pairs = [(matrices["A", number], matrices["B", number]) for number in range(len(matrices) // 2)]
+    fitting = all(a.shape == (b.shape[1], base.shape[1]) for a, b in pairs)
+    if not fitting or sum(len(b) for _, b in pairs) != len(base):
+        raise UserError(f"{layer}: its LoRA matrices do not fit its weight; give the checkpoint as SAT wrote it")
+    return torch.cat([b @ a * (alpha / len(a)) for a, b in pairs])
 
 
 def _positions(settings: Mapping[str, Any], table: Tensor | None) -> Tensor:
