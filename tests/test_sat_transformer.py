@@ -1,6 +1,7 @@
 """Transformers of CogVideoX: their shapes, copies for other latents, and damaged ones."""
 
 import functools
+from pathlib import Path
 
 import numpy
 import pytest
@@ -149,7 +150,7 @@ def test_damaged_transformers_are_one_line(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"PK damaged", whole[: len(whole) // 2], b"", b"abc" * 9):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="not a readable checkpoint of SAT, damaged or incomplete"):
+        with pytest.raises(UserError, match=r"^[^(]*: not a readable checkpoint of SAT, damaged or incomplete"):
             read_transformer(tmp_path)
     torch.save({"weights": {}}, path)
     with pytest.raises(UserError, match="under `module`"):
@@ -185,9 +186,29 @@ def test_what_is_no_transformer_of_sat_says_what_to_give(tmp_path):
     half = {f"{dense}.original.weight": torch.zeros(2, 2), f"{dense}.matrix_B.0": torch.zeros(2, 2)}
     message = f"holds {dense}.matrix_B.0 without {dense}.matrix_A.0; give the whole model's"
     assert message in refused("half", "1/mp_rank_00_model_states.pt", tensors=half)
+    named = refused("named", "1/mp_rank_00_model_states.pt", tensors={1: torch.zeros(2)})
+    assert named.endswith("1 is no name of a tensor, as SAT writes it")
     number = refused("number", "1/mp_rank_00_model_states.pt", tensors=weights | {"step": 5})
     assert number.endswith("step is of type int, must be a tensor, as SAT writes it")
     assert "holds no tensors" in refused("empty", "1/mp_rank_00_model_states.pt", tensors={})
+
+
+def test_a_checkpoint_in_which_sat_would_find_no_transformer(configuration, transformer, tmp_path):
+    """Finetuning passes over names that it does not know, and would start at random."""
+    path = transformer / "1" / "mp_rank_00_model_states.pt"
+    module = torch.load(path, weights_only=True)["module"]
+    torch.save({"module": {f"module.{name}": value for name, value in module.items()}}, path)
+    files = configuration("cogvideox_2b_5b", {"args.load": str(transformer)})
+    message = r"no tensor's name there begins with model\.diffusion_model\. \(one is module\.model\."
+    with pytest.raises(UserError, match=message):
+        adapt(transformer, tmp_path / "adapted", SATConfig(merge_configs(files)).transformer())
+    assert [mismatch.key for mismatch in check(files)] == ["args.load"]
+
+
+def test_a_relative_folder_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"there is no ckpts in {tmp_path}"):
+        read_transformer(Path("ckpts"))
 
 
 def test_an_adapted_transformer_starts_any_training_at_its_first_step(configuration, transformer, tmp_path):

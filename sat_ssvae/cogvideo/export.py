@@ -22,8 +22,8 @@ from ..errors import UserError, and_more, first_line
 from ..storage import write_text
 from .first_stage import SSVAEFirstStage
 from .sat_config import DISCRETIZATION, POSITIONS, SATConfig
+from .sat_transformer import MODEL
 
-MODEL = "model.diffusion_model."
 RENAMED = (
     (r"time_embed\.0\.", "time_embedding.linear_1."),
     (r"time_embed\.2\.", "time_embedding.linear_2."),

@@ -19,6 +19,8 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from ..storage import atomic, write_text
 
+MODEL = "model.diffusion_model."
+"""What the names of the transformer's tensors begin with in a checkpoint of the whole model."""
 FIRST_STAGE = "first_stage_model."
 """What the names of an autoencoder's tensors begin with in a checkpoint of the whole model."""
 SAT_WEIGHTS_NAME = "mp_rank_00_model_states.pt"
@@ -77,6 +79,8 @@ class TransformerSizes:
 
     def other_model(self, weights: Mapping[str, Tensor]) -> str | None:
         """How a checkpoint shows that it belongs to a transformer of another size, whatever its latents; or None."""
+        if not any(name.startswith(MODEL) for name in weights):
+            return f"no tensor's name there begins with {MODEL} (one is {next(iter(weights))})"
         numbers = [int(layer[1]) for name in weights if (layer := _LAYER.search(name))]
         if numbers and self.layers is not None and max(numbers) + 1 != self.layers:
             return f"it has {max(numbers) + 1} layers, the configuration {self.layers}"
@@ -160,6 +164,8 @@ def _read(folder: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{error.filename}: no such file; {_wanted(folder)}") from None
+    except UserError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = first_line(error)
         if "Unsupported global" in str(error):
@@ -177,6 +183,8 @@ def _wanted(folder: Path) -> str:
     """What to give instead of a folder that is none of SAT's."""
     if folder.is_file():
         return "give the folder that holds `latest`, not one of its files"
+    if not folder.exists() and not folder.is_absolute():
+        return f"there is no {folder} in {Path.cwd()}"
     if any(folder.rglob("zero_pp_rank_*_model_states.pt")):
         return "ZeRO stage 3 has split the tensors; merge them with the folder's zero_to_fp32.py, or train at stage 2"
     if any(folder.rglob("*.safetensors")):
@@ -184,10 +192,12 @@ def _wanted(folder: Path) -> str:
     return f"a transformer's folder holds `latest` and 1/{SAT_WEIGHTS_NAME}"
 
 
-def _check_complete(weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_complete(weights: Mapping[Any, Any], path: Path) -> None:
     if not weights:
         raise UserError(f"{path}: holds no tensors")
     for name, value in weights.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: {name!r} is no name of a tensor, as SAT writes it")
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is of type {type(value).__name__}, must be a tensor, as SAT writes it")
         if not (matrix := _LORA_MATRIX.match(name)):
