@@ -91,6 +91,59 @@ def test_a_folder_without_weights_and_one_of_the_home(tmp_path, monkeypatch):
         open_autoencoder(f"diffusers:{tmp_path / 'model'}")
 
 
+def test_weights_of_another_name_are_a_folder_of_diffusers_too(tmp_path, capsys):
+    foreign_models.wan21().save_pretrained(tmp_path)
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        weights = next(tmp_path.glob("*.safetensors")).rename(tmp_path / name)
+        for place, said in ((tmp_path, "a folder of diffusers"), (weights, "a file in a folder of diffusers")):
+            with pytest.raises(UserError, match=rf"^{place}: {said}; write diffusers:{tmp_path}$"):
+                open_autoencoder(str(place))
+        with pytest.raises(SystemExit):
+            main(["stats", str(tmp_path), "--data", "videos"])
+        assert "statistics are measured of an SSVAE only" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no weights of its AutoencoderKLWan \(expected as diffusion_pytorch_model\*"):
+        open_autoencoder(f"wan2.1:{tmp_path}")
+
+
+@pytest.mark.parametrize("build", [foreign_models.cogvideox, foreign_models.hunyuan, foreign_models.wan21])
+def test_a_file_of_diffusers_alone_is_no_ssvae(tmp_path, build):
+    build().save_pretrained(tmp_path / "model")
+    weights = (tmp_path / "model" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "vae.safetensors")
+    message = rf"^{weights}: not an SSVAE checkpoint, it has no tensor .* given as diffusers:FOLDER$"
+    with pytest.raises(UserError, match=message):
+        open_autoencoder(str(weights))
+
+
+def cached(home, commits, main=None):
+    """Folders of snapshots in a repository's folder of the hub's cache."""
+    repository = home / "models--lab--name"
+    (repository / "refs").mkdir(parents=True)
+    if main:
+        (repository / "refs" / "main").write_text(main)
+    return repository, [repository / "snapshots" / commit for commit in commits]
+
+
+def test_a_folder_of_the_hubs_cache_is_its_snapshot(tmp_path):
+    repository, (old, new) = cached(tmp_path / "foreign", ["1a", "2b"], main="2b")
+    old.mkdir(parents=True)
+    foreign_models.dc().save_pretrained(new / "vae")
+    assert open_autoencoder(f"diffusers:{repository}").describe()["class"] == "AutoencoderDC"
+    with pytest.raises(UserError, match="models--lab--name: a folder of diffusers; write diffusers:"):
+        open_autoencoder(str(repository))
+    (repository / "refs" / "main").unlink()
+    message = "models--lab--name: has 2 snapshots, none of its main branch; give one, such as .*/snapshots/1a$"
+    with pytest.raises(UserError, match=message):
+        open_autoencoder(f"diffusers:{repository}")
+    old.rmdir()
+    assert open_autoencoder(f"diffusers:{repository}").latent_channels == 4
+    repository, (only,) = cached(tmp_path / "own", ["3c"], main="3c")
+    tiny_vae().save_pretrained(only)
+    assert open_autoencoder(str(repository)).latent_channels == 4
+    (only / "model.safetensors").unlink()
+    torch.save(tiny_vae().state_dict(), only / "ch48_256p_15w_512p_5w.ckpt")
+    assert open_autoencoder(str(repository)).latent_channels == 4
+
+
 def test_statistics_are_measured_of_an_ssvae_only(folders, capsys):
     for place in (f"wan2.1:{folders / 'wan2.1'}", str(folders / "wan2.1")):
         with pytest.raises(SystemExit):
@@ -157,6 +210,9 @@ def test_damaged_models(tmp_path):
     config = json.loads((tmp_path / "damaged" / "config.json").read_text())
     (tmp_path / "damaged" / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderOfTomorrow"}))
     with pytest.raises(UserError, match=r"diffusers .* has no class AutoencoderOfTomorrow"):
+        open_autoencoder(f"diffusers:{tmp_path / 'damaged'}")
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(config | {"_class_name": "AutoModel"}))
+    with pytest.raises(UserError, match=r"damaged: diffusers \S+ has no class AutoModel of models$"):
         open_autoencoder(f"diffusers:{tmp_path / 'damaged'}")
     model.save_pretrained(tmp_path / "deeper")
     for changes, message in [

@@ -98,7 +98,21 @@ def test_statistics_of_a_file_have_no_place(tmp_path, capsys):
     (tmp_path / "weights.pth").touch()
     with pytest.raises(SystemExit):
         main(["stats", str(tmp_path / "weights.pth"), "--data", "x"])
-    assert "sat-ssvae convert FILE FOLDER" in capsys.readouterr().err
+    assert f"sat-ssvae convert {tmp_path / 'weights.pth'} FOLDER" in capsys.readouterr().err
+
+
+def test_statistics_of_a_run_lie_beside_its_weights(tmp_path, tiny_shards, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(tiny_vae().state_dict(), run / "latest.pth")
+    command = ["stats", str(run), "--data", str(tiny_shards), "data.resolution=32", "data.num_frames=5"]
+    with pytest.raises(SystemExit):  # not finished
+        main(command)
+    assert f"first: sat-ssvae convert {run / 'latest.pth'} FOLDER" in capsys.readouterr().err
+    tiny_vae().save_pretrained(run / "vae")
+    assert main([*command, "stride=1", "data.num_workers=0"]) == 0
+    assert SSVAE.from_pretrained(run).latent_stats is not None
+    assert not (run / "latent_stats.json").exists()
 
 
 @pytest.mark.parametrize("flag", ["--latent-stats", "--latent_stats"])

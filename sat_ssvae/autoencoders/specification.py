@@ -4,6 +4,7 @@ vae = open_autoencoder("runs/my_vae/vae")                 # an SSVAE: folder, .s
 vae = open_autoencoder("wan2.2:Wan-AI/Wan2.2-TI2V-5B-Diffusers")      # KIND:PATH_OR_ID, through diffusers
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from ..addresses import is_address
 from ..errors import UserError, one_line
 from ..vae.autoencoder import SSVAE
-from ..vae.hub import download_files, is_hub_name
+from ..vae.hub import download_files, is_hub_name, snapshot
 from .classes import as_autoencoder
 from .protocol import VideoAutoencoder
 
@@ -79,8 +80,7 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
     if kind in KINDS:
         place = os.path.expanduser(place)  # noqa: PTH111 - shells expand ~ only where a word begins; `./` has to stay
     if Path(specification).exists() or (not colon and kind not in KINDS):
-        if is_diffusers_folder(Path(specification)):
-            raise UserError(f"{specification}: a folder of diffusers; write diffusers:{specification}")
+        _refuse_diffusers(Path(specification))
         return SSVAE.from_pretrained(specification).for_inference()
     if kind not in KINDS or not place:
         known = ", ".join(KINDS)
@@ -100,16 +100,34 @@ def open_autoencoder(specification: str) -> VideoAutoencoder:
 
 
 def is_diffusers_folder(folder: Path) -> bool:
-    """Whether diffusers wrote the weights in a folder, or in its vae/."""
-    return any([*folder.glob(f"{_WEIGHTS}*"), *folder.glob(f"vae/{_WEIGHTS}*")])
+    """Whether a folder or its vae/ has weights that diffusers wrote, or a config.json that names a class."""
+    folder = snapshot(folder)
+    written = any([*folder.glob(f"{_WEIGHTS}*"), *folder.glob(f"vae/{_WEIGHTS}*")])
+    return written or any(map(_names_class, (folder / name for name in _CONFIGS)))
+
+
+def _names_class(path: Path) -> bool:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "_class_name" in config
+
+
+def _refuse_diffusers(path: Path) -> None:
+    """Say how a folder of diffusers, or a file of its weights, is given."""
+    if is_diffusers_folder(path):
+        raise UserError(f"{path}: a folder of diffusers; write diffusers:{path}")
+    if path.name.startswith((_WEIGHTS, "model.")) and is_diffusers_folder(path.parent):
+        raise UserError(f"{path}: a file in a folder of diffusers; write diffusers:{path.parent}")
 
 
 def _open_foreign(name: str, folder: Path, subfolder: str | None, place: str) -> VideoAutoencoder:
     import diffusers
 
     cls = getattr(diffusers, name, None)
-    if not isinstance(cls, type):
-        raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name}")
+    if not isinstance(cls, type) or not issubclass(cls, torch.nn.Module):  # AutoModel loads others
+        raise UserError(f"{place}: diffusers {diffusers.__version__} has no class {name} of models")
     vae = _load(cls, folder, subfolder, place)
     try:
         return as_autoencoder(vae)
@@ -122,7 +140,7 @@ def _folder(place: str) -> Path:
     if Path(place).is_file():
         raise UserError(f"{place}: a file; expected the folder that diffusers wrote, of config.json and weights")
     if Path(place).is_dir():
-        return Path(place)
+        return snapshot(Path(place))
     if not is_hub_name(place):
         raise UserError(f"{place}: no such folder, and not the name of a repository on a hub (organisation/name)")
     return download_files(place, None, _CONFIGS)
@@ -150,7 +168,7 @@ def _load(cls: Any, folder: Path, subfolder: str | None, place: str) -> "ModelMi
         folder = _fetch_weights(place, subfolder)
     files = _weights(folder / (subfolder or ""))
     if not files:
-        raise UserError(f"{place}: no weights of its {cls.__name__} ({_WEIGHTS}*.safetensors or .bin)")
+        raise UserError(f"{place}: no weights of its {cls.__name__} (expected as {_WEIGHTS}*.safetensors or .bin)")
     options: dict[str, Any] = {
         "use_safetensors": any(path.suffix == ".safetensors" for path in files),
         "torch_dtype": torch.float32,

@@ -31,21 +31,22 @@ def run(options: argparse.Namespace) -> None:
     from ..errors import UserError
     from ..latents.statistics import StatsConfig, measure_stats
     from ..vae.autoencoder import SSVAE
-    from ..vae.checkpoint import STATISTICS_NAME, write_stats
+    from ..vae.checkpoint import STATISTICS_NAME, locate_checkpoint, write_stats
 
     if str(options.checkpoint).partition(":")[0] in KINDS or is_diffusers_folder(options.checkpoint):
         raise UserError(
             f"{options.checkpoint}: statistics are measured of an SSVAE only; diffusers' classes have theirs"
         )
-    if not options.checkpoint.is_dir():
-        raise UserError(f"{options.checkpoint}: the statistics go into a folder; first: sat-ssvae convert FILE FOLDER")
+    folder = locate_checkpoint(options.checkpoint)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the statistics go into a folder; first: sat-ssvae convert {folder} FOLDER")
     config = load_config(StatsConfig, None, options.overrides, replace={"data": {"path": options.data}})
-    vae = SSVAE.from_pretrained(options.checkpoint).for_inference()
-    stats = measure_stats(vae, config, working_device(), options.checkpoint, merged=options.merge)
+    vae = SSVAE.from_pretrained(folder).for_inference()
+    stats = measure_stats(vae, config, working_device(), folder, merged=options.merge)
     if stats is None:
         sys.stdout.write(f"{options.checkpoint}: part {config.part} is done; after all parts: the same with --merge\n")
         return
-    write_stats(stats, options.checkpoint / STATISTICS_NAME)
+    write_stats(stats, folder / STATISTICS_NAME)
     sys.stdout.write(
         f"{options.checkpoint}: means {stats.mean.min():.3f} to {stats.mean.max():.3f}, "
         f"standard deviations {stats.std.min():.3f} to {stats.std.max():.3f} in {len(stats.mean)} channels\n"

@@ -27,7 +27,7 @@ from ..config import parse_config
 from ..errors import UserError
 from ..storage import atomic, save_tensors, write_json
 from .config import SSVAEConfig
-from .hub import PUBLISHED_NAME, download_files, is_hub_name
+from .hub import PUBLISHED_NAME, download_files, is_hub_name, snapshot
 from .statistics import LatentStats
 from .training_file import read_torch_file
 
@@ -59,7 +59,8 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     are the published ones. Weights that were trained on, or anew, by the published trainer look the same from outside,
     so the log says it; `sat-ssvae stats` measures others.
 
-    A folder of `sat-ssvae train` stands for its finished autoencoder or, while it trains, for its latest weights.
+    A folder of `sat-ssvae train` stands for its finished autoencoder or, while it trains, for its latest weights; one
+    of the hub's cache (models--ORGANISATION--NAME) for its snapshot.
 
     Args:
         path: what to read, also at an address (s3://...); `organisation/name`, where nothing on this machine has that
@@ -75,8 +76,7 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     name, path = str(path), Path(path)
     if not path.exists() and is_hub_name(name):
         path = _from_hub(name, revision)
-    if path.is_dir() and not (path / WEIGHTS_NAME).exists():
-        path = _of_run(path)
+    path = locate_checkpoint(path)
     if not path.is_dir():
         return _read_file(path)
     weights, _ = _read_weights(path / WEIGHTS_NAME)
@@ -183,7 +183,7 @@ def infer_config(weights: Mapping[str, Tensor], path: Path) -> SSVAEConfig:
 
     try:
         base, in_channels = weights["encoder.conv_in.conv.weight"].shape[:2]
-        levels = count(r"encoder\.down\.(\d+)\.")
+        levels = max(1, count(r"encoder\.down\.(\d+)\."))
         widths = [weights[f"encoder.down.{i}.block.0.conv1.conv.weight"].shape[0] for i in range(levels)]
         middle = {m[1] for name in weights if (m := re.match(r"decoder\.mid\.(\d+)\.conv1\.", name))}
         values = {
@@ -200,7 +200,7 @@ def infer_config(weights: Mapping[str, Tensor], path: Path) -> SSVAEConfig:
     except KeyError as error:
         raise UserError(
             f"{path}: not an SSVAE checkpoint, it has no tensor {error}; its first tensors are "
-            f"{', '.join(list(weights)[:3]) or 'none'}"
+            f"{', '.join(list(weights)[:3]) or 'none'}; one of diffusers is given as diffusers:FOLDER"
         ) from None
     return parse_config(SSVAEConfig, values, source=str(path))
 
@@ -239,10 +239,21 @@ def _from_hub(name: str, revision: str | None) -> Path:
     )
 
 
-def _of_run(folder: Path) -> Path:
-    """Where a training run's folder has its autoencoder; any other folder as it is."""
+def locate_checkpoint(path: Path) -> Path:
+    """Where a folder of a training run, of the hub's cache or of the published file has its autoencoder.
+
+    Any other path as it is.
+
+    Raises:
+        UserError: a folder of the hub's cache with several snapshots.
+    """
+    folder = snapshot(path)
+    if not folder.is_dir() or (folder / WEIGHTS_NAME).exists():
+        return folder
     if (folder / "vae" / WEIGHTS_NAME).exists():
         return folder / "vae"
+    if (folder / PUBLISHED_NAME).exists():
+        return folder / PUBLISHED_NAME
     latest = folder / "latest.pth"
     if not latest.exists():
         return folder

@@ -21,6 +21,23 @@ def is_hub_name(path: str) -> bool:
     return _NAME.fullmatch(path) is not None and not path.endswith(WEIGHT_SUFFIXES)
 
 
+def snapshot(folder: Path) -> Path:
+    """The snapshot of a repository's folder in the hub's cache, models--ORGANISATION--NAME; any other path as it is.
+
+    Raises:
+        UserError: there are several snapshots, of which none is that of the main branch.
+    """
+    if not folder.name.startswith("models--") or not (folder / "snapshots").is_dir():
+        return folder
+    found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    main = folder / "refs" / "main"
+    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    chosen = [path for path in found if path.name == commit] or found
+    if len(chosen) > 1:
+        raise UserError(f"{folder}: has {len(found)} snapshots, none of its main branch; give one, such as {found[0]}")
+    return chosen[0] if chosen else folder
+
+
 def download_files(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     """A local folder with those of `files` that the repository `name` has; each is downloaded once.
 
