@@ -259,6 +259,7 @@ def test_a_compression_that_cannot_be_is_not_believed(space, time):
         (foreign_models.cogvideox, (5, 32, 32), r"5 frames: AutoencoderKLCogVideoX takes 8k \+ 1; the nearest are 1 "),
         (foreign_models.cogvideox, (9, 36, 32), "height 36: AutoencoderKLCogVideoX takes multiples of 8; the nearest"),
         (foreign_models.ltx2, (9, 32, 64), "32x64: AutoencoderKLLTX2Video takes 64 pixels a side or more"),
+        (foreign_models.ltx2, (9, 48, 64), "48x64: AutoencoderKLLTX2Video takes 64 pixels a side or more"),  # not 32
     ],
 )
 def test_sizes_that_do_not_fit(build, size, message):

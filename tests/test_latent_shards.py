@@ -198,6 +198,13 @@ def test_small_videos_are_enlarged_when_asked(tiny_shards, tmp_path):
     assert LatentDataset(tmp_path)[0]["mp4"].shape == (4, 3, 24, 24)
 
 
+def test_tiles_that_do_not_fit_claim_no_folder(tiny_shards, tmp_path):
+    for vae in (measured_vae(), as_autoencoder(foreign_models.dc())):
+        with pytest.raises(UserError, match="tile_size 13: must be a multiple of"):
+            encode_shards(vae, settings(tiny_shards, tile_size=13), tmp_path / "latents", CPU)
+    assert not (tmp_path / "latents").exists()
+
+
 @torch.no_grad()
 def test_large_frames_in_tiles(tiny_shards, tmp_path):
     data = DataConfig(path=str(tiny_shards), num_frames=5, resolution=(32, 48))

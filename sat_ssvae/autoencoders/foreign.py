@@ -68,9 +68,9 @@ class DiffusersAutoencoder(nn.Module):
 
     def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """See `VideoAutoencoder`."""
-        _, h, w = latent_size((num_frames, height, width), self.frame_step, self.spatial_factor, self.name)
         if min(height, width) < self.min_size:
             raise UserError(f"{height}x{width}: {self.name} takes {self.min_size} pixels a side or more")
+        _, h, w = latent_size((num_frames, height, width), self.frame_step, self.spatial_factor, self.name)
         t = (num_frames - 1) // self.temporal_factor + 1
         limit = self.latent_stats.mean.shape[1] if self.latent_stats and self.latent_stats.mean.ndim == 2 else t
         if t > limit:

@@ -47,14 +47,24 @@ def round_trip(vae: VideoAutoencoder, chunks: Iterable[Tensor], tile_size: int |
         yield video[:, :, : given - returned, : last.shape[3], : last.shape[4]]
 
 
+def check_tile(vae: VideoAutoencoder, tile_size: int) -> None:
+    """Refuse tiles, in pixels a side, that the autoencoder does not take.
+
+    Raises:
+        UserError: the message says which it takes.
+    """
+    factor = vae.spatial_factor
+    if tile_size % factor or tile_size < vae.min_size:
+        raise UserError(f"tile_size {tile_size}: must be a multiple of {factor}, {vae.min_size} at least")
+
+
 def _coders(vae: VideoAutoencoder, tile_size: int | None) -> tuple[Coder, Coder]:
     """Functions from a chunk to its latents and back, with a stream for each tile."""
     if tile_size is None:
         return _means(vae.encode_stream()), vae.decode_stream()
+    check_tile(vae, tile_size)
     factor = vae.spatial_factor
-    tile, rest = divmod(tile_size, factor)
-    if rest or tile_size < vae.min_size:
-        raise UserError(f"tile_size {tile_size}: must be a multiple of {factor}, {vae.min_size} at least")
+    tile = tile_size // factor
     encode = tiled_stream(lambda: _means(vae.encode_stream()), tile, factor, 1)
     return encode, tiled_stream(vae.decode_stream, tile, 1, factor)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from .. import distributed
 from ..addresses import is_address
 from ..autoencoders.protocol import VideoAutoencoder
+from ..autoencoders.roundtrip import check_tile
 from ..config import fingerprint
 from ..data.captions import WHERE
 from ..data.shards import Clip, DataConfig, FixedClips, clips_by_size
@@ -132,6 +133,8 @@ def _checked_stats(vae: VideoAutoencoder, config: EncodeConfig) -> LatentStats:
         raise UserError("the autoencoder has no latent statistics; measure them with `sat-ssvae stats`")
     for size in config.data.sizes:
         vae.latent_size(config.data.num_frames, *size)
+    if config.tile_size is not None:  # before the folder is claimed for these settings
+        check_tile(vae, config.tile_size)
     if config.data.sources:
         raise UserError("data.sources: latents are encoded from one source; give `path` alone")
     return vae.latent_stats
