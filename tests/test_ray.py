@@ -50,6 +50,7 @@ def cluster():
             patch.delenv(name)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # else workers starve where other tests run
+        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "240")  # a busy machine takes longer than 30
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
