@@ -40,8 +40,18 @@ pytestmark = [
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
 
 
+FAIL_ONCE = """
+import os, pathlib
+failing = pathlib.Path(__file__).with_name("failing")
+if failing.exists() and b"specific-server" in pathlib.Path("/proc/self/cmdline").read_bytes():
+    failing.unlink()
+    os._exit(1)
+"""
+"""Of every Python of the cluster: the next server for a client ends at once, as now and then on a busy machine."""
+
+
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import tests
@@ -50,13 +60,14 @@ def cluster():
             patch.delenv(name)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # else workers starve where other tests run
-        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "240")  # a busy machine takes longer than 30
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        site = tmp_path_factory.mktemp("site")
+        (site / "sitecustomize.py").write_text(FAIL_ONCE)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(site)]))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         cluster = Cluster(initialize_head=True, head_node_args={**NODE, "ray_client_server_port": port})
-        cluster.client_address = f"ray://127.0.0.1:{port}"
+        cluster.client_address, cluster.failing = f"ray://127.0.0.1:{port}", site / "failing"
         yield cluster
         cluster.shutdown()
 
@@ -123,11 +134,14 @@ def test_a_killed_driver_continues(cluster, thousand_videos, thousand_packed, tm
 @pytest.mark.parametrize("where", ["outside", "inside", "none"])
 def test_every_way_to_a_cluster(cluster, tiny_videos, tiny_shards, tmp_path, where):
     """As a client of one, on a machine of one, and on a machine of none, where Ray is started."""
+    if where == "outside":
+        cluster.failing.touch()
     address = {"outside": [f"ray_address={cluster.client_address}"], "inside": ["ray_address=auto"], "none": []}[where]
     environment = {**unmeasured(), "RAY_ADDRESS": cluster.address} if where == "inside" else unmeasured()
     command = [sys.executable, "-m", "sat_ssvae.cli", "pack", str(tiny_videos), "--output", str(tmp_path / "shards")]
     subprocess.run([*command, "samples_per_shard=2", "engine=ray", *address], check=True, env=environment)
     assert contents(tmp_path / "shards") == contents(tiny_shards)
+    assert not cluster.failing.exists()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ _POLL = 1.0  # seconds between questions to the workers about their progress
 _GROW = 5.0  # seconds between checks for nodes that joined
 _DEATHS = 2  # workers that an item may crash while their nodes live
 _PATIENCE = 30.0  # seconds without any worker before a warning
+_TRIES = 3  # of connecting as a client
+_ENDED_AT_ONCE = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
 _CONNECT = 10.0  # seconds for an address to answer
 
 
@@ -88,13 +90,26 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # errors are reported below, in one line
-            ray.init(address=address or "local", **options)
+            _initialize(ray, address or "local", options)
     except Exception as error:  # a busy machine's time-out has no class of its own
         raise UserError(_why_not(address, error)) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _initialize(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """Connect. On a busy head node the server that Ray starts for each client sometimes ends at once."""
+    for _ in range(_TRIES - 1):
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError as error:
+            if not any(reason in str(error) for reason in _ENDED_AT_ONCE):
+                raise
+        else:
+            return
+    ray.init(address=address, **options)
 
 
 def _grpc_errors() -> tuple[type[Exception], ...]:
@@ -287,6 +302,9 @@ class _Driver:
             answer = self._ray.get(reference)
         except exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
+        except exceptions.ActorUnschedulableError:  # its node has just gone, or is full
+            self._workers.remove(worker)
+            return
         except (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError) as error:
             self._requeue(worker, error)
             return
