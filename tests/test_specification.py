@@ -87,7 +87,9 @@ def test_a_folder_without_weights_and_one_of_the_home(tmp_path, monkeypatch):
     weights = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     weights.symlink_to(tmp_path / "gone")  # as in a cache that was cleaned
-    with pytest.raises(UserError, match=r"model: no weights of its AutoencoderDC \(diffusion_pytorch_model\*\.safe"):
+    with pytest.raises(
+        UserError, match=r"no weights of its AutoencoderDC \(expected as diffusion_pytorch_model\*\.safe"
+    ):
         open_autoencoder(f"diffusers:{tmp_path / 'model'}")
 
 

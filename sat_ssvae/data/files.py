@@ -7,6 +7,9 @@ from typing import IO
 
 from ..errors import UserError, one_line
 
+META_SUFFIX = ".meta.jsonl"
+"""Of the file beside a shard that has a line of JSON for each of its samples."""
+
 
 class VideoError(UserError):
     """A file that cannot be used.

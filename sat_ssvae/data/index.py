@@ -18,7 +18,7 @@ from ..addresses import check_address, files_at, is_address, without_secrets
 from ..errors import UserError
 from .caption_fields import Fields, caption_in
 from .containers import MAX_FPS, MAX_SECONDS
-from .files import VideoError
+from .files import META_SUFFIX, VideoError
 from .folders import FolderStore, files_below, media_files
 from .images import is_image, open_image
 from .remote import Remote, ShardCache, fetch_listings, is_remote
@@ -29,7 +29,6 @@ from .video_io import probe
 
 logger = logging.getLogger(__name__)
 
-META_SUFFIX = ".meta.jsonl"
 _MIN_FPS = 1e-3
 _LIMITS = {"duration": MAX_SECONDS, "fps": MAX_FPS, "width": 65535, "height": 65535}
 

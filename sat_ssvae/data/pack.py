@@ -33,7 +33,7 @@ from ..storage import atomic, remove_partials, write_text
 from .captions import WHERE
 from .containers import VIDEO_SUFFIXES
 from .convert import InputFiles, PackConfig, PackedSample, convert, cut
-from .files import VideoError
+from .files import META_SUFFIX, VideoError
 from .images import IMAGE_SUFFIXES
 from .inputs import PackItem, pack_items
 from .samples import write_index
@@ -298,7 +298,7 @@ def _write_shard(
         write_text(_skips_of(output, shard.name), "".join(skip.to_json(shard=shard.number) for skip in skips))
     if records:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_text(output / f"{shard.name}.meta.jsonl", "".join(lines))
+        write_text(output / f"{shard.name}{META_SUFFIX}", "".join(lines))
 
 
 def _written(writer: PlainTar, key: str, source: str, outcome: PackedSample | Skip | Crashed) -> dict[str, Any] | Skip:
@@ -339,7 +339,7 @@ def _finished(plan: _Plan, output: Path) -> set[int]:
     return {
         number
         for number, name in enumerate(plan.shards())
-        if {f"{name}.tar", f"{name}.meta.jsonl"} <= there or skipped[number] == len(plan.members(number))
+        if {f"{name}.tar", f"{name}{META_SUFFIX}"} <= there or skipped[number] == len(plan.members(number))
     }
 
 
@@ -372,7 +372,7 @@ def _finish(plan: _Plan, output: Path, inputs: str) -> PackReport:
 def _report(output: Path, names: Sequence[str]) -> PackReport:
     """What finished shards hold, and what is listed beside them."""
     shards = tuple(tar for name in names if (tar := output / f"{name}.tar").is_file())
-    metas = "".join(shard.with_suffix(".meta.jsonl").read_text(encoding="utf-8") for shard in shards)
+    metas = "".join(shard.with_suffix(META_SUFFIX).read_text(encoding="utf-8") for shard in shards)
     records = [json.loads(line) for line in metas.split("\n") if line]
     skipped = Counter(line["cause"] for name in names for line in read_skips(_skips_of(output, name)))
     return PackReport(shards, len(records), sum("caption" in record for record in records), dict(skipped))

@@ -28,7 +28,7 @@ from filelock import FileLock
 from ..addresses import PAUSE, TRIES, download, is_address, without_secrets
 from ..errors import UserError
 from ..storage import atomic
-from .files import VideoError, reason_of
+from .files import META_SUFFIX, VideoError, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -209,14 +209,14 @@ def fetch_listings(shards: Sequence[Remote]) -> None:
 
 def _fetch_listing(shard: Remote) -> None:
     head, _, tail = shard.url.rpartition(".tar")
-    place = shard.place.with_name(f"{shard.place.stem}.meta.jsonl")
+    place = shard.place.with_name(f"{shard.place.stem}{META_SUFFIX}")
     # A command that fails does not say whether there is no such file, which is nothing to wait for.
     tries = 1 if shard.url.startswith("pipe:") else TRIES
     try:
-        shard.cache.fetch(f"{head}.meta.jsonl{tail}", place, tries)
+        shard.cache.fetch(f"{head}{META_SUFFIX}{tail}", place, tries)
     except VideoError as error:
         public = without_secrets(shard.url)
-        logger.warning("%s: no .meta.jsonl beside it, so it is fetched whole now (%s)", public, error)
+        logger.warning("%s: no %s beside it, so it is fetched whole now (%s)", public, META_SUFFIX, error)
         try:
             shard.cache.fetch(shard.url, shard.place)
         except VideoError as again:
