@@ -230,7 +230,7 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
         size = results.command.replace("--preset smoke", "--preset default")
         why = (
             "the smoke preset only shows that every stage runs; this one measures, and trains everything again (about "
-            "half an hour on two cores that compute in bfloat16, hours on others)."
+            "half an hour on two cores that compute in bfloat16, over an hour on others)."
         )
         return Advice(size, why)
     if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
