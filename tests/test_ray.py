@@ -173,6 +173,24 @@ def numbers(count):
     return [Item(f"number {number}", 2, number) for number in range(count)]
 
 
+def test_a_node_that_goes_after_it_was_listed_gets_no_work(cluster, second_node, tmp_path, monkeypatch):
+    cluster.remove_node(second_node, allow_graceful=False)
+    listed, asked = ray.nodes, []
+
+    def list_as_before():
+        nodes = listed()
+        while not asked and sum(node["Alive"] for node in nodes) > 1:
+            time.sleep(0.1)
+            nodes = listed()
+        asked.append(len(nodes))
+        return [{**node, "Alive": True, "Resources": {"CPU": 1}} for node in nodes] if len(asked) == 1 else nodes
+
+    monkeypatch.setattr(ray, "nodes", list_as_before)
+    results = dict(run_on_ray(cluster.address, Squares(tmp_path), numbers(4), [].append))
+    assert {item.load: result for item, result in results.items()} == {number: number**2 for number in range(4)}
+    assert asked[0] > 1
+
+
 def test_what_ends_every_worker_is_left_for_the_end(cluster, tmp_path):
     steps, results = [], {}
     run = run_on_ray(cluster.address, Squares(tmp_path, deadly=(2,)), numbers(6), steps.append)
