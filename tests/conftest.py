@@ -1,5 +1,6 @@
 """Every test starts from the same random state; property tests get the time that a busy machine needs."""
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +161,11 @@ def open_page(browser):
     for page in pages:
         page.close()
     assert errors == [] and all(url.startswith(("file:", "data:")) for url in requests)
+
+
+@pytest.fixture
+def configuration(narrow_vae, tmp_path):
+    """Writes CogVideoX's stock files, our overlay for a tiny autoencoder, and changes; returns their paths."""
+    from .stock_configurations import write_files
+
+    return functools.partial(write_files, tmp_path, narrow_vae)

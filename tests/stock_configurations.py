@@ -7,6 +7,7 @@ import yaml
 from sat_ssvae.cogvideo.compatibility import find_mismatches
 from sat_ssvae.cogvideo.first_stage import build_first_stage
 from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
+from sat_ssvae.latents.dataset import LatentInfo
 
 from .test_project import ROOT
 
@@ -115,3 +116,13 @@ def nested(dotted):
             inner = inner.setdefault(parent, {})
         inner[last] = value
     return values
+
+
+def latents(folder, frames, *sizes, mean=0.0):
+    """A folder that says of itself what `sat-ssvae encode` would, with latents of videos of these sizes."""
+    shapes = [(48, (frames - 1) // 4 + 1, height // 16, width // 16) for height, width in sizes]
+    values = {"fingerprint": "x", "shapes": shapes, "fps": 8}
+    statistics = {"latent_mean": [mean] * 48, "latent_std": [1.0] * 48}
+    folder.mkdir()
+    (folder / "latents.json").write_text(LatentInfo(num_frames=frames, **values, **statistics).model_dump_json())
+    return {"args.train_data": [str(folder)]}

@@ -1,6 +1,5 @@
 """Transformers of CogVideoX: their shapes, copies for other latents, and damaged ones."""
 
-import functools
 from pathlib import Path
 
 import numpy
@@ -12,12 +11,7 @@ from sat_ssvae.cli import main
 from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import adapt, read_transformer
 
-from .stock_configurations import NETWORK, OVERLAYS, POSITIONS, check, write_files
-
-
-@pytest.fixture
-def configuration(narrow_vae, tmp_path):
-    return functools.partial(write_files, tmp_path, narrow_vae)
+from .stock_configurations import NETWORK, OVERLAYS, POSITIONS, check
 
 
 @pytest.fixture
