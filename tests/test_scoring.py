@@ -170,4 +170,4 @@ def test_mean_estimate_covers_the_mean():
     values = torch.tensor([1.0, 2.0, 3.0, 4.0])
     estimate = mean_estimate(values)
     assert estimate.value == 2.5
-    assert estimate.low == pytest.approx(2.5 - 1.96 * values.std().item() / 2)
+    assert estimate.low == pytest.approx(2.5 - 1.959964 * values.std().item() / 2)

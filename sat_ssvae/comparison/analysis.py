@@ -26,9 +26,9 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
-from scipy import stats
 
-from .clusters import CONFIDENCE, student_interval
+from ..metrics.intervals import CONFIDENCE, QUANTILE
+from .clusters import student_interval
 from .curves import NO_PROGRESS, PairReading, read_pair, smooth_curve, without_outliers
 from .results import ComparisonResults, CurvePoint, Estimate
 
@@ -37,7 +37,6 @@ EQUAL_WITHIN = 1.25
 FLOOR_DOMINATES = 0.5
 """A distance measures blur when the VAE's reconstruction is more than this share of it at half training, in any arm."""
 
-_Z975 = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _REDRAWS = 500
 _MIN_RESAMPLES = 100
 _Pair = tuple[list[CurvePoint], list[CurvePoint]]
@@ -260,7 +259,7 @@ def _redrawn_value(point: CurvePoint, normal: float) -> float:
     """A split normal: each side of the value has the width of its own half of the interval."""
     assert point.low is not None and point.high is not None
     side = point.high - point.value if normal > 0 else point.value - point.low
-    return point.value + normal * max(side, 0.0) / _Z975
+    return point.value + normal * max(side, 0.0) / QUANTILE
 
 
 def _floor_share(results: ComparisonResults, metric: str) -> float | None:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ..metrics.intervals import CONFIDENCE
 from .provenance import video_of
 from .results import Estimate
 
-CONFIDENCE = 0.95
 _MOST_GROUPS = 20
 """More videos are dealt into this many groups, which are resampled whole. It widens intervals by 7 %; the effects of
 more groups could not be separated in 200 resamples."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..diffusion.process import DiffusionProcess, guided
 from ..diffusion.transformer import DiT
+from ..metrics.intervals import QUANTILE
 from ..progress import progress_bar
 from .clusters import over_videos
 from .reference import (
@@ -108,7 +109,7 @@ def score_generator(
 
 def mean_estimate(values: Tensor) -> Estimate:
     """Mean of (N,) values with its 95 % interval over clips (normal approximation) and its bootstrap resamples."""
-    mean, margin = values.double().mean().item(), 1.96 * values.double().std().item() / len(values) ** 0.5
+    mean, margin = values.double().mean().item(), QUANTILE * values.double().std().item() / len(values) ** 0.5
     resamples = values.double().cpu()[_mean_draws(len(values))].mean(1).tolist()
     return Estimate(mean, mean - margin, mean + margin, tuple(resamples))
 

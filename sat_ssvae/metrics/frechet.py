@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..storage import digest_of
+from .intervals import QUANTILE
 from .kernel_distance import checked_sets
 
 SIDE = 224
@@ -106,7 +107,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def frechet_interval(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 100) -> tuple[float, float]:
-    """95 % interval (low, high) of `frechet_distance`: the estimate plus and minus 1.96 standard deviations.
+    """95 % interval (low, high) of `frechet_distance`: the estimate plus and minus `QUANTILE` standard deviations.
 
     `x` (n, D) and `y` (m, D) are features. The deviation is taken over bootstrap resamples of both sets; the interval
     does not include the upward bias of few clips. Clips must be independent. Equal seeds give equal intervals.
@@ -119,5 +120,5 @@ def frechet_interval(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 10
     for _ in range(resamples):
         drawn = [z[torch.randint(len(z), (len(z),), generator=generator)] for z in (x, y)]
         distances.append(frechet_distance(*drawn))
-    margin = 1.96 * float(torch.tensor(distances, dtype=torch.float64).std())
+    margin = QUANTILE * float(torch.tensor(distances, dtype=torch.float64).std())
     return max(0.0, estimate - margin), estimate + margin

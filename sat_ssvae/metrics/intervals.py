@@ -1,4 +1,4 @@
-"""The mean of some scores with its bootstrap interval."""
+"""The mean of some scores with its bootstrap interval, and what all intervals have in common."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+CONFIDENCE = 0.95
+"""The coverage of every interval here."""
+QUANTILE = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+"""That many standard deviations to each side of a normal estimate."""
 MIN_VALUES = 4
 """With fewer, resamples repeat themselves and the interval would be far too narrow."""
 
@@ -52,7 +56,7 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10
         np.mean,
         n_resamples=resamples,
         batch=max(1, 1_000_000 // len(values)),  # memory stays small however many values there are
-        confidence_level=0.95,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .intervals import MIN_VALUES
+from .intervals import MIN_VALUES, QUANTILE
 
 _RESAMPLES_AT_ONCE = 256
 
@@ -40,10 +40,8 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     return float(_weighted_distance(gram, x.new_ones(1, len(x)).double(), x.new_ones(1, len(y)).double()))
 
 
-def bootstrap_interval(
-    x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 1000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Interval (low, high) for the squared MMD between the distributions that `x` and `y` come from.
+def bootstrap_interval(x: Tensor, y: Tensor, *, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """95 % interval (low, high) for the squared MMD between the distributions that `x` and `y` come from.
 
     Both sets are resampled with replacement. Pairs made of one sample drawn twice are left out of the
     within-set means: a sample is far more similar to itself than to others, so counting them (the naive
@@ -53,17 +51,16 @@ def bootstrap_interval(
     U-statistic, Arcones and Gine 1992) and close to its nominal coverage otherwise. Samples must be
     independent: with clips that overlap in time, or come from one video, the interval is too narrow.
 
-    Equal seeds give equal intervals. `resamples`: at least 2. `confidence`: wanted coverage, in (0, 1).
+    Equal seeds give equal intervals. `resamples`: at least 2.
 
     Raises:
         UserError: as `kernel_distance`, or fewer than four samples in a set.
         ValueError: as `kernel_distance`, or a number out of range.
     """
-    if resamples < 2 or not 0 < confidence < 1:
-        raise ValueError(f"need resamples >= 2 and 0 < confidence < 1, got {resamples} and {confidence}")
+    if resamples < 2:
+        raise ValueError(f"need resamples >= 2, got {resamples}")
     distances = bootstrap_distances(x, y, seed=seed, resamples=resamples)
-    quantile = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64))
-    estimate, margin = kernel_distance(x, y), float(quantile * distances.std())
+    estimate, margin = kernel_distance(x, y), QUANTILE * float(distances.std())
     return estimate - margin, estimate + margin
 
 
