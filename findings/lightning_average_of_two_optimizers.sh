@@ -3,8 +3,8 @@
 #
 # Input: 1000 batches; the autoencoder's only weight is the share of training that is done, and the second optimiser is its discriminator's, as in the
 # training of an adversarial autoencoder. One would expect an average every 10 batches, or, as Lightning counts the steps of both optimisers, every 5.
-# But the callback looks at the count after a batch, when it has gone up by two, and begins at 0: it sees 1, 3, 5, ..., of which no even number
-# is a divisor. Validation, checkpoints and, when training ends, the model itself get the average's weights, which are those from before training:
+# But the callback looks after a batch, when two steps are done, at the index of the last one, which counts from 0: 1, 3, 5, ..., never a multiple of an
+# even number. Validation, checkpoints and, when training ends, the model itself get the average's weights, which are those from before training:
 #
 #   update_every_n_steps                 1      2      5      10
 #   one optimiser    updates             1000   500    200    100
