@@ -11,8 +11,8 @@
 #   backward / forward               2.0      9.0      65.0
 #   one Conv3d per group             2.0      2.0      2.0
 #
-# So a video model with depthwise convolutions seems to cost many times what it costs to train, and its GPU to be used better than it is (MFU). Exits 1 if the
-# behaviour has changed.
+# So a video model with depthwise convolutions seems to cost many times what it costs to train, and its GPU to be used better than it is. Exits 1 if
+# the behaviour has changed.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
