@@ -3,7 +3,8 @@
 #
 # Input: 400 clips in 8 shards, read as an IterableDataset. take() and skip() are how such a dataset is split; one would expect the two to have
 # no clip in common whatever reads them. But how many to skip is divided among the workers of a DataLoader, or the nodes, each of which skips its
-# share at the start of its own shards; and if the dataset was shuffled first, set_epoch() shuffles anew what skip() then counts off:
+# share at the start of its own shards; and if the dataset was shuffled first, set_epoch(), which accelerate calls for each epoch, shuffles anew
+# what skip() then counts off:
 #
 #                                                 of 40 validation clips, in training
 #   training in one process                       0
@@ -14,7 +15,7 @@
 #   shuffled, then split, second epoch            24     after set_epoch(1)
 #   split, then shuffled, second epoch            0
 #
-# The validation loss is then that of training data, with no warning. Exits 1 if the behaviour has changed.
+# Most of the validation loss is then that of training data, with no warning. Exits 1 if the behaviour has changed.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
