@@ -165,6 +165,91 @@ def test_every_layout_is_found_by_all(tmp_path, tiny_video, layout):
     assert next(iter(list_items(tmp_path / "in" / "a.mp4", []))).caption == "a cat"
 
 
+OTHERS = {
+    "a key `content`": {"a.json": '{"content": "a cat"}'},
+    "a column `content`": {"list.csv": "path,content\na.mp4,a cat\n"},
+    "Vript": {
+        "vript.jsonl": '{"meta": {"video_id": "x"}, "data": {"b": {"clip_id": "b", "caption": {"content": "a dog"}}, '
+        '"a": {"video_id": "x", "clip_id": "a", "caption": {"shot_type": "close", "content": "a cat"}}}}\n{}\n',
+    },
+    "ShareGPT4Video": {
+        "share.jsonl": '{"video_path": "x/a.mp4", "timestamp": ["0", "2"], "captions": ['
+        '{"idx": "1", "content": "a dog"}, {"idx": "-1", "content": "a cat"}]}\n{}\n',
+    },
+    "Cosmos, to train on": {"metas/a.txt": "a cat"},
+    "Cosmos, curated": {
+        "metas/v0/a.json": '{"windows": [{"start_frame": 0, "end_frame": 99, "qwen_caption": "a cat"}]}'
+    },
+    "a missing text": {"a.txt": "nan\n", "list.csv": "path,caption\na.mp4,a cat\n"},
+    "a missing cell": {"list.csv": "path,caption,text\na.mp4,nan,a cat\n"},
+    "a missing value": {
+        "list.json": '[{"path": "a.mp4", "caption": "None", "text": "NULL", "cap": NaN, "alt_caption": "a cat"}]'
+    },
+    "columns of pandas": {
+        "list.json": '{"file_name": {"0": "a.mp4", "1": "b.mp4"}, "text": {"0": "a cat", "1": null}}'
+    },
+    "rows of pandas": {"list.json": '{"0": {"file_name": "a.mp4", "text": "a cat"}, "1": {"file_name": "b.mp4"}}'},
+    "lists as columns": {"list.json": '{"path": ["b.mp4", "a.mp4"], "caption": ["a dog", "a cat"]}'},
+    "two languages": {"list.csv": "path,caption_zh,caption_en\na.mp4,mao,a cat\n"},
+    "a description": {"list.jsonl": '{"video_file_name": "a.mp4", "video_description": "a cat"}\n{}\n'},
+    "two lengths": {"list.csv": "file_path,short_caption,dense_caption\na.mp4,cat,a cat\n"},
+    "one part": {"list.csv": "path,start_time,end_time,caption\na.mp4,0,2,a cat\n"},
+    "one part, twice": {"list.csv": "path,start,end,caption\na.mp4,0,2,a cat\na.mp4,0,2,a pet\n"},
+}
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_other_layouts(tmp_path, layout):
+    write(tmp_path, {"a.mp4": b"", **OTHERS[layout]})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == "a cat"
+
+
+PARTS = {
+    "start_time": ("start_time,end_time", ["0,1.5", "1.5,3"]),
+    "times of day": ("Start Timestamp,End Timestamp", ["00:00:00.000,00:00:01.500", "0:01.5,0:03"]),
+    "start and end": ("start,end", ["0,1.5", "1.5,3"]),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_rows_of_parts_are_no_captions_of_the_whole_video(tmp_path, case, caplog):
+    """As Panda-70M, Koala-36M and OpenVid list them: packing the table cuts, packing the folder asks for that."""
+    columns, spans = PARTS[case]
+    rows = [f"a.mp4,{span},{caption}\n" for span, caption in zip(spans, ("a cat", "a dog"), strict=True)]
+    write(tmp_path, {"a.mp4": b"", "list.csv": f"path,{columns},caption\n{''.join(rows)}"})
+    assert CaptionFinder(tmp_path).fields(tmp_path / "a.mp4") == {}
+    assert "list.csv: no captions of 1 videos, since it lists several parts of each; give a CSV file" in caplog.text
+    items = pack_items(tmp_path / "list.csv", tmp_path / "out")
+    assert [(item.start, item.end, item.caption) for item in items] == [(0.0, 1.5, "a cat"), (1.5, 3.0, "a dog")]
+
+
+def test_parts_without_seconds_are_refused(tmp_path):
+    write(tmp_path, {"a.mp4": b"", "list.csv": "path,start_frame,caption\na.mp4,0,a cat\na.mp4,24,a dog\n"})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
+    with pytest.raises(
+        UserError, match=r"line 3: another part of a.mp4; give its seconds in columns `start` and `end`"
+    ):
+        pack_items(tmp_path / "list.csv", tmp_path / "out")
+    write(tmp_path, {"list.csv": "path,start_time,end_time,caption\na.mp4,2024-05-01,2024-05-02,a cat\n"})
+    (item,) = pack_items(tmp_path / "list.csv", tmp_path / "out")  # when it was recorded
+    assert (item.start, item.end, item.fields["start_time"]) == (0.0, None, "2024-05-01")
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "list.json", "list.parquet", "a.json"])
+def test_rows_of_several_clips_are_none_of_the_whole_video(tmp_path, name, caplog):
+    """Panda-70M, however it was written."""
+    row = {"videoID": "a", "timestamp": [["0:01", "0:03"], ["0:04", "0:06"]], "caption": ["a cat", "a dog"]}
+    contents = {
+        "list.jsonl": json.dumps(row) + "\n{}\n",
+        "list.json": json.dumps([row]),
+        "list.parquet": parquet_file(**{key: [value] for key, value in row.items()}),
+        "a.json": json.dumps({"captions": [{"start": 0, "end": 1, "text": "a cat"}, {"start": 1, "text": "a dog"}]}),
+    }
+    write(tmp_path, {"a.mp4": b"", name: contents[name]})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
+    assert name == "a.json" or "no captions from 1 lines, which list several clips" in caplog.text
+
+
 @pytest.mark.parametrize("given", ["", "videos"])
 @pytest.mark.parametrize(
     "files",

@@ -9,11 +9,13 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 Fields = dict[str, Any]
 CAPTION_KEYS: tuple[str, ...] = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption")
-CAPTION_KEYS += ("short_caption", "description", "sentence", "encap")
+CAPTION_KEYS += ("dense_caption", "short_caption", "description", "sentence", "encap")
+CAPTION_KEYS += ("caption_en", "text_en", "prompt_en", "content")
 PATH_KEYS: tuple[str, ...] = (
     "path",
     "file_name",
@@ -23,17 +25,31 @@ PATH_KEYS: tuple[str, ...] = (
     "video_path",
     "video_name",
     "video_file",
+    "video_file_name",
 )
 PATH_KEYS += ("file_path", "filepath", "clip", "clip_path", "media", "media_path", "relative_path", "fname", "src")
 URL_KEYS = ("url", "video_url", "contenturl", "link")
 """Columns of addresses, whose last part is a file's name, in tables without a path or an id."""
-ID_KEYS = ("videoid", "video_id", "clip_id", "sample_id", "uid", "uuid", "vid", "key")
+ID_KEYS = ("clip_id", "videoid", "video_id", "sample_id", "uid", "uuid", "vid", "key")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
 MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})
 """Fields that are not taken from a table, because a video's own values go under these names."""
-_LIKE_CAPTION = re.compile(r"(?!neg|system).*(caption|prompt)s?")
+SPAN_KEYS: tuple[tuple[str, str], ...] = (
+    ("start", "end"),
+    ("start_time", "end_time"),
+    ("start_timestamp", "end_timestamp"),
+)
+SPAN_KEYS += (("start_sec", "end_sec"), ("start_seconds", "end_seconds"), ("clip_start", "clip_end"), ("begin", "end"))
+"""Columns of the seconds from which and to which a row describes a video."""
+_TELLS_PART = re.compile(
+    r"((clip|segment|scene)_?)?(start|begin|end|time_?stamp)s?([ _].*|time|sec|seconds|frame|stamp)?"
+)
+_TIMECODE = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)")
+_LIKE_CAPTION = re.compile(r"(?!neg|system).*(caption|prompt|description)s?")
 """Such as `video_caption` and `text_prompt`, which count where there is none of CAPTION_KEYS."""
+_NO_CAPTION = frozenset({"nan", "none", "null", "n/a", "<na>"})
+"""What programs write where a value is missing."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -43,7 +59,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-_KNOWN_KEYS = dict.fromkeys((*CAPTION_KEYS, *PATH_KEYS, *URL_KEYS, *ID_KEYS, "name", *MEASURED))
+_KNOWN_KEYS = dict.fromkeys((*CAPTION_KEYS, *PATH_KEYS, *URL_KEYS, *ID_KEYS, "name", *MEASURED, *chain(*SPAN_KEYS)))
 _SPELT = {name.replace("_", ""): name for name in _KNOWN_KEYS}
 
 
@@ -74,14 +90,20 @@ def caption_in(content: object, depth: int = 3) -> str:
     The value of such a key may be an object by language, of which `en` is taken.
     """
     if isinstance(content, str):
-        return content.strip()
+        caption = content.strip()
+        return "" if caption.lower() in _NO_CAPTION else caption
     if depth and isinstance(content, list):
+        # ShareGPT4Video numbers the captions of parts, and that of the whole is -1.
+        content = [item for item in content if isinstance(item, dict) and str(item.get("idx")) == "-1"] or content
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
         known = {known_key(str(key)): value for key, value in content.items()}
+        if clips_in(known):
+            return ""
         values = [known.get(key) for key in CAPTION_KEYS]
         values += [value for key, value in known.items() if _LIKE_CAPTION.fullmatch(key.lower())]
         values += [_answer_in(known.get(key)) for key in ("conversations", "messages")]
+        values += [windows] if isinstance(windows := known.get("windows"), list) else []  # of Cosmos' curation
         return next(filter(None, (caption_in(_in_english(value), depth - 1) for value in values)), "")
     return ""
 
@@ -149,11 +171,43 @@ def _listed(text: str) -> Any:
     return text
 
 
-def clips_in(fields: Fields) -> int:
+def clips_in(fields: Mapping[str, Any]) -> int:
     """How many clips a row describes, each with a caption and a time, as those of Panda-70M do; 0 if it is for one."""
-    captions: list[str] = next((fields[key] for key in CAPTION_KEYS if isinstance(fields.get(key), list)), [])
+    captions: list[Any] = next((fields[key] for key in CAPTION_KEYS if isinstance(fields.get(key), list)), [])
+    if len(captions) < 2 or any(isinstance(item, dict) and str(item.get("idx")) == "-1" for item in captions):
+        return 0
     timed = any(key.lower().startswith(("timestamp", "time_stamp")) and str(fields[key])[:1] == "[" for key in fields)
-    return len(captions) if timed and len(captions) > 1 else 0
+    timed = timed or all(isinstance(item, dict) and part_of(item) for item in captions)
+    return len(captions) if timed else 0
+
+
+def part_of(row: Mapping[str, Any]) -> str:
+    """What a row says about when its part of a video begins and ends, such as `start_time` or `timestamp`."""
+    return ", ".join(f"{row[key]}" for key in row if _TELLS_PART.fullmatch(key.lower()) and row[key] not in (None, ""))
+
+
+def span_of(cells: Fields) -> tuple[float | None, float | None]:
+    """Seconds from which and to which a row describes a video, None where it does not say.
+
+    Raises:
+        ValueError: `start` or `end` are neither seconds nor hours:minutes:seconds. Columns of other names that are
+            not, such as a date in `start_time`, do not count.
+    """
+    for start, end in SPAN_KEYS[1:]:
+        if start in cells and end in cells:
+            with contextlib.suppress(ValueError):
+                return _seconds(cells[start]), _seconds(cells[end])
+    start, end = SPAN_KEYS[0]
+    return (_seconds(cells[start]) if start in cells else None), (_seconds(cells[end]) if end in cells else None)
+
+
+def _seconds(value: object) -> float:
+    text = str(value).strip()
+    found = _TIMECODE.fullmatch(text)
+    if found is None:
+        return float(text)
+    hours, minutes, seconds = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
 
 
 def _is_plain(value: object) -> bool:

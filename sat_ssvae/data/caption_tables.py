@@ -25,6 +25,7 @@ from .caption_fields import (
     decoded_text,
     fields_in,
     known_key,
+    part_of,
     text_of,
     with_caption,
 )
@@ -38,6 +39,7 @@ _BYTES = ("BYTE_ARRAY", "NONE")  # Parquet's types of a column of bytes that are
 ROW_PER_CLIP = "give a CSV file of a line per clip (path, caption, start, end in seconds) to `sat-ssvae pack`"
 UNREADABLE = (OSError, ValueError, RecursionError, NotImplementedError, csv.Error)
 """What reading a table may raise."""
+_PART = "\0part"  # a field that no table has: what `part_of` says of a row
 _SHOWN = 200  # characters of the columns' names in a message
 
 
@@ -66,12 +68,20 @@ class Table:
         self._folder = folder
         self._by_path: dict[str, Fields] = {}
         self._by_name: dict[str, str | None] = {}
+        parts: dict[str, tuple[str, str]] = {}
+        self.cut: set[str] = set()
+        """Paths of which rows describe several parts: none of their captions is that of the whole."""
         for written, fields in rows:
             path = composed(written.replace("\\", "/"))  # Windows writes the first
             path = os.path.normpath(os.path.relpath(path, folder) if Path(path).is_absolute() else path)
+            part, caption = fields.pop(_PART, ""), fields.get("caption", "")
+            if part and caption:
+                first = parts.setdefault(path, (part, caption))
+                self.cut |= {path} if part != first[0] and caption != first[1] else set()
             self._by_path[path] = {**fields, **self._by_path.get(path, {})}  # of several rows, the first
             for name in {Path(path).name, Path(path).stem}:
                 self._by_name[name] = path if self._by_name.get(name, path) == path else None
+        self._by_path |= {path: {} for path in self.cut}
 
     def fields(self, video: Path, *, by_name: bool) -> Fields:
         """The row with the video's path; else, with `by_name`, the only row of its name whose own path has no file."""
@@ -102,9 +112,14 @@ def read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
         sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
         if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
             try:
-                yield Table(folder, table_captions(path))
+                table = Table(folder, table_captions(path))
             except UNREADABLE as error:
                 logger.warning("%s: no captions from it, it cannot be read (%s)", path, error)
+                continue
+            if table.cut:
+                text = "%s: no captions of %d videos, since it lists several parts of each; %s"
+                logger.warning(text, path, len(table.cut), ROW_PER_CLIP)
+            yield table
     if prompts is not None and videos.is_file():
         yield Table(folder, _paired_lines(videos, prompts))
 
@@ -127,13 +142,24 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     except ValueError:
         yield from _json_lines(path, text)
         return
+    content = _rows_of_columns(content) or content
     rows = list(_row(content))
     if isinstance(content, dict) and not rows:
         rows = [*_annotated(content), *((str(name), fields_in(value)) for name, value in content.items())]
     yield from rows
     for values in content.values() if isinstance(content, dict) else [content]:
-        for row in values if isinstance(values, list) else []:
-            yield from _row(row)
+        for row in _single(path, values if isinstance(values, list) else [values]):
+            yield from _rows_in(row)
+
+
+def _rows_of_columns(content: object) -> list[Fields]:
+    """The rows of an object of columns (lists, or objects by row as pandas writes them), one of which has paths."""
+    if not isinstance(content, dict) or not {known_key(name) for name in content} & {*PATH_KEYS, *ID_KEYS}:
+        return []
+    columns = [list(values.values()) if isinstance(values, dict) else values for values in content.values()]
+    if not all(isinstance(values, list) for values in columns) or len(set(map(len, columns))) != 1:
+        return []
+    return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _annotated(content: Mapping[str, Any]) -> Iterator[tuple[str, Fields]]:
@@ -168,13 +194,9 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, Fields]]:
     rows = list(table_rows(decoded_text(path.read_bytes())))
     whole = [csv_fields(row) for row in rows if not has_too_many(row)]
-    single = [row for row in whole if not clips_in(row)]
-    yield from _with_paths(path, single)
+    yield from _with_paths(path, whole)
     if broken := len(rows) - len(whole):  # a caption with a comma and no quotes
         logger.warning("%s: %d lines have more values than columns, they give no captions", path, broken)
-    if several := len(whole) - len(single):
-        text = "%s: no captions from %d lines, which list several clips of a video; %s"
-        logger.warning(text, path, several, ROW_PER_CLIP)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Fields]]:
@@ -198,7 +220,7 @@ _KINDS: Mapping[str, Callable[[Path], Iterable[tuple[str, Fields]]]] = MappingPr
 
 def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]:
     """The rows of a table that name a video; a warning where all lack that."""
-    named = [pair for row in rows for pair in _row(row)]
+    named = [pair for row in _single(path, rows) for pair in _rows_in(row)]
     unnamed = next((row for row in rows if isinstance(row, dict) and (caption_in(row) or _is_headless(row))), None)
     if unnamed and not named:
         columns = ", ".join(map(str, unnamed))
@@ -206,6 +228,15 @@ def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]
             "%s: no captions from it, none of its columns is `path` or `video_id`: %s", path, columns[:_SHOWN]
         )
     yield from named
+
+
+def _single(path: Path, rows: Sequence[Any]) -> list[Any]:
+    """The rows without those of several clips, which a warning counts."""
+    single = [row for row in rows if not isinstance(row, dict) or not clips_in(_by_known_key(row))]
+    if several := len(rows) - len(single):
+        text = "%s: no captions from %d lines, which list several clips of a video; %s"
+        logger.warning(text, path, several, ROW_PER_CLIP)
+    return single
 
 
 def _is_headless(row: Mapping[Any, Any]) -> bool:
@@ -232,25 +263,36 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in decoded_text(path.read_bytes()).removesuffix("\n").split("\n")]
 
 
+def _rows_in(value: object, depth: int = 2) -> Iterator[tuple[str, Fields]]:
+    """The row that an object is, else those inside of it: Vript has a video's clips in an object of objects."""
+    rows = list(_row(value))
+    inside = value.values() if isinstance(value, dict) and depth and not rows else ()
+    yield from rows or (row for item in inside for row in _rows_in(item, depth - 1))
+
+
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
-        known = {known_key(str(key)).lower(): value for key, value in row.items()}
+        known = _by_known_key(row)
         path = next((found for key in (*PATH_KEYS, "videos") if (found := _path_in(known.get(key)))), "")
         if not path and caption_in(row):
             path = str(known.get("name") or "")
-        # `id` may number the captions where another column names the videos.
+        # `id` may number the captions where another column names the videos, and `clip_id` a video's clips.
         keys = (*ID_KEYS, "id") if sum(key.endswith("id") for key in known) == 1 else ID_KEYS
+        keys = keys[1:] + keys[:1] if str(known.get(keys[0], "")).isdigit() else keys
         name = next((str(known[key]) for key in keys if known.get(key) not in (None, "")), "")
         address = next((str(known[key]) for key in URL_KEYS if known.get(key)), "")
+        part = {_PART: part_of(known)}
         if path:
-            yield _without_query(path) if "://" in path else path, fields_in(row)
+            yield _without_query(path) if "://" in path else path, fields_in(row) | part
         elif name:
-            yield (
-                name,
-                fields_in(row if caption_in(row) else {("caption" if key == "name" else key): row[key] for key in row}),
-            )
+            captioned = row if caption_in(row) else {("caption" if key == "name" else key): row[key] for key in row}
+            yield name, fields_in(captioned) | part
         elif address:
-            yield _without_query(address), fields_in(row)
+            yield _without_query(address), fields_in(row) | part
+
+
+def _by_known_key(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {known_key(str(key)).lower(): value for key, value in row.items()}
 
 
 def _path_in(value: object) -> str:

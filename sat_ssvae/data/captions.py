@@ -18,6 +18,7 @@ from pathlib import Path
 from .caption_fields import (
     TEXT_SUFFIXES,
     Fields,
+    caption_in,
     composed,
     json_fields,
     text_of,
@@ -25,8 +26,8 @@ from .caption_fields import (
 )
 from .caption_tables import Table, read_tables
 
-LABEL_FOLDERS = ("labels", "captions", "label", "caption", "prompts", "texts", "txt")
-VIDEO_FOLDERS = ("videos", "video")
+LABEL_FOLDERS = ("labels", "captions", "label", "caption", "prompts", "texts", "txt", "metas", "metas/v0")
+VIDEO_FOLDERS = ("videos", "video", "clips")
 _SIDECARS = frozenset({"json", *TEXT_SUFFIXES})
 WHERE = (
     "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, videos.txt with prompts.txt, a "
@@ -63,7 +64,7 @@ class CaptionFinder:
                 known = {**table.fields(video, by_name=folder.is_relative_to(self._root)), **known}
         for data in _contents(self._beside(video, ("json",))):
             known = {**known, **json_fields(data)}
-        texts = (text_of(data) for data in _contents(self._beside(video, TEXT_SUFFIXES)))
+        texts = (caption_in(text_of(data)) for data in _contents(self._beside(video, TEXT_SUFFIXES)))
         return with_caption(known, next(filter(None, texts), ""))
 
     def caption(self, video: Path) -> str:

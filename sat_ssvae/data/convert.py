@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import av
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from pydantic import Field
@@ -19,7 +20,7 @@ from ..addresses import TRIES, download, is_address
 from ..errors import UserError
 from ..jobs.settings import JobConfig
 from .containers import SLACK, open_video, start_of
-from .files import VideoError
+from .files import VideoError, reason_of
 from .headers import VideoInfo, info_by_header
 from .images import encode_jpeg, is_image, open_image
 from .inputs import PackItem
@@ -64,11 +65,16 @@ class InputFiles:
         self._times: tuple[tuple[Path, int, int], Times] | None = None
 
     def times(self, path: Path) -> Times:
-        """When a local file's pictures are shown: all of it is read for that, once for all of its parts."""
+        """When a local file's pictures are shown: all of it is read for that, once for all of its parts.
+
+        No times of a file whose pictures are counted, since FFmpeg guesses those that it does not tell.
+        """
         status = path.stat()
         key = path, status.st_size, status.st_mtime_ns
         if self._times is None or self._times[0] != key:
-            self._times = key, shown_times(path, start_of(path).shown)
+            start = start_of(path)
+            times = shown_times(path, start.shown)
+            self._times = key, times._replace(seconds=times.seconds[:0]) if start.untimed else times
         return self._times[1]
 
     @contextlib.contextmanager
@@ -147,6 +153,8 @@ def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Packed
                 data = data.read_bytes()
     except VideoError as error:
         return Skip(source, error.cause, str(error))
+    except av.FFmpegError as error:  # of the encoder
+        return Skip(source, "encoding error", f"{segment.path} ({reason_of(error)})")
     except OSError as error:  # deleted in the meantime, or on a damaged disk: skip it like other bad files
         return Skip(source, "unreadable file", f"{segment.path} ({error.strerror})")
     caption = {"caption": segment.caption} if segment.caption else {}
@@ -184,7 +192,8 @@ def _convert_video(segment: PackItem, config: PackConfig, inputs: InputFiles) ->
     if own is None:  # on pictures: half a step beside them, rounding would repeat some and leave out others
         times = [step / info.fps for step in range(round(segment.start * info.fps), round(end * info.fps), slower)]
     else:
-        times = [time for time in own if segment.start <= time < end]
+        # The header of an mp4 adds up steps in the order of decoding, which end before the last pictures.
+        times = [time for time in own if segment.start <= time and (time < end or end == info.duration)]
     if not times:
         raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
     size = info.height, info.width

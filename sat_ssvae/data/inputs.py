@@ -10,7 +10,17 @@ from typing import cast
 
 from ..addresses import copy_files, files_at, is_address, path_of
 from ..errors import UserError
-from .caption_fields import PATH_KEYS, TEXT_SUFFIXES, Fields, clips_in, csv_fields, decoded_text, fields_in
+from .caption_fields import (
+    PATH_KEYS,
+    TEXT_SUFFIXES,
+    Fields,
+    clips_in,
+    csv_fields,
+    decoded_text,
+    fields_in,
+    part_of,
+    span_of,
+)
 from .caption_tables import PARQUET, ROW_PER_CLIP, TABLE_SUFFIXES, has_too_many, table_rows
 from .captions import CaptionFinder
 from .folders import files_below
@@ -133,13 +143,16 @@ def _csv_items(table: Path, folder: Path) -> Iterator[PackItem]:
         if not any(name in PATH_KEYS for name in csv_fields(dict.fromkeys(rows.fieldnames or (), "-"))):
             raise UserError(f"{table}: the first line must name a column `path` (and caption, start, end, or others)")
         finder = CaptionFinder(table.parent, leave_out=table)
+        parts: dict[str, str] = {}  # of each path, what its first row says of its part
         for row in rows:
-            yield _csv_item(folder, row, f"{folder / table.name}, line {rows.line_num}", finder)
+            yield _csv_item(folder, row, f"{folder / table.name}, line {rows.line_num}", finder, parts)
     except csv.Error as error:
         raise UserError(f"{table}: not a CSV file ({error})") from None
 
 
-def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder) -> PackItem:
+def _csv_item(
+    folder: Path, row: Mapping[str | None, str], place: str, finder: CaptionFinder, parts: dict[str, str]
+) -> PackItem:
     if has_too_many(row):
         raise UserError(f"{place}: expected at most one value per column (quote captions with commas)")
     cells = csv_fields(cast(Mapping[str, str], row))
@@ -149,9 +162,11 @@ def _csv_item(folder: Path, row: Mapping[str | None, str], place: str, finder: C
     if not written:
         raise UserError(f"{place}: there is no path")
     try:
-        start, end = (float(cells[name]) if name in cells else None for name in ("start", "end"))
+        start, end = span_of(cells)
     except ValueError:
-        raise UserError(f"{place}: start and end must be seconds") from None
+        raise UserError(f"{place}: start and end must be seconds or hours:minutes:seconds") from None
+    if not start and end is None and part_of(cells) != parts.setdefault(written, part_of(cells)):
+        raise UserError(f"{place}: another part of {written}; give its seconds in columns `start` and `end`")
     start = start or 0.0
     if not 0 <= start < (end if end is not None else float("inf")):
         raise UserError(f"{place}: start {start} must be at least 0 and below end {end}")

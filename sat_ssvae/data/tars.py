@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from .caption_fields import TEXT_SUFFIXES, Fields, composed, json_fields, text_of, with_caption
+from .caption_fields import TEXT_SUFFIXES, Fields, caption_in, composed, json_fields, text_of, with_caption
 from .captions import LABEL_FOLDERS, VIDEO_FOLDERS
 from .containers import VIDEO_SUFFIXES
 from .files import VideoError, name_of, reason_of
@@ -86,7 +86,7 @@ class TarStore:
             for suffix in _fields_like("json", members):
                 fields = json_fields(self._read(*members[suffix])) | fields
             texts = (
-                text_of(self._read(*members[suffix]))
+                caption_in(text_of(self._read(*members[suffix])))
                 for name in TEXT_SUFFIXES
                 for suffix in _fields_like(name, members)
             )

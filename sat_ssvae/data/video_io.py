@@ -150,6 +150,7 @@ def encode_frames(
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: VideoStream | None = None
+        last = -1
         for index, frame in enumerate(frames):
             if stream is None:
                 stream = add_h264_stream(
@@ -157,7 +158,9 @@ def encode_frames(
                 )
                 stream.codec_context.time_base = 1 / ticks
             pts, time_base, kind = frame.pts, frame.time_base, frame.pict_type  # whoever decoded it still needs these
-            frame.pts = index if times is None else round((times[index] - times[0]) * ticks)
+            # Joined files may overlap: two pictures at one time follow each other at once.
+            last = max(last + 1, index if times is None else round((times[index] - times[0]) * ticks))
+            frame.pts = last
             frame.time_base, frame.pict_type = 1 / ticks, PictureType.NONE
             container.mux(stream.encode(frame))
             frame.pts, frame.pict_type = pts, kind
