@@ -20,12 +20,12 @@ SOUND = {".mp4": "aac", ".flv": "aac", ".wmv": "wmav2"}
 CODECS = {".webm": "libvpx", ".wmv": "wmv2"}
 
 
-def numbered(count):
+def numbered(count, size=(32, 48)):
     """Pictures that tell their number: tens in the left half, units in the right one."""
     pictures = []
     for index in range(count):
-        picture = np.full((32, 48, 3), 20 + 20 * (index // 10), np.uint8)
-        picture[:, 24:] = 20 + 20 * (index % 10)
+        picture = np.full((*size, 3), 20 + 20 * (index // 10), np.uint8)
+        picture[:, size[1] // 2 :] = 20 + 20 * (index % 10)
         pictures.append(picture)
     return pictures
 
@@ -37,18 +37,18 @@ def number_of(picture):
     return 10 * tens + units
 
 
-def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseconds=False):
+def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseconds=False, size=(32, 48)):
     """`count` pictures that tell their number, with `sound` seconds of silence from the beginning on."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=fps)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000
         base = Fraction(1, 1000) if milliseconds else 1 / Fraction(fps)
         stream.codec_context.time_base = base
         audio = output.add_stream(SOUND.get(path.suffix, "libopus"), rate=48000) if sound else None
         if audio:
             audio.codec_context.bit_rate = 64_000
-        for index, picture in enumerate(numbered(count)):
+        for index, picture in enumerate(numbered(count, size)):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = round((start + index / fps) / base), base
             output.mux(stream.encode(frame))
@@ -65,13 +65,13 @@ def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseco
     return path
 
 
-def record_at(path, times, codec="libx264", base=Fraction(1, 1000)):
+def record_at(path, times, codec="libx264", base=Fraction(1, 1000), *, b_frames=0):
     """Pictures that tell their number, shown at these seconds; the header states 30 per second."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=30)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000
-        stream.codec_context.max_b_frames, stream.codec_context.time_base = 0, base
+        stream.codec_context.max_b_frames, stream.codec_context.time_base = b_frames, base
         for time, picture in zip(times, numbered(len(times)), strict=True):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = round(time / base), base

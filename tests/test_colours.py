@@ -92,14 +92,15 @@ def test_colours_are_exact(pixels, full, matrix):
 
 
 @pytest.mark.parametrize(
-    "pixels", ["gray", "gray10le", "gray12le", "gray16le", "gbrp", "gbrp10le", "gbrp12le", "gbrp16le"]
+    "pixels",
+    ["gray", "gray10le", "gray12le", "gray16le", "gbrp", "gbrp10le", "gbrp12le", "gbrp16le", "gbrap10le", "gbrap12le"],
 )
 def test_gray_and_rgb_are_exact(pixels):
-    bits = int(pixels[4:-2]) if pixels.endswith("le") else 8
+    bits = int(pixels[-4:-2]) if pixels.endswith("le") else 8
     values = patches(bits, True)[0]
     expected = np.stack([values / (2**bits - 1) * 255] * 3, axis=-1)
     for side in (SIDE, 64):
-        rgb = to_rgb(frame_of(pixels, [values] * 3, True, 0), side, side, VideoReformatter())
+        rgb = to_rgb(frame_of(pixels, [values] * 4, True, 0), side, side, VideoReformatter())
         bias, largest = error(rgb, expected)
         assert abs(bias) < 0.1 and largest <= 0.6
 

@@ -79,6 +79,40 @@ def test_parts_of_a_variable_frame_rate_have_its_pictures_at_their_times(tmp_pat
     assert found == pytest.approx(SLOWER, abs=0.002)
 
 
+def frames_packed(path, output, **change):
+    """Frames of each sample that a video becomes."""
+    report = pack(path, output, PACK.model_copy(update=change))
+    assert report.skipped == {}
+    return [json.loads(line)["frames"] for line in (output / "clips-000000.meta.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("seconds", [None, 1.0])
+def test_pictures_at_one_time_do_not_end_the_packing(tmp_path, seconds):
+    """Parts of a stream that were joined and overlap by a picture."""
+    parts = [record(tmp_path / "a.ts", 30, 24), record(tmp_path / "b.ts", 30, 24, start=28 / 24)]
+    path = tmp_path / "c.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert (np.diff(shown_times(path).seconds) <= 0).any()
+    assert sum(frames_packed(path, tmp_path / "out", segment_seconds=seconds)) == 60
+
+
+def test_times_that_are_guessed_are_not_those_of_pictures(tmp_path):
+    """FFmpeg gives two pictures of this program stream one time; they are counted."""
+    path = record(tmp_path / "a.mpg", 60, 25, "mpeg2video", size=(64, 96))
+    assert (np.diff(shown_times(path).seconds) <= 0).any()
+    assert frames_packed(path, tmp_path / "out") == [60]
+    _, video = TarStore(tmp_path / "out" / "clips-000000.tar").media("00000000")
+    assert [float(frame.time) for frame in read_frames(video)] == pytest.approx([k / 25 for k in range(60)])
+
+
+def test_the_last_part_has_the_last_pictures(tmp_path):
+    """An mp4 with B-frames adds up steps in the order of decoding, which may end before its pictures do."""
+    path = record_at(tmp_path / "a.mp4", SLOWER, b_frames=2)
+    assert probe(path).duration < SLOWER[-1]
+    parts = frames_packed(path, tmp_path / "out", segment_seconds=1.0)
+    assert len(parts) > 1 and sum(parts) == 40
+
+
 def test_the_parts_of_a_file_share_what_is_read_of_it(tmp_path, monkeypatch):
     path, read = uneven(tmp_path, "a.mkv", "libx264", SLOWER), []
     whole = convert_module.shown_times

@@ -30,7 +30,7 @@ PATH_KEYS: tuple[str, ...] = (
 PATH_KEYS += ("file_path", "filepath", "clip", "clip_path", "media", "media_path", "relative_path", "fname", "src")
 URL_KEYS = ("url", "video_url", "contenturl", "link")
 """Columns of addresses, whose last part is a file's name, in tables without a path or an id."""
-ID_KEYS = ("clip_id", "videoid", "video_id", "sample_id", "uid", "uuid", "vid", "key")
+ID_KEYS: tuple[str, ...] = ("clip_id", "videoid", "video_id", "sample_id", "uid", "uuid", "vid", "key")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
 MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})

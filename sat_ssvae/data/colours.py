@@ -67,7 +67,8 @@ def to_rgb(frame: VideoFrame, width: int, height: int, scaler: VideoReformatter)
     if bits not in (9, 10, 12, 14, 16) or (family == "yuv444p" and frame.color_range != _FULL_RANGE):
         return scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1).to_ndarray()
     # libswscale takes the largest value of more bits for 256, not 255: up to half a level too bright.
-    target = f"{family}{bits}le"
+    # And without scaling it fills half of a picture with rubbish where it should drop the alpha of planar RGB.
+    target = f"{'gbrap' if frame.format.name.startswith('gbrap') else family}{bits}le"
     scaled = scaler.reformat(
         frame,
         width,
