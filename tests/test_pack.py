@@ -197,11 +197,13 @@ def test_images(tmp_path):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "in" / "a.png")
     Image.new("RGB", (200, 100), "blue").save(tmp_path / "in" / "b.jpeg")
     Image.new("RGBA", (30, 30), (0, 0, 0, 0)).save(tmp_path / "in" / "c.webp")
+    Image.new("RGB", (20, 20), "blue").save(tmp_path / "in" / "d.jfif", "JPEG")
     pack(tmp_path / "in", tmp_path / "out", PackConfig(max_short_side=50, segment_seconds=2, captions="none"))
     samples, records = samples_in(tmp_path / "out"), records_in(tmp_path / "out")
     assert samples[0]["png"] == (tmp_path / "in" / "a.png").read_bytes()
     assert all(sample["jpg"].startswith(b"\xff\xd8") for sample in samples[1:])
-    assert [(record["height"], record["width"]) for record in records] == [(40, 60), (50, 100), (30, 30)]
+    assert samples[3]["jpg"] == (tmp_path / "in" / "d.jfif").read_bytes()
+    assert [(record["height"], record["width"]) for record in records] == [(40, 60), (50, 100), (30, 30), (20, 20)]
     assert all(record["frames"] == 1 and record["duration"] == 0 for record in records)
 
 

@@ -164,7 +164,7 @@ def convert(segment: PackItem, config: PackConfig, inputs: InputFiles) -> Packed
 def _convert_image(path: Path, config: PackConfig) -> tuple[str, bytes | Path, VideoInfo]:
     picture = open_image(path)
     scale = min(1.0, (config.max_short_side or min(picture.size)) / min(picture.size))
-    suffix = {".jpeg": "jpg"}.get(path.suffix.lower(), path.suffix.lower().lstrip("."))
+    suffix = {".jpeg": "jpg", ".jfif": "jpg"}.get(path.suffix.lower(), path.suffix.lower().lstrip("."))
     if scale == 1.0 and suffix in ("jpg", "png"):
         data: bytes | Path = path
     else:

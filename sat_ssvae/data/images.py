@@ -22,7 +22,7 @@ from .animations import PILLOW_ERRORS, is_animated
 from .containers import MAX_PIXELS
 from .files import VideoError, check_file, name_of, reason_of
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 """Of still images; PNG, WebP and AVIF files may also be videos, which `is_image` tells."""
 
 
