@@ -51,6 +51,7 @@ def test_tars_as_people_have_them(tmp_path, tiny_video):
         ("videos/deep/a.mp4", "labels/deep/a.txt"),
         ("a.mp4", "labels/a.txt"),
         ("videos/a.mp4", "videos/labels/a.txt"),
+        ("clips/a.mp4", "metas/v0/a.txt"),
     ],
 )
 def test_tars_of_videos_and_labels(tmp_path, tiny_video, root, video, text):
@@ -58,6 +59,20 @@ def test_tars_of_videos_and_labels(tmp_path, tiny_video, root, video, text):
     skips = SkipLog()
     assert [clip.caption for clip in fixed_clips(small(tar), stride=100, skips=skips)] == ["a cat"]
     assert not skips.counts
+
+
+def test_captions_that_are_none(tmp_path, tiny_video):
+    """A value that is missing, and captions of the video's parts."""
+    parts = b'{"caption": ["a dog", "a cow"], "timestamp": [["0:00", "0:01"], ["0:01", "0:02"]]}'
+    members = [
+        ("a.txt", b"nan"),
+        ("a.json", b'{"text": "a cat"}'),
+        ("b.json", b'{"caption": "None"}'),
+        ("c.json", parts),
+    ]
+    tar = write_tar(tmp_path / "a.tar", [*((f"{key}.mp4", tiny_video) for key in "abc"), *members])
+    store = TarStore(tar)
+    assert [store.caption(key) for key in "abc"] == ["a cat", "", ""]
 
 
 def test_nested_folders_of_tars(tmp_path, tiny_video, caplog):

@@ -98,7 +98,7 @@ def caption_in(content: object, depth: int = 3) -> str:
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
         known = {known_key(str(key)): value for key, value in content.items()}
-        if clips_in(known):
+        if list in map(type, known.values()) and clips_in(known):
             return ""
         values = [known.get(key) for key in CAPTION_KEYS]
         values += [value for key, value in known.items() if _LIKE_CAPTION.fullmatch(key.lower())]
