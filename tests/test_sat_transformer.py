@@ -159,6 +159,38 @@ def test_damaged_transformers_are_one_line(tmp_path):
         read_transformer(tmp_path)
 
 
+def test_torchs_older_format_is_read_as_sat_reads_it(transformer):
+    path = transformer / "1" / "mp_rank_00_model_states.pt"
+    expected = {name: value.clone() for name, value in read_transformer(transformer).items()}
+    torch.save({"module": expected}, path, _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(read_transformer(transformer), expected)
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, 300, 40):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"not a readable checkpoint of SAT, damaged or incomplete; copy it again$"):
+            read_transformer(transformer)
+
+
+@pytest.mark.parametrize("written", [b"7", b"", "1".encode("utf-16"), b"\xef\xbb\xbf1", b"1\n2\n"])
+def test_an_iteration_that_is_not_there_is_named_with_those_that_are(transformer, written):
+    (transformer / "latest").write_bytes(written)
+    with pytest.raises(UserError, match=r"/latest names '.*', which is not there; there is 1$"):
+        read_transformer(transformer)
+
+
+def test_checkpoints_that_sat_does_not_load_until_they_are_copied(configuration, transformer, tmp_path):
+    """SAT takes a number from `latest`: it loads no iteration's folder, and no 1-ema, the average of the weights."""
+    sizes = SATConfig(merge_configs(configuration("cogvideox_2b_5b"))).transformer()
+    adapt(transformer, tmp_path / "adapted", sizes)
+    (tmp_path / "adapted" / "release").rename(tmp_path / "adapted" / "1-ema")
+    (tmp_path / "adapted" / "latest").write_text("1-ema")
+    for number, folder in enumerate(["adapted", "adapted/1-ema"]):
+        (mismatch,) = check(configuration("cogvideox_2b_5b", {"args.load": str(tmp_path / folder)}))
+        assert f"it takes a copy: sat-ssvae cogvideo adapt {tmp_path / folder} NEW --base FILES" in mismatch.reason
+        adapt(tmp_path / folder, tmp_path / f"copy{number}", sizes)
+        assert not check(configuration("cogvideox_2b_5b", {"args.load": str(tmp_path / f"copy{number}")}))
+
+
 def test_what_is_no_transformer_of_sat_says_what_to_give(tmp_path):
     weights = {"model.diffusion_model.time_embed.0.weight": torch.zeros(2)}
     lora = {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.zeros(2, 2)}

@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..latents.dataset import LatentInfo, latent_folders
 from ..vae.statistics import LatentStats
 from .sat_config import NETWORK, POSITIONS, VALUE_FORMS, Era, SATConfig, era_of, imported_checkout, merge_configs
-from .sat_transformer import read_transformer
+from .sat_transformer import read_transformer, sat_loads
 from .sections import Mismatch, find_broken_sections
 
 V1_SAMPLING_SIZE = (480, 720)
@@ -333,3 +333,6 @@ class _Checks:
             name, found, expected = misfits[0]
             why = f"{name} there is {found} instead of {expected}; sat-ssvae cogvideo adapt leaves such tensors out"
             yield Mismatch("args.load", folder, "a transformer for these latents", why)
+        elif not sat_loads(Path(folder)):
+            why = f"SAT takes no other; it takes a copy: sat-ssvae cogvideo adapt {folder} NEW --base FILES"
+            yield Mismatch("args.load", folder, "a folder with `latest`, in which there is a number or release", why)

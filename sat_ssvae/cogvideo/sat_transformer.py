@@ -32,6 +32,7 @@ Misfit = tuple[str, tuple[int, ...], tuple[int | None, ...]]
 
 
 _LORA_MATRIX = re.compile(r"(.*)\.matrix_([AB])\.(\d+)$")
+_LOADED = re.compile(rf"[1-9]\d*|{_RELEASE}")
 _LAYER = re.compile(r"\.transformer\.layers\.(\d+)\.")
 
 
@@ -115,6 +116,14 @@ def read_transformer(folder: Path) -> dict[str, Tensor]:
     return _read(folder)["module"]
 
 
+def sat_loads(folder: Path) -> bool:
+    """Whether SAT loads the checkpoint that `read_transformer` reads: `latest` must name a number, or `release`.
+
+    It does not load an iteration's folder, nor one like `1000-ema`; a copy that `adapt` makes of these it does.
+    """
+    return (folder / "latest").is_file() and _LOADED.fullmatch(_latest(folder)) is not None
+
+
 def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
     """Write a copy of a checkpoint folder to `output`, without the tensors that do not fit, which are returned.
 
@@ -155,28 +164,42 @@ def write_sat_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration:
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    path = _tensors_of(folder)
+    zipped = is_zipfile(path)  # torch's older format, which SAT reads as well, is none
     try:
-        path = folder / SAT_WEIGHTS_NAME
-        if not path.exists():
-            path = folder / (folder / "latest").read_text(encoding="utf-8").strip() / SAT_WEIGHTS_NAME
-        if path.is_file() and not is_zipfile(path):  # torch's own messages are about its options
-            raise UserError(f"{path}: not a readable checkpoint of SAT, damaged or incomplete; copy it again")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{error.filename}: no such file; {_wanted(folder)}") from None
-    except UserError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = first_line(error)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         if "Unsupported global" in str(error):
             reason = "it holds more than tensors, and SAT cannot load it either; train with args.no_save_rng: true"
-        raise UserError(f"{folder}: not a readable checkpoint of SAT ({reason})") from None
+            raise UserError(f"{folder}: not a readable checkpoint of SAT ({reason})") from None
+        if not zipped:  # torch's own messages are about its options
+            raise UserError(f"{path}: not a readable checkpoint of SAT, damaged or incomplete; copy it again") from None
+        raise UserError(f"{folder}: not a readable checkpoint of SAT ({first_line(error)})") from None
     if path.with_name("mp_rank_01_model_states.pt").exists():
         raise UserError(f"{path.parent}: split by model parallelism; merge it with SAT, to one mp_rank_00 file, first")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("module"), dict):
         raise UserError(f"{path}: not a checkpoint of SAT, which holds its tensors under `module`")
     _check_complete(checkpoint["module"], path)
     return checkpoint
+
+
+def _tensors_of(folder: Path) -> Path:
+    """The file of an iteration's folder, or of the iteration that `latest` names."""
+    if (direct := folder / SAT_WEIGHTS_NAME).exists():
+        return direct
+    try:
+        named = _latest(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; {_wanted(folder)}") from None
+    if (path := folder / named / SAT_WEIGHTS_NAME).exists():
+        return path
+    if there := sorted(found.parent.name for found in folder.glob(f"*/{SAT_WEIGHTS_NAME}")):
+        raise UserError(f"{folder / 'latest'} names {named[:20]!r}, which is not there; there is {', '.join(there)}")
+    raise UserError(f"{path}: no such file; {_wanted(folder)}")
+
+
+def _latest(folder: Path) -> str:
+    return (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _wanted(folder: Path) -> str:
