@@ -13,6 +13,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
 import weakref
@@ -72,6 +73,18 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
     finally:
         held.close()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A local folder to write to: renamed to `path`, which must not exist yet, or removed if the block fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _hold(file: IO[bytes]) -> bool:

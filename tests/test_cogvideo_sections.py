@@ -1,6 +1,7 @@
 """Sections of CogVideoX's configuration that name a class: whole, of classes that are there, with their parameters."""
 
 import functools
+import sys
 
 import pytest
 
@@ -165,6 +166,18 @@ def test_classes_of_this_package_are_looked_for(configuration, tmp_path, target)
     assert [str(found.reason) for found in check(files)] == (
         ["sat_ssvae.x has no LatentDataset"] if "x." in target else []
     )
+
+
+def test_a_copy_in_sgm_is_not_found_by_the_name_of_the_installed_package(configuration, monkeypatch):
+    config = SATConfig(merge_configs(configuration("cogvideox_2b_5b")))
+    assert find_broken_sections(config, None) == []
+    monkeypatch.setitem(sys.modules, "sat_ssvae", None)  # as where it is not installed
+    (found,) = find_broken_sections(config, None)
+    assert (found.key, found.expected) == (
+        "model.first_stage_config.target",
+        "sgm.sat_ssvae.cogvideo.SSVAEFirstStage",
+    )
+    assert "give copied.yaml last" in found.reason
 
 
 def test_misspelt_keys_that_cogvideox_ignores_are_noted(tmp_path):

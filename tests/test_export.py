@@ -1,6 +1,8 @@
 """SAT's transformers as pipelines of diffusers: their outputs are those that the real SAT code computed."""
 
 import json
+import subprocess
+import sys
 
 import diffusers
 import pytest
@@ -202,6 +204,30 @@ def test_tensors_of_another_form_are_one_line(training, stock, name, change, mes
     found = next(key for key in weights if key.endswith(name))
     with pytest.raises(UserError, match=message):
         build_transformer(config, weights | {found: change(weights[found])}, SPACE)
+
+
+LIMITED = """
+import resource, signal, sys
+from sat_ssvae.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(training, tmp_path):
+    """What is half there would be refused as existing by the next run."""
+    folder, _, _ = training("cogvideox_2b")
+    output = tmp_path / "output"
+    base = ["--base", str(folder / "training_config.yaml")]
+    for command in (["export", "--text_encoder", "none"], ["adapt"]):
+        arguments = [sys.executable, "-c", LIMITED, "cogvideo", command[0], folder, output, *base, *command[1:]]
+        done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"error: {output}") and "cannot be written (" in last and last.endswith("; make room")
+        assert not list(tmp_path.glob("output*"))
 
 
 def test_weights_in_float8_are_taken(training):

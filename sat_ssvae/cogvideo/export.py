@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import UserError, and_more, first_line
-from ..storage import write_text
+from ..storage import atomic_folder, write_text
 from .first_stage import SSVAEFirstStage
 from .sat_config import DISCRETIZATION, POSITIONS, SATConfig
 from .sat_transformer import MODEL
@@ -65,7 +65,8 @@ def export_pipeline(
     `prompt_embeds`.
 
     Raises:
-        UserError: `output` exists, or the transformer or its noise schedule has parts that diffusers' model lacks.
+        UserError: `output` exists or has no room, or the transformer or its noise schedule has parts that diffusers'
+            model lacks.
     """
     from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 
@@ -84,10 +85,14 @@ def export_pipeline(
         transformer=build_transformer(config, weights, stage.spatial_factor),
         scheduler=build_scheduler(config),
     )
-    pipeline.save_pretrained(output)
-    index = json.loads((output / "model_index.json").read_text(encoding="utf-8"))
-    index["vae"][0] = AutoencoderSSVAE.__module__.removeprefix("sgm.")  # where this package is a copy in sgm/
-    write_text(output / "model_index.json", json.dumps(index, indent=2) + "\n")
+    with atomic_folder(output) as partial:
+        try:
+            pipeline.save_pretrained(partial)
+        except SafetensorError as error:
+            raise UserError(f"{output}: cannot be written ({first_line(error)}); make room") from None
+        index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
+        index["vae"][0] = AutoencoderSSVAE.__module__.removeprefix("sgm.")  # where this package is a copy in sgm/
+        write_text(partial / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def build_scheduler(config: SATConfig) -> Any:

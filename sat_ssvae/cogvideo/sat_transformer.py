@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..storage import atomic, write_text
+from ..storage import atomic, atomic_folder, write_text
 
 MODEL = "model.diffusion_model."
 """What the names of the transformer's tensors begin with in a checkpoint of the whole model."""
@@ -130,7 +130,8 @@ def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
     A first stage in the checkpoint is left out, too: it belongs to other latents.
 
     Raises:
-        UserError: `folder` holds no readable checkpoint, or that of a transformer of another size, or `output` exists.
+        UserError: `folder` holds no readable checkpoint, or that of a transformer of another size; or `output` exists
+            or has no room.
     """
     if output.exists():
         raise UserError(f"{output}: exists already; choose another folder, or delete it")
@@ -144,7 +145,8 @@ def adapt(folder: Path, output: Path, sizes: TransformerSizes) -> list[Misfit]:
         for name, value in checkpoint["module"].items()
         if name not in left_out and not name.startswith(FIRST_STAGE)
     }
-    write_transformer(module, output)
+    with atomic_folder(output) as partial:
+        write_transformer(module, partial)
     return misfits
 
 
@@ -157,9 +159,16 @@ def write_transformer(tensors: Mapping[str, Tensor], output: Path) -> None:
 
 
 def write_sat_checkpoint(tensors: Mapping[str, Tensor], folder: Path, iteration: str) -> None:
-    """Write tensors as SAT does, into `folder/iteration`, and name it in `folder/latest` when they are there."""
-    with atomic(folder / iteration / SAT_WEIGHTS_NAME) as partial:
-        torch.save({"module": dict(tensors)}, partial)
+    """Write tensors as SAT does, into `folder/iteration`, and name it in `folder/latest` when they are there.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        with atomic(folder / iteration / SAT_WEIGHTS_NAME) as partial:
+            torch.save({"module": dict(tensors)}, partial)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be written ({first_line(error)}); make room") from None
     write_text(folder / "latest", iteration)
 
 

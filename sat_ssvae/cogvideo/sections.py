@@ -41,6 +41,8 @@ _TAKEN_BY_SAT = {"BaseModel": frozenset(("init_method_std", "params_dtype"))}
 """What the base class of the transformer takes, of what DiffusionTransformer passes on and SAT does not give itself."""
 _OWN = re.compile(r"(?:sgm\.)?sat_ssvae(\..*)?\.(\w+)")
 _PACKAGE = __name__.rsplit(".", 2)[0]
+_INSTALLED = "sat_ssvae"
+"""What this package is called where it is no copy in sgm/."""
 _MISSPELT = 0.75
 """Likeness to a known key from which an unknown one is probably meant for it."""
 _MODEL_KEY = re.compile(r"""model_config(?:\.get\(|\[)\s*["'](\w+)""")
@@ -121,6 +123,9 @@ def _class(key: str, target: str, params: Mapping[str, Any], checkout: Path | No
     if (own := _OWN.fullmatch(target)) and not _is_own(own[1], own[2]):
         yield Mismatch(f"{key}.target", target, "a class that is there", f"sat_ssvae{own[1] or ''} has no {own[2]}")
         return
+    if own and target.startswith(_INSTALLED) and importlib.util.find_spec(_INSTALLED) is None:
+        why = f"{_INSTALLED} is a copy in sgm/ and not installed; for the first stage give copied.yaml last"
+        yield Mismatch(f"{key}.target", target, f"sgm.{target}", why)
     if checkout is None:
         return
     module, name = target.rsplit(".", 1)
