@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .addresses import is_address, upload
+from .errors import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,12 +155,16 @@ def save_tensors(
     """Write a safetensors file completely or not at all.
 
     Raises:
-        OSError, SafetensorError: it cannot be written.
+        OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path, durable=durable) as partial:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+        try:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+        except SafetensorError as error:  # a full disk, for example
+            raise OSError(errno.EIO, first_line(error), str(path)) from None
 
 
 def write_json(path: Path, value: object) -> None:

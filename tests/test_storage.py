@@ -182,3 +182,26 @@ def test_digest(tmp_path):
     (tmp_path / "file").write_bytes(b"abc" * 700_000)
     assert digest_of(tmp_path / "file") == digest_of(b"abc" * 700_000)
     assert digest_of(b"abc").startswith("ba7816bf")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from sat_ssvae.storage import save_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_tensors(Path(sys.argv[1]), {"x": torch.zeros(999)})
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+
+
+@pytest.mark.slow
+def test_tensors_that_the_disk_has_no_room_for_are_an_error_of_the_system(tmp_path):
+    """Which every command ends on in one line."""
+    path = tmp_path / "x.safetensors"
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path} ") and "File too large" in done.stdout
+    assert not list(tmp_path.iterdir())

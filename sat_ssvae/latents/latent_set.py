@@ -157,5 +157,5 @@ def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
 def _write(path: Path, latents: Tensor, header: dict[str, str]) -> None:
     try:
         save_tensors(path, {"latents": latents}, header, durable=True)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None

@@ -125,7 +125,7 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, form: Literal["safe
             return
         with atomic(path) as partial:
             torch.save({"state_dict": {name: t.detach().cpu().contiguous() for name, t in weights.items()}}, partial)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be written ({error}); make room or choose another folder") from None
 
 
