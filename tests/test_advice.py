@@ -102,6 +102,20 @@ class TestHeadline:
         assert self.headline(results) == "Take none yet: no arm can be judged."
         assert "train longer, or compress less" in render(results, judge(results))
 
+    def test_longer_training_is_not_advised_for_what_is_not_trained_here(self):
+        def of(*given):
+            results = without_gain(comparison([2.6], metrics=FEW), "ssvae")
+            place = {"checkpoint": "wan2.1:my vae", "autoencoder": "wan2.1:/home/my vae"}
+            arms = [dataclasses.replace(arm, training=place) if arm.name in given else arm for arm in results.arms]
+            return dataclasses.replace(
+                results, arms=tuple(arms), configuration={"vae": {"max_steps": 1000}}, command="sat-ssvae compare"
+            )
+
+        theirs = of("ssvae")
+        assert "not trained here: look at its reconstructions" in judge(theirs)[0].text
+        assert advised(theirs).command.startswith("sat-ssvae reconstruct --checkpoint 'wan2.1:/home/my vae' --input")
+        assert advised(of("stock")).command == "sat-ssvae compare vae.max_steps=4000"
+
 
 class TestUndecided:
     def said(self, results):

@@ -105,19 +105,16 @@ def _verdict(results: ComparisonResults, read: tuple[SpeedUp, ...], measures: Co
 
 def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) -> str:
     """Why the arms cannot be judged; empty if they can."""
-    blind = {}
-    for name in (results.baseline.name, candidate):
-        gain = results.arm(name).reconstruction.get(ABOVE_MEAN_COLOUR)
-        # Of several autoencoders the mean: Student's interval over two of them is far too wide for a lower end.
-        alone = len(results.vae_seeds) == 1
-        if gain is not None and (gain.low if alone and gain.low is not None else gain.value) < LEAST_GAIN:
-            blind[name] = quality_text(ABOVE_MEAN_COLOUR, Estimate(gain.value), signed=True)
-    if blind:
+    if blind := blind_arms(results, (results.baseline.name, candidate)):
         which = "each VAE" if len(blind) == 2 else f"the VAE of {next(iter(blind))}"
+        given = all("checkpoint" in results.arm(name).training for name in blind)
+        remedy = "not trained here: look at its reconstructions" if given else "train longer, or compress less"
+        gains = ", ".join(
+            f"{name} {quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)}" for name, gain in blind.items()
+        )
         return (
             f"{which} explains less than half of the clips' variance (PSNR against that of a flat image in the clip's "
-            f"mean colour: {', '.join(f'{name} {gain}' for name, gain in blind.items())}); train longer, or compress "
-            "less"
+            f"mean colour: {', '.join(gains)}); {remedy}"
         )
     samples = [s for s in read if describe(s.metric).group == "samples"]
     stuck = [s for s in samples if s.reason.endswith(NO_PROGRESS)]
@@ -125,6 +122,18 @@ def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) 
         name = stuck[0].baseline if stuck[0].reason.startswith("the baseline") else candidate
         return f"the transformer of {name} {NO_PROGRESS}; train it longer, or evaluate it earlier"
     return ""
+
+
+def blind_arms(results: ComparisonResults, names: Iterable[str]) -> dict[str, Estimate]:
+    """Those of the arms `names` whose VAE explains less than half of the clips' variance, with what it gains in dB."""
+    blind = {}
+    for name in names:
+        gain = results.arm(name).reconstruction.get(ABOVE_MEAN_COLOUR)
+        # Of several autoencoders the mean: Student's interval over two of them is far too wide for a lower end.
+        alone = len(results.vae_seeds) == 1
+        if gain is not None and (gain.low if alone and gain.low is not None else gain.value) < LEAST_GAIN:
+            blind[name] = Estimate(gain.value)
+    return blind
 
 
 def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: str) -> int | None:

@@ -18,7 +18,7 @@ from ..answer import PRIMARY
 from ..plan import in_minutes
 from ..provenance import FEW_CLIPS
 from ..results import ComparisonResults, Estimate
-from ..verdict import Conclusion, Verdict, reconstruction_verdict
+from ..verdict import Conclusion, Verdict, blind_arms, reconstruction_verdict
 from ..wording import describe, interval_text, ratio, speed_up_text
 
 BADGES: dict[Conclusion, tuple[str, Tone]] = {
@@ -234,7 +234,7 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
         )
         return Advice(size, why)
     if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
-        return _train_longer(results, verdicts)
+        return _look_at_given(results) or _train_longer(results, verdicts)
     if len(results.runs) == 1:
         return _more_seeds(results, "this is one run; with three, the intervals say whether it would happen again.")
     clips = results.measurement.get("held-out clips")
@@ -244,12 +244,24 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
         return Advice(stride, why, _minutes(results, "latents", "transformer", "scoring"))
     place = results.arm(best.arm).training.get("autoencoder")
     if best.verdict is not None and best.verdict.conclusion == "faster" and isinstance(place, str):
-        look = f"sat-ssvae reconstruct --checkpoint {shlex.quote(place)} --input MY_VIDEOS --output runs/look"
-        return Advice(look, f"see what {best.arm} makes of your own videos before you train on its latents.")
+        return Advice(_look(place), f"see what {best.arm} makes of your own videos before you train on its latents.")
     why = "more seeds narrow the intervals"
     if {read.widest for read in _undecided_reads(verdicts)} == {"evaluation"}:
         why = "more seeds tell whether other runs agree; only more held-out videos (--data) narrow the intervals much"
     return _more_seeds(results, f"{why}. What has been run is used again.")
+
+
+def _look(place: str) -> str:
+    return f"sat-ssvae reconstruct --checkpoint {shlex.quote(place)} --input MY_VIDEOS --output runs/look"
+
+
+def _look_at_given(results: ComparisonResults) -> Advice | None:
+    """Where only autoencoders that are not trained here reconstruct too little: longer training changes nothing."""
+    blind = [results.arm(name) for name in blind_arms(results, [arm.name for arm in results.arms])]
+    if not blind or not all("checkpoint" in arm.training for arm in blind):
+        return None
+    why = f"{blind[0].name} is not trained here and hardly reconstructs these clips: see what it makes of your videos."
+    return Advice(_look(str(blind[0].training["autoencoder"])), why)
 
 
 def with_setting(command: str, name: str, value: str) -> str:

@@ -341,9 +341,10 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
         )
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
+        longer = "" if len(given) == len(results.arms) else "train the VAEs longer, or "
         limits.append(
-            f"Up to {blur(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur."
-            " Train the VAEs longer, or compress less, to make it count."
+            f"Up to {blur(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur:"
+            f" {longer}compress less, to make it count."
         )
     learnt = _learnt_share(results, read)
     if learnt is not None and learnt > FLOOR_DOMINATES:
