@@ -112,7 +112,7 @@ class TestHeadline:
             )
 
         theirs = of("ssvae")
-        assert "not trained here: look at its reconstructions" in judge(theirs)[0].text
+        assert "mean colour: ssvae +1.00 dB); not trained here: look at its recon" in judge(theirs)[0].text
         assert advised(theirs).command.startswith("sat-ssvae reconstruct --checkpoint 'wan2.1:/home/my vae' --input")
         assert advised(of("stock")).command == "sat-ssvae compare vae.max_steps=4000"
 

@@ -109,9 +109,7 @@ def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) 
         which = "each VAE" if len(blind) == 2 else f"the VAE of {next(iter(blind))}"
         given = all("checkpoint" in results.arm(name).training for name in blind)
         remedy = "not trained here: look at its reconstructions" if given else "train longer, or compress less"
-        gains = ", ".join(
-            f"{name} {quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)}" for name, gain in blind.items()
-        )
+        gains = (f"{name} {quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)}" for name, gain in blind.items())
         return (
             f"{which} explains less than half of the clips' variance (PSNR against that of a flat image in the clip's "
             f"mean colour: {', '.join(gains)}); {remedy}"
