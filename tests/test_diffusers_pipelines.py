@@ -191,10 +191,31 @@ def hunyuan_video15():
     return pipeline, {"num_frames": 5, **EMBEDDINGS, **embeddings}
 
 
+def cogvideox_video_to_video():
+    transformer = cogvideox_pipeline().transformer
+    pipeline = pipeline_of(diffusers.CogVideoXVideoToVideoPipeline, transformer, diffusers.CogVideoXDDIMScheduler())
+    video = [diffusers.utils.numpy_to_pil(frame)[0] for frame in frames()]
+    return pipeline, {"video": video, "strength": 0.8, **EMBEDDINGS}
+
+
+def ltx_condition():
+    """Reads the statistics as tensors, and gives the decoder a time step."""
+    sizes = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8}
+    text = {"cross_attention_dim": 16, "caption_channels": 32}
+    transformer = diffusers.LTXVideoTransformer3DModel(num_layers=1, **sizes, **text)
+    pipeline = pipeline_of(diffusers.LTXConditionPipeline, transformer, diffusers.FlowMatchEulerDiscreteScheduler())
+    masks = {f"{kind}prompt_attention_mask": torch.ones(1, 8) for kind in ("", "negative_")}
+    image = diffusers.utils.numpy_to_pil(frames(1)[0])[0]
+    return pipeline, {"image": image, "num_frames": 5, "height": 32, "width": 32, **EMBEDDINGS, **masks}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # of LTX's time steps
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
+        cogvideox_video_to_video,
+        ltx_condition,
         wan_video_to_video,
         wan_image_to_video,
         wan_vace,
@@ -215,12 +236,14 @@ def test_further_pipelines_run_to_a_video(build):
 
     def generate(output):
         generator = torch.Generator().manual_seed(0)
-        return torch.as_tensor(pipeline(**SIZE, **arguments, generator=generator, output_type=output).frames).detach()
+        settings = {**SIZE, **arguments}
+        return torch.as_tensor(pipeline(**settings, generator=generator, output_type=output).frames).detach()
 
     latents, video = generate("latent"), generate("pt")
-    if build is cogvideox_image_to_video:
+    if isinstance(pipeline, (diffusers.CogVideoXImageToVideoPipeline, diffusers.CogVideoXVideoToVideoPipeline)):
         latents = latents.permute(0, 2, 1, 3, 4)
-    assert latents.shape == (1, 4, 3, 4, 4) and video.shape == (1, 5, 3, 16, 16)
+    side = arguments.get("height", 16)
+    assert latents.shape == (1, 4, 3, side // 4, side // 4) and video.shape == (1, 5, 3, side, side)
     with torch.no_grad():
         expected = pipeline.vae.decode(latents).sample.movedim(2, 1)
     torch.testing.assert_close(video, (expected + 1) / 2, atol=1e-4, rtol=1e-4)

@@ -129,7 +129,8 @@ def test_a_folder_of_the_hubs_cache_is_its_snapshot(tmp_path):
     repository, (old, new) = cached(tmp_path / "foreign", ["1a", "2b"], main="2b")
     old.mkdir(parents=True)
     foreign_models.dc().save_pretrained(new / "vae")
-    assert open_autoencoder(f"diffusers:{repository}").describe()["class"] == "AutoencoderDC"
+    for place in (repository, repository / "snapshots"):
+        assert open_autoencoder(f"diffusers:{place}").describe()["class"] == "AutoencoderDC"
     with pytest.raises(UserError, match="models--lab--name: a folder of diffusers; write diffusers:"):
         open_autoencoder(str(repository))
     (repository / "refs" / "main").unlink()

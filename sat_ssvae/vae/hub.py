@@ -22,15 +22,18 @@ def is_hub_name(path: str) -> bool:
 
 
 def snapshot(folder: Path) -> Path:
-    """The snapshot of a repository's folder in the hub's cache, models--ORGANISATION--NAME; any other path as it is.
+    """The snapshot of a repository's folder in the hub's cache, models--ORGANISATION--NAME, or of its snapshots/.
+
+    Any other path as it is.
 
     Raises:
         UserError: there are several snapshots, of which none is that of the main branch.
     """
-    if not folder.name.startswith("models--") or not (folder / "snapshots").is_dir():
+    repository = folder.parent if folder.name == "snapshots" else folder
+    if not repository.name.startswith("models--") or not (repository / "snapshots").is_dir():
         return folder
-    found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
-    main = folder / "refs" / "main"
+    found = sorted(path for path in (repository / "snapshots").iterdir() if path.is_dir())
+    main = repository / "refs" / "main"
     commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
     chosen = [path for path in found if path.name == commit] or found
     if len(chosen) > 1:
