@@ -88,6 +88,8 @@ DRAFT = "Alignment Score (1-5): 1\nPhysics Score (1-5): 1\nStyle Score (1-5): 1"
         {"message": {"content": f"<think>\n{DRAFT}\n</think>\nRATING"}},
         {"message": {"content": f"{DRAFT}\n</think>\nRATING"}},  # the template opened the thinking
         {"message": {"content": f"RATING\n<think>{DRAFT}"}},
+        {"message": {"content": f"◁think▷{DRAFT}◁/think▷RATING"}},
+        {"message": {"content": f"RATING\n<Thinking>{DRAFT}"}},
         {"message": {"content": f"<think>\n{DRAFT}\nRATING\n</think>\n"}, "finish_reason": "stop"},
         {"message": {"content": [{"type": "text", "text": "RATING"}]}},
         {"message": {"content": [{"type": "thinking", "thinking": DRAFT}, {"type": "text", "text": "RATING"}]}},
@@ -104,6 +106,8 @@ def test_ratings_are_found_wherever_servers_put_them(judge, gray, choice):
     [
         {"message": {"content": "Alignment Score (1-5): 3.5\nPhys"}, "finish_reason": "length"},
         {"message": {"content": f"<think>{DRAFT}"}, "finish_reason": "length"},  # drafts are not the answer
+        {"message": {"content": f"<thinking>{DRAFT}"}, "finish_reason": "length"},
+        {"message": {"content": f"[THINK]{DRAFT}"}, "finish_reason": "length"},
         {"message": {"content": None}, "finish_reason": "length"},
         {"message": {"content": "Alignment Score (1-5): 3.5\nPhys"}, "finish_reason": "MAX_TOKENS"},
         {"message": {"content": "Alignment Score (1-5): 3.5", "reasoning": DRAFT}, "finish_reason": "length"},
@@ -132,7 +136,13 @@ CONTEXT = {"object": "error", "message": "This model's maximum context length is
 
 
 @pytest.mark.parametrize(
-    ("error", "advice"), [(LIMIT, "--limit-mm-per-prompt"), (CONTEXT, "--max-model-len"), ({"detail": "no"}, "")]
+    ("error", "advice"),
+    [
+        (LIMIT, "--limit-mm-per-prompt"),
+        (CONTEXT, "--max-model-len"),
+        ({"error": {"message": "the request exceeds the available context size"}}, "llama.cpp: --ctx-size"),
+        ({"detail": "no"}, ""),
+    ],
 )
 def test_what_the_server_refuses_comes_with_advice(judge, gray, error, advice):
     judge.plan([{"status": 400, "error": error}])
@@ -197,16 +207,22 @@ def test_certificates_that_cannot_be_read_are_named(gray, tmp_path, monkeypatch)
         score(gray, parse_config(RewardConfig, {"url": "http://reward.example", "retries": 0}))
 
 
-@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/api/paas/v4/chat/completions/"])
-def test_addresses_as_servers_print_them(judge, gray, path):
-    whole = path.strip("/") if "v4" in path else "v1/chat/completions"
+@pytest.mark.parametrize(
+    ("path", "whole"),
+    [
+        *[(path, "/v1/chat/completions") for path in ("", "/", "/v1", "/v1/", "/v1/chat/completions")],
+        *[(path, "/api/v4/chat/completions") for path in ("/api/v4", "/api/v4/chat/completions/")],
+        ("/v1beta/openai/", "/v1beta/openai/chat/completions"),
+    ],
+)
+def test_addresses_as_servers_print_them(judge, gray, path, whole):
     settings = config(judge, url=f" {judge.url}{path} ", batch_size=1, retries=0)
-    if "v4" in path:  # which this server does not have
+    if not whole.startswith("/v1/"):  # which this server does not have
         with pytest.raises(UserError, match="HTTP 404"):
             score(gray, settings)
     else:
         score(gray, settings)
-    assert judge.requests[0]["path"] == f"/{whole}"
+    assert judge.requests[0]["path"] == whole
 
 
 def test_an_unknown_model_name_ends_the_run_at_once(judge, gray):

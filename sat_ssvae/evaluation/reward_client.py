@@ -27,21 +27,27 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _SHORT = 200  # characters of what a server said
 _HOPELESS = frozenset({401, 403, 404, 407})  # wrong key, path, model name or proxy: the next request fares no better
 _MORE_IMAGES = "let the server take that many (vLLM: --limit-mm-per-prompt '{\"image\": 16}')"
-_LONGER = "give the server a longer context (vLLM: --max-model-len), or lower max_tokens"
+_LONGER = "give the server a longer context (vLLM: --max-model-len, llama.cpp: --ctx-size), or lower max_tokens"
 _HINTS = {
     "image(s) may be provided": _MORE_IMAGES,
     "limit-mm-per-prompt": _MORE_IMAGES,
     "context length": _LONGER,
+    "context size": _LONGER,
     "maximum model length": _LONGER,
 }
 """What to do about a refusal that holds these words."""
+_THOUGHT = re.compile(r"[<\[◁](?P<closing>/?)(?:\w+:)?(?:think|thinking|thought)[>\]▷]", re.IGNORECASE)
+"""What models put around their reasoning."""
+_API_VERSION = re.compile(r"/v\d\w*(?:/openai)?$")
+"""End of an address that `/chat/completions` is added to."""
 
 
 class ServerConfig(Config):
     """Where the model is served, and how patient the client is."""
 
     url: str = "http://localhost:8080"
-    """The server, to which `/v1/chat/completions` is added, or a whole address that ends in `/chat/completions`."""
+    """The server, to which `/v1/chat/completions` is added (behind a version such as `/v4` only the rest), or a whole
+    address that ends in `/chat/completions`."""
     model: str = "UnifiedReward"
     """The name that the model is served under."""
     api_key: SecretStr = SecretStr("")
@@ -76,7 +82,7 @@ class ServerConfig(Config):
     def base_url(self) -> str:
         """What `/chat/completions` is added to."""
         whole = self.url.removesuffix("/chat/completions")
-        return whole if whole != self.url else f"{self.url}/v1"
+        return whole if whole != self.url or _API_VERSION.search(whole) else f"{self.url}/v1"
 
     @property
     def key(self) -> str:
@@ -227,8 +233,8 @@ def _read_answer(response: str, max_tokens: int) -> Answer:
     reached = str(choice.get("finish_reason")).lower() in ("length", "max_tokens")
     cut_off = reached or (isinstance(used, int) and used >= max_tokens)
     # The text after the reasoning; reasoning stands for an answer only if it was closed and nothing follows it.
-    thought, _, rest = content.rpartition("</think>")
-    spoken = rest.partition("<think>")[0]
+    end = max((tag.end() for tag in _THOUGHT.finditer(content) if tag["closing"]), default=0)
+    thought, spoken = content[:end], _THOUGHT.split(content[end:], maxsplit=1)[0]
     texts = (spoken,) if spoken.strip() else tuple(text for text in (thought, *thoughts) if text.strip())
     if not texts and not cut_off:
         detail = said or f"finish_reason {choice.get('finish_reason')}"

@@ -179,7 +179,10 @@ def read_instruction(path: Path) -> str:
 
 _NUMBER = r"([-+]?\d+(?:[.,]\d+)?)"
 _UNITS = r"(?:points?|pts?|stars?|out|of)\b"
-_RANGE = rf"(?:[-–→]|to\b|or\b)[^\S\n]*\d[\d.,]*(?![\d.,]|[^\S\n]+(?!{_UNITS})[A-Za-z])"  # but not "3 - 4 balls fall"
+_AFTER = r"(?:\([^()\n]{0,40}\))?[^\S\n]*(?:,[^\S\n]*)?(?:but[^\S\n]+)?then\b"  # "5 (at first), then 4"
+_RANGE = (  # but not "3 - 4 balls fall"
+    rf"(?:[-=]>|[-–→]|to\b|or\b|{_AFTER})[^\S\n]*\d[\d.,]*(?![\d.,]|[^\S\n]+(?!{_UNITS})[A-Za-z])"
+)
 _WHOLE = (  # not the 3 of 3D, 3 %, 3 1/2 or 3-4
     rf"(?!\d|[.,]\d|(?!{_UNITS})[A-Za-z]|[^\S\n]*(?:%|{_RANGE})|[^\S\n]+\d+[/⁄]\d)"
 )
@@ -195,13 +198,16 @@ _NOTE = (  # of a scale, after a number
     rf"(?:(?:points?|pts?|stars?)\s)?(?:/\s?\d+|{_OUT_OF}\d+|[(\[]?{_ON}|"
     rf"[(\[](?:scale:? )?(?:{_OUT_OF}\d+|{_SPAN})(?: possible| points| scale)?[)\]])"
 )
+_FRACTION = r"[(\[]\s?\d(?:[.,]\d+)?\s?/\s?\d"  # as in "Style (4/5)"
 _OPENED = r"[\s(\[{<]{0,4}"  # brackets around a number
 _DECORATION = re.compile(  # Markdown with what it strikes out, LaTeX, tokens of models and the like
     r"\\[A-Za-z]*|~~[^~\n]*~~|<\|\w+\|>|[*_`\"'~≈★☆⭐$\u200b-\u200f\u2060\ufeff]"
 )
+_TITLES = ("name", "axis", "dimension", "criterion", "category", "aspect", "metric")
 _RATINGS = ("score", "rating", "value", "average", "mark", "grade")
 _FORMATTING = re.compile(r"</?(?:b|strong|i|em|u|br|p|li|span|code|h\d|td|th|tr|div)\b[^>]*>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z]\w*)[^<>]*>")
+_TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
 _LIST_ITEM = re.compile(r"[.)][^\S\n]+\S")  # what follows the number of one
 
 
@@ -213,7 +219,7 @@ def _last_rating(words: str, scale: tuple[int, int], text: str) -> float | None:
     name = re.sub(r"[ -]", r"[\\s-]?", words)
     score = rf"(?P<remark>\s?{_SCALE})?[\s:-]{{0,5}}(?P<score>Score|Rating)"
     label = rf"(?<![A-Za-z]){name}(?:{score})?(?P<scale>(?:\s?{_SCALE}){{0,2}})\s?[)\]}}]?\s?"
-    stop = r"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?(score)[\n ]|(?!)))"
+    stop = rf"(?:[:=→\t]|[ ](?:-|–|—|is)[ ]|(?={_FRACTION})|(?(score)[\n ]|(?!)))"
     pattern = rf"{label}{stop}(?P<opened>{_OPENED}){_NUMBER}{_WHOLE}\s?(?P<note>{_NOTE})?"
     found = [
         match
@@ -276,6 +282,7 @@ def _table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
 def _json_lines(answer: str) -> list[str]:
     """Names and numbers of the outermost JSON objects in the answer; of `{"score": 3, ...}` its score."""
     lines: list[str] = []
+    answer = _TRAILING_COMMA.sub("", answer)
     start = answer.find("{")
     while start >= 0:
         try:
@@ -292,7 +299,7 @@ def _json_lines(answer: str) -> list[str]:
 
 def _named_values(found: Mapping[str, Any]) -> list[str]:
     lines = []
-    title = next((found[key] for key in found if key.lower() in ("name", "axis", "dimension", "criterion")), None)
+    title = next((found[key] for key in found if key.lower() in _TITLES), None)
     for name, value in found.items():
         if isinstance(value, dict):
             rating = next((value[key] for key in value if key.lower() in _RATINGS), None)
