@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -37,6 +38,8 @@ class Config(BaseModel):
     """Base of all configuration objects: immutable, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    short_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Top-level keys that are short for the key of a section."""
 
 
 def load_config(
@@ -55,7 +58,8 @@ def load_config(
     try:
         merged = OmegaConf.create(values)
         for override in overrides:
-            _set(merged, override, cls)
+            for one in _under_all_names(override, cls):
+                _set(merged, one, cls)
         values = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         refuse_unknown_keys(cls, cast(dict[Any, Any], OmegaConf.to_container(merged)))  # it may be misspelt
@@ -65,8 +69,15 @@ def load_config(
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{source}: not a readable YAML configuration ({one_line(error)})") from None
-    typed = [override.partition("=")[0] for override in overrides]
+    typed = [one.partition("=")[0] for override in overrides for one in _under_all_names(override, cls)]
     return parse_config(cls, values, source=source, typed=typed)
+
+
+def _under_all_names(override: str, cls: type[Config]) -> list[str]:
+    """The override for the short and the full key, whichever is typed: the file may have either."""
+    key, equals, value = override.partition("=")
+    names = next((pair for pair in cls.short_names.items() if key in pair), (key,))
+    return [name + equals + value for name in names]
 
 
 def _set(config: Any, override: str, cls: type[Config]) -> None:

@@ -311,6 +311,17 @@ def test_every_preset_and_packaged_arm_is_valid():
     assert second_stage.model == first_stage.model and second_stage.freeze_encoder
 
 
+@pytest.mark.parametrize("name", ["data.resolution", "resolution"])
+@pytest.mark.parametrize("written", ["resolution: 96", "data: {resolution: 96}"])
+def test_what_is_typed_counts_whichever_of_two_names_the_file_has(tmp_path, name, written):
+    path = tmp_path / "run.yaml"
+    path.write_text(written)
+    config = load_config(TrainConfig, path, ["data.path=x", f"{name}=64", "model.latent_channels=8"])
+    assert config.data.resolution == 64 and config.model.latent_channels == 8
+    with pytest.raises(UserError, match=r"settings: `data.resolution.int` = 'much'"):
+        load_config(TrainConfig, path, ["data.path=x", f"{name}=much"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

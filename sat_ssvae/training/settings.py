@@ -1,6 +1,7 @@
 """The configuration of one run of `sat-ssvae train`."""
 
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +16,8 @@ from .objective_config import ObjectiveConfig
 
 class TrainConfig(ObjectiveConfig):
     """One run of `sat-ssvae train`: the objective's settings and these."""
+
+    short_names: ClassVar = MappingProxyType({"channels": "model.latent_channels", "resolution": "data.resolution"})
 
     batch_size: int = Field(default=8, gt=0)
     """Videos per step and process."""
@@ -72,8 +75,8 @@ class TrainConfig(ObjectiveConfig):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        places = {"channels": ("model", "latent_channels"), "resolution": ("data", "resolution")}
-        for short, (section, name) in places.items():
+        for short, full in cls.short_names.items():
+            section, _, name = full.partition(".")
             if short in values:
                 value, inner = values.pop(short), dict(values.get(section) or {})
                 if inner.setdefault(name, value) != value:
