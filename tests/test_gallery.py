@@ -54,6 +54,7 @@ def test_a_page_without_clips_has_no_player(tmp_path):
     ("count", "total", "scored", "words"),
     [
         (3, 3, True, "the lowest PSNR first, all 3."),
+        (3, 3, True, "frames of each video with the largest error"),
         (24, 1000, True, "the lowest PSNR first, the lowest 24 of 1,000, so that the page stays small."),
         (24, 30, False, "in no order, the first 24 of 30, so that the page stays small."),
         (0, 3, True, "kept no pictures"),

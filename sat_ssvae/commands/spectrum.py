@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     arms = tuple(measure_latents(name, vae, clips, config, device) for name, vae in autoencoders.items())
     size = "×".join(map(str, clips.shape[2:]))
     measurement = {
-        "clips": f"{len(clips)} of {size} at {config.data.fps:g} fps from {options.data}",
+        "clips": f"{len(clips)} clips of {size} at {config.data.fps:g} fps from {options.data}",
         "decoded from disturbed latents": str(min(config.disturbed_clips, len(clips))),
         "autoencoders": ", ".join(options.vae),
     }

@@ -91,8 +91,9 @@ def clips_shown(exhibits: Sequence[Exhibit], total: int, *, scored: bool = True)
     if not exhibits:
         return "An earlier run made these videos and kept no pictures; another --output makes them again."
     which = how_many(len(exhibits), total, "lowest" if scored else "first")
+    chosen = "with the largest error" if scored else "that were changed most"
     return (
-        f"The {FRAMES} consecutive frames of each video that changed most, before compression, slowed down; "
+        f"The {FRAMES} consecutive frames of each video {chosen}, before compression, slowed down; "
         f"{'the lowest PSNR first' if scored else 'in no order'}, {which}."
     )
 
