@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# diffusers 0.42.1: with its default spacing, CogVideoXDPMScheduler leaves noise in samples: after 50 steps they spread by 0.65 where data do by 0.5.
+#
+# Input: data that are normal with mean 0.7 and standard deviation 0.5, independent for each element, so that the exact prediction is known and the
+# samples should be normal with 0.5 too. One would expect a second-order solver to come closer than CogVideoXDDIMScheduler, whatever the spacing of
+# the timesteps. That holds for spacing "trailing", as CogVideoX's examples ask for; with "leading", the default, and "linspace" the solver also takes
+# its last steps, over which the signal-to-noise ratio grows most, by extrapolation, and adds what it should remove:
+#
+#                                     10 steps  20     50     100
+#   CogVideoXDPMScheduler, leading    0.721     0.745  0.651  0.577
+#   CogVideoXDPMScheduler, linspace   0.541     0.619  0.650  0.578
+#   CogVideoXDPMScheduler, trailing   0.307     0.384  0.456  0.482
+#   CogVideoXDDIMScheduler, leading   0.338     0.401  0.453  0.474
+#
+# (About; the solver draws noise of its own.) Nothing warns, and the mean is right. Exits 1 if the behaviour has changed.
+set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${PYTHON:-python3}" -m venv "$work/venv"
+"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 numpy==2.4.6 diffusers==0.42.1
+"$work/venv/bin/python" -W ignore - <<'PYTHON'
+import sys
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+MEAN, VARIANCE = 0.7, 0.25
+STEPS = (10, 20, 50, 100)
+
+
+def velocity(sample, signal):
+    """The exact v-prediction for normal data, where signal is the cumulative product of alphas."""
+    noise = 1 - signal
+    data = MEAN + signal.sqrt() * VARIANCE / (signal * VARIANCE + noise) * (sample - signal.sqrt() * MEAN)
+    return (signal.sqrt() * sample - data) / noise.sqrt()
+
+
+def spread(scheduler, steps):
+    scheduler.set_timesteps(steps)
+    random = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 1, 1, 20000, generator=random, dtype=torch.float64)
+    previous, earlier = None, None
+    for timestep in scheduler.timesteps:
+        output = velocity(sample, scheduler.alphas_cumprod[timestep].double())
+        if isinstance(scheduler, CogVideoXDPMScheduler):
+            arguments = (output, previous, timestep, earlier, sample)
+            sample, previous = scheduler.step(*arguments, generator=random, return_dict=False)
+        else:
+            (sample, *_) = scheduler.step(output, timestep, sample, return_dict=False)
+        earlier = timestep
+    return sample.std().item()
+
+
+settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+found = {}
+print(f"{'':33} 10 steps  20     50     100")
+for kind, spacing in (
+    (CogVideoXDPMScheduler, "leading"),
+    (CogVideoXDPMScheduler, "linspace"),
+    (CogVideoXDPMScheduler, "trailing"),
+    (CogVideoXDDIMScheduler, "leading"),
+):
+    given = {} if spacing == "leading" else {"timestep_spacing": spacing}
+    values = [spread(kind(**settings, **given), steps) for steps in STEPS]
+    found[kind, spacing] = values
+    print(f"{f'{kind.__name__}, {spacing}':33} {values[0]:.3f}     {values[1]:.3f}  {values[2]:.3f}  {values[3]:.3f}")
+default = found[CogVideoXDPMScheduler, "leading"]
+others = found[CogVideoXDPMScheduler, "trailing"] + found[CogVideoXDDIMScheduler, "leading"]
+sys.exit(int(min(default[:3]) < 0.6 or max(others) > 0.51))
+PYTHON
