@@ -80,6 +80,18 @@ def record_at(path, times, codec="libx264", base=Fraction(1, 1000), *, b_frames=
     return path
 
 
+def trim(source, path, start):
+    """Leave out the first seconds, as `ffmpeg -ss -c copy`: samples before the cut stay, an edit list hides them."""
+    with av.open(str(source)) as given, av.open(str(path), "w", options=CUT) as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        given.seek(int(start * 1e6))
+        for packet in given.demux(given.streams.video[0]):
+            if packet.size:
+                shift = round(start / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                output.mux(packet)
+
+
 def is_whole(path, count, fps, folder):
     """Every reader finds `count` frames, none twice."""
     info = probe(path)

@@ -13,24 +13,16 @@ from sat_ssvae.data.index import Sample
 from sat_ssvae.data.pack import PackConfig, pack
 from sat_ssvae.data.video_io import probe, read_frames
 
-from .numbered_videos import CODECS, CUT, is_whole, number_of, numbered, record
+from .numbered_videos import CODECS, CUT, is_whole, number_of, numbered, record, trim
 from .shard_files import samples_in, small
 
 
 @pytest.mark.parametrize("cut", [0.02, 0.1, 1.03, 2.4, 2.51])
 def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
-    """As `ffmpeg -ss -c copy` does it: samples before the cut stay in the file, an edit list hides them."""
     source = record(tmp_path / "long.mp4", 100, 24)
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "cut.mp4"
-    with av.open(str(source)) as given, av.open(str(path), "w", options=CUT) as output:
-        stream = output.add_stream_from_template(given.streams.video[0])
-        given.seek(int(cut * 1e6))
-        for packet in given.demux(given.streams.video[0]):
-            if packet.size:
-                shift = round(cut / packet.time_base)
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
-                output.mux(packet)
+    trim(source, path, cut)
     with av.open(str(path)) as container:
         shown = sum(1 for _ in container.decode(video=0))
         assert container.streams.video[0].frames > shown

@@ -7,6 +7,8 @@ from sat_ssvae.cogvideo.sat_config import SATConfig
 from sat_ssvae.cogvideo.training_videos import inspect_videos
 from sat_ssvae.data.video_io import write_video
 
+from .numbered_videos import record, trim
+
 
 @pytest.fixture
 def data(tmp_path_factory):
@@ -59,6 +61,15 @@ def test_small_videos_will_be_enlarged(data):
     assert problems == []
     assert "1 of 3 videos are smaller than data.params.video_size [32, 48] and will be enlarged" in note
     assert note.endswith("c.mp4 has [32, 32]")
+
+
+def test_videos_that_were_trimmed_without_encoding_them_again(data, tmp_path):
+    """decord counts the frames that the edit list hides, and jumps back to them where it seeks."""
+    trim(record(tmp_path / "long.mp4", 90, 8), data / "videos" / "c.mp4", 2.5)
+    (data / "labels" / "c.txt").write_text("a number")
+    problems, (note,) = look(data)
+    assert problems == []
+    assert "1 of 3 videos were trimmed without encoding them again" in note and note.endswith("c.mp4 again")
 
 
 def test_captions_are_looked_for_where_the_data_set_does(data):

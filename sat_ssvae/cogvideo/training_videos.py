@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..data.files import VideoError
+from ..data.headers import stored_frames
 from ..data.video_io import VideoInfo, probe
 from ..errors import and_more
 from ..latents.dataset import INFO_NAME, latent_folders
@@ -76,6 +77,12 @@ class _Folder:
             yield (
                 f"{self.folder}: {len(small)} of {len(self.infos)} videos are smaller than data.params.video_size "
                 f"[{height}, {width}] and will be enlarged; {small[0]} has [{info.height}, {info.width}]"
+            )
+        trimmed = [path for path, info in self.infos.items() if stored_frames(path) > info.frames]
+        if trimmed:  # findings/decord_trimmed_mp4_goes_backwards.sh
+            yield (
+                f"{self.folder}: {len(trimmed)} of {len(self.infos)} videos were trimmed without encoding them again, "
+                f"and SFTDataset's clips of them jump back in time; encode {trimmed[0]}{and_more(trimmed)} again"
             )
 
     def _what_is_there(self) -> str:

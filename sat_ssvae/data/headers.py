@@ -33,6 +33,16 @@ class VideoInfo:
     width: int
 
 
+def stored_frames(source: Path | bytes) -> int:
+    """How many frames a file says that it stores, also those that an edit list hides; 0 if it does not say.
+
+    Raises:
+        VideoError: it is not a video.
+    """
+    with open_video(source, header_only=True) as (_, stream):
+        return stream.frames
+
+
 def info_by_header(source: Path | bytes) -> VideoInfo | None:
     """What `probe` finds in a video that is complete and whose first picture decodes; None if the header leaves doubts.
 
