@@ -56,6 +56,12 @@ def test_saving_keeps_weights_statistics_and_no_derived_setting(tmp_path):
     assert "z_dim" not in (tmp_path / "config.json").read_text()
 
 
+def test_a_folder_of_ssvae_is_told_from_one_of_diffusers(tmp_path):
+    with_stats().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"of SSVAE, not of diffusers; open it by AutoencoderSSVAE\.from_ssvae\("):
+        AutoencoderSSVAE.from_pretrained(str(tmp_path))
+
+
 def test_an_autoencoder_without_statistics_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"no latent statistics.*sat-ssvae stats") as caught:
         AutoencoderSSVAE.from_ssvae(tiny_vae())

@@ -11,6 +11,7 @@ are all neutral, and a transformer trained behind one pipeline sees the same lat
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from ..config import parse_config
 from ..errors import UserError
 from ..vae.autoencoder import SSVAE
+from ..vae.checkpoint import WEIGHTS_NAME
 from ..vae.config import SSVAEConfig
 from ..vae.posterior import Posterior
 from ..vae.statistics import LatentStats
@@ -87,6 +89,19 @@ class AutoencoderSSVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Compute activations again in the backward pass (`enable_gradient_checkpointing`)."""
         self.chunk_frames: int | None = None
         """Encode and decode this many frames at a time, for constant memory; the result is the same."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As of diffusers: what `save_pretrained` of this class wrote.
+
+        Raises:
+            UserError: it is a folder of `SSVAE`.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / WEIGHTS_NAME).is_file():
+            how = f"AutoencoderSSVAE.from_ssvae(SSVAE.from_pretrained({str(folder)!r}))"
+            raise UserError(f"{folder}: a folder of SSVAE, not of diffusers; open it by {how}")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_ssvae(cls, vae: SSVAE) -> "AutoencoderSSVAE":
