@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# schedulefree 1.4.1: a layer that is unfrozen after 1000 steps takes a first step of 25 times the learning rate, and its average begins 1000 steps ago.
+# schedulefree 1.4.1: a layer unfrozen after 1000 steps takes a first step of 25 learning rates, and its average counts those 1000 steps.
 #
-# Input: two layers in one AdamWScheduleFree with its default betas, the second one frozen at 0 for the first part of training and then fitted to targets
-# of mean 1 with a learning rate of 0.01. One would expect its training to begin as with torch's AdamW, which counts the steps of each
-# parameter, so that it does not matter whether the optimiser is made anew. But steps are counted for the whole group: the second moment of
-# the new layer is not corrected for its beginning at zero, so a step of z is sqrt((1 - beta2^k) / (1 - beta2)) learning rates long at step k, and the
-# average that is evaluated, x, gives z the weight 1 / k:
+# Input: two layers in one AdamWScheduleFree with its default betas, the second one frozen at 0 for the first part of training and then fitted to
+# targets of mean 1 with a learning rate of 0.01. One would expect its training to begin as with torch's AdamW, which counts the steps of each
+# parameter, so that it does not matter whether the optimiser is made anew. But steps are counted for the whole group: the second moment of the layer
+# is not corrected for its beginning at zero, so its first step of z, at step k, is sqrt((1 - beta2^k) / (1 - beta2)) learning rates long, and the
+# average that is evaluated gives z the weight 1 / k:
 #
 #                                         first step of z /     mean of the weights that are evaluated, after
 #                                         learning rate         100    300    1000 steps of the layer
@@ -15,8 +15,8 @@
 #   kept, unfrozen at step 1001           25.2                  0.18   0.69   1.36
 #   kept, unfrozen at step 4001           31.3                  0.06   0.27   0.96
 #
-# (AdamW has one set of weights, which stands for z.) So the layer that is evaluated or saved lags or overshoots, while that of a new optimiser does well.
-# Exits 1 if the behaviour has changed.
+# (AdamW has one set of weights, which stands for z.) So the layer that is evaluated or saved lags, and may overshoot later. Exits 1 if the behaviour
+# has changed.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
