@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from sat_ssvae.data.folders import FolderStore
 from sat_ssvae.data.shards import fixed_clips
 from sat_ssvae.data.skips import SkipLog
 from sat_ssvae.data.tars import TarStore
@@ -61,7 +62,7 @@ def test_tars_of_videos_and_labels(tmp_path, tiny_video, root, video, text):
     assert not skips.counts
 
 
-def test_captions_that_are_none(tmp_path, tiny_video):
+def test_captions_that_are_none(tmp_path, tiny_video, caplog):
     """A value that is missing, and captions of the video's parts."""
     parts = b'{"caption": ["a dog", "a cow"], "timestamp": [["0:00", "0:01"], ["0:01", "0:02"]]}'
     members = [
@@ -69,10 +70,22 @@ def test_captions_that_are_none(tmp_path, tiny_video):
         ("a.json", b'{"text": "a cat"}'),
         ("b.json", b'{"caption": "None"}'),
         ("c.json", parts),
+        ("d.json", parts),
     ]
-    tar = write_tar(tmp_path / "a.tar", [*((f"{key}.mp4", tiny_video) for key in "abc"), *members])
+    tar = write_tar(tmp_path / "a.tar", [*((f"{key}.mp4", tiny_video) for key in "abcd"), *members])
     store = TarStore(tar)
-    assert [store.caption(key) for key in "abc"] == ["a cat", "", ""]
+    assert [store.caption(key) for key in "abcd"] == ["a cat", "", "", ""]
+    (warning,) = caplog.messages
+    assert f"{tmp_path}: no captions from JSON files that list several parts of a video" in warning
+
+
+def test_a_text_goes_before_json_as_in_folders(tmp_path, tiny_video):
+    """Such as new captions beside the files that a downloader wrote."""
+    files = {"a.mp4": tiny_video, "a.txt": b"a cat", "a.json": b'{"caption": "cats!!", "width": 3, "views": 7}'}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    store = TarStore(write_tar(tmp_path / "a.tar", list(files.items())))
+    assert store.fields("a") == FolderStore(tmp_path).fields("a.mp4") == {"views": 7, "caption": "a cat"}
 
 
 def test_nested_folders_of_tars(tmp_path, tiny_video, caplog):

@@ -4,6 +4,7 @@ import datetime
 import io
 import json
 import os
+import time
 import unicodedata
 
 import pyarrow
@@ -139,6 +140,81 @@ LAYOUTS = {
 }
 
 
+COUNTED = {
+    "a list named like the folder of videos": {"train.json": '[{"video": "train/a.mp4", "caption": "a cat"}]'},
+    "a list beside a text of its name": {"captions.json": '{"train/a.mp4": "a cat"}', "captions.txt": "a cat"},
+    "ids and a column that ends in id": {"list.csv": "id,caption,valid,channel_id\na,a cat,True,x\n"},
+    "ids of YouTube": {"list.jsonl": '{"YoutubeID": "a", "Start_timestamp": "0:01", "Caption": "a cat"}\n{}\n'},
+    "a data set's name and description": {
+        "metadata.json": '{"name": "set", "description": "of mine", "images": [{"id": 1, "file_name": "train/a.mp4"}], '
+        '"annotations": [{"image_id": 1, "caption": "a cat"}]}'
+    },
+    "a kind of content": {"list.csv": "path,content,video_caption\na.mp4,mp4,a cat\n"},
+    "names of files": {"aes.csv": "video_id,name,score\na,a.mp4,3\n", "list.csv": "path,caption\na.mp4,a cat\n"},
+    "paths of another machine": {"list.csv": "path,caption\n/x/train/a.mp4,a cat\n/x/test/a.mp4,a dog\n"},
+    "two files of JSON": {"train/a.json": '{"text": "a cat"}', "labels/a.json": '{"text": "a dog"}'},
+    "a column `image`": {"list.csv": "image,caption\ntrain/a.mp4,a cat\n"},
+}
+
+
+@pytest.mark.parametrize("layout", COUNTED)
+def test_layouts_below_a_folder(tmp_path, layout):
+    write(tmp_path, {"train/a.mp4": b"", **COUNTED[layout]})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "train" / "a.mp4") == "a cat"
+
+
+@pytest.mark.parametrize(("video", "label"), [("images/a.jpg", "labels/a.txt"), ("mp4/a.mp4", "txt/a.txt")])
+def test_labels_of_other_folders(tmp_path, video, label):
+    write(tmp_path, {video: b"", label: "a cat"})
+    assert CaptionFinder(tmp_path).caption(tmp_path / video) == "a cat"
+
+
+@pytest.mark.parametrize("name", ["12e45678", "1.10", "0012"])
+def test_an_id_is_a_text_also_where_it_reads_like_a_number(tmp_path, name):
+    write(tmp_path, {f"{name}.mp4": b"", "list.csv": f"id,caption\n{name},a cat\n"})
+    assert CaptionFinder(tmp_path).caption(tmp_path / f"{name}.mp4") == "a cat"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.json": '[{"start": 0, "end": 1, "text": "a dog"}, {"start": 1, "end": 2, "text": "a cow"}]'},
+        {"list.json": '{"a": [{"start": 0, "caption": "a dog"}, {"start": 1, "caption": "a cow"}]}'},
+        {"list.csv": "video_id,clip_id,caption\na,0,a dog\na,1,a cow\n"},
+        {"list.csv": "path,content\na.mp4,video\n"},
+    ],
+    ids=["a file of parts", "parts by name", "numbered parts", "a kind of file"],
+)
+def test_what_is_no_caption_of_the_video(tmp_path, files):
+    write(tmp_path, {"a.mp4": b"", **files})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
+
+
+def test_a_file_of_json_for_each_of_many_videos_that_are_gone(tmp_path):
+    """As downloads that failed leave them: none is asked for each video."""
+    row = '{"url": "http://x/NUMBER.mp4", "text": "x"}'
+    write(tmp_path, {f"{number:04d}.json": row.replace("NUMBER", str(number)) for number in range(400)})
+    write(tmp_path, {"list.csv": "path,caption\nx/7.mp4,a cat\nv.1.mp4,a dog\n", "7.json": '{"path": "7.mp4", "n": 1}'})
+    finder = CaptionFinder(tmp_path)
+    start = time.perf_counter()
+    found = {name: finder.fields(tmp_path / f"{name}.mp4") for name in ("7", "v.1", *map(str, range(400, 1000)))}
+    assert time.perf_counter() - start < 5  # 20 to ask them all
+    assert found["7"] == {"n": 1, "url": "http://x/7.mp4", "caption": "x"} and found["v.1"] == {"caption": "a dog"}
+
+
+def test_a_compressed_table_is_named(tmp_path, caplog):
+    write(tmp_path, {"a.mp4": b"", "list.csv.gz": b"x", "more.csv.gz": b"x"})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
+    (warning,) = caplog.messages
+    assert "list.csv.gz: no captions from it, it is compressed; unpack it" in warning
+
+
+def test_a_list_of_json_that_names_no_videos_says_so(tmp_path, caplog):
+    write(tmp_path, {"a.mp4": b"", "list.json": '[{"vidname": "a.mp4", "caption": "a cat"}]'})
+    assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
+    assert "none of its columns is `path` or `video_id`: vidname, caption" in caplog.text
+
+
 def write(folder, files):
     for name, content in files.items():
         path = folder / name
@@ -247,7 +323,8 @@ def test_rows_of_several_clips_are_none_of_the_whole_video(tmp_path, name, caplo
     }
     write(tmp_path, {"a.mp4": b"", name: contents[name]})
     assert CaptionFinder(tmp_path).caption(tmp_path / "a.mp4") == ""
-    assert name == "a.json" or "no captions from 1 lines, which list several clips" in caplog.text
+    beside = "no captions from JSON files that list several parts of a video"
+    assert (beside if name == "a.json" else "no captions from 1 lines, which list several clips") in caplog.text
 
 
 @pytest.mark.parametrize("given", ["", "videos"])

@@ -12,6 +12,7 @@ from sat_ssvae.cli import main
 from sat_ssvae.config import parse_config
 from sat_ssvae.data import remote
 from sat_ssvae.data.convert import PackConfig
+from sat_ssvae.data.inputs import pack_items
 from sat_ssvae.data.pack import pack
 from sat_ssvae.data.settings import DataConfig
 from sat_ssvae.data.shards import fixed_clips, training_batches
@@ -67,6 +68,21 @@ def test_the_same_videos_give_the_same_bytes_in_s3(store, tiny_videos, tmp_path,
     assert "1 with a caption" not in capsys.readouterr().err
     records = path_of(f"{store}/b/clips-000000.meta.jsonl").read_text().splitlines()
     assert "coloured bars" in " ".join(records)
+
+
+def test_captions_in_s3_are_those_of_a_folder(store, tmp_path):
+    """A row whose own video is there is none of another video of its name, nor is a file of JSON beside a video."""
+    for name in ("one/a.mp4", "two/a.mp4", "two/b.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"")
+    (tmp_path / "in" / "list.csv").write_text("path,caption\none/a.mp4,a cat\n")
+    (tmp_path / "in" / "one" / "a.json").write_text('{"url": "http://x/b.mp4", "views": 7}')
+    (tmp_path / "in" / "two" / "a.json").write_text('{"url": "http://x/b.mp4", "text": "a dog"}')
+    send(tmp_path / "in", f"{store}/in")
+    found = [pack_items(place, tmp_path / "out") for place in (tmp_path / "in", path_of(f"{store}/in"))]
+    local, there = ([(item.id, item.caption, item.fields) for item in items] for items in found)
+    assert local == there
+    assert [caption for _, caption, _ in local] == ["a cat", "a dog", ""]
 
 
 @pytest.mark.slow

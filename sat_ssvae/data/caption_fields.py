@@ -4,13 +4,17 @@ import ast
 import codecs
 import contextlib
 import json
+import logging
 import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 CAPTION_KEYS: tuple[str, ...] = ("caption", "text", "prompt", "captions", "prompts", "cap", "long_caption")
@@ -28,9 +32,9 @@ PATH_KEYS: tuple[str, ...] = (
     "video_file_name",
 )
 PATH_KEYS += ("file_path", "filepath", "clip", "clip_path", "media", "media_path", "relative_path", "fname", "src")
-URL_KEYS = ("url", "video_url", "contenturl", "link")
-"""Columns of addresses, whose last part is a file's name, in tables without a path or an id."""
-ID_KEYS: tuple[str, ...] = ("clip_id", "videoid", "video_id", "sample_id", "uid", "uuid", "vid", "key")
+URL_KEYS = ("url", "video_url", "contenturl", "link", "image", "image_path")
+"""Columns of addresses, whose last part is a file's name, and of images, in tables without a path or an id."""
+ID_KEYS: tuple[str, ...] = ("clip_id", "videoid", "video_id", "youtube_id", "sample_id", "uid", "uuid", "vid", "key")
 """Columns of a file's name without its suffix, in tables without a path; WebVid's caption is then its `name`."""
 TEXT_SUFFIXES = ("txt", "caption", "text", "prompt")
 MEASURED = frozenset({"key", "source", "duration", "fps", "frames", "width", "height", "start", "end"})
@@ -44,12 +48,13 @@ SPAN_KEYS += (("start_sec", "end_sec"), ("start_seconds", "end_seconds"), ("clip
 """Columns of the seconds from which and to which a row describes a video."""
 _TELLS_PART = re.compile(
     r"((clip|segment|scene)_?)?(start|begin|end|time_?stamp)s?([ _].*|time|sec|seconds|frame|stamp)?"
+    r"|(clip|segment|scene)_?(id|index|number)"
 )
 _TIMECODE = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)")
 _LIKE_CAPTION = re.compile(r"(?!neg|system).*(caption|prompt|description)s?")
 """Such as `video_caption` and `text_prompt`, which count where there is none of CAPTION_KEYS."""
-_NO_CAPTION = frozenset({"nan", "none", "null", "n/a", "<na>"})
-"""What programs write where a value is missing."""
+_NO_CAPTION = frozenset({"nan", "none", "null", "n/a", "<na>", "video", "image"})
+"""What programs write where a value is missing, and kinds of files, which some have under `content`."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TEXT_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -68,6 +73,11 @@ def known_key(key: str) -> str:
     """The key that is known here, for another spelling such as `File Name` or `videoPath`; others as they are."""
     lower = key.strip().lower()
     return lower if lower in _KNOWN_KEYS else _SPELT.get(re.sub(r"[\W_]", "", lower), key.strip())
+
+
+def by_known_key(row: Mapping[Any, Any]) -> Fields:
+    """A row or JSON object under known keys, in small letters."""
+    return {known_key(str(key)).lower(): value for key, value in row.items()}
 
 
 def text_of(data: bytes) -> str:
@@ -92,16 +102,16 @@ def caption_in(content: object, depth: int = 3) -> str:
     if isinstance(content, str):
         caption = content.strip()
         return "" if caption.lower() in _NO_CAPTION else caption
-    if depth and isinstance(content, list):
+    if depth and isinstance(content, list) and not _are_parts(content):
         # ShareGPT4Video numbers the captions of parts, and that of the whole is -1.
-        content = [item for item in content if isinstance(item, dict) and str(item.get("idx")) == "-1"] or content
+        content = [item for item in content if _is_of_whole(item)] or content
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
-        known = {known_key(str(key)): value for key, value in content.items()}
-        if list in map(type, known.values()) and clips_in(known):
+        known = by_known_key(content)
+        if _tells_of_parts(known):
             return ""
-        values = [known.get(key) for key in CAPTION_KEYS]
-        values += [value for key, value in known.items() if _LIKE_CAPTION.fullmatch(key.lower())]
+        keys = (*CAPTION_KEYS[:-1], *(key for key in known if _LIKE_CAPTION.fullmatch(key)), CAPTION_KEYS[-1])
+        values = [known.get(key) for key in keys]
         values += [_answer_in(known.get(key)) for key in ("conversations", "messages")]
         values += [windows] if isinstance(windows := known.get("windows"), list) else []  # of Cosmos' curation
         return next(filter(None, (caption_in(_in_english(value), depth - 1) for value in values)), "")
@@ -136,12 +146,25 @@ def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
     return {**fields, "caption": caption} if caption else dict(fields)
 
 
-def json_fields(data: bytes) -> Fields:
-    """`fields_in` of a JSON file; empty if it is damaged, since that must not cost the video."""
+def json_fields(data: bytes, folder: Path) -> Fields:
+    """`fields_in` of a video's JSON file; empty if it is damaged, since that must not cost the video.
+
+    Where it has captions of the video's parts alone, a warning says so, once for a folder.
+    """
     try:
-        return fields_in(json.loads(decoded_text(data)))
+        content = json.loads(decoded_text(data))
+        fields = fields_in(content)
     except (ValueError, RecursionError):
         return {}
+    if "caption" not in fields and _tells_of_parts(by_known_key(content) if isinstance(content, dict) else content):
+        _say_parts(folder)
+    return fields
+
+
+@lru_cache(None)
+def _say_parts(folder: Path) -> None:
+    text = "%s: no captions from JSON files that list several parts of a video; cut it into these, or write NAME.txt"
+    logger.warning(text, folder)
 
 
 def csv_value(text: str) -> str | float | bool:
@@ -156,7 +179,7 @@ def csv_fields(row: Mapping[str, str | None]) -> Fields:
 
     A list of captions, as pandas writes it, is a list.
     """
-    texts = {*PATH_KEYS, *URL_KEYS, *ID_KEYS, "name"}
+    texts = {*PATH_KEYS, *URL_KEYS, *ID_KEYS, "name", "id"}
     cells = [(known_key(name), text) for name, text in row.items() if text and name is not None]
     fields: Fields = {name: text if name in texts else csv_value(text) for name, text in cells}
     return fields | {name: _listed(text) for name, text in cells if name in CAPTION_KEYS}
@@ -174,11 +197,25 @@ def _listed(text: str) -> Any:
 def clips_in(fields: Mapping[str, Any]) -> int:
     """How many clips a row describes, each with a caption and a time, as those of Panda-70M do; 0 if it is for one."""
     captions: list[Any] = next((fields[key] for key in CAPTION_KEYS if isinstance(fields.get(key), list)), [])
-    if len(captions) < 2 or any(isinstance(item, dict) and str(item.get("idx")) == "-1" for item in captions):
+    if len(captions) < 2 or any(map(_is_of_whole, captions)):
         return 0
     timed = any(key.lower().startswith(("timestamp", "time_stamp")) and str(fields[key])[:1] == "[" for key in fields)
-    timed = timed or all(isinstance(item, dict) and part_of(item) for item in captions)
-    return len(captions) if timed else 0
+    return len(captions) if timed or _are_parts(captions) else 0
+
+
+def _tells_of_parts(content: Any) -> bool:
+    """Whether a video's JSON, of known keys, has captions of several parts of it instead of one of the whole."""
+    if isinstance(content, dict):
+        return list in map(type, content.values()) and clips_in(content) > 0
+    return isinstance(content, list) and _are_parts(content)
+
+
+def _are_parts(items: list[Any]) -> bool:
+    return len(items) > 1 and all(isinstance(item, dict) and part_of(item) for item in items)
+
+
+def _is_of_whole(item: object) -> bool:
+    return isinstance(item, dict) and str(item.get("idx")) == "-1"
 
 
 def part_of(row: Mapping[str, Any]) -> str:

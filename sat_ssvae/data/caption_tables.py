@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from .caption_fields import (
     PATH_KEYS,
     URL_KEYS,
     Fields,
+    by_known_key,
     caption_in,
     clips_in,
     composed,
@@ -29,7 +29,9 @@ from .caption_fields import (
     text_of,
     with_caption,
 )
+from .containers import VIDEO_SUFFIXES
 from .csv_lines import mended_lines
+from .images import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ ROW_PER_CLIP = "give a CSV file of a line per clip (path, caption, start, end in
 UNREADABLE = (OSError, ValueError, RecursionError, NotImplementedError, csv.Error)
 """What reading a table may raise."""
 _PART = "\0part"  # a field that no table has: what `part_of` says of a row
+_PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip")
+_FEW = 8  # tables; of more, such as a JSON file for each of many videos that are gone, not all are asked for each video
 _SHOWN = 200  # characters of the columns' names in a message
 
 
@@ -79,9 +83,13 @@ class Table:
                 first = parts.setdefault(path, (part, caption))
                 self.cut |= {path} if part != first[0] and caption != first[1] else set()
             self._by_path[path] = {**fields, **self._by_path.get(path, {})}  # of several rows, the first
-            for name in {Path(path).name, Path(path).stem}:
+            for name in _names_of(path):
                 self._by_name[name] = path if self._by_name.get(name, path) == path else None
         self._by_path |= {path: {} for path in self.cut}
+
+    def names(self) -> Iterable[str]:
+        """The names of its paths, with and without suffix."""
+        return self._by_name
 
     def fields(self, video: Path, *, by_name: bool) -> Fields:
         """The row with the video's path; else, with `by_name`, the only row of its name whose own path has no file."""
@@ -89,27 +97,58 @@ class Table:
         for written in (path, str(Path(path).with_suffix(""))):
             if written in self._by_path:
                 return self._by_path[written]
-        for name in (Path(path).name, Path(path).stem) if by_name else ():
+        for name in _names_of(path) if by_name else ():
             written = self._by_name.get(name) or ""
             if written and not (self._folder / written).exists():
                 return self._by_path[written]
         return {}
 
 
+def _names_of(path: str) -> tuple[str, ...]:
+    """What tells a file from others: its folder and name, its name, its name without the suffix."""
+    parts = Path(path).parts
+    return (*(["/".join(parts[-2:])] if len(parts) > 1 else []), *dict.fromkeys((parts[-1], Path(path).stem)))
+
+
+class Tables:
+    """The tables in a folder: what all of them say of a video, the first of those that contradict each other."""
+
+    def __init__(self, folder: Path, leave_out: Path | None) -> None:
+        self._tables = list(_read_tables(folder, leave_out))
+        self._having: dict[str, list[int]] = {}  # numbers of the tables that have a name
+        if len(self._tables) > _FEW:
+            for number, table in enumerate(self._tables):
+                for name in table.names():
+                    self._having.setdefault(name, []).append(number)
+
+    def fields(self, video: Path, *, by_name: bool) -> Fields:
+        """See `Table.fields`."""
+        fields: Fields = {}
+        numbers: Iterable[int] = range(len(self._tables))
+        if len(self._tables) > _FEW:
+            name = Path(composed(video.name))
+            numbers = sorted({*self._having.get(name.name, ()), *self._having.get(name.stem, ())})
+        for number in numbers:
+            fields = {**self._tables[number].fields(video, by_name=by_name), **fields}
+        return fields
+
+
 _OF_OURS = re.compile(r"(unified_reward_v\d|reconstruction\.|restoration\.|score\.|skipped|.*\.meta\.jsonl)")
 """Beginnings of the names of tables that our own commands write beside videos or shards."""
 
 
-def read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
+def _read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
     """The tables in a folder, in order of precedence."""
     videos = folder / "videos.txt"
     names = ("prompts.txt", "prompt.txt", "captions.txt")
     prompts = next((path for name in names if (path := folder / name).is_file()), None)
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
-    alone = Counter(path.stem for path in files)  # NAME.json beside NAME.mp4 is no table
+    media = {path.stem for path in files if _is_media(path)}
     tables = [path for path in files if is_table(path) and not _OF_OURS.match(path.name)]
+    if packed := [path for path in files if path.suffix.lower() in _PACKED and is_table(path.with_suffix(""))]:
+        logger.warning("%s: no captions from it, it is compressed; unpack it", packed[0])
     for path in sorted(tables, key=lambda path: (path.stem != "metadata", list(_KINDS).index(path.suffix.lower()))):
-        sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and alone[path.stem] > 1
+        sidecar = path.suffix.lower() == ".json" and path.stem != "metadata" and path.stem in media
         if not sidecar and path.is_file() and not (leave_out and leave_out.samefile(path)):
             try:
                 table = Table(folder, table_captions(path))
@@ -122,6 +161,10 @@ def read_tables(folder: Path, leave_out: Path | None) -> Iterator[Table]:
             yield table
     if prompts is not None and videos.is_file():
         yield Table(folder, _paired_lines(videos, prompts))
+
+
+def _is_media(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
 def is_table(path: Path) -> bool:
@@ -143,11 +186,12 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Fields]]:
         yield from _json_lines(path, text)
         return
     content = _rows_of_columns(content) or content
-    rows = list(_row(content))
-    if isinstance(content, dict) and not rows:
-        rows = [*_annotated(content), *((str(name), fields_in(value)) for name, value in content.items())]
-    yield from rows
-    for values in content.values() if isinstance(content, dict) else [content]:
+    if not isinstance(content, dict):
+        yield from _with_paths(path, content if isinstance(content, list) else [])
+        return
+    rows = [*_row(content), *_annotated(content)]
+    yield from rows or ((str(name), fields_in(value)) for name, value in content.items())
+    for values in content.values():
         for row in _single(path, values if isinstance(values, list) else [values]):
             yield from _rows_in(row)
 
@@ -232,7 +276,7 @@ def _with_paths(path: Path, rows: Sequence[Any]) -> Iterator[tuple[str, Fields]]
 
 def _single(path: Path, rows: Sequence[Any]) -> list[Any]:
     """The rows without those of several clips, which a warning counts."""
-    single = [row for row in rows if not isinstance(row, dict) or not clips_in(_by_known_key(row))]
+    single = [row for row in rows if not isinstance(row, dict) or not clips_in(by_known_key(row))]
     if several := len(rows) - len(single):
         text = "%s: no captions from %d lines, which list several clips of a video; %s"
         logger.warning(text, path, several, ROW_PER_CLIP)
@@ -272,12 +316,13 @@ def _rows_in(value: object, depth: int = 2) -> Iterator[tuple[str, Fields]]:
 
 def _row(row: object) -> Iterator[tuple[str, Fields]]:
     if isinstance(row, dict):
-        known = _by_known_key(row)
+        known = by_known_key(row)
         path = next((found for key in (*PATH_KEYS, "videos") if (found := _path_in(known.get(key)))), "")
-        if not path and caption_in(row):
-            path = str(known.get("name") or "")
-        # `id` may number the captions where another column names the videos, and `clip_id` a video's clips.
-        keys = (*ID_KEYS, "id") if sum(key.endswith("id") for key in known) == 1 else ID_KEYS
+        named = str(known.get("name") or "")
+        if not path and (caption_in(row) or _is_media(Path(named))):
+            path = named
+        # `id` numbers the captions where another column names the images, and `clip_id` may number a video's clips.
+        keys = ID_KEYS if "image_id" in known else (*ID_KEYS, "id")
         keys = keys[1:] + keys[:1] if str(known.get(keys[0], "")).isdigit() else keys
         name = next((str(known[key]) for key in keys if known.get(key) not in (None, "")), "")
         address = next((str(known[key]) for key in URL_KEYS if known.get(key)), "")
@@ -289,10 +334,6 @@ def _row(row: object) -> Iterator[tuple[str, Fields]]:
             yield name, fields_in(captioned) | part
         elif address:
             yield _without_query(address), fields_in(row) | part
-
-
-def _by_known_key(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {known_key(str(key)).lower(): value for key, value in row.items()}
 
 
 def _path_in(value: object) -> str:

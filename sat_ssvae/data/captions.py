@@ -24,10 +24,10 @@ from .caption_fields import (
     text_of,
     with_caption,
 )
-from .caption_tables import Table, read_tables
+from .caption_tables import Tables
 
 LABEL_FOLDERS = ("labels", "captions", "label", "caption", "prompts", "texts", "txt", "metas", "metas/v0")
-VIDEO_FOLDERS = ("videos", "video", "clips")
+VIDEO_FOLDERS = ("videos", "video", "clips", "mp4", "images")
 _SIDECARS = frozenset({"json", *TEXT_SUFFIXES})
 WHERE = (
     "(NAME.txt, NAME.caption or NAME.json beside, labels/NAME.txt, captions/NAME.txt, videos.txt with prompts.txt, a "
@@ -47,7 +47,7 @@ class CaptionFinder:
     def __init__(self, root: Path, leave_out: Path | None = None) -> None:
         self._leave_out = leave_out
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - unlike `absolute` it resolves `..`, unlike `resolve` no links
-        self._tables: dict[Path, list[Table]] = {}
+        self._tables: dict[Path, Tables] = {}
         self._labels: dict[Path, list[Path]] = {}
         self._names: dict[Path, dict[str, str] | None] = {}
 
@@ -60,10 +60,12 @@ class CaptionFinder:
         video = Path(os.path.abspath(video))  # noqa: PTH100
         known: Fields = {}
         for folder in self._folders(video):
-            for table in self._tables_in(folder):
-                known = {**table.fields(video, by_name=folder.is_relative_to(self._root)), **known}
+            tables = self._tables_in(folder)
+            known = {**tables.fields(video, by_name=folder.is_relative_to(self._root)), **known}
+        found: Fields = {}
         for data in _contents(self._beside(video, ("json",))):
-            known = {**known, **json_fields(data)}
+            found = {**json_fields(data, video.parent), **found}
+        known |= found
         texts = (caption_in(text_of(data)) for data in _contents(self._beside(video, TEXT_SUFFIXES)))
         return with_caption(known, next(filter(None, texts), ""))
 
@@ -117,9 +119,9 @@ class CaptionFinder:
             self._labels[folder] = [place for name in LABEL_FOLDERS if (place := folder / name).is_dir()]
         return self._labels[folder]
 
-    def _tables_in(self, folder: Path) -> list[Table]:
+    def _tables_in(self, folder: Path) -> Tables:
         if folder not in self._tables:
-            self._tables[folder] = list(read_tables(folder, self._leave_out))
+            self._tables[folder] = Tables(folder, self._leave_out)
         return self._tables[folder]
 
 

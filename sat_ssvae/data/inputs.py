@@ -23,7 +23,9 @@ from .caption_fields import (
 )
 from .caption_tables import PARQUET, ROW_PER_CLIP, TABLE_SUFFIXES, has_too_many, table_rows
 from .captions import CaptionFinder
+from .containers import VIDEO_SUFFIXES
 from .folders import files_below
+from .images import IMAGE_SUFFIXES
 from .skips import printable
 
 SIDECAR_SUFFIXES = frozenset(
@@ -106,6 +108,9 @@ def _items_at(place: Path, output: Path) -> Iterator[PackItem]:
             raise UserError(f"{output}: shards need a folder of their own, which may lie in that of the videos")
         with TemporaryDirectory(prefix="sat-ssvae-") as scratch:
             copy_files(str(folder), [name for name, _ in files if _suffix(name) in SIDECAR_SUFFIXES], Path(scratch))
+            for name in (name for name, _ in files if _suffix(name) in VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+                Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
+                Path(scratch, name).touch()  # a row whose own video is there counts for no other one
             finder = CaptionFinder(Path(scratch))
             for name, size in files:
                 path = folder / name

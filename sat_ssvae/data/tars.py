@@ -84,13 +84,13 @@ class TarStore:
         fields: Fields = {}
         with contextlib.suppress(VideoError):  # it is incomplete
             for suffix in _fields_like("json", members):
-                fields = json_fields(self._read(*members[suffix])) | fields
+                fields = json_fields(self._read(*members[suffix]), self.path.parent) | fields
             texts = (
                 caption_in(text_of(self._read(*members[suffix])))
                 for name in TEXT_SUFFIXES
                 for suffix in _fields_like(name, members)
             )
-            return with_caption(fields, fields.get("caption") or next(filter(None, texts), ""))
+            return with_caption(fields, next(filter(None, texts), ""))
         return fields
 
     def caption(self, key: str) -> str:
