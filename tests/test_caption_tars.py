@@ -71,9 +71,11 @@ def test_captions_that_are_none(tmp_path, tiny_video, caplog):
         ("b.json", b'{"caption": "None"}'),
         ("c.json", parts),
         ("d.json", parts),
+        *(("e.json", parts), ("e.txt", b"a cow")),
     ]
-    tar = write_tar(tmp_path / "a.tar", [*((f"{key}.mp4", tiny_video) for key in "abcd"), *members])
+    tar = write_tar(tmp_path / "a.tar", [*((f"{key}.mp4", tiny_video) for key in "abcde"), *members])
     store = TarStore(tar)
+    assert store.caption("e") == "a cow" and not caplog.messages
     assert [store.caption(key) for key in "abcd"] == ["a cat", "", "", ""]
     (warning,) = caplog.messages
     assert f"{tmp_path}: no captions from JSON files that list several parts of a video" in warning

@@ -108,7 +108,7 @@ def caption_in(content: object, depth: int = 3) -> str:
         return next(filter(None, (caption_in(item, depth - 1) for item in content)), "")
     if depth and isinstance(content, dict):
         known = by_known_key(content)
-        if _tells_of_parts(known):
+        if _tells_of_parts(content):
             return ""
         keys = (*CAPTION_KEYS[:-1], *(key for key in known if _LIKE_CAPTION.fullmatch(key)), CAPTION_KEYS[-1])
         values = [known.get(key) for key in keys]
@@ -146,17 +146,21 @@ def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
     return {**fields, "caption": caption} if caption else dict(fields)
 
 
-def json_fields(data: bytes, folder: Path) -> Fields:
+def json_fields(data: bytes, folder: Path | None) -> Fields:
     """`fields_in` of a video's JSON file; empty if it is damaged, since that must not cost the video.
 
-    Where it has captions of the video's parts alone, a warning says so, once for a folder.
+    Where it has captions of the video's parts alone, a warning says so, once for `folder`; none without a folder.
     """
     try:
         content = json.loads(decoded_text(data))
         fields = fields_in(content)
     except (ValueError, RecursionError):
         return {}
-    if "caption" not in fields and _tells_of_parts(by_known_key(content) if isinstance(content, dict) else content):
+    if (
+        folder
+        and "caption" not in fields
+        and _tells_of_parts(by_known_key(content) if isinstance(content, dict) else content)
+    ):
         _say_parts(folder)
     return fields
 
@@ -204,9 +208,9 @@ def clips_in(fields: Mapping[str, Any]) -> int:
 
 
 def _tells_of_parts(content: Any) -> bool:
-    """Whether a video's JSON, of known keys, has captions of several parts of it instead of one of the whole."""
+    """Whether a video's JSON has captions of several parts of it instead of one of the whole."""
     if isinstance(content, dict):
-        return list in map(type, content.values()) and clips_in(content) > 0
+        return list in map(type, content.values()) and clips_in(by_known_key(content)) > 0
     return isinstance(content, list) and _are_parts(content)
 
 

@@ -62,12 +62,12 @@ class CaptionFinder:
         for folder in self._folders(video):
             tables = self._tables_in(folder)
             known = {**tables.fields(video, by_name=folder.is_relative_to(self._root)), **known}
+        texts = (caption_in(text_of(data)) for data in _contents(self._beside(video, TEXT_SUFFIXES)))
+        known = with_caption(known, text := next(filter(None, texts), ""))
         found: Fields = {}
         for data in _contents(self._beside(video, ("json",))):
-            found = {**json_fields(data, video.parent), **found}
-        known |= found
-        texts = (caption_in(text_of(data)) for data in _contents(self._beside(video, TEXT_SUFFIXES)))
-        return with_caption(known, next(filter(None, texts), ""))
+            found = {**json_fields(data, None if "caption" in known else video.parent), **found}
+        return with_caption(known | found, text)
 
     def caption(self, video: Path) -> str:
         """The caption of a video; empty if there is none."""

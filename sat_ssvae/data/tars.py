@@ -83,14 +83,15 @@ class TarStore:
         members = self._files_of(key)
         fields: Fields = {}
         with contextlib.suppress(VideoError):  # it is incomplete
-            for suffix in _fields_like("json", members):
-                fields = json_fields(self._read(*members[suffix]), self.path.parent) | fields
             texts = (
                 caption_in(text_of(self._read(*members[suffix])))
                 for name in TEXT_SUFFIXES
                 for suffix in _fields_like(name, members)
             )
-            return with_caption(fields, next(filter(None, texts), ""))
+            text = next(filter(None, texts), "")
+            for suffix in _fields_like("json", members):
+                fields = json_fields(self._read(*members[suffix]), None if text else self.path.parent) | fields
+            return with_caption(fields, text)
         return fields
 
     def caption(self, key: str) -> str:
