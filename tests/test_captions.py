@@ -171,7 +171,7 @@ def test_labels_of_other_folders(tmp_path, video, label):
 
 @pytest.mark.parametrize("name", ["12e45678", "1.10", "0012"])
 def test_an_id_is_a_text_also_where_it_reads_like_a_number(tmp_path, name):
-    write(tmp_path, {f"{name}.mp4": b"", "list.csv": f"id,caption\n{name},a cat\n"})
+    write(tmp_path, {f"{name}.mp4": b"", "list.csv": f"ID,caption\n{name},a cat\n"})
     assert CaptionFinder(tmp_path).caption(tmp_path / f"{name}.mp4") == "a cat"
 
 
@@ -181,9 +181,13 @@ def test_an_id_is_a_text_also_where_it_reads_like_a_number(tmp_path, name):
         {"a.json": '[{"start": 0, "end": 1, "text": "a dog"}, {"start": 1, "end": 2, "text": "a cow"}]'},
         {"list.json": '{"a": [{"start": 0, "caption": "a dog"}, {"start": 1, "caption": "a cow"}]}'},
         {"list.csv": "video_id,clip_id,caption\na,0,a dog\na,1,a cow\n"},
+        {"list.csv": "video_id,t_start,t_end,caption\na,0,1,a dog\na,1,2,a cow\n"},
+        {
+            "list.json": '[{"path": "a.mp4", "segment": [0], "text": "x"}, {"path": "a.mp4", "segment": [1], "text": "y"}]'
+        },
         {"list.csv": "path,content\na.mp4,video\n"},
     ],
-    ids=["a file of parts", "parts by name", "numbered parts", "a kind of file"],
+    ids=["a file of parts", "parts by name", "numbered parts", "t_start", "segments", "a kind of file"],
 )
 def test_what_is_no_caption_of_the_video(tmp_path, files):
     write(tmp_path, {"a.mp4": b"", **files})

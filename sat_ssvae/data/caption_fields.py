@@ -47,8 +47,8 @@ SPAN_KEYS: tuple[tuple[str, str], ...] = (
 SPAN_KEYS += (("start_sec", "end_sec"), ("start_seconds", "end_seconds"), ("clip_start", "clip_end"), ("begin", "end"))
 """Columns of the seconds from which and to which a row describes a video."""
 _TELLS_PART = re.compile(
-    r"((clip|segment|scene)_?)?(start|begin|end|time_?stamp)s?([ _].*|time|sec|seconds|frame|stamp)?"
-    r"|(clip|segment|scene)_?(id|index|number)"
+    r"((clip|segment|scene|shot|frame|t)_?)?(start|begin|end|time_?stamp)s?([ _].*|time|sec|seconds|frame|stamp)?"
+    r"|(clip|segment|scene|shot)_?(id|index|number)|segment|span"
 )
 _TIMECODE = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)")
 _LIKE_CAPTION = re.compile(r"(?!neg|system).*(caption|prompt|description)s?")
@@ -156,11 +156,7 @@ def json_fields(data: bytes, folder: Path | None) -> Fields:
         fields = fields_in(content)
     except (ValueError, RecursionError):
         return {}
-    if (
-        folder
-        and "caption" not in fields
-        and _tells_of_parts(by_known_key(content) if isinstance(content, dict) else content)
-    ):
+    if folder and "caption" not in fields and _tells_of_parts(content):
         _say_parts(folder)
     return fields
 
@@ -185,7 +181,7 @@ def csv_fields(row: Mapping[str, str | None]) -> Fields:
     """
     texts = {*PATH_KEYS, *URL_KEYS, *ID_KEYS, "name", "id"}
     cells = [(known_key(name), text) for name, text in row.items() if text and name is not None]
-    fields: Fields = {name: text if name in texts else csv_value(text) for name, text in cells}
+    fields: Fields = {name: text if name.lower() in texts else csv_value(text) for name, text in cells}
     return fields | {name: _listed(text) for name, text in cells if name in CAPTION_KEYS}
 
 
