@@ -152,7 +152,7 @@ COUNTED = {
     "a kind of content": {"list.csv": "path,content,video_caption\na.mp4,mp4,a cat\n"},
     "names of files": {"aes.csv": "video_id,name,score\na,a.mp4,3\n", "list.csv": "path,caption\na.mp4,a cat\n"},
     "paths of another machine": {"list.csv": "path,caption\n/x/train/a.mp4,a cat\n/x/test/a.mp4,a dog\n"},
-    "two files of JSON": {"train/a.json": '{"text": "a cat"}', "labels/a.json": '{"text": "a dog"}'},
+    "two files of JSON": {"train/a.json": '{"text": "a cat"}', "labels/train/a.json": '{"text": "a dog"}'},
     "a column `image`": {"list.csv": "image,caption\ntrain/a.mp4,a cat\n"},
 }
 
@@ -182,9 +182,7 @@ def test_an_id_is_a_text_also_where_it_reads_like_a_number(tmp_path, name):
         {"list.json": '{"a": [{"start": 0, "caption": "a dog"}, {"start": 1, "caption": "a cow"}]}'},
         {"list.csv": "video_id,clip_id,caption\na,0,a dog\na,1,a cow\n"},
         {"list.csv": "video_id,t_start,t_end,caption\na,0,1,a dog\na,1,2,a cow\n"},
-        {
-            "list.json": '[{"path": "a.mp4", "segment": [0], "text": "x"}, {"path": "a.mp4", "segment": [1], "text": "y"}]'
-        },
+        {"list.json": '[{"path": "a.mp4", "segment": [0], "cap": "x"}, {"path": "a.mp4", "segment": [1], "cap": "y"}]'},
         {"list.csv": "path,content\na.mp4,video\n"},
     ],
     ids=["a file of parts", "parts by name", "numbered parts", "t_start", "segments", "a kind of file"],
