@@ -65,9 +65,9 @@ def record(path, count, fps, codec="libx264", *, sound=0.0, start=0.0, milliseco
     return path
 
 
-def record_at(path, times, codec="libx264", base=Fraction(1, 1000), *, b_frames=0):
+def record_at(path, times, codec="libx264", base=Fraction(1, 1000), *, b_frames=0, flags=""):
     """Pictures that tell their number, shown at these seconds; the header states 30 per second."""
-    with av.open(str(path), "w") as output:
+    with av.open(str(path), "w", options={"movflags": flags} if flags else {}) as output:
         stream = output.add_stream(codec, rate=30)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.bit_rate = 30, 1_000_000

@@ -29,25 +29,45 @@ def test_an_mp4_cut_without_encoding_it_again(tmp_path, cut):
     assert is_whole(path, shown, 24, tmp_path / "out")
 
 
-@pytest.mark.parametrize("parts", [[(0, 20), (50, 30)], [(35, 25), (5, 20)], [(10, 15), (10, 15)]])
-def test_an_mp4_with_several_edits_has_one_clock(tmp_path, parts):
-    """As QuickTime cuts: parts of one file follow each other, and pictures that a part needs come hidden before it."""
-    path = record(tmp_path / "a.mp4", 90, 24)
+def edit(path, edits):
+    """Give an mp4 of 24 fps this edit list of (first picture, number of pictures); None for an empty edit."""
     data = path.read_bytes()
     at = data.index(b"elst") - 4
     size, delay = struct.unpack_from(">I", data, at)[0], struct.unpack_from(">i", data, at + 20)[0]
     movie, media = (struct.unpack_from(">I", data, data.index(name) + 16)[0] for name in (b"mvhd", b"mdhd"))
-    entries = [(count * movie // 24, delay + first * media // 24, 1 << 16) for first, count in parts]
-    edits = struct.pack(">I4sII", 16 + 12 * len(parts), b"elst", 0, len(parts))
-    edits += b"".join(struct.pack(">IiI", *entry) for entry in entries)
-    head = bytearray(data[:at] + edits)
+    entries = [
+        (count * movie // 24, -1 if first is None else delay + first * media // 24, 1 << 16) for first, count in edits
+    ]
+    box = struct.pack(">I4sII", 16 + 12 * len(edits), b"elst", 0, len(edits))
+    box += b"".join(struct.pack(">IiI", *entry) for entry in entries)
+    head = bytearray(data[:at] + box)
     for name in (b"moov", b"trak", b"edts"):
         place = head.index(name) - 4
-        struct.pack_into(">I", head, place, struct.unpack_from(">I", head, place)[0] + len(edits) - size)
+        struct.pack_into(">I", head, place, struct.unpack_from(">I", head, place)[0] + len(box) - size)
     path.write_bytes(head + data[at + size :])
+
+
+@pytest.mark.parametrize("parts", [[(0, 20), (50, 30)], [(35, 25), (5, 20)], [(10, 15), (10, 15)]])
+def test_an_mp4_with_several_edits_has_one_clock(tmp_path, parts):
+    """As QuickTime cuts: parts of one file follow each other, and pictures that a part needs come hidden before it."""
+    path = record(tmp_path / "a.mp4", 90, 24)
+    edit(path, parts)
     wanted = [first + index for first, count in parts for index in range(count)]
     assert probe(path).frames == len(wanted)
     assert [number_of(frame.picture) for frame in read_frames(path)] == wanted
+
+
+@pytest.mark.parametrize("sound", [0.0, 5.0])
+@pytest.mark.parametrize("first", [0, 10])
+@pytest.mark.parametrize("late", [0, 1, 36])
+@pytest.mark.parametrize("count", [33, 80])
+def test_an_mp4_that_begins_late_or_hides_its_end(tmp_path, late, first, count, sound):
+    """Phones start the sound first, and cut by edit lists: both move the end that the header states."""
+    (tmp_path / "in").mkdir()
+    path = record(tmp_path / "in" / "a.mp4", 90, 24, sound=sound)
+    edit(path, [(None, late)] * bool(late) + [(first, count)])
+    assert [number_of(frame.picture) for frame in read_frames(path)] == list(range(first, first + count))
+    assert is_whole(path, count, 24, tmp_path / "out")
 
 
 def test_slides_in_a_transport_stream_have_one_clock(tmp_path):

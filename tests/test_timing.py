@@ -105,12 +105,26 @@ def test_times_that_are_guessed_are_not_those_of_pictures(tmp_path):
     assert [float(frame.time) for frame in read_frames(video)] == pytest.approx([k / 25 for k in range(60)])
 
 
-def test_the_last_part_has_the_last_pictures(tmp_path):
-    """An mp4 with B-frames adds up steps in the order of decoding, which may end before its pictures do."""
-    path = record_at(tmp_path / "a.mp4", SLOWER, b_frames=2)
-    assert probe(path).duration < SLOWER[-1]
-    parts = frames_packed(path, tmp_path / "out", segment_seconds=1.0)
-    assert len(parts) > 1 and sum(parts) == 40
+# Whose steps, in the order of decoding, end before the pictures do, or seem to last behind them.
+STILL_AT_THE_END = [*(k / 30 for k in range(39)), 6.0]
+STILL_BEFORE_THE_END = [k / 30 for k in range(37)] + [5 + k / 30 for k in range(3)]
+JITTERING = [round((k + (0, 0.05, -0.05)[k % 3]) * 20) / 600 for k in range(40)]
+REORDERED = [SLOWER, DROPPED, PAUSED, STILL_AT_THE_END, STILL_BEFORE_THE_END, JITTERING]
+
+
+@pytest.mark.parametrize("flags", ["", "frag_keyframe+empty_moov"])
+@pytest.mark.parametrize("times", REORDERED)
+@pytest.mark.parametrize("b_frames", [2, 4])
+def test_an_mp4_with_b_frames_is_as_long_as_its_pictures_are_shown(tmp_path, times, b_frames, flags):
+    path = record_at(tmp_path / "a.mp4", times, base=Fraction(1, 600), b_frames=b_frames, flags=flags)
+    info, duration = probe(path), times[-1] + 1 / 30
+    assert (info.frames, info.fps) == (40, pytest.approx(40 / duration, rel=0.002))
+    assert info.duration == pytest.approx(duration, abs=0.002)
+    found = [number_of(picture) for picture in read_resampled(path, 30, (32, 48))]
+    assert len(found) == round(30 * duration) and (found[0], found[-1]) == (0, 39)
+    if max(np.diff(times)) < 1:  # else some parts have no picture
+        parts = frames_packed(path, tmp_path / "out", segment_seconds=1.0)
+        assert len(parts) == round(duration) and sum(parts) == 40
 
 
 def test_the_parts_of_a_file_share_what_is_read_of_it(tmp_path, monkeypatch):

@@ -29,12 +29,13 @@ from .containers import (
 )
 from .endings import is_cut_off, is_joined
 from .files import VideoError, name_of
-from .timing import MISSING, Times, is_before, looks_even, shown_times
+from .timing import LOST, MISSING, Indexed, Times, is_before, looks_even, shown_by_index, shown_times
 
 _ASF = "asf"  # WMV: every stream says when the whole file ends
 _ASF_FILE_PROPERTIES = uuid.UUID("8CABDCA1-A947-11CF-8EE4-00C00C205365").bytes_le
 _ASF_HEAD = 1 << 16  # bytes in which it is sought
 _JOIN = "join them with ffmpeg -f concat or mkvmerge"
+_ROUNDING = 1e-3  # seconds; containers tell milliseconds
 _SMALL = 1 << 23  # bytes of a file that is read whole in milliseconds
 _UNKNOWN_FRAMES = 1 << 30  # what FFmpeg writes into AVI files before it knows; without a seekable output it stays
 
@@ -67,9 +68,12 @@ def length_of(
     start = start or start_of(source)
     if start.untimed:
         return _count_all(source, start.shown)
+    indexed = shown_by_index(container, stream)
+    if indexed is not None and start.shown is None:
+        return _by_index(indexed, float(stream.average_rate or 0), source)
     step = avi_step(container, stream)
     fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream, source)
-    if is_mov(container) and not stream.frames and fps > 1.5 * float(stream.guessed_rate or fps):
+    if _in_fragments(container, stream) and fps > 1.5 * float(stream.guessed_rate or fps):
         fps = 0.0  # from the first of many fragments
     if container.format.name == _ASF and is_in_coding_order(container, stream):
         fps = 0.0  # from times in another order than the pictures'
@@ -82,8 +86,19 @@ def length_of(
     told = Length(frames, fps, duration)
     if not fps or not duration or hides_some or joined or start.shown is not None or _may_vary(told, container, stream):
         header_only = is_matroska(container) or is_mov(container)
+        if _in_fragments(container, stream):  # whose steps FFmpeg adds up; none is missing
+            told = told._replace(duration=0.0)
         told = _corrected(told, container, stream, shown_times(source, start.shown, header_only=header_only))
     return _consistent(told)
+
+
+def _by_index(indexed: Indexed, fps: float, source: Path | bytes) -> Length:
+    """Pictures at the header's rate `fps` if they keep it, else on average: it may be of other steps or pictures."""
+    frames, duration = indexed
+    if fps and abs(frames / fps - duration) < _ROUNDING:
+        return Length(frames, fps, frames / fps)
+    lost = fps and 0 < round(duration * fps) - frames <= LOST and shown_times(source, header_only=True).keeps(fps, 0.0)
+    return Length(frames, fps if lost else frames / duration, duration)
 
 
 def _consistent(told: Length) -> Length:
@@ -136,8 +151,10 @@ def told_duration(container: InputContainer, stream: VideoStream, source: Path |
 
 def _own_duration(container: InputContainer, stream: VideoStream) -> float:
     """Seconds of the video stream alone; 0 if the header has only those of the whole file, or of its last fragment."""
-    fragmented = is_mov(container) and not stream.frames
-    if container.format.name == _ASF or fragmented or not stream.duration or not stream.time_base:
+    indexed = shown_by_index(container, stream)
+    if indexed is not None:
+        return indexed.duration
+    if container.format.name == _ASF or _in_fragments(container, stream) or not stream.duration or not stream.time_base:
         return 0.0
     if _has_placeholder(stream):
         return 0.0
@@ -169,6 +186,11 @@ def _asf_duration(source: Path | bytes) -> float:
     return 0.0 if flags & 1 else max(0.0, played / 1e7 - preroll / 1e3)
 
 
+def _in_fragments(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether it is an mp4 whose header knows of no pictures; `is_cut_off` tells whether a fragment is missing."""
+    return is_mov(container) and not stream.frames
+
+
 def _has_placeholder(stream: VideoStream) -> bool:
     return stream.frames >= _UNKNOWN_FRAMES
 
@@ -177,6 +199,8 @@ def breaks_off(container: InputContainer, stream: VideoStream, source: Path | by
     """Whether its end is missing: the header promises more than `reached` seconds, which no other stream explains."""
     if is_cut_off(container.format.name, source):
         return True
+    if _in_fragments(container, stream):
+        return False
     promised = told_duration(container, stream, source)
     if promised <= reached + SLACK:
         return False

@@ -14,11 +14,13 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from .containers import is_in_coding_order, is_matroska, is_mov, open_video, read_packets, repeats
+from .containers import is_in_coding_order, is_matroska, is_mov, open_video, rate_of, read_packets, repeats
 
 MISSING = 0.01
 """Share of the pictures that may be missing from an even rate."""
-_LOST, _LOST_IN = 8, 2  # pictures that a cut may lose, and in how many places
+LOST = 8
+"""Pictures that a cut may lose."""
+_LOST_IN = 2  # places where it does
 _WINDOW = 17  # pictures that are looked at in each of these places
 _PLACES = 5
 _REORDERED = 16  # pictures read behind them, some of which may be shown before
@@ -46,7 +48,7 @@ class Times(NamedTuple):
         if abs(missing) <= max(rounding, slack * len(steps)):
             return True
         lost = steps[np.abs(steps - 1) > 0.5] - 1
-        return bool(len(lost) <= _LOST_IN and lost.sum() <= _LOST and abs(missing - lost.sum()) <= rounding)
+        return bool(len(lost) <= _LOST_IN and lost.sum() <= LOST and abs(missing - lost.sum()) <= rounding)
 
     def mean_rate(self, last: float) -> float:
         """Pictures per second if the last one is shown for `last` seconds; at least two must have times."""
@@ -78,10 +80,39 @@ def shown_times(source: Path | bytes, shown: int | None = None, *, header_only: 
             # Pictures are given the decoding times in order, including the times of pictures that cannot be decoded.
             if ticks is not None and stream.time_base and (by_decoding or not before):
                 time = float(ticks * stream.time_base)
-                if time > last:
-                    last, lasts = time, float((packet.duration or 0) * stream.time_base)
+                # Steps of mp4 are those to the pictures that are decoded next; behind the last one, there is none.
+                if time > last or is_mov(container):
+                    last, lasts = max(time, last), float((packet.duration or 0) * stream.time_base)
                 times.append(time)
     return Times(frames, np.sort(np.array(times))[:frames], lasts)
+
+
+class Indexed(NamedTuple):
+    """Pictures that an mp4 shows: how many there are, and seconds from the first one to the end of the last."""
+
+    frames: int
+    duration: float
+
+
+def shown_by_index(container: InputContainer, stream: VideoStream) -> Indexed | None:
+    """What the index and the last packets of an mp4 tell, None if they are missing. Moves the current position.
+
+    The header adds up the steps between pictures in the order of decoding, which is not that of their times where they
+    come unevenly, and counts what an edit list hides.
+    """
+    shown = [entry.timestamp for entry in stream.index_entries if not entry.is_discard] if is_mov(container) else []
+    if not stream.frames or not shown or not stream.time_base:  # in fragments, it has only the first one's
+        return None
+    tail = shown[-_REORDERED - 1 :]
+    container.seek(tail[0], stream=stream, any_frame=True)
+    every = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+    ends = list(islice((packet for packet in every if packet.dts is not None and packet.dts >= tail[0]), len(tail)))
+    if len(ends) < len(tail) or any(packet.is_corrupt or packet.pts is None for packet in ends):
+        return None
+    # Steps behind others are those to the pictures that are decoded next.
+    last = ends[-1].duration or 1 / (rate_of(stream) * stream.time_base)
+    end = max(packet.pts or 0 for packet in ends) + last
+    return Indexed(len(shown), float((end - (stream.start_time or 0)) * stream.time_base))
 
 
 def is_before(packet: Packet, shown: int | None) -> bool:
