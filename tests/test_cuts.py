@@ -11,9 +11,10 @@ from sat_ssvae.data.clips import unsuitable
 from sat_ssvae.data.files import VideoError
 from sat_ssvae.data.index import Sample
 from sat_ssvae.data.pack import PackConfig, pack
+from sat_ssvae.data.resample import read_resampled
 from sat_ssvae.data.video_io import probe, read_frames
 
-from .numbered_videos import CODECS, CUT, is_whole, number_of, numbered, record, trim
+from .numbered_videos import CODECS, CUT, is_whole, number_of, numbered, record, record_at, trim
 from .shard_files import samples_in, small
 
 
@@ -68,6 +69,17 @@ def test_an_mp4_that_begins_late_or_hides_its_end(tmp_path, late, first, count, 
     edit(path, [(None, late)] * bool(late) + [(first, count)])
     assert [number_of(frame.picture) for frame in read_frames(path)] == list(range(first, first + count))
     assert is_whole(path, count, 24, tmp_path / "out")
+
+
+def test_pictures_that_come_unevenly_and_are_hidden_at_the_end(tmp_path):
+    """The last one decoded, before those that are hidden, need not be the last one shown."""
+    steps = np.random.default_rng(0).choice([1, 2, 5], 60)
+    path = record_at(tmp_path / "a.mp4", [float(k) / 24 for k in np.cumsum([0, *steps])], b_frames=2)
+    for count in range(20, 120, 4):
+        edit(path, [(0, count)])
+        shown = [number_of(frame.picture) for frame in read_frames(path)]
+        assert probe(path).frames == len(shown) < 61
+        assert number_of(list(read_resampled(path, 24, (32, 48)))[-1]) == shown[-1]
 
 
 def test_slides_in_a_transport_stream_have_one_clock(tmp_path):

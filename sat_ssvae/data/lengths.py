@@ -70,7 +70,7 @@ def length_of(
         return _count_all(source, start.shown)
     indexed = shown_by_index(container, stream)
     if indexed is not None and start.shown is None:
-        return _by_index(indexed, float(stream.average_rate or 0), source)
+        return _by_index(indexed, stream, source)
     step = avi_step(container, stream)
     fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream, source)
     if _in_fragments(container, stream) and fps > 1.5 * float(stream.guessed_rate or fps):
@@ -92,13 +92,16 @@ def length_of(
     return _consistent(told)
 
 
-def _by_index(indexed: Indexed, fps: float, source: Path | bytes) -> Length:
-    """Pictures at the header's rate `fps` if they keep it, else on average: it may be of other steps or pictures."""
+def _by_index(indexed: Indexed, stream: VideoStream, source: Path | bytes) -> Length:
+    """Pictures at the header's rate if they keep it, else on average: it may be of other steps."""
     frames, duration = indexed
+    fps = float(stream.average_rate or 0)
     if fps and abs(frames / fps - duration) < _ROUNDING:
         return Length(frames, fps, frames / fps)
-    lost = fps and 0 < round(duration * fps) - frames <= LOST and shown_times(source, header_only=True).keeps(fps, 0.0)
-    return Length(frames, fps if lost else frames / duration, duration)
+    missing = round(duration * fps) - frames
+    cut_between = not missing and frames != stream.frames  # an edit list hides some, and its edges lie between pictures
+    lost = 0 < missing <= LOST and shown_times(source, header_only=True).keeps(fps, 0.0)
+    return Length(frames, fps if cut_between or lost else frames / duration, duration)
 
 
 def _consistent(told: Length) -> Length:

@@ -80,9 +80,11 @@ def shown_times(source: Path | bytes, shown: int | None = None, *, header_only: 
             # Pictures are given the decoding times in order, including the times of pictures that cannot be decoded.
             if ticks is not None and stream.time_base and (by_decoding or not before):
                 time = float(ticks * stream.time_base)
-                # Steps of mp4 are those to the pictures that are decoded next; behind the last one, there is none.
-                if time > last or is_mov(container):
-                    last, lasts = max(time, last), float((packet.duration or 0) * stream.time_base)
+                shown_for = float((packet.duration or 0) * stream.time_base)
+                if time > last:
+                    last, lasts = time, shown_for
+                elif is_mov(container):  # whose steps are those to the pictures that are decoded next
+                    lasts = min(lasts, shown_for)
                 times.append(time)
     return Times(frames, np.sort(np.array(times))[:frames], lasts)
 
@@ -109,9 +111,10 @@ def shown_by_index(container: InputContainer, stream: VideoStream) -> Indexed | 
     ends = list(islice((packet for packet in every if packet.dts is not None and packet.dts >= tail[0]), len(tail)))
     if len(ends) < len(tail) or any(packet.is_corrupt or packet.pts is None for packet in ends):
         return None
-    # Steps behind others are those to the pictures that are decoded next.
-    last = ends[-1].duration or 1 / (rate_of(stream) * stream.time_base)
-    end = max(packet.pts or 0 for packet in ends) + last
+    # The last one shown may have the step to a picture that is decoded next, the last one decoded that to a hidden one.
+    last_shown = max(ends, key=lambda packet: packet.pts or 0)
+    lasts = min(last_shown.duration or 0, ends[-1].duration or 0) or 1 / (rate_of(stream) * stream.time_base)
+    end = (last_shown.pts or 0) + lasts
     return Indexed(len(shown), float((end - (stream.start_time or 0)) * stream.time_base))
 
 
