@@ -169,7 +169,7 @@ class TestCases:
     def test_not_reached(self, tmp_path):
         page = self.page(comparison([0.3], metrics=FEW), tmp_path)
         assert "Stay with stock: every other arm is slower." in page.text and "ssvae slower" in page.text
-        assert "not reached 0." in page.text and "in 3 of 3 seeds" in page.text
+        assert "not reached 0." in page.text and "in 3 of 3 runs" in page.text
 
     def test_a_floor_that_dominates(self, tmp_path):
         page = self.page(comparison([2.6], metrics=FEW, floors={SAMPLES[0]: 0.8}), tmp_path)

@@ -354,20 +354,20 @@ def test_every_measure_is_counted_once(speed, seeds, width):
         ),
         (
             a_speed_up(low=0.0, high=0.81),
-            "not reached in 3 of 3 seeds (up to 0.81× at the best common score)",
+            "not reached in 3 of 3 runs (up to 0.81× at the best common score)",
         ),
         (
             a_speed_up(low=0.5, high=0.81, seeds=1, reached=0, value=None, status="not reached"),
             "not reached (0.50× to 0.81× at the best common score)",
         ),
-        (a_speed_up(reached=2), "not reached in 1 of 3 seeds"),
+        (a_speed_up(reached=2), "not reached in 1 of 3 runs"),
         (a_speed_up(low=0.0, high=2.4, value=1.2, status="measured"), "1.20× (up to 2.4×)"),
         (a_speed_up(value=1.2, status="measured"), "1.20×"),
         (a_speed_up(status="undefined", reason="it diverged"), "not defined"),
         # An end beyond a hundredfold says as much as an open one.
         (
             a_speed_up(low=0.0009, high=1170.0, value=None, status="not reached", reached=0),
-            "not reached in 3 of 3 seeds (any ratio at the best common score)",
+            "not reached in 3 of 3 runs (any ratio at the best common score)",
         ),
         (a_speed_up(low=1.3, high=1170.0, value=2.0, status="measured"), "2.0× (from 1.30×)"),
         (a_speed_up(low=0.0009, high=0.4, value=0.2, status="measured"), "0.20× (up to 0.40×)"),

@@ -140,7 +140,7 @@ def _meaning(videos: list["RestoredVideo"], config: "RestoreConfig", arm: str) -
 
     scored = [video for video in videos if video.scores]
     if not scored:
-        return f"{len(videos):,} videos restored by {arm}; without originals there is nothing to score."
+        return f"{_videos(len(videos))} restored by {arm}; without originals there is nothing to score."
     means = {
         view: sum(video.scores[view]["psnr"] for video in scored) / len(scored)
         for view in (INPUT, ROUND_TRIP, *map(strength_name, config.strengths))
@@ -148,8 +148,13 @@ def _meaning(videos: list["RestoredVideo"], config: "RestoreConfig", arm: str) -
     before, alone = means.pop(INPUT), means.pop(ROUND_TRIP)
     best = max(means, key=lambda view: means[view])
     verb = "raises" if means[best] > before else "lowers"
-    change = f"from {before:.2f} dB to {means[best]:.2f} dB ({best}, {len(scored):,} videos)"
+    difference = _mean_and_change(scored, best, "psnr")[1].replace("-", "−")
+    change = f"from {before:.2f} dB to {means[best]:.2f} dB ({best}, {_videos(len(scored))}), {difference} dB"
     return f"{arm} {verb} the mean PSNR {change}; its autoencoder alone makes it {alone:.2f} dB."
+
+
+def _videos(count: int) -> str:
+    return f"{count:,} video{'s' * (count != 1)}"
 
 
 def _degraded_how(config: "RestoreConfig", original: Path | None) -> str:

@@ -105,7 +105,7 @@ def speed_up(results: ComparisonResults, candidate: str, metric: str) -> SpeedUp
     }
     both = {run: pair for run, pair in both.items() if all(pair)}
     pairs, vae_seeds = list(both.values()), [vae_seed for vae_seed, _ in both]
-    share = _floor_share(results, metric)
+    share = max(floor_shares(results, metric).values(), default=None)
     draws = _draws(pairs) if pairs else []
     curves = [(_measured(base), _measured(cand)) for base, cand in pairs]
     readings = _read(curves, draws) if pairs else "no seed was measured in both arms"
@@ -262,20 +262,21 @@ def _redrawn_value(point: CurvePoint, normal: float) -> float:
     return point.value + normal * max(side, 0.0) / QUANTILE
 
 
-def _floor_share(results: ComparisonResults, metric: str) -> float | None:
-    """Share of the distance at half training that a perfect generator would keep, in the worst of all arms and runs."""
-    if metric.startswith("loss"):
-        return None
-    shares = []
-    for arm in results.arms:
+def floor_shares(results: ComparisonResults, metric: str) -> dict[str, float]:
+    """By arm: the share of the distance at half training that a perfect generator would keep, in the worst of its runs.
+
+    Arms without a floor are missing.
+    """
+    shares: dict[str, float] = {}
+    for arm in results.arms if not metric.startswith("loss") else ():
         floor = arm.floors.get(metric)
         curves = [results.curve(arm.name, seed, metric, vae_seed) for vae_seed, seed in results.runs] if floor else []
         for curve in filter(None, curves):
             steps, fit = smooth_curve(*_measured(curve))
             half = float(np.interp(steps[-1] / 2, steps, fit))
             if floor is not None and math.isfinite(half) and half > 0:
-                shares.append(max(0.0, floor.value / half))
-    return max(shares) if shares else None
+                shares[arm.name] = max(shares.get(arm.name, 0.0), floor.value / half)
+    return shares
 
 
 def _widest(ends: Mapping[Source, tuple[float, float]]) -> Source | Literal["none"]:

@@ -173,7 +173,7 @@ class _Comparison:
             "clip": config.data.model_dump(mode="json"),
             "scoring": config.scoring.model_dump(mode="json"),
             "seeds vary": "the transformer's initial weights, clip order and noise",
-            "autoencoders": f"one per arm and seed: {', '.join(map(str, config.vae_seeds))}",
+            **({"autoencoders": self._autoencoder_seeds()} if self._vae_steps() else {}),
             "denoised at, by the baseline's level": {
                 self.layout.label(member): {f"{level:g}": own for level, own in result.levels.items()}
                 for member, result in members.items()
@@ -198,6 +198,10 @@ class _Comparison:
         """Steps of all stages of an arm's autoencoder, for arms that are trained here."""
         totals = {member.arm: sum(stage.max_steps for stage in stages) for member, stages in self.trainings.items()}
         return {name: total for name, total in totals.items() if name not in self.layout.given}
+
+    def _autoencoder_seeds(self) -> str:
+        arm = "arm that is trained here" if self.layout.given else "arm"
+        return f"one per {arm} and seed: {', '.join(map(str, self.config.vae_seeds))}"
 
     def _warnings(self) -> tuple[str, ...]:
         steps = self._vae_steps()

@@ -24,7 +24,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from .analysis import Outcome, SpeedUp, speed_up
+from .analysis import FLOOR_DOMINATES, Outcome, SpeedUp, floor_shares, speed_up
 from .curves import NO_PROGRESS
 from .results import ABOVE_MEAN_COLOUR, ComparisonResults, Estimate
 from .wording import QUALITY, blur, describe, quality_name, quality_text, ratio, span, speed_up_text
@@ -99,7 +99,7 @@ def _verdict(results: ComparisonResults, read: tuple[SpeedUp, ...], measures: Co
         counted = ()
     else:
         first = _convergence(results, candidate, counted, conclusion)
-    sentences = first, _quality(results, candidate, read, judged=bool(counted))
+    sentences = first, _quality(results, candidate, read, conclusion)
     return Verdict(results.baseline.name, candidate, conclusion, sentences, read, counted)
 
 
@@ -107,12 +107,12 @@ def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) 
     """Why the arms cannot be judged; empty if they can."""
     if blind := blind_arms(results, (results.baseline.name, candidate)):
         which = "each VAE" if len(blind) == 2 else f"the VAE of {next(iter(blind))}"
-        given = all("checkpoint" in results.arm(name).training for name in blind)
-        remedy = "not trained here: look at its reconstructions" if given else "train longer, or compress less"
+        less = all(gain.value < LEAST_GAIN for gain in blind.values())
+        explains = "explains less than half" if less else "is not shown to explain half"
         gains = (f"{name} {quality_text(ABOVE_MEAN_COLOUR, gain, signed=True)}" for name, gain in blind.items())
         return (
-            f"{which} explains less than half of the clips' variance (PSNR against that of a flat image in the clip's "
-            f"mean colour: {', '.join(gains)}); {remedy}"
+            f"{which} {explains} of the clips' variance (PSNR against that of a flat image in the clip's "
+            f"mean colour: {', '.join(gains)}); {_remedy(results, list(blind))}"
         )
     samples = [s for s in read if describe(s.metric).group == "samples"]
     stuck = [s for s in samples if s.reason.endswith(NO_PROGRESS)]
@@ -122,16 +122,34 @@ def _doubt(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]) 
     return ""
 
 
+def _remedy(results: ComparisonResults, blind: Sequence[str]) -> str:
+    """What to do about autoencoders that explain too little; longer training is for those that are trained here."""
+    given = [name for name in blind if "checkpoint" in results.arm(name).training]
+    if not given:
+        return "train longer, or compress less"
+    if len(given) == len(blind):
+        return f"not trained here: look at {'its' if len(given) == 1 else 'their'} reconstructions"
+    (trained,) = set(blind) - set(given)
+    return f"train {trained} longer, or compress less; {given[0]} is not trained here: look at its reconstructions"
+
+
 def blind_arms(results: ComparisonResults, names: Iterable[str]) -> dict[str, Estimate]:
-    """Those of the arms `names` whose VAE explains less than half of the clips' variance, with what it gains in dB."""
+    """Those of the arms `names` whose VAE is not shown to explain half of the clips' variance, with its gain in dB."""
     blind = {}
     for name in names:
         gain = results.arm(name).reconstruction.get(ABOVE_MEAN_COLOUR)
         # Of several autoencoders the mean: Student's interval over two of them is far too wide for a lower end.
         alone = len(results.vae_seeds) == 1
         if gain is not None and (gain.low if alone and gain.low is not None else gain.value) < LEAST_GAIN:
-            blind[name] = Estimate(gain.value)
+            blind[name] = gain if alone else Estimate(gain.value)
     return blind
+
+
+def blurring_arms(results: ComparisonResults) -> list[str]:
+    """The arms whose own reconstruction error is most of a distance of decoded samples, so that it does not count."""
+    samples = [metric for metric in results.metrics if describe(metric).group == "samples"]
+    shares = [share for metric in samples for share in floor_shares(results, metric).items()]
+    return list(dict.fromkeys(name for name, share in shares if share > FLOOR_DOMINATES))
 
 
 def reconstruction_verdict(results: ComparisonResults, candidate: str, metric: str) -> int | None:
@@ -238,7 +256,7 @@ def _why_none(read: Sequence[SpeedUp]) -> str:
     return "no sample distance has an interval, transformers that improve, and a floor small enough"
 
 
-def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], *, judged: bool) -> str:
+def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp], conclusion: Conclusion) -> str:
     """The second sentence: what the latents cost in reconstruction, and which distances measure blur."""
     base, arm = results.baseline.name, results.arm(candidate)
     shared = [m for m in QUALITY if m in arm.reconstruction and m in results.baseline.reconstruction]
@@ -251,13 +269,15 @@ def _quality(results: ComparisonResults, candidate: str, read: Sequence[SpeedUp]
         f" against {quality_text(m, Estimate(results.baseline.reconstruction[m].value))}"
         for m in shared
     )
+    judged = conclusion not in ("not judgeable", "no evidence")
     doubt = ", so part of any speed-up may come from blur" if judged else ""
     if worse is not None and better is not None:
         text = f"{candidate} reconstructs better{better} and worse{worse} than {base} ({numbers}){doubt}"
     elif worse is not None:
         text = f"{candidate} reconstructs worse{worse} ({numbers}){doubt}"
     elif better is not None:
-        text = f"{candidate} also reconstructs better{better} ({numbers})"
+        also = "also " if conclusion == "faster" else ""
+        text = f"{candidate} {also}reconstructs better{better} ({numbers})"
     elif all(sign is None for sign in signs.values()):
         text = f"Reconstruction was measured without intervals ({numbers})"
     else:
@@ -282,7 +302,7 @@ def _blur(read: Sequence[SpeedUp]) -> str:
     kinds = sorted({describe(s.metric).title[0].lower() + describe(s.metric).title[1:] for s in blurred})
     which = f"{len(blurred)} measure{'s' if len(blurred) > 1 else ''} ({' and '.join(kinds)})"
     verb, pronoun, each = ("compare", "are", "each") if len(blurred) > 1 else ("compares", "is", "it")
-    return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of {each} is the VAE's floor"
+    return f"; {which} {verb} blur, not convergence, and {pronoun} left out: {share} of {each} is a VAE's floor"
 
 
 def summary_table(results: ComparisonResults, verdicts: Sequence[Verdict]) -> str:

@@ -54,12 +54,12 @@ def describe(metric: str) -> Metric:
 
 
 def speed_up_text(read: SpeedUp) -> str:
-    """`2.6× (1.9× to 3.4×)`, `not reached in 2 of 3 seeds (...)`, `at the first evaluation (from 1.9×)`, and so on."""
+    """`2.6× (1.9× to 3.4×)`, `not reached in 2 of 3 runs (...)`, `at the first evaluation (from 1.9×)`, and so on."""
     interval = interval_text(read)
     if read.status == "undefined":
         return "not defined"
     if read.status == "not reached":
-        where = f" in {read.seeds - read.reached} of {read.seeds} seeds" if read.seeds > 1 else ""
+        where = f" in {read.seeds - read.reached} of {read.seeds} runs" if read.seeds > 1 else ""
         return f"not reached{where}" + (f" ({interval} at the best common score)" if interval else "")
     assert read.value is not None
     # The ratio at the first evaluation is the grid's and no measurement.

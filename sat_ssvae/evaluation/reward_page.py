@@ -25,7 +25,8 @@ def write_reward_page(page: Path, scored: Scored, config: RewardConfig, command_
     ordered = sorted(range(1, len(rows)), key=lambda number: float(rows[number][2]))
     records = [scored.rated[number - 1] for number in ordered]
     means = summarize(scored, config)
-    meaning = f"{scored.folder}: mean overall rating {means['overall']} over {len(records):,} videos."
+    videos = f"{len(records):,} video{'s' * (len(records) != 1)}"
+    meaning = f"{scored.folder}: mean overall rating {means['overall']} over {videos}."
     shown = [ClipRow(one.video, [_cell(scored, one)], one.prompt) for one in records[:SHOWN]]
     return _write(page, meaning, shown, rows, ordered, (scored, means, config, command_line))
 
@@ -64,10 +65,8 @@ def _outcome(win_rate: MeanInterval, candidate: Path, baseline: Path) -> str:
     if low is not None and high is not None:
         conclusion = "better" if low > 0.5 else "worse" if high < 0.5 else "no difference that is beyond chance"
         conclusion = f"95 % interval {low:.0%} to {high:.0%}: {conclusion}"
-    return (
-        f"{candidate} wins {win_rate.mean:.0%} of {win_rate.count:,} pairs against {baseline}, ties counted half "
-        f"({conclusion})."
-    )
+    pairs = f"{win_rate.count:,} pair{'s' * (win_rate.count != 1)}"
+    return f"{candidate} wins {win_rate.mean:.0%} of {pairs} against {baseline}, ties counted half ({conclusion})."
 
 
 def _write(

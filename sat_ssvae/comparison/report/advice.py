@@ -5,7 +5,6 @@ slower; then those that cannot be judged) and, among equal verdicts, by the spee
 """
 
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from ..answer import PRIMARY
 from ..plan import in_minutes
 from ..provenance import FEW_CLIPS
 from ..results import ComparisonResults, Estimate
-from ..verdict import Conclusion, Verdict, blind_arms, reconstruction_verdict
+from ..verdict import Conclusion, Verdict, blind_arms, blurring_arms, reconstruction_verdict
 from ..wording import describe, interval_text, ratio, speed_up_text
 
 BADGES: dict[Conclusion, tuple[str, Tone]] = {
@@ -142,7 +141,7 @@ def headline(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     if not judged:
         return "Take none yet: no arm can be judged."
     slower = [one.arm for one in judged if one.verdict is not None and one.verdict.conclusion == "slower"]
-    if len(slower) == len(judged):
+    if len(slower) == len(results.candidates):
         return f"Stay with {base}: every other arm is slower{once}."
     text = f"Stay with {base} for now: no other arm is shown to be faster{once}"
     return text + (f", and slower: {', '.join(slower)}." if slower else ".")
@@ -152,6 +151,11 @@ def _lead_words(verdict: Verdict) -> str:
     read = leading(verdict)
     if read is None:
         return "no measure counts"
+    if read.outcome != "faster":
+        faster, by = sum(one.outcome == "faster" for one in verdict.counted), describe(read.metric).label.lower()
+        word = {"equal": "about equal", "undecided": "undecided"}.get(read.outcome, "without a result")
+        text = f"faster on {faster} of {len(verdict.counted)} sample distances"
+        return f"{text}, but {word} by {'the primary measure' if read.metric == PRIMARY else by}: {speed_up_text(read)}"
     if read.status != "measured" or read.value is None:
         return f"{verdict.baseline}'s final score {speed_up_text(read)}"
     span = interval_text(read)
@@ -179,10 +183,19 @@ def basis(results: ComparisonResults, standings: Sequence[Standing]) -> str:
         text += f". {best.candidate} is faster on {faster or 'none'} of these {len(best.counted)}."
     else:
         text += "; no other measure counts."
-    videos = len(results.provenance.heldout)
-    over = f" Intervals are 95 % and taken over the {videos} held-out videos" if videos > 1 else " Intervals are 95 %"
+    over = " Intervals are 95 %"
+    if sources := _interval_sources(results, read):
+        over += f" and taken over the {' and the '.join(sources)}"
     scope = ", and cover evaluation noise only: another run may differ" if len(results.runs) == 1 else ""
     return f"{text}{over}{scope}."
+
+
+def _interval_sources(results: ComparisonResults, read: SpeedUp) -> list[str]:
+    """What a speed-up's interval is taken over."""
+    vaes, seeds, videos = len(results.vae_seeds), len(results.seeds), len(results.provenance.heldout)
+    runs = [f"{vaes} autoencoders an arm" if vaes > 1 else f"{seeds} seeds"] if "seeds" in read.interval_from else []
+    heldout = [f"{videos} held-out videos"] if videos > 1 and "evaluation" in read.interval_from else []
+    return [*runs, *heldout]
 
 
 def undecided(results: ComparisonResults, verdicts: Sequence[Verdict]) -> str:
@@ -226,20 +239,28 @@ def _narrowing(results: ComparisonResults, found: Sequence[SpeedUp]) -> list[str
 
 def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
     """What to run next: the first of the steps that the result calls for."""
-    if "--preset smoke" in results.command:
-        size = results.command.replace("--preset smoke", "--preset default")
-        why = (
-            "the smoke preset only shows that every stage runs; this one measures, and trains everything again (about "
-            "half an hour on two cores that compute in bfloat16, over an hour on others)."
-        )
-        return Advice(size, why)
-    if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
-        return _look_at_given(results) or _train_longer(results, verdicts)
+    smoke = next((flag for flag in ("--preset smoke", "--preset=smoke") if flag in results.command), None)
+    if smoke is not None:
+        why = "the smoke preset only shows that every stage runs; this one measures, and trains everything again"
+        if not any("checkpoint" in arm.training for arm in results.arms):
+            why += " (about half an hour on two cores that compute in bfloat16, over an hour on others)"
+        return Advice(results.command.replace(smoke, "--preset default"), f"{why}.")
+    unjudged = all(verdict.conclusion in ("not judgeable", "no evidence") for verdict in verdicts)
+    return (unjudged and _for_unjudged(results, verdicts)) or _for_judged(results, verdicts, best)
+
+
+def _for_judged(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
+    """More runs or clips where they can tell more, or a look at the arm that leads."""
+    shift_seed = results.configuration.get("shift_seed")
+    if results.configuration.get("shifts") and isinstance(shift_seed, int) and results.seeds == (shift_seed,):
+        why = "one seed tried these shifts; another one tells whether the arms would keep the same."
+        return Advice(with_setting(results.command, "shift_seed", str(shift_seed + 1)), why)
     if len(results.runs) == 1:
         return _more_seeds(results, "this is one run; with three, the intervals say whether it would happen again.")
     clips = results.measurement.get("held-out clips")
-    if isinstance(clips, int) and clips < FEW_CLIPS and "data" in results.configuration:
-        stride = with_setting(results.command, "data.heldout_stride", f"{_stride(results) / 4:g}")
+    few = isinstance(clips, int) and clips < min(FEW_CLIPS, _data(results, "max_heldout", math.inf))
+    if few and "data" in results.configuration:
+        stride = with_setting(results.command, "data.heldout_stride", f"{_data(results, 'heldout_stride', 1) / 4:g}")
         why = f"{clips} held-out clips are few; this cuts more of the same videos (more videos are better)."
         return Advice(stride, why, _minutes(results, "latents", "transformer", "scoring"))
     place = results.arm(best.arm).training.get("autoencoder")
@@ -255,19 +276,25 @@ def _look(place: str) -> str:
     return f"sat-ssvae reconstruct --checkpoint {shlex.quote(place)} --input MY_VIDEOS --output runs/look"
 
 
-def _look_at_given(results: ComparisonResults) -> Advice | None:
-    """Where only autoencoders that are not trained here reconstruct too little: longer training changes nothing."""
-    blind = [results.arm(name) for name in blind_arms(results, [arm.name for arm in results.arms])]
-    if not blind or not all("checkpoint" in arm.training for arm in blind):
+def _for_unjudged(results: ComparisonResults, verdicts: Sequence[Verdict]) -> Advice | None:
+    """What makes arms judgeable; None where nothing but more runs can. Longer training helps only what is trained."""
+    if any("transformer of" in verdict.sentences[0] for verdict in verdicts):
+        return _train_longer(results, "transformers", _transformer_settings(results))
+    blind = list(blind_arms(results, [arm.name for arm in results.arms]))
+    poor = [results.arm(name) for name in blind or blurring_arms(results)]
+    if not poor:
         return None
-    why = f"{blind[0].name} is not trained here and hardly reconstructs these clips: see what it makes of your videos."
-    return Advice(_look(str(blind[0].training["autoencoder"])), why)
+    if not all("checkpoint" in arm.training for arm in poor):
+        return _train_longer(results, "autoencoders", _autoencoder_settings(results))
+    what = "hardly reconstructs these clips" if blind else "loses so much that distances of samples compare its blur"
+    why = f"{poor[0].name} is not trained here and {what}: see what it makes of your videos."
+    return Advice(_look(str(poor[0].training["autoencoder"])), why)
 
 
 def with_setting(command: str, name: str, value: str) -> str:
     """The command line with a setting; one that it has already is replaced."""
-    kept = re.sub(rf"\s+'?{re.escape(name)}=(\S*)", "", command)
-    return f"{kept} '{name}={value}'" if "[" in value else f"{kept} {name}={value}"
+    kept = [word for word in shlex.split(command) if not word.startswith(f"{name}=")]
+    return shlex.join([*kept, f"{name}={value}"])
 
 
 def _more_seeds(results: ComparisonResults, why: str) -> Advice:
@@ -297,24 +324,43 @@ def _minutes(results: ComparisonResults, *stages: str, times: Mapping[str, float
     return total or None
 
 
-def _train_longer(results: ComparisonResults, verdicts: Sequence[Verdict]) -> Advice:
-    """Four times the steps of whatever has not learned enough."""
-    transformer = any("transformer of" in verdict.sentences[0] for verdict in verdicts)
-    section = "transformer" if transformer else "vae"
-    settings = results.configuration.get(section)
-    steps = settings.get("max_steps") if isinstance(settings, Mapping) else None
-    if isinstance(steps, int):
-        slower = {"transformer": 4.0} if transformer else {"autoencoder": 4.0}
-        again = ("transformer", "scoring") if transformer else ("autoencoder", "latents", "transformer", "scoring")
-        return Advice(
-            with_setting(results.command, f"{section}.max_steps", str(4 * steps)),
-            f"the {'transformers have' if transformer else 'autoencoders have'} learned too little to be compared.",
-            _minutes(results, *again, times=slower),
-        )
-    return Advice(results.command, "train longer: raise the number of steps in the configuration, then run it again.")
+def _train_longer(results: ComparisonResults, what: str, settings: Mapping[str, str]) -> Advice:
+    """Four times the steps of whatever has not learned enough; settings: empty where they are in other files."""
+    if not settings:
+        why = f"train the {what} longer: raise the number of steps in their configuration, then run it again."
+        return Advice(results.command, why)
+    command = results.command
+    for name, value in settings.items():
+        command = with_setting(command, name, value)
+    transformers = what == "transformers"
+    again = ("transformer", "scoring") if transformers else ("autoencoder", "latents", "transformer", "scoring")
+    minutes = _minutes(results, *again, times={again[0]: 4.0})
+    return Advice(command, f"the {what} have learned too little to be compared.", minutes)
 
 
-def _stride(results: ComparisonResults) -> float:
+def _transformer_settings(results: ComparisonResults) -> dict[str, str]:
+    """Four times the steps, and evaluations of them: without these the curves would stay as they are."""
+    own = results.configuration.get("transformer")
+    steps, evaluated = (own.get("max_steps"), own.get("evaluation_steps")) if isinstance(own, Mapping) else (None, None)
+    if not isinstance(steps, int) or not isinstance(evaluated, list):
+        return {}
+    at = ",".join(map(str, [*evaluated, 2 * steps, 4 * steps]))
+    return {"transformer.max_steps": str(4 * steps), "transformer.evaluation_steps": f"[{at}]"}
+
+
+def _autoencoder_settings(results: ComparisonResults) -> dict[str, str]:
+    """Four times the steps of every stage, which have their own where there are several."""
+    arms, stages = results.configuration.get("arms"), results.configuration.get("stages")
+    if isinstance(arms, Mapping) and any(isinstance(arm, Mapping) and arm.get("stages") for arm in arms.values()):
+        return {}  # each arm has stages of its own
+    parts = {f"stages.{number}": stage for number, stage in enumerate(stages if isinstance(stages, list) else [])}
+    parts = parts or {"vae": results.configuration.get("vae")}
+    steps = {f"{name}.max_steps": part.get("max_steps") for name, part in parts.items() if isinstance(part, Mapping)}
+    return {name: str(4 * count) for name, count in steps.items() if isinstance(count, int)}
+
+
+def _data(results: ComparisonResults, name: str, otherwise: float) -> float:
+    """A number of the clips' settings."""
     data = results.configuration.get("data")
-    stride = data.get("heldout_stride") if isinstance(data, Mapping) else None
-    return float(stride) if isinstance(stride, (int, float)) else 1.0
+    value = data.get(name) if isinstance(data, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) else otherwise

@@ -40,7 +40,8 @@ def differing_settings(arms: Sequence[ArmResult]) -> dict[str, str]:
             shown = [key for key in shown if own[arm.name][key] != base.get(key)]
         parts = [f"not trained here: {arm.training[_GIVEN]}"] if arm.name not in trained else []
         lines[arm.name] = ", ".join([*parts, *(f"{key} {own[arm.name][key]}" for key in shown)])
-    return {name: text or f"as {arms[0].name}" for name, text in lines.items()} if any(lines.values()) else {}
+    alike = {arm.name: f"as {arms[0].name}" if arm is not arms[0] else "trained here" for arm in arms}
+    return {name: text or alike[name] for name, text in lines.items()} if any(lines.values()) else {}
 
 
 def plain(value: Any) -> str:

@@ -23,7 +23,7 @@ from ..answer import PRIMARY
 from ..plan import in_minutes
 from ..provenance import Provenance
 from ..results import ComparisonResults, Estimate
-from ..verdict import Verdict
+from ..verdict import Verdict, blurring_arms
 from ..wording import blur, describe, percent, quality_name, quality_text, ratio
 from .advice import (
     BADGES,
@@ -84,7 +84,12 @@ def render(results: ComparisonResults, verdicts: Sequence[Verdict], pictures: Pi
             section("Arms and measures", speed_up_matrix(results, standings, legend), note=_MATRIX_NOTE),
             section("Curves", *curve_blocks(results, verdicts, legend), note=_CURVES_NOTE),
             section("Spectra of the latents", spectrum_charts(results, legend), _spectrum_table(results, legend)),
-            section("Reconstruction", _quality_table(results, legend), *_floors(results, legend), note=_QUALITY_NOTE),
+            section(
+                "Reconstruction",
+                _quality_table(results, legend),
+                *_floors(results, legend),
+                note=_quality_note(results),
+            ),
             section("Where the clips come from", *_provenance(results)),
             section("How it was measured", *_measurement(results, legend)),
             section("What the numbers do not say", bullets([*_limits(results, verdicts), *_CAVEATS])),
@@ -116,10 +121,6 @@ _CURVES_NOTE = (
     " single outliers and never rising (thick: mean over seeds; thin: each seed). Dotted: the baseline's final score as"
     " read, which other lines must reach; dashed: in distances what the VAE's training clips score, below"
     " which only a transformer that generalises comes, else the floor. Drag to zoom, double-click to zoom out."
-)
-_QUALITY_NOTE = (
-    "What the latents cost: a VAE can buy easy latents with blur. Means over held-out clips with 95 % intervals over"
-    " videos; second line: the difference to the baseline, clip by clip."
 )
 _CAVEATS = (
     "Steps are not seconds: another latent size or VAE changes the time of a step, of encoding and of decoding.",
@@ -158,7 +159,7 @@ def _top(
     sentences = [Markup("<p>{} {}</p>").format(legend.label(verdict.candidate), verdict.text) for verdict in verdicts]
     tone = BADGES[best.verdict.conclusion][1] if best.verdict is not None else "neutral"
     lead = Markup('<p class="lead">{}</p>').format(headline(results, standings))
-    if all(verdict.conclusion == "not judgeable" for verdict in verdicts):
+    if all(verdict.conclusion in ("not judgeable", "no evidence") for verdict in verdicts):
         lead += paragraph(verdicts[0].sentences[0])
     elif doubt := undecided(results, verdicts):
         lead += paragraph(doubt)
@@ -243,6 +244,14 @@ def _quality_table(results: ComparisonResults, legend: Legend) -> Markup:
             cells.append(text)
         rows.append(cells)
     return table(["arm", *(quality_name(metric) for metric in metrics)], rows, numbers=False) if metrics else Markup()
+
+
+def _quality_note(results: ComparisonResults) -> str:
+    over = "videos or over autoencoders, whichever are wider" if len(results.vae_seeds) > 1 else "videos"
+    return (
+        "What the latents cost: a VAE can buy easy latents with blur. Means over held-out clips with 95 % intervals"
+        f" over {over}; second line: the difference to the baseline, clip by clip."
+    )
 
 
 def _floors(results: ComparisonResults, legend: Legend) -> list[Markup]:
@@ -341,7 +350,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
         )
     shares = [s.floor_share for s in read if s.measures_blur and s.floor_share is not None]
     if shares:
-        longer = "" if len(given) == len(results.arms) else "train the VAEs longer, or "
+        longer = "" if set(blurring_arms(results)) <= set(given) else "train the VAEs longer, or "
         limits.append(
             f"Up to {blur(max(shares))} of a distance is a VAE's own reconstruction error, so it compares blur:"
             f" {longer}compress less, to make it count."
@@ -349,7 +358,7 @@ def _limits(results: ComparisonResults, verdicts: Sequence[Verdict]) -> list[str
     learnt = _learnt_share(results, read)
     if learnt is not None and learnt > FLOOR_DOMINATES:
         limits.append(
-            f"{percent(learnt)} of the baseline's final score by the primary measure is what its training clips score"
+            f"{blur(learnt)} of the baseline's final score by the primary measure is what its training clips score"
             " themselves, since they show other scenes than the held-out ones. Curves level off towards that, so late"
             " in training a small difference in score is a large one in steps."
         )

@@ -144,7 +144,7 @@ def _cell(read: SpeedUp | None, verdict: Verdict, limit: float, colour: str) -> 
     if read.candidate_steps is not None and read.status == "measured":
         notes.append(f"at {read.candidate_steps:,.0f} steps")
     if read.status == "not reached" and read.seeds > 1:
-        notes.append(f"in {read.seeds - read.reached} of {read.seeds} seeds")
+        notes.append(f"in {read.seeds - read.reached} of {read.seeds} runs")
     if read.measures_blur and read.floor_share is not None:
         notes.append(f"{blur(read.floor_share)} is blur")
 
