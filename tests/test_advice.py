@@ -8,6 +8,7 @@ import pytest
 from sat_ssvae.comparison.answer import PRIMARY
 from sat_ssvae.comparison.provenance import Provenance
 from sat_ssvae.comparison.report.advice import (
+    basis,
     headline,
     leading,
     leading_value,
@@ -93,6 +94,23 @@ class TestHeadline:
         text = self.headline(comparison([1.0, 0.4], metrics=FEW))
         assert text == "Stay with stock for now: no other arm is shown to be faster, and slower: lcr only."
 
+    def test_an_arm_that_cannot_be_judged_is_not_called_slower(self):
+        text = self.headline(without_gain(comparison([0.4, 0.4], metrics=FEW), "lcr only"))
+        assert text == "Stay with stock for now: no other arm is shown to be faster, and slower: ssvae."
+
+    def test_a_primary_measure_that_is_undecided_gives_no_number_of_fewer_steps(self):
+        results = comparison([{SAMPLES[0]: 2.6, SAMPLES[1]: 2.6, PRIMARY: 0.95}], metrics=SAMPLES[:3], width=0.1)
+        text = self.headline(results)
+        assert text.startswith("Take ssvae: faster on 2 of 3 sample distances, but undecided by the primary measure: ")
+        assert "fewer steps" not in text and "0." in text
+
+    def test_intervals_are_taken_over_seeds_and_videos(self):
+        results = comparison([2.6], metrics=[PRIMARY])
+        results = dataclasses.replace(results, provenance=Provenance({}, {"a.mp4": 120, "b.mp4": 120}))
+        verdicts = judge(results)
+        text = basis(results, ranking(results, verdicts))
+        assert text.endswith("Intervals are 95 % and taken over the 3 seeds and the 2 held-out videos.")
+
     def test_one_run_is_called_one(self):
         text = self.headline(comparison([2.6], metrics=FEW, seeds=(0,)))
         assert text.startswith("ssvae leads in this one run: 2.6× fewer steps (95 %: ")
@@ -104,7 +122,7 @@ class TestHeadline:
 
     def test_longer_training_is_not_advised_for_what_is_not_trained_here(self):
         def of(*given):
-            results = without_gain(comparison([2.6], metrics=FEW), "ssvae")
+            results = without_gain(comparison([2.6], metrics=[PRIMARY], seeds=(0,)), "ssvae")
             place = {"checkpoint": "wan2.1:my vae", "autoencoder": "wan2.1:/home/my vae"}
             arms = [dataclasses.replace(arm, training=place) if arm.name in given else arm for arm in results.arms]
             return dataclasses.replace(
@@ -115,6 +133,11 @@ class TestHeadline:
         assert "mean colour: ssvae +1.00 dB); not trained here: look at its recon" in judge(theirs)[0].text
         assert advised(theirs).command.startswith("sat-ssvae reconstruct --checkpoint 'wan2.1:/home/my vae' --input")
         assert advised(of("stock")).command == "sat-ssvae compare vae.max_steps=4000"
+        both = without_gain(of("ssvae"), "stock", "ssvae")
+        assert "; train stock longer, or compress less; ssvae is not trained here: look at" in judge(both)[0].text
+        assert advised(both).command == "sat-ssvae compare vae.max_steps=4000"
+        neither = without_gain(of("stock", "ssvae"), "stock", "ssvae")
+        assert "; not trained here: look at their reconstructions. " in judge(neither)[0].text
 
 
 class TestUndecided:
@@ -159,6 +182,15 @@ class TestNextCommand:
         results = dataclasses.replace(comparison([2.6], metrics=FEW), command="sat-ssvae compare --preset smoke")
         assert advised(results).command == "sat-ssvae compare --preset default"
 
+    def test_how_long_the_default_takes_is_said_only_where_all_is_trained_here(self):
+        results = comparison([2.6], metrics=[PRIMARY], seeds=(0,))
+        results = dataclasses.replace(results, command="sat-ssvae compare --preset=smoke")
+        assert (
+            advised(results).command == "sat-ssvae compare --preset default" and "half an hour" in advised(results).why
+        )
+        given = dataclasses.replace(results.arms[1], training={"checkpoint": "wan2.1:/vae"})
+        assert "hour" not in advised(dataclasses.replace(results, arms=(results.arms[0], given))).why
+
     def test_one_seed_is_followed_by_three(self):
         advice = advised(comparison([2.6], metrics=FEW, seeds=(4,)))
         assert advice.command == "bash scripts/compare_convergence.sh 'seeds=[4,5,6]'" and "one run" in advice.why
@@ -174,10 +206,55 @@ class TestNextCommand:
         results = dataclasses.replace(results, configuration={"vae": {"max_steps": 1000}}, command="sat-ssvae compare")
         assert advised(results).command == "sat-ssvae compare vae.max_steps=4000"
 
+    def test_every_stage_of_an_autoencoder_is_trained_longer(self):
+        results = without_gain(comparison([2.6], metrics=FEW), "stock")
+        stages = [{"max_steps": 3000}, {"max_steps": 1500, "freeze_encoder": True}]
+        arms = {"stock": {"stages": []}, "ssvae": {"stages": []}}
+        results = dataclasses.replace(
+            results, configuration={"vae": {}, "stages": stages, "arms": arms}, command="sat-ssvae compare"
+        )
+        assert advised(results).command == "sat-ssvae compare stages.0.max_steps=12000 stages.1.max_steps=6000"
+        arms = {"stock": {"stages": stages}, "ssvae": {"stages": []}}
+        own = dataclasses.replace(results, configuration=results.configuration | {"arms": arms})
+        assert advised(own).command == "sat-ssvae compare" and advised(own).why.startswith("train the autoencoders")
+
+    def test_transformers_that_train_longer_are_evaluated_there(self):
+        """Without new evaluations the curves would stay as they are."""
+        results = comparison([1.0], metrics=FEW)
+        flat = tuple(dataclasses.replace(point, value=4.0, low=3.9, high=4.1) for point in results.curves)
+        transformer = {"max_steps": 20, "evaluation_steps": [10, 20]}
+        results = dataclasses.replace(
+            results, curves=flat, configuration={"transformer": transformer}, command="sat-ssvae compare"
+        )
+        assert advised(results).command == (
+            "sat-ssvae compare transformer.max_steps=80 'transformer.evaluation_steps=[10,20,40,80]'"
+        )
+
+    def test_more_seeds_are_not_advised_where_all_distances_compare_blur(self):
+        results = comparison([2.6], metrics=FEW, seeds=(0,), floors=dict.fromkeys(FEW, 0.9))
+        settings = {"configuration": {"vae": {"max_steps": 1000}}, "command": "sat-ssvae compare"}
+        results = dataclasses.replace(results, **settings)
+        assert judge(results)[0].conclusion == "no evidence"
+        assert advised(results).command == "sat-ssvae compare vae.max_steps=4000"
+        place = {"checkpoint": "wan2.1:/vae", "autoencoder": "wan2.1:/vae"}
+        arms = (dataclasses.replace(results.arms[0], floors={}), dataclasses.replace(results.arms[1], training=place))
+        given = dataclasses.replace(results, arms=arms)
+        assert advised(given).command.startswith("sat-ssvae reconstruct --checkpoint wan2.1:/vae")
+        text = Parsed(render(given, judge(given))).text
+        assert "it compares blur: compress less" in text and "every sample distance is mostly" in text
+
+    def test_a_search_of_shifts_is_followed_by_another_seed_of_it(self):
+        settings = {"shifts": [1.0, 2.0], "shift_seed": 1000, "vae_seeds": [0, 1]}
+        results = comparison([1.0], metrics=[PRIMARY], seeds=(1000,))
+        results = dataclasses.replace(results, configuration=settings, command="sat-ssvae compare")
+        assert advised(results).command == "sat-ssvae compare shift_seed=1001"
+
     def test_few_held_out_clips_are_followed_by_more(self):
         results = comparison([2.6], metrics=FEW)
         few = {"measurement": {"held-out clips": 12}, "configuration": {"data": {"heldout_stride": 2.0}}}
         assert "data.heldout_stride=0.5" in advised(dataclasses.replace(results, **few)).command
+        few["configuration"] = {"data": {"heldout_stride": 2.0, "max_heldout": 12}}  # a shorter stride gives no more
+        assert "heldout_stride" not in advised(dataclasses.replace(results, **few)).command
 
     def test_a_faster_arm_is_looked_at(self):
         results = comparison([2.6], metrics=FEW)
@@ -195,6 +272,7 @@ class TestNextCommand:
             ("compare seeds=1 a.b=1", "compare a.b=1 seeds=4"),
             ("compare 'seeds=[0,1]' a.b=1", "compare a.b=1 seeds=4"),
             ("compare vae_seeds=1", "compare vae_seeds=1 seeds=4"),
+            ("compare 'seeds=[0, 1]' a.b=1", "compare a.b=1 seeds=4"),
         ],
     )
     def test_a_setting_is_given_once(self, before, after):

@@ -57,6 +57,11 @@ def test_an_arm_that_was_not_trained_here_names_its_weights_and_what_all_state()
     }
 
 
+def test_a_baseline_that_states_nothing_is_not_called_like_itself():
+    told = differing_settings(arms((VAE, stages(0.0)), (VAE, {"checkpoint": "runs/a/vae"})))
+    assert told == {"stock": "trained here", "ssvae": "not trained here: runs/a/vae"}
+
+
 def test_arms_that_do_not_differ_have_no_line():
     assert differing_settings(arms((VAE, stages(0.0)), (VAE, stages(0.0)))) == {}
     assert differing_settings(arms(({}, {}), ({}, {}))) == {}

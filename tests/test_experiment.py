@@ -119,6 +119,7 @@ def test_existing_weights_are_an_arm(finished, tmp_path):
     arms = {"stock": ARMS["stock"], "mine": {"checkpoint": str(weights)}}
     again, _ = compare(configured(arms=arms), tmp_path, CPU, "sat-ssvae compare", source)
     assert again.arm("mine").reconstruction == results.arm("ssvae").reconstruction
+    assert again.measurement["autoencoders"] == "one per arm that is trained here and seed: 0"
     assert [path.name.split("-")[0] for path in (tmp_path / "vae").iterdir()] == ["stock"]
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sat_ssvae.cli import main
+from sat_ssvae.commands.restore import _meaning
 from sat_ssvae.comparison.run_index import RunIndex, TrainedTransformer
 from sat_ssvae.comparison.settings import ClipsConfig
 from sat_ssvae.config import parse_config
@@ -20,7 +21,7 @@ from sat_ssvae.diffusion.training import save_dit
 from sat_ssvae.diffusion.transformer import DiTConfig, build_dit
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.degradations import Degradation
-from sat_ssvae.evaluation.restore import INPUT, ROUND_TRIP, RestoreConfig, Restorer, restore
+from sat_ssvae.evaluation.restore import INPUT, ROUND_TRIP, RestoreConfig, RestoredVideo, Restorer, restore
 from sat_ssvae.evaluation.side_by_side import GAP, STRIP, apart
 from sat_ssvae.metrics.fidelity import psnr
 from sat_ssvae.vae.checkpoint import weights_digest
@@ -223,6 +224,19 @@ def test_settings_of_the_process_are_checked_first(run, videos, tmp_path):
     restorer = dataclasses.replace(restorer, trained=trained)
     with pytest.raises(UserError, match="steps=6: the transformer knows 5 noise levels"):
         restore(restorer, videos, tmp_path / "out", config(steps=6), NOISE)
+
+
+def test_the_result_has_its_unit_and_interval_and_counts_one_video_as_one():
+    def restored(*psnrs):
+        views = [(INPUT, 20.0), (ROUND_TRIP, 21.0)]
+        scores = [{view: {"psnr": value} for view, value in [*views, ("strength 0.3", one)]} for one in psnrs]
+        return [RestoredVideo(f"v{number}", 5, "key", one) for number, one in enumerate(scores)]
+
+    text = _meaning(restored(22.0), config(), "stock")
+    assert "from 20.00 dB to 22.00 dB (strength 0.3, 1 video), +2.00 dB; its autoencoder" in text
+    text = _meaning(restored(18.0, 18.2), config(), "stock")
+    assert "lowers" in text and "2 videos), −1.90 (−3.17 to −0.63) dB; its" in text
+    assert _meaning([RestoredVideo("v", 5, "key", {})], config(), "stock").startswith("1 video restored by stock;")
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])

@@ -17,7 +17,9 @@ from sat_ssvae.data.video_io import write_video
 from sat_ssvae.errors import UserError
 from sat_ssvae.evaluation.generated import list_videos
 from sat_ssvae.evaluation.reward import RewardConfig, compare_pairs, pair_up, summarize
+from sat_ssvae.evaluation.reward_page import _outcome
 from sat_ssvae.evaluation.unified_reward import VERSIONS
+from sat_ssvae.metrics.intervals import mean_interval
 
 from .judged import DOWN, config, expected, gray_videos, ratings, score
 from .parsed_page import Parsed
@@ -204,6 +206,11 @@ def test_the_command_prints_scores_and_difference(judge, gray, tmp_path, capsys)
     summary = json.loads((gray / "unified_reward_v2.json").read_text())
     assert summary["videos"] == 5 and summary["scores"]["style"]["count"] == 5
     assert len((gray / "unified_reward_v2.jsonl").read_text().splitlines()) == 5
+
+
+def test_one_pair_is_called_one():
+    text = _outcome(mean_interval([1.0]), Path("ours"), Path("theirs"))
+    assert text == "ours wins 100% of 1 pair against theirs, ties counted half (too few pairs to say more)."
 
 
 def test_a_package_that_is_not_installed_is_named(gray, monkeypatch, capsys):
