@@ -246,7 +246,8 @@ def next_command(results: ComparisonResults, verdicts: Sequence[Verdict], best: 
             why += " (about half an hour on two cores that compute in bfloat16, over an hour on others)"
         return Advice(results.command.replace(smoke, "--preset default"), f"{why}.")
     unjudged = all(verdict.conclusion in ("not judgeable", "no evidence") for verdict in verdicts)
-    return (unjudged and _for_unjudged(results, verdicts)) or _for_judged(results, verdicts, best)
+    advice = _for_unjudged(results, verdicts) if unjudged else None
+    return advice or _for_judged(results, verdicts, best)
 
 
 def _for_judged(results: ComparisonResults, verdicts: Sequence[Verdict], best: Standing) -> Advice:
