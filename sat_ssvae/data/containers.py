@@ -163,9 +163,12 @@ def origin(container: InputContainer, stream: VideoStream) -> float:
 
 def rate_of(stream: VideoStream) -> Fraction:
     """Frames per second on average, as the header has it, or a usual rate."""
-    # Of a single picture FFmpeg guesses the rate of fields; the stream itself may tell that of pictures.
+    if stream.average_rate:
+        return stream.average_rate
+    # Of a single picture FFmpeg guesses the rate of fields, where the stream itself may tell that of pictures; of a
+    # variable rate the stream tells the ticks of its encoder.
     told = stream.codec_context.framerate if stream.codec_context else None
-    return stream.average_rate or told or stream.guessed_rate or _USUAL_FPS
+    return min((rate for rate in (told, stream.guessed_rate) if rate and rate < MAX_FPS), default=_USUAL_FPS)
 
 
 class Start(NamedTuple):

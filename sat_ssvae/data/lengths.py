@@ -167,11 +167,12 @@ def _own_duration(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _told_end(container: InputContainer, source: Path | bytes) -> float:
-    """Seconds at which the last stream ends, by the header: Matroska stores just that, other formats a duration."""
+    """Seconds at which the last stream ends, by the header: Matroska and FLV store just that, others a duration."""
     if container.format.name == _ASF:
         ends = [float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base]
         return max(ends) if ends else _asf_duration(source)
-    begin = 0 if is_matroska(container) else max(0, container.start_time or 0)
+    stored = is_matroska(container) or container.format.name == "flv"
+    begin = 0 if stored else max(0, container.start_time or 0)
     return (begin + (container.duration or 0)) / av.time_base
 
 
