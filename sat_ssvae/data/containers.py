@@ -163,11 +163,11 @@ def origin(container: InputContainer, stream: VideoStream) -> float:
 
 def rate_of(stream: VideoStream) -> Fraction:
     """Frames per second on average, as the header has it, or a usual rate."""
-    if stream.average_rate:
-        return stream.average_rate
     # Of a single picture FFmpeg guesses the rate of fields, where the stream itself may tell that of pictures; of a
-    # variable rate the stream tells the ticks of its encoder.
+    # variable rate, header and stream may tell the ticks of the encoder.
     told = stream.codec_context.framerate if stream.codec_context else None
+    if stream.average_rate and stream.average_rate < MAX_FPS:
+        return stream.average_rate
     return min((rate for rate in (told, stream.guessed_rate) if rate and rate < MAX_FPS), default=_USUAL_FPS)
 
 
