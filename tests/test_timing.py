@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -125,6 +126,40 @@ def test_an_mp4_with_b_frames_is_as_long_as_its_pictures_are_shown(tmp_path, tim
     if max(np.diff(times)) < 1:  # else some parts have no picture
         parts = frames_packed(path, tmp_path / "out", segment_seconds=1.0)
         assert len(parts) == round(duration) and sum(parts) == 40
+
+
+LIVE = [("a.ts", 90000), ("a.flv", 1000), ("a.mkv", 1000)]
+
+
+@pytest.mark.parametrize(("name", "ticks"), LIVE)
+@pytest.mark.parametrize("times", REORDERED)
+@pytest.mark.parametrize("b_frames", [2, 4])
+def test_a_live_recording_with_b_frames_is_read_to_its_end(tmp_path, times, b_frames, name, ticks):
+    """Encoders of a variable rate write their ticks for a rate, and FLV's duration counts from the first packet."""
+    path = record_at(tmp_path / name, times, base=Fraction(1, ticks), b_frames=b_frames)
+    with av.open(str(path)) as container:
+        decoded = [(frame.time, number_of(frame.to_ndarray(format="rgb24"))) for frame in container.decode(video=0)]
+    seconds = np.array([time for time, _ in decoded]) - decoded[0][0]
+    numbers = [number for _, number in decoded]
+    info, duration = probe(path), seconds[-1] + 1 / 30
+    assert (info.frames, info.fps) == (len(numbers), pytest.approx(len(numbers) / duration, rel=0.03))
+    assert info.duration == pytest.approx(duration, abs=0.036)
+    frames = list(read_frames(path))
+    assert [number_of(frame.picture) for frame in frames] == numbers == list(range(40))
+    assert [float(frame.time) for frame in frames] == pytest.approx(seconds, abs=0.001)
+    found = [number_of(picture) for picture in read_resampled(path, 30, (32, 48))]
+    away = np.abs(seconds[None] - np.arange(len(found))[:, None] / 30)
+    assert (away[np.arange(len(found)), found] <= away.min(axis=1) + 0.002).all()
+    assert found[-1] == 39
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_a_recording_whose_times_no_rate_explains_is_read_to_its_end(tmp_path, b_frames):
+    """FFmpeg then guesses a picture per tick; the last one is shown as long as in files that do not say."""
+    times = np.cumsum(np.random.default_rng(5).uniform(0.03, 0.1, 40)).tolist()
+    path = record_at(tmp_path / "a.ts", times, base=Fraction(1, 90000), b_frames=b_frames)
+    assert probe(path).duration == pytest.approx(times[-1] - times[0] + 1 / 25, abs=0.001)
+    assert [number_of(picture) for picture in read_resampled(path, 30, (32, 48))][-1] == 39
 
 
 def test_the_parts_of_a_file_share_what_is_read_of_it(tmp_path, monkeypatch):
