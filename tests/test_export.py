@@ -20,6 +20,7 @@ from sat_ssvae.cogvideo.export import build_scheduler, build_transformer
 from sat_ssvae.cogvideo.sat_config import SATConfig, merge_configs
 from sat_ssvae.cogvideo.sat_transformer import write_transformer
 
+from .processes import unmeasured
 from .stock_configurations import OVERLAYS
 from .test_project import ROOT
 from .tiny_transformers import GRID, drawn, inputs, layer, stock_layer
@@ -223,7 +224,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(training, tmp_path):
     base = ["--base", str(folder / "training_config.yaml")]
     for command in (["export", "--text_encoder", "none"], ["adapt"]):
         arguments = [sys.executable, "-c", LIMITED, "cogvideo", command[0], folder, output, *base, *command[1:]]
-        done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
+        arguments = list(map(str, arguments))
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=unmeasured())
         assert done.returncode == 2, done.stderr
         last = done.stderr.splitlines()[-1]
         assert last.startswith(f"error: {output}") and "cannot be written (" in last and last.endswith("; make room")

@@ -23,6 +23,7 @@ from sat_ssvae.latents.latent_set import encode_latents
 from sat_ssvae.storage import atomic, digest_of, remove_partials, save_tensors, write_text
 from sat_ssvae.vae import checkpoint
 
+from .processes import unmeasured
 from .small_models import random_video, tiny_vae
 
 KILLED = """
@@ -202,6 +203,7 @@ except OSError as error:
 def test_tensors_that_the_disk_has_no_room_for_are_an_error_of_the_system(tmp_path):
     """Which every command ends on in one line."""
     path = tmp_path / "x.safetensors"
-    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", FULL, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=unmeasured())
     assert done.stdout.startswith(f"{path} ") and "File too large" in done.stdout
     assert not list(tmp_path.iterdir())
