@@ -85,13 +85,18 @@ def export_pipeline(
         transformer=build_transformer(config, weights, stage.spatial_factor),
         scheduler=build_scheduler(config),
     )
+    module = AutoencoderSSVAE.__module__.removeprefix("sgm.")  # where this package is a copy in sgm/
+    _write_pipeline(pipeline, module, output)
+
+
+def _write_pipeline(pipeline: Any, autoencoder_module: str, output: Path) -> None:
     with atomic_folder(output) as partial:
         try:
             pipeline.save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"{output}: cannot be written ({first_line(error)}); make room") from None
         index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
-        index["vae"][0] = AutoencoderSSVAE.__module__.removeprefix("sgm.")  # where this package is a copy in sgm/
+        index["vae"][0] = autoencoder_module
         write_text(partial / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 

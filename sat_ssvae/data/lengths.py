@@ -71,6 +71,13 @@ def length_of(
     indexed = shown_by_index(container, stream)
     if indexed is not None and start.shown is None:
         return _by_index(indexed, stream, source)
+    return _by_header(container, stream, source, start, joined=joined)
+
+
+def _by_header(
+    container: InputContainer, stream: VideoStream, source: Path | bytes, start: Start, *, joined: bool
+) -> Length:
+    """What the header tells, or its packets where that cannot be right; `joined`: of parts, as far as it is known."""
     step = avi_step(container, stream)
     fps, duration = float(stream.average_rate or 0) / step, told_duration(container, stream, source)
     if _in_fragments(container, stream) and fps > 1.5 * float(stream.guessed_rate or fps):
