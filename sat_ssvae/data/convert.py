@@ -192,8 +192,7 @@ def _convert_video(segment: PackItem, config: PackConfig, inputs: InputFiles) ->
     if own is None:  # on pictures: half a step beside them, rounding would repeat some and leave out others
         times = [step / info.fps for step in range(round(segment.start * info.fps), round(end * info.fps), slower)]
     else:
-        # The header of an mp4 adds up steps in the order of decoding, which end before the last pictures.
-        times = [time for time in own if segment.start <= time and (time < end or end == info.duration)]
+        times = [time for time in own if segment.start <= time < end]
     if not times:
         raise VideoError("too short", f"{segment.id}: {info.duration:.2f} s, nothing after {segment.start:.2f} s")
     size = info.height, info.width
