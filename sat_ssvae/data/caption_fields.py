@@ -146,25 +146,22 @@ def with_caption(fields: Mapping[str, Any], caption: str) -> Fields:
     return {**fields, "caption": caption} if caption else dict(fields)
 
 
-def json_fields(data: bytes, folder: Path | None) -> Fields:
+def json_fields(data: bytes, folder: Path | None, said: set[Path]) -> Fields:
     """`fields_in` of a video's JSON file; empty if it is damaged, since that must not cost the video.
 
-    Where it has captions of the video's parts alone, a warning says so, once for `folder`; none without a folder.
+    Where it has captions of the video's parts alone, a warning says so for `folder`, if there is one and it is not
+    among those in `said`, to which it is added.
     """
     try:
         content = json.loads(decoded_text(data))
         fields = fields_in(content)
     except (ValueError, RecursionError):
         return {}
-    if folder and "caption" not in fields and _tells_of_parts(content):
-        _say_parts(folder)
+    if folder and folder not in said and "caption" not in fields and _tells_of_parts(content):
+        said.add(folder)
+        text = "%s: no captions from JSON files that list several parts of a video; cut it into them, or write NAME.txt"
+        logger.warning(text, folder)
     return fields
-
-
-@lru_cache(None)
-def _say_parts(folder: Path) -> None:
-    text = "%s: no captions from JSON files that list several parts of a video; cut it into these, or write NAME.txt"
-    logger.warning(text, folder)
 
 
 def csv_value(text: str) -> str | float | bool:

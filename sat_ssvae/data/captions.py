@@ -48,6 +48,7 @@ class CaptionFinder:
         self._leave_out = leave_out
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - unlike `absolute` it resolves `..`, unlike `resolve` no links
         self._tables: dict[Path, Tables] = {}
+        self._said: set[Path] = set()  # folders of which a warning was given
         self._labels: dict[Path, list[Path]] = {}
         self._names: dict[Path, dict[str, str] | None] = {}
 
@@ -66,7 +67,7 @@ class CaptionFinder:
         known = with_caption(known, text := next(filter(None, texts), ""))
         found: Fields = {}
         for data in _contents(self._beside(video, ("json",))):
-            found = {**json_fields(data, None if "caption" in known else video.parent), **found}
+            found = {**json_fields(data, None if "caption" in known else video.parent, self._said), **found}
         return with_caption(known | found, text)
 
     def caption(self, video: Path) -> str:

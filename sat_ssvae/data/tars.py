@@ -43,6 +43,7 @@ class TarStore:
     label: str = ""
     """What its samples' names begin with, where that is not the tar's name: also the folder that it is in."""
     _members: dict[str, dict[str, tuple[int, int]]] | None = field(default=None, repr=False)
+    _said: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -90,7 +91,9 @@ class TarStore:
             )
             text = next(filter(None, texts), "")
             for suffix in _fields_like("json", members):
-                fields = json_fields(self._read(*members[suffix]), None if text else self.path.parent) | fields
+                fields = (
+                    json_fields(self._read(*members[suffix]), None if text else self.path.parent, self._said) | fields
+                )
             return with_caption(fields, text)
         return fields
 
